@@ -1,0 +1,10 @@
+"""The wall clock, as records write it down."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+
+def utc_now() -> str:
+    """Return the time in UTC, ISO 8601 with microseconds and a Z: such texts sort by time."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

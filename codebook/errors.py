@@ -1,0 +1,58 @@
+"""Every error this project raises on purpose. One tree; `app/problems.py` maps it to HTTP in one table.
+
+    SafeCBError
+    |- BadInput             the caller's value is wrong (field, value and what is allowed are named)
+    |  `- BadSetting        the same, for an environment variable: the start stops
+    |- NotFound             no such version, job or image
+    |- Conflict             the state moved on: another epoch, another running job
+    |- BadCodebook          a stored version fails a check; the reason names which
+    |- BadModel             a model folder cannot be served; the reason names why
+    `- Unavailable          try again later: queue full, Redis away, model still loading
+"""
+
+
+class SafeCBError(Exception):
+    """Base of the tree; its text is meant for the person who made the call."""
+
+
+class BadInput(SafeCBError):
+    """A value the caller gave is not allowed.
+
+    `field` is the name the caller used, `value` what they gave, `allowed` what would have been right.
+    """
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        self.field, self.value, self.allowed = field, value, allowed
+        super().__init__(f"{field}: {value!r} is not allowed; expected {allowed}")
+
+
+class BadSetting(BadInput):
+    """An environment variable holds a value that is not allowed."""
+
+
+class NotFound(SafeCBError):
+    """The thing named does not exist."""
+
+
+class Conflict(SafeCBError):
+    """The request was right once, but the state has moved on."""
+
+
+class BadCodebook(SafeCBError):
+    """A codebook version failed a check and was refused. `check` is the short name of the check."""
+
+    def __init__(self, version: str, check: str, detail: str) -> None:
+        self.version, self.check = version, check
+        super().__init__(f"codebook {version} refused ({check}): {detail}")
+
+
+class BadModel(SafeCBError):
+    """A model folder or name cannot be loaded or served."""
+
+
+class Unavailable(SafeCBError):
+    """Not now: `retry_after` says in how many seconds to try again."""
+
+    def __init__(self, detail: str, retry_after: float = 1.0) -> None:
+        self.retry_after = retry_after
+        super().__init__(detail)

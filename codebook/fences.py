@@ -1,0 +1,37 @@
+"""Fences: the highest attempt number seen of each job, so that a worker that was given up on cannot publish.
+
+Knows names of jobs and numbers. The caller holds the lock.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from codebook.atomic import replace_file
+from codebook.errors import BadCodebook, Conflict
+from codebook.records import from_json, to_json
+
+
+class Fences:
+    """The numbers, kept in the file `path`: a JSON object from job to fence."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def admit(self, job: str, fence: int) -> None:
+        """Remember `fence` as the highest of `job`. Raises Conflict where a higher one was seen already."""
+        fences = self._read()
+        highest = fences.get(job, fence)
+        if fence < highest:
+            raise Conflict(f"attempt {fence} of job {job} is stale: attempt {highest} has taken over")
+        if fences.get(job) != fence:
+            replace_file(self._path, to_json("fences", fences | {job: fence}))
+
+    def _read(self) -> dict[str, int]:
+        try:
+            fences = from_json(self._path.read_bytes())
+            return {job: int(fence) for job, fence in fences.items()}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, TypeError) as error:
+            raise BadCodebook("store", "fences", f"{self._path.name} is damaged: {error}") from None

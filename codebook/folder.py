@@ -1,0 +1,106 @@
+"""One version as a folder: written whole, read back with every check.
+
+    codebook.safetensors   the tensors
+    manifest.json          the facts about them
+    report.json, *.png     the round's report and its pictures, for people
+
+Knows the files of one folder. Knows nothing of other versions or of which is active.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from codebook.atomic import write_file
+from codebook.errors import BadCodebook, BadInput, NotFound
+from codebook.identity import Identity
+from codebook.manifest import Manifest
+from codebook.records import encode, from_json, to_json
+from codebook.tensors import check, content_hash, unpack
+from codebook.value import Codebook
+
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.png")
+
+
+def write_version(
+    folder: Path, manifest: Manifest, tensors: bytes, report: Mapping[str, Any], images: Mapping[str, bytes]
+) -> None:
+    """Fill the empty `folder`; every file is on the disk when this returns. `tensors` are safetensors bytes."""
+    write_file(folder / "codebook.safetensors", tensors)
+    write_file(folder / "report.json", to_json("report", report, indent=2))
+    for name, image in images.items():
+        write_file(folder / name, image)
+    write_file(folder / "manifest.json", encode(manifest))
+
+
+def read_manifest(folder: Path, version: str) -> Manifest:
+    """Return the manifest in `folder`. Raises BadCodebook (manifest) where it is missing or damaged."""
+    try:
+        data = (folder / "manifest.json").read_bytes()
+    except OSError as error:
+        raise BadCodebook(version, "manifest", f"manifest.json cannot be read: {error.strerror}") from None
+    return Manifest.parse(version, data)
+
+
+def read_version(folder: Path, version: str, identity: Identity) -> Codebook:
+    """Return the codebook in `folder`, after every check.
+
+    Raises BadCodebook whose `check` is one of manifest, family, model_hash, file, sha256, tensors, dtype, shape,
+    finite, zero_rows, tables, content: the first that fails, in this order of groups.
+    """
+    manifest = read_manifest(folder, version)
+    identity.check(version, manifest.family, manifest.model_hash)
+    tensors = _read_tensors(folder, manifest)
+    check(version, identity, tensors)
+    manifest.check(tensors)
+    if content_hash(tensors) != manifest.content_hash:
+        raise BadCodebook(version, "content", "the tensors are not those that the manifest tells of")
+    return unpack(version, identity, tensors)
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """Return the report in `folder`. Raises NotFound where it is missing or damaged."""
+    try:
+        return from_json((folder / "report.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise NotFound(f"the report of {folder.name} cannot be read: {error}") from None
+
+
+def read_image(folder: Path, name: str) -> bytes:
+    """Return the bytes of one PNG in `folder`. Raises NotFound unless `name` is one of its pictures."""
+    if not _IMAGE.fullmatch(name):
+        raise NotFound(f"{folder.name} has no picture {name!r}")
+    try:
+        return (folder / name).read_bytes()
+    except OSError:
+        raise NotFound(f"{folder.name} has no picture {name!r}") from None
+
+
+def check_images(images: Mapping[str, bytes]) -> None:
+    """Raise BadInput unless every name is a plain one that ends in .png."""
+    for name in images:
+        if not _IMAGE.fullmatch(name):
+            raise BadInput("images", name, "letters, digits, - and _, then .png")
+
+
+def _read_tensors(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """Return the tensors of codebook.safetensors; the bytes hashed are the bytes parsed."""
+    version = manifest.version
+    try:
+        data = (folder / "codebook.safetensors").read_bytes()
+    except OSError as error:
+        raise BadCodebook(version, "file", f"codebook.safetensors cannot be read: {error.strerror}") from None
+    if (found := hashlib.sha256(data).hexdigest()) != manifest.sha256:
+        raise BadCodebook(version, "sha256", f"codebook.safetensors hashes to {found[:12]}, not {manifest.sha256[:12]}")
+    try:
+        return safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise BadCodebook(version, "file", f"codebook.safetensors is damaged: {error}") from None

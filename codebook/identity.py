@@ -1,0 +1,51 @@
+"""The model that a store belongs to: what every version in it must fit.
+
+Knows names and sizes. Knows no tensor values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from codebook.errors import BadCodebook, BadInput
+from codebook.value import Codebook
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One store, one model.
+
+    codes, code_dim: the pixel table is [K, D]. feature_dim: M of an output edit; None where the facts do not tell it.
+    facts: what else the engine said about the model, as JSON; kept for people, not checked.
+    """
+
+    family: str
+    model_hash: str
+    codes: int
+    code_dim: int
+    feature_dim: int | None
+    facts: dict[str, Any]
+
+    @classmethod
+    def of(cls, base: Codebook, facts: Mapping[str, Any]) -> Identity:
+        """Return the identity of the model whose own codebook is `base`; `facts` may tell its `feature_dim`.
+
+        Raises BadCodebook (shape) unless the pixel table has two axes, BadInput for a `feature_dim` that is no size.
+        """
+        if base.pixel.dim() != 2:
+            raise BadCodebook(base.version, "shape", f"pixel is {list(base.pixel.shape)}, not [K, D]")
+        feature_dim = facts.get("feature_dim")
+        if feature_dim is not None and (type(feature_dim) is not int or feature_dim < 1):
+            raise BadInput("facts.feature_dim", feature_dim, "a whole number from 1, or nothing")
+        codes, code_dim = base.pixel.shape
+        return cls(base.family, base.model_hash, codes, code_dim, feature_dim, dict(facts))
+
+    def check(self, version: str, family: str, model_hash: str) -> None:
+        """Raise BadCodebook (family, model_hash) unless both are those of this model."""
+        if family != self.family:
+            raise BadCodebook(version, "family", f"made for the family {family}, and this store is for {self.family}")
+        if model_hash != self.model_hash:
+            hashes = f"made for model {model_hash[:12]}, and this store is for {self.model_hash[:12]}"
+            raise BadCodebook(version, "model_hash", f"{hashes}; another model needs another store folder")

@@ -1,0 +1,132 @@
+"""The settings of a process: read once from the environment, checked, and passed in.
+
+Knows names and allowed values. Opens no file, and knows nothing of what the values are used for.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from codebook.errors import BadSetting
+
+_UNSET = ""  # never a value: an empty one is refused
+_DEFAULTS = {
+    "SAFECB_HOME": "./var",
+    "SAFECB_MODEL": "embedded",
+    "SAFECB_HOST": "127.0.0.1",
+    "SAFECB_PORT": "8000",
+    "SAFECB_REDIS_URL": _UNSET,  # an embedded Redis
+    "SAFECB_STORE": _UNSET,  # the folder `store` in SAFECB_HOME
+    "SAFECB_DEVICE": "auto",
+    "SAFECB_DTYPE": "auto",
+    "SAFECB_API_KEYS": _UNSET,  # no key is asked for
+}
+_MODEL = re.compile(r"\S(.*\S)?")
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+_PORT = re.compile(r"[0-9]{1,5}")
+_REDIS_URL = re.compile(r"(rediss?|unix)://\S+")
+_DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?")
+_DTYPE = re.compile(r"auto|float32|bfloat16|float16")
+_API_KEYS = re.compile(r"[!-+\--~]+(,[!-+\--~]+)*")  # printable ASCII; the comma parts the keys
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the operator chose. Build it with `from_environ`; what may hold a secret stays out of its repr.
+
+    home: folder of all run-time state, absolute.
+    model: "embedded", a model folder or a hub name.
+    host, port: where the server listens; port 0 picks a free one.
+    redis_url: redis://, rediss:// or unix://; None runs an embedded Redis.
+    store: folder of the codebook versions, absolute.
+    device: "auto", "cpu", "cuda" or "cuda:N".
+    dtype: "auto", "float32", "bfloat16" or "float16".
+    api_keys: the keys a caller may use; empty asks for none.
+    """
+
+    home: Path
+    model: str
+    host: str
+    port: int
+    redis_url: str | None = field(repr=False)
+    store: Path
+    device: str
+    dtype: str
+    api_keys: tuple[str, ...] = field(repr=False)
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Settings:
+        """Read every SAFECB_ variable of `environ`; one that is not set has its default.
+
+        Raises BadSetting, naming the variable, its value (secrets masked) and what is allowed, for an unknown SAFECB_
+        variable, an empty value, or a value that is not allowed.
+        """
+        given = {key: value for key, value in environ.items() if key.startswith("SAFECB_")}
+        for key, value in given.items():
+            if key not in _DEFAULTS:
+                raise BadSetting(key, "<hidden>", f"no such variable, but one of {', '.join(_DEFAULTS)}")
+            if not value.strip():
+                raise BadSetting(key, value, "a value; leave the variable unset for its default")
+        values = _DEFAULTS | given
+        home = _folder(values, "SAFECB_HOME")
+        redis_url = values["SAFECB_REDIS_URL"] and _redis_url(values)
+        api_keys = values["SAFECB_API_KEYS"] and _api_keys(values)
+        return cls(
+            home=home,
+            model=_matching(values, "SAFECB_MODEL", _MODEL, '"embedded", a model folder or a hub name'),
+            host=_host(values),
+            port=_port(values),
+            redis_url=redis_url or None,
+            store=_folder(values, "SAFECB_STORE") if values["SAFECB_STORE"] else home / "store",
+            device=_matching(values, "SAFECB_DEVICE", _DEVICE, "auto, cpu, cuda or cuda:N"),
+            dtype=_matching(values, "SAFECB_DTYPE", _DTYPE, "auto, float32, bfloat16 or float16"),
+            api_keys=tuple(api_keys.split(",")) if api_keys else (),
+        )
+
+
+def _matching(values: Mapping[str, str], key: str, pattern: re.Pattern[str], allowed: str) -> str:
+    if not pattern.fullmatch(values[key]):
+        raise BadSetting(key, values[key], allowed)
+    return values[key]
+
+
+def _folder(values: Mapping[str, str], key: str) -> Path:
+    if "://" in values[key]:
+        raise BadSetting(key, values[key], "a folder; object stores are not supported yet")
+    if "\0" in values[key]:
+        raise BadSetting(key, values[key], "a folder")
+    # Absolute, so that a process started in another folder means the same place.
+    return Path(values[key]).absolute()
+
+
+def _host(values: Mapping[str, str]) -> str:
+    try:
+        return str(ipaddress.ip_address(values["SAFECB_HOST"]))
+    except ValueError:
+        return _matching(values, "SAFECB_HOST", _HOST_NAME, "an IP address or a host name")
+
+
+def _port(values: Mapping[str, str]) -> int:
+    allowed = "a whole number from 0 to 65535 (0 picks a free port)"
+    port = int(_matching(values, "SAFECB_PORT", _PORT, allowed))
+    if port > 65535:
+        raise BadSetting("SAFECB_PORT", values["SAFECB_PORT"], allowed)
+    return port
+
+
+def _redis_url(values: Mapping[str, str]) -> str:
+    url = values["SAFECB_REDIS_URL"]
+    if not _REDIS_URL.fullmatch(url):
+        masked = re.sub(r"//.*@", "//***@", url)
+        raise BadSetting("SAFECB_REDIS_URL", masked, "redis://, rediss:// or unix:// and an address")
+    return url
+
+
+def _api_keys(values: Mapping[str, str]) -> str:
+    if not _API_KEYS.fullmatch(values["SAFECB_API_KEYS"]):
+        raise BadSetting("SAFECB_API_KEYS", "<hidden>", "keys of printable ASCII without blanks, parted by commas")
+    return values["SAFECB_API_KEYS"]

@@ -1,0 +1,257 @@
+"""The store of codebook versions: immutable folders, one pointer to the active one, plain files and a lock.
+
+    root/model.json      the model that every version must fit
+    root/versions/vN/    one published version; a folder with such a name is complete (see folder.py)
+    root/fences.json     the highest fence seen of each job
+    root/ACTIVE          which version is active (see pointer.py)
+    root/audit.jsonl     every move of it
+    root/.lock           held by every writer
+
+Any number of processes may read and write. Readers take no lock: what they read is replaced whole or never changes.
+There is no deletion. Knows nothing of Redis: the store is the truth, with or without it.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import safetensors.torch
+
+from codebook.atomic import locked, replace_file, reveal_folder
+from codebook.errors import BadCodebook, BadInput, Conflict, NotFound
+from codebook.fences import Fences
+from codebook.folder import check_images, read_image, read_manifest, read_report, read_version, write_version
+from codebook.identity import Identity
+from codebook.manifest import Manifest, Origin
+from codebook.pointer import ActiveRecord, Pointer
+from codebook.records import decode, encode, plain
+from codebook.tensors import check, codebook_hash, pack
+from codebook.value import Codebook
+
+__all__ = ["ActiveRecord", "CodebookStore", "Manifest", "codebook_hash"]
+
+BASE = "v0"
+_VERSION = re.compile(r"v(0|[1-9][0-9]{0,8})")
+_NO_IMAGES: Mapping[str, bytes] = MappingProxyType({})
+
+
+class CodebookStore:
+    """The versions of one model's codebook in the folder `root`. Safe to share between threads and processes.
+
+    Until `initialise` has run once for the folder, every other method but `names` and `versions` raises NotFound.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._versions = root / "versions"
+        self._pointer = Pointer(root)
+        self._fences = Fences(root / "fences.json")
+
+    def initialise(self, base: Codebook, facts: Mapping[str, Any]) -> None:
+        """Make the store of a model: v0 from its own codebook `base`, and active. Changes nothing where all is there.
+
+        facts: JSON, kept for people; `feature_dim`, where given, is the width that every output edit must have.
+        Raises BadCodebook (model_hash, family, shape, ...) where the store is another model's, where `base` fails a
+        check or where the stored v0 does.
+        """
+        if base.version != BASE:
+            raise BadInput("base", base.version, f"the model's own codebook, {BASE}")
+        self._versions.mkdir(parents=True, exist_ok=True)
+        with locked(self._root / ".lock"):
+            is_new = not self._identity_file.exists()
+            identity = Identity.of(base, plain("facts", facts)) if is_new else self._identity()
+            _check(identity, base)
+            if is_new:
+                replace_file(self._identity_file, encode(identity))
+            if BASE in self.names():
+                self.load(BASE)
+            else:
+                origin = Origin(parent=None, job=None, round=None, figures={}, gates={})
+                self._add(identity, base, base, origin, report=identity.facts, images=_NO_IMAGES)
+            self._pointer.start(BASE, "initialise")
+
+    def names(self) -> list[str]:
+        """Return the names of all versions, oldest first, those that would be refused included."""
+        found = [path.name for path in self._versions.glob("v*") if _VERSION.fullmatch(path.name)]
+        return sorted(found, key=_number)
+
+    def versions(self) -> list[Manifest]:
+        """Return the manifests of all versions, oldest first. One that is damaged is left out; `manifest` says why."""
+        manifests = []
+        for name in self.names():
+            try:
+                manifests.append(read_manifest(self._versions / name, name))
+            except BadCodebook:
+                continue
+        return manifests
+
+    def manifest(self, version: str) -> Manifest:
+        """Return the manifest of a version. Raises NotFound for no such version, BadCodebook (manifest) if damaged."""
+        return read_manifest(self._folder(version), version)
+
+    def load(self, version: str) -> Codebook:
+        """Return a version after every check. Raises NotFound, or BadCodebook as folder.read_version does."""
+        return read_version(self._folder(version), version, self._identity())
+
+    def report(self, version: str) -> dict[str, Any]:
+        """Return the report of a version (of v0: the model's facts). Raises NotFound."""
+        return read_report(self._folder(version))
+
+    def image(self, version: str, name: str) -> bytes:
+        """Return a PNG of a version's report by its file name. Raises NotFound."""
+        return read_image(self._folder(version), name)
+
+    def publish(
+        self,
+        draft: Codebook,
+        *,
+        parent: str,
+        job: str,
+        round: int,
+        figures: Mapping[str, Any],
+        gates: Mapping[str, Any],
+        report: Mapping[str, Any],
+        images: Mapping[str, bytes] = _NO_IMAGES,
+        fence: int,
+        activate: bool,
+    ) -> Manifest:
+        """Store `draft` under the next free name and return its manifest; make it active too where `activate`.
+
+        Exactly once a (job, round): a repeated call returns the first one's manifest, and does not activate what has
+        been active before, so that a replay cannot undo a rollback. `draft.version` is named in errors only.
+        `fence` is the attempt of the job. `images` are PNG bytes by file name. A crash leaves all of a version or none.
+
+        Raises Conflict for a stale fence or a (job, round) published with other content, NotFound for no such parent,
+        BadCodebook where the draft fails a check, BadInput for what is not JSON or no plain file name.
+        """
+        check_images(images)
+        figures, gates = plain("figures", figures), plain("gates", gates)
+        origin = Origin(parent=parent, job=job, round=round, figures=figures, gates=gates)
+        with self._writing() as identity:
+            _check(identity, draft)
+            self._fences.admit(job, fence)
+            done = self._published(job, round)
+            manifest = done or self._add_next(identity, draft, origin, plain("report", report), images)
+            if manifest.content_hash != codebook_hash(draft):
+                raise Conflict(f"round {round} of job {job} is published as {manifest.version}, with other content")
+            if activate and not (done and self._was_active(done.version)):
+                self._pointer.move(manifest.version, f"job {job}", "activate")
+        return manifest
+
+    def active(self) -> ActiveRecord:
+        """Return which version is active. Raises BadCodebook (active) where the record is damaged."""
+        return self._pointer.read()
+
+    def activate(
+        self, version: str, *, by: str, expected_epoch: int | None = None
+    ) -> tuple[ActiveRecord, ActiveRecord]:
+        """Make a version active, after every check, and return the old record and the new.
+
+        Both are the same where it is active already. Raises NotFound, BadCodebook as `load`, and Conflict where
+        `expected_epoch` is given and the pointer has moved on.
+        """
+        self.load(version)
+        with self._writing():
+            self._pointer.expect(expected_epoch)
+            return self._pointer.move(version, by, "activate")
+
+    def rollback(
+        self, *, by: str, to: str | None = None, expected_epoch: int | None = None
+    ) -> tuple[ActiveRecord, ActiveRecord]:
+        """Go back to the version that was active before this one, or to `to`; return the old record and the new.
+
+        Two rollbacks in a row go back two versions. Raises Conflict where there is nothing to roll back to or the
+        pointer has moved on from `expected_epoch`, NotFound, BadCodebook as `load`, or (audit) for a damaged log.
+        """
+        with self._writing():
+            self._pointer.expect(expected_epoch)
+            target = self._pointer.before() if to is None else to
+            self.load(target)
+            return self._pointer.move(target, by, "rollback")
+
+    def audit(self) -> list[dict[str, Any]]:
+        """Return every move of the pointer, oldest first, as JSON. Raises BadCodebook (audit) for a damaged log."""
+        with self._writing():
+            return [asdict(record) for record in self._pointer.audit()]
+
+    @property
+    def _identity_file(self) -> Path:
+        return self._root / "model.json"
+
+    def _identity(self) -> Identity:
+        try:
+            return decode(Identity, self._identity_file.read_bytes())
+        except FileNotFoundError:
+            raise NotFound(f"there is no codebook store in {self._root}: it is not initialised") from None
+        except ValueError as error:
+            raise BadCodebook("store", "model", f"model.json is damaged: {error}") from None
+
+    def _folder(self, version: str) -> Path:
+        folder = self._versions / version
+        if not _VERSION.fullmatch(version) or not folder.is_dir():
+            raise NotFound(f"there is no codebook version {version!r}")
+        return folder
+
+    @contextmanager
+    def _writing(self) -> Iterator[Identity]:
+        identity = self._identity()
+        with locked(self._root / ".lock"):
+            yield identity
+
+    def _add_next(
+        self,
+        identity: Identity,
+        draft: Codebook,
+        origin: Origin,
+        report: Mapping[str, Any],
+        images: Mapping[str, bytes],
+    ) -> Manifest:
+        self.manifest(str(origin["parent"]))
+        base = self.load(BASE)
+        fresh = replace(draft, version=f"v{_number(self.names()[-1]) + 1}")
+        return self._add(identity, fresh, base, origin, report, images)
+
+    def _add(
+        self,
+        identity: Identity,
+        codebook: Codebook,
+        base: Codebook,
+        origin: Origin,
+        report: Mapping[str, Any],
+        images: Mapping[str, bytes],
+    ) -> Manifest:
+        """Write the checked `codebook` as its version; what the disk took is checked again before it is revealed."""
+        version, tensors = codebook.version, pack(codebook)
+        data = safetensors.torch.save(tensors)
+        manifest = Manifest.describe(codebook, tensors, data, base.pixel, **origin)
+        # The number is free until the rename, so what a crash left under this name is in nobody's way but ours.
+        hidden = self._versions / f".{version}.tmp"
+        if hidden.exists():
+            shutil.rmtree(hidden)
+        hidden.mkdir()
+        write_version(hidden, manifest, data, report, images)
+        read_version(hidden, version, identity)
+        reveal_folder(hidden, self._versions / version)
+        return manifest
+
+    def _published(self, job: str, round: int) -> Manifest | None:
+        return next((m for m in self.versions() if (m.job, m.round) == (job, round)), None)
+
+    def _was_active(self, version: str) -> bool:
+        return any(record.version == version for record in self._pointer.audit())
+
+
+def _check(identity: Identity, codebook: Codebook) -> None:
+    identity.check(codebook.version, codebook.family, codebook.model_hash)
+    check(codebook.version, identity, pack(codebook))
+
+
+def _number(version: str) -> int:
+    return int(version.removeprefix("v"))
