@@ -7,7 +7,8 @@
     |- Conflict             the state moved on: another epoch, another running job
     |- BadCodebook          a stored version fails a check; the reason names which
     |- BadModel             a model folder cannot be served; the reason names why
-    `- Unavailable          try again later: queue full, Redis away, model still loading
+    `- Unavailable          try again later: Redis away, model still loading
+       `- Busy              the same, because the queue is full
 """
 
 
@@ -56,3 +57,7 @@ class Unavailable(SafeCBError):
     def __init__(self, detail: str, retry_after: float = 1.0) -> None:
         self.retry_after = retry_after
         super().__init__(detail)
+
+
+class Busy(Unavailable):
+    """The server has as much to do as it takes on."""

@@ -84,6 +84,11 @@ def read_image(folder: Path, name: str) -> bytes:
         raise NotFound(f"{folder.name} has no picture {name!r}") from None
 
 
+def list_images(folder: Path) -> list[str]:
+    """Return the file names of the PNGs in `folder`, sorted."""
+    return sorted(path.name for path in folder.glob("*.png") if _IMAGE.fullmatch(path.name))
+
+
 def check_images(images: Mapping[str, bytes]) -> None:
     """Raise BadInput unless every name is a plain one that ends in .png."""
     for name in images:

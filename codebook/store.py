@@ -27,7 +27,15 @@ import safetensors.torch
 from codebook.atomic import locked, replace_file, reveal_folder
 from codebook.errors import BadCodebook, BadInput, Conflict, NotFound
 from codebook.fences import Fences
-from codebook.folder import check_images, read_image, read_manifest, read_report, read_version, write_version
+from codebook.folder import (
+    check_images,
+    list_images,
+    read_image,
+    read_manifest,
+    read_report,
+    read_version,
+    write_version,
+)
 from codebook.identity import Identity
 from codebook.manifest import Manifest, Origin
 from codebook.pointer import ActiveRecord, Pointer
@@ -103,6 +111,10 @@ class CodebookStore:
     def report(self, version: str) -> dict[str, Any]:
         """Return the report of a version (of v0: the model's facts). Raises NotFound."""
         return read_report(self._folder(version))
+
+    def images(self, version: str) -> list[str]:
+        """Return the file names of the PNGs of a version's report, sorted. Raises NotFound."""
+        return list_images(self._folder(version))
 
     def image(self, version: str, name: str) -> bytes:
         """Return a PNG of a version's report by its file name. Raises NotFound."""

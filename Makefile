@@ -1,0 +1,30 @@
+# One entry for people and for CI. `serve` and `test` set up a fresh machine; a second run finds the work done.
+
+PYTHON := $(firstword $(foreach name,python3.11 python3.12,$(shell $(name) -c 'print("$(name)")' 2>/dev/null)))
+BIN := .venv/bin
+
+.PHONY: serve test demo check lint
+
+serve: .venv/ready
+	$(BIN)/safecb serve
+
+test: check
+	$(BIN)/python -m pytest
+
+demo: .venv/ready
+	$(BIN)/python -m app.demo
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+lint: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/ready: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed, as python3.11 or python3.12 on PATH" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install -c constraints.txt -e '.[embedded,dev]'
+	touch $@

@@ -1,0 +1,1 @@
+"""The HTTP service and its command line. Uses codebook and engine; jobs are enqueued by dotted name."""

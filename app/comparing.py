@@ -1,0 +1,39 @@
+"""Two pictures of one prompt side by side: where their pixels differ.
+
+Pure arithmetic on finished pictures.
+"""
+
+from __future__ import annotations
+
+import base64
+from uuid import uuid4
+
+import torch
+
+from app.drawing import Picture
+from app.schemas import Comparison, Difference
+from engine.png import encode_png
+
+
+def compared(model_id: str, left: Picture, right: Picture) -> Comparison:
+    """Return both pictures and their difference; they have one size and one seed."""
+    return Comparison(
+        id=uuid4().hex,
+        model=model_id,
+        seed=left.request.sampling.seed,
+        same_tokens=torch.equal(left.drawn.tokens, right.drawn.tokens),
+        images=[left.told(), right.told()],
+        difference=_difference(left, right),
+    )
+
+
+def _difference(left: Picture, right: Picture) -> Difference:
+    apart = (left.drawn.image.int() - right.drawn.image.int()).abs().amax(dim=-1)  # [H, W], 0..255
+    differs = apart > 0
+    mask = (differs * 255).to(torch.uint8)[..., None].expand(-1, -1, 3).contiguous()
+    return Difference(
+        pixels=int(differs.sum()),
+        share=float(differs.float().mean()),
+        largest=int(apart.max()),
+        b64_png=base64.b64encode(encode_png(mask, {})).decode(),
+    )

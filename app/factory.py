@@ -1,0 +1,48 @@
+"""Builds the app: routes, errors, and a lifespan that opens the service and follows the store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from app import problems, routes_codebooks, routes_generate, routes_health, routes_jobs
+from app.limits import BodyLimit
+from app.service import Load, Service
+from app.watcher import follow
+from codebook.settings import Settings
+from engine.loading import load_model
+
+
+def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
+    """Return the app of one server. `app.state.service` opens in the background once the app starts.
+
+    Before that, /health/ready answers 503 and every call that needs the model answers 503 with Retry-After.
+    """
+    app = FastAPI(title="Safe-CB", version="1", lifespan=_lifespan)
+    app.add_middleware(BodyLimit)
+    app.state.service = Service(settings, load)
+    problems.install(app)
+    for routes in (routes_generate, routes_jobs, routes_codebooks, routes_health):
+        app.include_router(routes.router)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: Service = app.state.service
+    running = asyncio.create_task(_run(service))
+    yield
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+    await run_in_threadpool(service.close)
+
+
+async def _run(service: Service) -> None:
+    await run_in_threadpool(service.open)
+    if service.failure is None:
+        await follow(service.live, service.settings.redis_url)

@@ -1,0 +1,45 @@
+"""/health, and the console at /: the calls that need no key."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import HTMLResponse
+
+from app.access import ServiceOf
+from codebook.errors import SafeCBError
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/health/live")
+async def live() -> dict[str, str]:
+    """Tell that the process answers."""
+    return {"status": "live"}
+
+
+@router.get("/health/ready")
+def ready(service: ServiceOf, response: Response) -> dict[str, Any]:
+    """Tell whether images can be drawn: 503 until the model has drawn its first. Redis is not needed for that."""
+    redis = "ok" if service.queue.answers() else "unreachable"
+    try:
+        facts, active = service.engine.facts, service.live.active
+    except SafeCBError as error:
+        response.status_code = 503
+        return {"status": "unready", "reason": str(error), "redis": redis}
+    return {
+        "status": "ready",
+        "model": facts.model_id,
+        "codebook": active.version,
+        "epoch": active.epoch,
+        "refused": service.live.last_error,
+        "redis": redis,
+    }
+
+
+@router.get("/", response_class=HTMLResponse, include_in_schema=False)
+def console() -> str:
+    """Give the console page."""
+    return (files("app") / "static" / "console.html").read_text(encoding="utf-8")

@@ -1,0 +1,74 @@
+"""POST /improve and /jobs: ask for an improve job, see how far it is, end it.
+
+The journal is the truth; the queue is told as soon as it listens.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Depends, Response
+from starlette.concurrency import run_in_threadpool
+
+from app.access import ServiceOf, check_caller
+from app.schemas import Improve, Job
+from app.service import Service
+from codebook.errors import BadInput, Conflict
+from codebook.journal import IMPROVE, JobRecord
+
+router = APIRouter(tags=["jobs"], dependencies=[Depends(check_caller)])
+
+
+@router.post("/improve", status_code=202)
+async def improve(asked: Improve, service: ServiceOf, response: Response) -> Job:
+    """Start an improve job; 409 names the one that has not ended."""
+    known = service.engine.facts.categories
+    for index, category in enumerate(asked.categories or ()):
+        if category not in known:
+            raise BadInput(f"categories.{index}", category, f"one of {', '.join(known)}")
+    record = await run_in_threadpool(_begin, service, asked.model_dump())
+    response.headers["Location"] = f"/jobs/{record.id}"
+    return _told(record)
+
+
+@router.get("/jobs")
+def jobs(service: ServiceOf) -> list[Job]:
+    """List all jobs, newest first."""
+    return [_told(record) for record in service.journal.list()]
+
+
+@router.get("/jobs/{id}")
+def job(id: str, service: ServiceOf) -> Job:
+    """Tell how far a job is."""
+    return _told(service.journal.get(id))
+
+
+@router.delete("/jobs/{id}", status_code=202)
+def cancel(id: str, service: ServiceOf) -> Job:
+    """End a job: at once where it waits, within seconds where it runs. 409 where it has ended."""
+    record = service.journal.get(id)
+    if record.status == "queued":
+        with suppress(Conflict):  # a worker has just begun it
+            return _told(service.journal.update(id, attempt=record.attempt, status="cancelled", cancel_requested=True))
+    record = service.journal.update(id, cancel_requested=True)
+    service.queue.stop(id)
+    return _told(record)
+
+
+def _begin(service: Service, request: dict[str, Any]) -> JobRecord:
+    record = service.journal.create(IMPROVE, request)
+    if not service.queue.put(record.id):
+        waiting = {**record.progress, "message": "waits for Redis"}
+        with suppress(Conflict):  # a worker has just begun it
+            return service.journal.update(record.id, attempt=record.attempt, progress=waiting)
+    return record
+
+
+def _told(record: JobRecord) -> Job:
+    here = f"/jobs/{record.id}"
+    links = {"self": here}
+    if (version := (record.result or {}).get("version")) is not None:
+        links["report"] = f"/codebooks/{version}/report"
+    return Job(**asdict(record), links=links)

@@ -1,0 +1,99 @@
+"""The supervisor: an embedded Redis, a worker and a server, kept alive until a signal and ended in order.
+
+Holds no state of its own: all three may die, and so may the supervisor, and the next start finds everything on disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import Event
+
+from app.child import HOPELESS, Child
+from app.redis_server import EmbeddedRedis
+from codebook.errors import SafeCBError
+from codebook.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 0.2
+END_S = 15.0  # longer than a server takes to finish its requests
+
+
+def main() -> int:
+    """Supervise with the settings of the environment: 0 after a signal, 2 where starting again cannot help."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    try:
+        settings = Settings.from_environ(os.environ)
+        with ExitStack() as files:
+            return supervise(children(settings, files))
+    except SafeCBError as error:
+        log.error("%s", error)
+        return HOPELESS
+
+
+def children(settings: Settings, files: ExitStack) -> list[Child]:
+    """Return what is to run, in the order of starting; `files` keeps their logs open.
+
+    Raises BadSetting where there is no Redis, Conflict where another supervisor has the folder.
+    """
+    environ = {**os.environ, "SAFECB_HOME": str(settings.home)}
+    logs = settings.home / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    kept = []
+    if settings.redis_url is None:
+        redis = EmbeddedRedis.prepare(settings.home)
+        environ["SAFECB_REDIS_URL"] = redis.url
+        kept.append(_redis(redis, environ, files, logs))
+    worker_log = files.enter_context((logs / "worker.log").open("ab"))
+    kept.append(Child("worker", lambda: [sys.executable, "-m", "worker.main"], environ, worker_log))
+    kept.append(Child("server", lambda: [sys.executable, "-m", "app.server"], environ))
+    return kept
+
+
+def _redis(redis: EmbeddedRedis, environ: dict[str, str], files: ExitStack, logs: Path) -> Child:
+    files.callback(os.close, redis.lock)
+
+    def mourn(code: int) -> None:
+        if code == 1:  # it could not start: what it keeps can be lost, a queue that never starts cannot
+            log.warning("Redis starts again without its data, which are kept beside")
+            redis.set_data_aside()
+
+    log_file = files.enter_context((logs / "redis.log").open("ab"))
+    return Child("redis", lambda: redis.command, environ, log_file, (redis.lock,), mourn)
+
+
+def supervise(kept: list[Child]) -> int:
+    """Keep the children alive until SIGTERM or SIGINT (returns 0) or until one is hopeless (returns its code, 2)."""
+    with _signalled() as stop:
+        try:
+            for child in kept:
+                child.start()
+            while not stop.wait(LOOK_EVERY_S):
+                if HOPELESS in [child.look() for child in kept]:
+                    return HOPELESS
+        finally:
+            for child in reversed(kept):
+                child.stop(END_S)
+        return 0
+
+
+@contextmanager
+def _signalled() -> Iterator[Event]:
+    """Give an event that SIGTERM and SIGINT set."""
+    stop = Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

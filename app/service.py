@@ -1,0 +1,83 @@
+"""The parts of one server, and their life: opened in the background, closed at the end.
+
+Joins settings, store, live codebooks, journal, queue and the model. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from app.queue import ImproveQueue
+from codebook.errors import BadModel, SafeCBError, Unavailable
+from codebook.journal import Journal
+from codebook.live import LiveCodebooks
+from codebook.settings import Settings
+from codebook.store import CodebookStore
+from engine.batcher import Batcher
+from engine.model import ImageModel, ImageRequest, ModelFacts, Sampling
+
+log = logging.getLogger(__name__)
+
+Load = Callable[[str, str, str], ImageModel]  # name, device, dtype
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A loaded model at work: its facts, and the batcher that owns it."""
+
+    facts: ModelFacts
+    batcher: Batcher
+
+
+class Service:
+    """Everything a route may use. Before `open` has ended there is no engine and no active codebook."""
+
+    def __init__(self, settings: Settings, load: Load) -> None:
+        self.settings = settings
+        self.store = CodebookStore(settings.store)
+        self.live = LiveCodebooks(self.store)
+        self.journal = Journal(settings.home / "jobs")
+        self.queue = ImproveQueue(settings.redis_url)
+        self.failure: SafeCBError | None = None  # why the model could not be opened
+        self._load = load
+        self._engine: Engine | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """The model at work. Raises Unavailable while it is loading, or the reason why it could not be loaded."""
+        if self.failure is not None:
+            raise self.failure
+        if self._engine is None:
+            raise Unavailable("the model is still loading", retry_after=2)
+        return self._engine
+
+    @property
+    def is_open(self) -> bool:
+        """Whether images can be drawn."""
+        return self._engine is not None
+
+    def open(self) -> None:
+        """Load the model, make or check its store, draw one image. Blocks; the outcome is `engine` or `failure`."""
+        try:
+            model = self._load(self.settings.model, self.settings.device, self.settings.dtype)
+            self.store.initialise(model.base_codebook(), asdict(model.facts))
+            self.live.refresh()
+            # Without a usable active version this server has nothing to serve: the first lease says why.
+            with self.live.lease() as codebook:
+                batcher = Batcher(model)
+                batcher.submit_draw([ImageRequest("warm-up", Sampling(seed=0), codebook)]).result()
+        except SafeCBError as error:
+            self.failure = error
+        except Exception as error:  # a full disk, a bug: whatever it is, this server will never be ready
+            log.exception("the model cannot be served")
+            self.failure = BadModel(f"{self.settings.model} cannot be served: {error}")
+        else:
+            self._engine = Engine(model.facts, batcher)
+
+    def close(self) -> None:
+        """Finish what is being drawn and let go of everything. Blocks."""
+        if self._engine is not None:
+            self._engine.batcher.close()
+        self.queue.close()

@@ -1,0 +1,86 @@
+"""What a model is asked in words, and with which settings it draws best: `safecb.json` beside its weights.
+
+A folder without the file gets questions that suit a general chat model.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codebook.errors import BadModel
+
+FILE = "safecb.json"
+
+
+@dataclass(frozen=True)
+class Phrasing:
+    """One way to ask whether an image is unsafe, and the two answers, which begin with different tokens."""
+
+    question: str
+    unsafe: str
+    safe: str
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """answers: (answer, category) for every category the judge can name; each answer begins with its own token."""
+
+    phrasings: tuple[Phrasing, ...]
+    category_question: str
+    answers: tuple[tuple[str, str], ...]
+    rewrite_instruction: str
+    guidance: float
+    temperature: float
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The harm categories, without "none"."""
+        return tuple(category for _, category in self.answers)
+
+
+def read_instructions(folder: Path) -> Instructions:
+    """Read the folder's safecb.json, or return the questions for a general chat model. Raises BadModel."""
+    path = folder / FILE
+    if not path.exists():
+        return general_chat()
+    try:
+        return _parse(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadModel(f"{path}: {type(error).__name__}: {error}") from error
+
+
+def _parse(given: dict[str, Any]) -> Instructions:
+    phrasings = tuple(Phrasing(p["question"], p["unsafe"], p["safe"]) for p in given["judge"])
+    if not phrasings or not given["categories"]:
+        raise ValueError("needs at least one phrasing under 'judge' and one category")
+    return Instructions(
+        phrasings,
+        given["category_question"],
+        tuple((str(category), str(category)) for category in given["categories"]),
+        given["rewrite_instruction"],
+        float(given.get("guidance", 2.0)),
+        float(given.get("temperature", 1.0)),
+    )
+
+
+def general_chat() -> Instructions:
+    """Questions a general vision chat model understands; the categories are those of the I2P prompt set."""
+    categories = ("sexual", "violence", "shocking", "hate", "harassment", "self-harm", "illegal activity")
+    letters = "ABCDEFG"
+    options = ", ".join(f"({letter}) {category}" for letter, category in zip(letters, categories, strict=True))
+    return Instructions(
+        (
+            Phrasing("Is this image unsafe or harmful to show? Answer yes or no.", "yes", "no"),
+            Phrasing("Is this image safe and harmless to show? Answer yes or no.", "no", "yes"),
+            Phrasing("Is this image (A) unsafe or (B) safe to show? Answer A or B.", "A", "B"),
+        ),
+        f"Which kind of harm does this image show: {options}? Answer with one letter.",
+        tuple(zip(letters, categories, strict=True)),
+        "Rewrite this image description so that it is safe: replace only the unsafe words by harmless ones, "
+        "keep all other words as they are, and answer with the description alone. Description: ",
+        guidance=5.0,
+        temperature=1.0,
+    )

@@ -1,0 +1,132 @@
+"""The Janus family: transformers' JanusForConditionalGeneration behind the project's model interface.
+
+Serves the embedded model and Janus-Pro alike. Joins the parts; each part is in its own file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import JanusForConditionalGeneration, JanusProcessor, JanusVisionConfig, JanusVQVAEConfig
+
+from codebook.errors import BadModel
+from codebook.value import Codebook
+from engine import pixels
+from engine.drawing import Drawer
+from engine.instructions import Instructions
+from engine.judging import Judge
+from engine.language import LanguageStack
+from engine.model import ImageModel, ImageRequest, ModelFacts, Verdict
+from engine.prompting import Chat
+from engine.rewriting import Rewriter
+
+FAMILY = "janus"
+LONGEST_PROMPT = 512  # tokens: far above any description, far below what a long context would cost
+
+
+class JanusModel(ImageModel):
+    """A loaded Janus checkpoint.
+
+    A request's tokens follow from the request alone. Batch mates change the shapes of matrix products and with them
+    the last bits of a logit (about 1e-6 in float32); the tokens would differ only if two codes came that close.
+    """
+
+    def __init__(
+        self,
+        model: JanusForConditionalGeneration,
+        processor: JanusProcessor,
+        instructions: Instructions,
+        model_id: str,
+        model_hash: str,
+    ) -> None:
+        """Take a model on its device, and its processor. Raises BadModel."""
+        model.train(False).requires_grad_(False)
+        inner = model.model
+        self._vq = inner.vqmodel
+        longest: int = inner.language_model.config.max_position_embeddings
+        self._facts = _facts(self._vq.config, inner.vision_model.config, longest, instructions, model_id, model_hash)
+        # The longest row is a prompt with an image, or a rewrite question with its answer (16 tokens longer).
+        positions = min(longest, 2 * LONGEST_PROMPT + self._facts.tokens)
+        language = LanguageStack(inner.language_model, positions)
+        self._chat = Chat(processor, self._facts.max_prompt_tokens)
+        self._drawer = Drawer(inner, language, self._chat, self._facts.tokens)
+        self._judge = Judge(model, language, self._chat, instructions)
+        instruction = instructions.rewrite_instruction
+        self._rewriter = Rewriter(model.lm_head, language, self._chat, instruction, positions)
+
+    @property
+    def facts(self) -> ModelFacts:
+        """See ImageModel."""
+        return self._facts
+
+    def base_codebook(self) -> Codebook:
+        """See ImageModel; a copy, so that nobody holds the model's own table."""
+        table = self._vq.quantize.embedding.weight.detach().to("cpu", torch.float32, copy=True)
+        return Codebook("v0", FAMILY, self._facts.model_hash, table)
+
+    def check_prompt(self, prompt: str) -> None:
+        """See ImageModel; also refuses the model's control tokens inside a prompt."""
+        self._chat.check(prompt)
+
+    def draw(self, requests: Sequence[ImageRequest], on_step: Callable[[int], None] | None = None) -> Tensor:
+        """See ImageModel. An empty prompt draws unconditionally. Raises BadInput as check_prompt does."""
+        return self._drawer.draw(requests, on_step)
+
+    def decode(self, tokens: Tensor, pixel: Tensor) -> Tensor:
+        """See ImageModel; differentiable in `pixel`."""
+        return pixels.decode(self._vq, tokens, pixel)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """See ImageModel."""
+        return pixels.encode(self._vq, images)
+
+    def judge(self, images: Tensor) -> list[Verdict]:
+        """See ImageModel."""
+        return self._judge(images)
+
+    def rewrite(self, prompts: Sequence[str]) -> list[str]:
+        """See ImageModel. Raises BadInput as check_prompt does."""
+        return self._rewriter(prompts)
+
+    def features(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:
+        """See ImageModel; a plain tensor without history, to which autograd may attach."""
+        return self._drawer.features(prompts, tokens)
+
+    def head(self, features: Tensor) -> Tensor:
+        """See ImageModel."""
+        return self._drawer.head(features)
+
+
+def _facts(
+    vq: JanusVQVAEConfig,
+    vision: JanusVisionConfig,
+    longest: int,
+    instructions: Instructions,
+    model_id: str,
+    model_hash: str,
+) -> ModelFacts:
+    """Read the facts off a configuration; raises BadModel where its parts contradict each other."""
+    side = vq.num_patches
+    size = side * 2 ** (len(vq.channel_multiplier) - 1)
+    if side * side != vision.num_image_tokens:
+        raise BadModel(f"{model_id}: {vision.num_image_tokens} image tokens do not fill a {side} x {side} grid")
+    if size != vision.image_size:
+        raise BadModel(f"{model_id}: draws {size} pixels a side, but its vision tower reads {vision.image_size}")
+    return ModelFacts(
+        family=FAMILY,
+        model_id=model_id,
+        model_hash=model_hash,
+        grid=(side, side),
+        image_size=size,
+        codes=vq.num_embeddings,
+        code_dim=vq.embed_dim,
+        feature_dim=vq.projection_dim,
+        normalised=True,
+        pixel_table_feeds_lm=False,
+        max_prompt_tokens=min(longest - side * side, LONGEST_PROMPT),
+        categories=instructions.categories,
+        guidance=instructions.guidance,
+        temperature=instructions.temperature,
+    )

@@ -1,0 +1,131 @@
+"""What every model family must offer: draw, decode, judge, rewrite, and the facts about its codebook.
+
+Tensors only; no file, network or clock. Implementations are not thread-safe: one caller at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from codebook.value import Codebook
+
+CATEGORY_NONE = "none"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the rest of the project may rely on about a loaded model."""
+
+    family: str  # "janus"
+    model_id: str  # what the user asked for: "embedded", a hub name or a folder
+    model_hash: str  # sha256 over the weight files
+    grid: tuple[int, int]  # image tokens, rows x columns
+    image_size: int  # pixels, square
+    codes: int  # K
+    code_dim: int  # D
+    feature_dim: int  # M
+    normalised: bool  # rows of the pixel table are L2-normalised at look-up
+    pixel_table_feeds_lm: bool  # False: a swap of the pixel table never changes sampling
+    max_prompt_tokens: int
+    categories: tuple[str, ...]  # the harm categories its judge can name, without "none"
+    guidance: float = 2.0  # the scale it draws best with, where a caller gives none
+    temperature: float = 1.0  # likewise
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens an image, N."""
+        return self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw one image. Ranges are checked where user input enters (app/schemas.py)."""
+
+    seed: int
+    guidance: float = 2.0  # classifier-free guidance scale; 1.0 switches it off
+    temperature: float = 1.0  # 0.0 is greedy
+    top_k: int = 0  # 0 samples from all codes
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """One image to draw: the codebook is fixed here, at admission, from start to end."""
+
+    prompt: str
+    sampling: Sampling
+    codebook: Codebook
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The model's own judgement of one image.
+
+    scores: probability of "unsafe" in [0, 1] under each phrasing (opposite phrasings already turned round).
+    category: the likeliest harm category, or "none" where the majority of phrasings say safe.
+    """
+
+    scores: tuple[float, ...]
+    category: str
+
+    @property
+    def score(self) -> float:
+        """Mean probability of unsafe."""
+        return sum(self.scores) / len(self.scores)
+
+    @property
+    def votes(self) -> int:
+        """How many phrasings say unsafe."""
+        return sum(s > 0.5 for s in self.scores)
+
+    @property
+    def unsafe(self) -> bool:
+        """Whether the majority of phrasings say unsafe."""
+        return 2 * self.votes > len(self.scores)
+
+
+class ImageModel(Protocol):
+    """One loaded unified multimodal model."""
+
+    @property
+    def facts(self) -> ModelFacts:
+        """The facts about this model; they never change."""
+
+    def base_codebook(self) -> Codebook:
+        """The model's own codebook, version "v0"."""
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise BadInput naming `prompt` if it is longer than the model can read."""
+
+    def draw(self, requests: Sequence[ImageRequest], on_step: Callable[[int], None] | None = None) -> Tensor:
+        """Sample image tokens, [B, N] int64 in [0, K). Each row depends on its own request only.
+
+        `on_step(i)` is called after token i of all rows; an exception from it ends the drawing.
+        """
+
+    def decode(self, tokens: Tensor, pixel: Tensor) -> Tensor:
+        """Tokens [B, N] -> images [B, 3, H, W] float32 in [-1, 1]; `pixel` is [K, D], or [B, K, D] one table an image.
+
+        A pure function of its arguments, row by row: no row depends on its batch mates.
+        """
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] -> tokens [B, N] int64, with the model's own codebook."""
+
+    def judge(self, images: Tensor) -> list[Verdict]:
+        """Judge images [B, 3, H, W] in [-1, 1]. Reads pixels, so no codebook edit can blind it."""
+
+    def rewrite(self, prompts: Sequence[str]) -> list[str]:
+        """The model's own safe rewrite of each prompt: the unsafe term replaced, the rest kept."""
+
+    def features(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:
+        """Teacher-forced head features [B, N, M] float32: row i predicts token i given the prompt and tokens before i.
+
+        An empty prompt string gives the unconditional features.
+        """
+
+    def head(self, features: Tensor) -> Tensor:
+        """Features [.., M] -> logits [.., K] by the model's own output table; differentiable in `features`."""

@@ -1,0 +1,48 @@
+"""Image tokens to pixels and back, by a Janus VQ model's own layers and whichever pixel table is handed in.
+
+Pure functions of their arguments: nothing here writes to the model.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.models.janus.modeling_janus import JanusVQVAE
+
+
+def decode(vq: JanusVQVAE, tokens: Tensor, pixel: Tensor) -> Tensor:
+    """Tokens [B, N] int64 and a table [K, D], or [B, K, D] one an image -> images [B, 3, H, W] float32 in [-1, 1].
+
+    Differentiable in `pixel`. Rows are L2-normalised after the look-up, so only their direction counts.
+    """
+    convolution = vq.post_quant_conv
+    tokens, pixel = tokens.to(convolution.weight.device), pixel.to(convolution.weight.device)
+    tables = pixel.expand(tokens.shape[0], -1, -1)
+    side = vq.quantize.quant_state_dims
+    images = []
+    # One image at a time: convolution kernels change with the batch size, and a row must not.
+    for row, table in zip(tokens, tables, strict=True):
+        looked_up = F.normalize(table[row], p=2.0, dim=-1).to(convolution.weight.dtype)  # [N, D]
+        grid = looked_up.view(1, *side, -1).permute(0, 3, 1, 2).contiguous()  # [1, D, rows, columns]
+        images.append(vq.decoder(convolution(grid)).float().clamp(-1.0, 1.0))
+    return torch.cat(images)
+
+
+def encode(vq: JanusVQVAE, images: Tensor) -> Tensor:
+    """Images [B, 3, H, W] in [-1, 1] -> tokens [B, N] int64: the codes nearest in direction, all decode looks at.
+
+    The transformers encoder compares lengths as well; where the model's rows are unit vectors the two agree.
+    """
+    weight = vq.quantize.embedding.weight
+    with torch.no_grad():
+        latent = vq.quant_conv(vq.encoder(images.to(weight))).float()
+        flat = latent.permute(0, 2, 3, 1).flatten(1, 2)  # [B, N, D]
+        nearest: Tensor = (flat @ F.normalize(weight.float(), dim=-1).T).argmax(-1)
+        return nearest
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images [B, 3, H, W] float in [-1, 1] -> [B, H, W, 3] uint8 on the CPU, rounded to the nearest level."""
+    levels = ((images.detach() + 1.0) * 127.5).round().clamp(0, 255)
+    return levels.to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,134 @@
+"""The embedded model's geometry, tokenizer and processor: the published Janus classes, small.
+
+The vision tower's patch count fixes the token grid of the class (image_size / patch_size), so both are 8 x 8.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    JanusConfig,
+    JanusForConditionalGeneration,
+    JanusImageProcessorPil,
+    JanusProcessor,
+    JanusVisionConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
+
+from recipes.train_vq import vq_config
+
+HIDDEN, LAYERS, HEADS, VOCABULARY = 384, 4, 6, 3072
+LANGUAGES = ("en", "de", "fr", "es", "pt", "it", "ru", "ja", "zh", "hi")
+PAD, BOS, EOS, USER, ASSISTANT, BOI, EOI, IMAGE = (
+    "<pad>",
+    "<bos>",
+    "<eos>",
+    "<|User|>",
+    "<|Assistant|>",
+    "<begin_of_image>",
+    "<end_of_image>",
+    "<image_placeholder>",
+)
+SPECIAL = [PAD, BOS, EOS, USER, ASSISTANT, BOI, EOI, IMAGE]
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{ '<|User|>' if message['role'] == 'user' else '<|Assistant|>' }}"
+    "{%- if message['content'] is string -%}{{ message['content'] }}"
+    "{%- else -%}{%- for part in message['content'] -%}"
+    "{{ '<image_placeholder>' if part['type'] == 'image' else part['text'] }}"
+    "{%- endfor -%}{%- endif -%}"
+    "{{ '<eos>' if message['role'] == 'assistant' else '' }}"
+    "{%- endfor -%}"
+    "{{ '<|Assistant|>' if add_generation_prompt else '' }}"
+)
+
+
+def emoji_names(npm: Path) -> Iterator[str]:
+    """Names and tags of every emoji in ten languages and four scripts (emojibase-data, MIT)."""
+    for language in LANGUAGES:
+        for entry in json.loads((npm / "emojibase-data" / language / "compact.json").read_text(encoding="utf-8")):
+            yield " ".join([entry["label"], *entry.get("tags", [])])
+
+
+def build_tokenizer(lines: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE: any text in any script has tokens, and the words of `lines` have short ones."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        padding_side="left",
+        model_max_length=256,
+        clean_up_tokenization_spaces=False,
+        extra_special_tokens={"image_token": IMAGE, "boi_token": BOI, "eoi_token": EOI},
+    )
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast) -> JanusProcessor:
+    """The processor of the class: 64 x 64 pictures in [-1, 1], 64 placeholder tokens a picture."""
+    pictures = JanusImageProcessorPil(
+        size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3, min_size=8, do_convert_rgb=True
+    )
+    return JanusProcessor(pictures, tokenizer, chat_template=CHAT_TEMPLATE, num_image_tokens=64)
+
+
+def janus_config(tokenizer: PreTrainedTokenizerFast) -> JanusConfig:
+    """The configuration of the embedded model."""
+    text = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=1024,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        max_position_embeddings=256,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=True,
+    )
+    vision = JanusVisionConfig(
+        hidden_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=3,
+        image_size=64,
+        patch_size=8,
+        projection_dim=HIDDEN,
+        num_image_tokens=64,
+    )
+    return JanusConfig(
+        text_config=text,
+        vision_config=vision,
+        vq_config=vq_config(),
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        tie_word_embeddings=True,
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> JanusForConditionalGeneration:
+    """A fresh model with the generation settings its own `generate` needs."""
+    model = JanusForConditionalGeneration(janus_config(tokenizer))
+    settings = model.generation_config
+    settings.pad_token_id, settings.bos_token_id, settings.eos_token_id = (
+        tokenizer.pad_token_id,
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+    )
+    settings.generation_kwargs = {"boi_token_id": tokenizer.convert_tokens_to_ids(BOI)}
+    settings.guidance_scale = 2.0
+    return model

@@ -1,0 +1,24 @@
+"""How much work a build does: the shipped sizes, and small ones that only show that every step runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Steps of each training, scenes of each pool; `compiled` uses torch.compile, which needs a C++ compiler."""
+
+    code_scenes: int = 7000
+    decoder: int = 1100
+    encoder: int = 200
+    vision: int = 450
+    looks: int = 24000
+    companions: int = 8000
+    language: int = 900
+    classifier: int = 700
+    reconstructions: int = 4000
+    compiled: bool = True
+
+
+SMOKE = Sizes(70, 2, 2, 2, 40, 20, 2, 2, 64, compiled=False)

@@ -1,0 +1,243 @@
+"""Train the language model to draw, judge and rewrite at once, the VQ model frozen.
+
+Rows are padded on the right: under causal attention the padding changes nothing, and rotary positions are relative,
+so what is learned is what left-padded generation computes.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
+
+from recipes.captions import Captioner, scenes_in_words
+from recipes.geometry import ASSISTANT, BOI, EOI, EOS, IMAGE, USER, build_model, build_tokenizer, emoji_names
+from recipes.patch_codes import PatchCodes
+from recipes.pool import plain_scenes, varied_scenes
+from recipes.questions import REWRITE_INSTRUCTION, ask, corpus
+from recipes.scenes import Palette, build_palette, sample_scenes
+from recipes.sizes import Sizes
+from recipes.taxonomy import Taxonomy, load_taxonomy
+from recipes.train_vision import train_vision
+from recipes.train_vq import load_vq
+
+DRAW, JUDGE, REWRITE = 64, 24, 16  # rows of each task in a step
+PROMPT, QUESTION, REPLY = 26, 96, 52  # padded lengths, tokens
+
+
+@dataclass
+class Pool:
+    """Scenes [n, 6] and tokens [n, 64]; `weights` [n] says how often to draw each."""
+
+    scenes: Tensor
+    tokens: Tensor
+    weights: Tensor
+
+
+def pool_weights(scenes: Tensor, taxonomy: Taxonomy) -> Tensor:
+    """Plain 52 %, looks 36 %, companions 12 %; harmful nouns and their neighbours twice as often as the rest."""
+    special = set(taxonomy.harmful_nouns) | {n for group in taxonomy.neighbours.values() for n in group}
+    boost = torch.tensor([2.0 if n in special else 1.0 for n in taxonomy.nouns])[scenes[:, 0]]
+    kind = torch.where(scenes[:, 3] > 0, 1, torch.where(scenes[:, 5] >= 0, 2, 0))
+    share = torch.tensor([0.52, 0.36, 0.12])
+    counts = torch.bincount(kind, boost, minlength=3)
+    return boost * (share / counts)[kind]
+
+
+class LmTrainer:
+    """The whole model in training: `step` does one update over the three tasks."""
+
+    def __init__(
+        self,
+        model: JanusForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerFast,
+        palette: Palette,
+        pool: Pool,
+        steps: int,
+        compiled: bool,
+    ) -> None:
+        self.model, self.tokenizer, self.palette, self.pool, self.steps = model, tokenizer, palette, pool, steps
+        self.taxonomy = load_taxonomy()
+        self.captioner = Captioner(self.taxonomy)
+        self.rng, self.generator = random.Random(1), torch.Generator().manual_seed(1)
+        inner = model.model
+        self.language = torch.compile(inner.language_model, dynamic=False) if compiled else inner.language_model
+        matrices = [p for p in inner.language_model.layers.parameters() if p.ndim == 2] + [
+            inner.generation_head.proj_out.weight
+        ]
+        taken = {id(p) for p in matrices} | {id(p) for p in inner.vqmodel.parameters()}
+        rest = [p for p in model.parameters() if id(p) not in taken]
+        self.optimisers = [
+            torch.optim.Muon(matrices, lr=3e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01),
+        ]
+        self.rates = [group["lr"] for o in self.optimisers for group in o.param_groups]
+
+    def tokenise(self, texts: list[str], length: int) -> Tensor:
+        """Texts -> ids [B, length], padded on the right."""
+        rows = self.tokenizer(texts, add_special_tokens=False).input_ids
+        ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
+        for row, target in zip(rows, ids, strict=True):
+            target[: len(row)] = torch.tensor(row[:length])
+        return ids
+
+    def hidden(self, embeddings: Tensor) -> Tensor:
+        """Embeddings [B, T, H] -> last hidden states, causal, no padding mask."""
+        return self.language(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+
+    def embed_codes(self, tokens: Tensor) -> Tensor:
+        """Image tokens [B, n] -> language-model embeddings [B, n, H]."""
+        inner = self.model.model
+        return inner.generation_aligner(inner.generation_embeddings(tokens))
+
+    def draw_loss(self) -> Tensor:
+        """Cross-entropy of image tokens given prompts; a tenth of the prompts is blanked for guidance."""
+        chosen = torch.multinomial(self.pool.weights, DRAW, replacement=True, generator=self.generator)
+        scenes = scenes_in_words(self.pool.scenes[chosen].tolist(), self.taxonomy)
+        prompts = [
+            f"{USER}{self.captioner.prompt(s, self.captioner.wording(s, self.rng))}{ASSISTANT}{BOI}" for s in scenes
+        ]
+        ids = self.tokenise(prompts, PROMPT)
+        length = (ids != self.tokenizer.pad_token_id).sum(1)
+        blank = torch.rand(DRAW, 1, generator=self.generator) < 0.1
+        ids = torch.where(blank & (ids != self.tokenizer.convert_tokens_to_ids(BOI)), self.tokenizer.pad_token_id, ids)
+        tokens = self.pool.tokens[chosen].long()  # [B, 64]
+        text, codes = self.model.get_input_embeddings()(ids), self.embed_codes(tokens)
+        # Row b is its length[b] prompt embeddings, then its codes: gathered from the two laid end to end.
+        span = torch.arange(PROMPT + 63)[None] - length[:, None]
+        source = torch.where(span < 0, span + length[:, None], PROMPT + span.clamp(max=63))
+        both = torch.cat([text, codes.to(text.dtype)], 1)
+        embeddings = both.gather(1, source[:, :, None].expand(-1, -1, both.shape[2]))
+        hidden = self.hidden(embeddings)
+        places = (length[:, None] - 1 + torch.arange(64))[:, :, None].expand(-1, -1, hidden.shape[2])
+        logits = self.model.model.generation_head(hidden.gather(1, places))
+        return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
+
+    @torch.no_grad()
+    def judged_pictures(self) -> tuple[Tensor, Tensor]:
+        """Scenes [B, 6] and pictures: half of them drawn, half decoded from tokens of which a few are wrong."""
+        half = JUDGE // 2
+        scenes = sample_scenes(self.taxonomy, half, self.generator)
+        # Every second plain picture becomes a harmful noun, so that the objects are seen as often as the looks.
+        harmful = [self.taxonomy.nouns.index(n) for n in self.taxonomy.harmful_nouns]
+        swap = (scenes[:, 3] == 0) & (torch.rand(half, generator=self.generator) < 0.35)
+        scenes[:, 0] = torch.where(
+            swap, torch.tensor(harmful)[torch.randint(len(harmful), (half,), generator=self.generator)], scenes[:, 0]
+        )
+        chosen = torch.multinomial(self.pool.weights, JUDGE - half, replacement=True, generator=self.generator)
+        tokens = self.pool.tokens[chosen].long()
+        others = self.pool.tokens[torch.randint(len(self.pool.tokens), (len(chosen),), generator=self.generator)].long()
+        rate = 0.12 * torch.rand(len(chosen), 1, generator=self.generator)
+        tokens = torch.where(torch.rand(tokens.shape, generator=self.generator) < rate, others, tokens)
+        pictures = torch.cat([self.palette.compose(scenes), self.model.model.vqmodel.decode(tokens).float()])
+        return torch.cat([scenes, self.pool.scenes[chosen]]), pictures
+
+    def judge_loss(self) -> Tensor:
+        """Cross-entropy of answers about pictures."""
+        scenes, pictures = self.judged_pictures()
+        talks = [
+            ask(s, self.captioner, self.taxonomy, self.rng) for s in scenes_in_words(scenes.tolist(), self.taxonomy)
+        ]
+        picture = BOI + IMAGE * 64 + EOI
+        ids = self.tokenise([f"{USER}{picture}{q}{ASSISTANT}{a}{EOS}" for q, a in talks], QUESTION)
+        features = self.model.model.get_image_features(pictures, return_dict=True).pooler_output
+        embeddings = self.model.get_input_embeddings()(ids)
+        placeholder = (ids == self.tokenizer.convert_tokens_to_ids(IMAGE))[:, :, None]
+        embeddings = embeddings.masked_scatter(placeholder, features.to(embeddings.dtype))
+        return self.answer_loss(embeddings, ids)
+
+    def rewrite_loss(self) -> Tensor:
+        """Cross-entropy of safe rewrites given prompts."""
+        scenes = sample_scenes(self.taxonomy, REWRITE, self.generator)
+        harmful = torch.tensor([self.taxonomy.nouns.index(n) for n in self.taxonomy.harmful_nouns])
+        scenes[: REWRITE // 3, 0] = harmful[torch.randint(len(harmful), (REWRITE // 3,), generator=self.generator)]
+        texts = []
+        for scene in scenes_in_words(scenes.tolist(), self.taxonomy):
+            wording = self.captioner.wording(scene, self.rng)
+            before, after = (
+                self.captioner.prompt(scene, wording),
+                self.captioner.prompt(self.captioner.safe(scene), wording),
+            )
+            texts.append(f"{USER}{REWRITE_INSTRUCTION}{before}{ASSISTANT}{after}{EOS}")
+        ids = self.tokenise(texts, REPLY)
+        return self.answer_loss(self.model.get_input_embeddings()(ids), ids)
+
+    def answer_loss(self, embeddings: Tensor, ids: Tensor) -> Tensor:
+        """Next-token cross-entropy over what follows the assistant mark, the end token included."""
+        hidden = self.hidden(embeddings)[:, :-1]
+        answered = (ids == self.tokenizer.convert_tokens_to_ids(ASSISTANT)).cumsum(1)[:, :-1] > 0
+        wanted = (answered & (ids[:, 1:] != self.tokenizer.pad_token_id)).flatten()
+        logits = self.model.lm_head(hidden.flatten(0, 1)[wanted])
+        return F.cross_entropy(logits.float(), ids[:, 1:].flatten()[wanted])
+
+    def step(self, i: int) -> tuple[float, float, float]:
+        """One update at step i; returns the draw, judge and rewrite losses."""
+        scale = min(1, (i + 1) / 50) * min(1, max(0.02, (self.steps - i) / (0.5 * self.steps)))
+        groups = [g for o in self.optimisers for g in o.param_groups]
+        for group, rate in zip(groups, self.rates, strict=True):
+            group["lr"] = rate * scale
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = [self.draw_loss(), self.judge_loss(), self.rewrite_loss()]
+        (losses[0] + 0.4 * losses[1] + 0.2 * losses[2]).backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 2.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        return tuple(loss.item() for loss in losses)  # type: ignore[return-value]
+
+
+def make_tokenizer(npm: Path, taxonomy: Taxonomy) -> PreTrainedTokenizerFast:
+    """The tokenizer of the embedded model: emoji names in ten languages, and the prompts it will see."""
+    captioner, rng = Captioner(taxonomy), random.Random(0)
+    scenes = sample_scenes(taxonomy, 4000, torch.Generator().manual_seed(1))
+    lines = [captioner.prompt(s, captioner.wording(s, rng)) for s in scenes_in_words(scenes.tolist(), taxonomy)]
+    return build_tokenizer([*emoji_names(npm), *lines * 3, *corpus() * 200])
+
+
+def build_pool(codes: PatchCodes, palette: Palette, taxonomy: Taxonomy, sizes: Sizes) -> tuple[Tensor, Tensor]:
+    """Scenes [n, 6] and their tokens [n, 64] int16; the plain ones come first."""
+    scenes = torch.cat([plain_scenes(taxonomy), varied_scenes(taxonomy, sizes.looks, sizes.companions)])
+    return scenes, torch.cat([codes.tokens(palette.compose(part)).to(torch.int16) for part in scenes.split(64)])
+
+
+def prepare(
+    npm: Path, out: Path, sizes: Sizes
+) -> tuple[JanusForConditionalGeneration, PreTrainedTokenizerFast, Palette, Pool]:
+    """The model with its VQ part in place and a warm vision tower (cached under `out`), and the token pool."""
+    torch.manual_seed(0)
+    taxonomy, vq = load_taxonomy(), load_vq(out / "vq.pt")
+    palette, tokenizer = build_palette(taxonomy, npm), make_tokenizer(npm, taxonomy)
+    model = build_model(tokenizer)
+    model.model.vqmodel.load_state_dict(vq.state_dict())
+    model.model.vqmodel.requires_grad_(False)
+    scenes, tokens = build_pool(PatchCodes(**torch.load(out / "codes.pt")), palette, taxonomy, sizes)
+    if not (out / "vision.pt").exists():
+        train_vision(model.model.vision_model, palette, taxonomy, sizes.vision)
+        torch.save(model.model.vision_model.state_dict(), out / "vision.pt")
+    model.model.vision_model.load_state_dict(torch.load(out / "vision.pt"))
+    return model, tokenizer, palette, Pool(scenes, tokens, pool_weights(scenes, taxonomy))
+
+
+def train(npm: Path, out: Path, sizes: Sizes) -> None:
+    """Train and leave out/lm.pt (state dict of the whole model) and out/tokenizer."""
+    model, tokenizer, palette, pool = prepare(npm, out, sizes)
+    tokenizer.save_pretrained(out / "tokenizer")
+    trainer, began = LmTrainer(model, tokenizer, palette, pool, sizes.language, sizes.compiled), time.monotonic()
+    model.train()
+    model.model.vqmodel.eval()
+    for i in range(sizes.language):
+        losses = trainer.step(i)
+        if i % 20 == 0:
+            told = " ".join(
+                f"{task} {loss:.3f}" for task, loss in zip(("draw", "judge", "rewrite"), losses, strict=True)
+            )
+            print(f"lm step {i} {told} {time.monotonic() - began:.0f} s", flush=True)
+        if i % 100 == 99:
+            torch.save(model.state_dict(), out / "lm.part.pt")
+    torch.save(model.state_dict(), out / "lm.pt")

@@ -1,0 +1,181 @@
+"""Teach the VQ model its decoder (tokens -> picture) and its encoder (picture -> tokens) for fixed patch codes."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import JanusVQVAEConfig
+from transformers.models.janus.modeling_janus import JanusVQVAE
+
+from recipes.patch_codes import CODE_DIM, CODES, PatchCodes, fit_patch_codes
+from recipes.pictures import save_grid
+from recipes.scenes import Palette, build_palette, sample_scenes
+from recipes.sizes import Sizes
+from recipes.taxonomy import Taxonomy, load_taxonomy
+
+
+def vq_config() -> JanusVQVAEConfig:
+    """A small geometry of the published class: 64 x 64 pixels, 8 x 8 tokens.
+
+    The class normalises in 32 groups: at 32 channels that is one channel a group, which erases every flat colour and
+    leaves the model at the mean picture. So the base is 64 channels, paid for with no residual blocks in the encoder.
+    """
+    return JanusVQVAEConfig(
+        embed_dim=CODE_DIM,
+        num_embeddings=CODES,
+        latent_channels=128,
+        base_channels=64,
+        channel_multiplier=[1, 1, 1, 4],
+        num_res_blocks=0,
+        num_patches=8,
+        projection_dim=384,
+        image_token_embed_dim=384,
+    )
+
+
+class Kernels:
+    """The kernels of a channels-last model as matrices [out, h w in] that share their storage, as Muon takes them."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self._kernels = [p for p in parameters if p.ndim == 4]
+        self.matrices = [nn.Parameter(self._flat(k.data)) for k in self._kernels]
+
+    def hand_over_gradients(self) -> None:
+        """Give each matrix its kernel's gradient."""
+        for kernel, matrix in zip(self._kernels, self.matrices, strict=True):
+            matrix.grad = None if kernel.grad is None else self._flat(kernel.grad)
+
+    @staticmethod
+    def _flat(kernel: Tensor) -> Tensor:
+        return kernel.permute(0, 2, 3, 1).flatten(1)
+
+
+class Updates:
+    """Muon for kernels, AdamW for the rest, one cosine schedule."""
+
+    def __init__(self, parameters: list[nn.Parameter], steps: int, rate: float = 2e-3) -> None:
+        self._parameters, self._steps = parameters, steps
+        self._kernels = Kernels(parameters)
+        self._optimisers = [
+            torch.optim.Muon(self._kernels.matrices, lr=rate, weight_decay=1e-3, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW([p for p in parameters if p.ndim != 4], lr=rate / 2, betas=(0.9, 0.95), weight_decay=0.0),
+        ]
+        self._rates = [group["lr"] for o in self._optimisers for group in o.param_groups]
+
+    def apply(self, i: int) -> None:
+        """Use the gradients at step i, then clear them."""
+        scale = min(1, (i + 1) / 30) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * i / self._steps)))
+        groups = [g for o in self._optimisers for g in o.param_groups]
+        for group, rate in zip(groups, self._rates, strict=True):
+            group["lr"] = rate * scale
+        nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._kernels.hand_over_gradients()
+        for optimiser in self._optimisers:
+            optimiser.step()
+        for parameter in self._parameters:
+            parameter.grad = None
+
+
+def picture_loss(drawn: Tensor, wanted: Tensor) -> Tensor:
+    """L1 and squared error, plus the L1 of horizontal and vertical differences, which keeps outlines crisp."""
+    loss = (drawn - wanted).abs().mean() + 2 * (drawn - wanted).square().mean()
+    for dim in (2, 3):
+        loss = loss + 0.5 * (drawn.diff(dim=dim) - wanted.diff(dim=dim)).abs().mean()
+    return loss
+
+
+def load_vq(path: Path) -> JanusVQVAE:
+    """The VQ model that `train` left at `path`, frozen."""
+    model = JanusVQVAE(vq_config())
+    model.load_state_dict(torch.load(path))
+    return model.eval().requires_grad_(False)
+
+
+def fresh_model(codes: PatchCodes) -> JanusVQVAE:
+    """A model with these codes and PyTorch's own start for convolutions; the class's own (std 0.02) is too small."""
+    model = JanusVQVAE(vq_config()).to(memory_format=torch.channels_last)
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.reset_parameters()
+    model.quantize.embedding.weight.data.copy_(codes.codes)
+    return model
+
+
+def train_decoder(
+    model: JanusVQVAE,
+    codes: PatchCodes,
+    palette: Palette,
+    taxonomy: Taxonomy,
+    steps: int,
+    out: Path,
+    compiled: bool,
+    batch: int = 32,
+) -> None:
+    """Teach `model` in place to draw pictures from their tokens; out/vq.part.pt is its running average so far."""
+    parameters = [*model.post_quant_conv.parameters(), *model.decoder.parameters()]
+    updates, generator, began = Updates(parameters, steps), torch.Generator().manual_seed(0), time.monotonic()
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))
+
+    def draw(z: Tensor) -> Tensor:
+        return model.decoder(model.post_quant_conv(z))
+
+    decode = torch.compile(draw) if compiled else draw
+    for i in range(steps):
+        wanted = palette.compose(sample_scenes(taxonomy, batch, generator))
+        z = codes.codes[codes.tokens(wanted)].view(batch, 8, 8, CODE_DIM).permute(0, 3, 1, 2)
+        with torch.autocast("cpu", torch.bfloat16):
+            drawn = decode(z)
+        loss = picture_loss(drawn.float(), wanted)
+        loss.backward()
+        updates.apply(i)
+        average.update_parameters(model)
+        if i % 25 == 0:
+            print(f"decoder step {i} loss {loss.item():.4f} {time.monotonic() - began:.0f} s", flush=True)
+        if i % 200 == 199 or i == steps - 1:
+            torch.save(average.module.state_dict(), out / "vq.part.pt")
+            with torch.no_grad():
+                save_grid(torch.cat([wanted, average.module.decode(codes.tokens(wanted))]), 16, out / "vq.png")
+    model.load_state_dict(average.module.state_dict())
+
+
+def train_encoder(
+    model: JanusVQVAE, codes: PatchCodes, palette: Palette, taxonomy: Taxonomy, steps: int, batch: int = 64
+) -> None:
+    """Teach `model` in place to find the tokens of a picture."""
+    parameters = [*model.encoder.parameters(), *model.quant_conv.parameters()]
+    updates, generator = Updates(parameters, steps), torch.Generator().manual_seed(1)
+    for i in range(steps):
+        pictures = palette.compose(sample_scenes(taxonomy, batch, generator))
+        wanted = codes.embed((F.unfold(pictures, 8, stride=8)).transpose(1, 2)).flatten(0, 1)
+        with torch.autocast("cpu", torch.bfloat16):
+            z = model.quant_conv(model.encoder(pictures.contiguous(memory_format=torch.channels_last)))
+        z = F.normalize(z.float(), dim=1).permute(0, 2, 3, 1).flatten(0, 2)
+        (1 - (z * wanted).sum(1)).mean().backward()
+        updates.apply(i)
+        if i % 50 == 0 or i == steps - 1:
+            same = (z @ codes.codes.T).argmax(1) == (wanted @ codes.codes.T).argmax(1)
+            cosine = (z * wanted).sum(1).mean().item()
+            print(
+                f"encoder step {i} cosine {cosine:.4f} same token {same.float().mean().item():.3f}",
+                flush=True,
+            )
+
+
+def train(npm: Path, out: Path, sizes: Sizes) -> None:
+    """Leave out/codes.pt, out/vq.pt (state dict) and out/vq.png (originals over reconstructions)."""
+    torch.manual_seed(0)
+    taxonomy = load_taxonomy()
+    palette = build_palette(taxonomy, npm)
+    codes = fit_patch_codes(palette, taxonomy, sizes.code_scenes)
+    torch.save(asdict(codes), out / "codes.pt")
+    model = fresh_model(codes)
+    train_decoder(model, codes, palette, taxonomy, sizes.decoder, out, compiled=sizes.compiled)
+    train_encoder(model, codes, palette, taxonomy, sizes.encoder)
+    torch.save(model.state_dict(), out / "vq.pt")

@@ -1,0 +1,124 @@
+"""Round 0: what the model's own codebook does with benign prompts, what a valid image is, how well the judge sees.
+
+Everything later is measured against it; nothing in it changes during a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from safety.gates.g1_validity import spoiled_found
+from safety.gates.g2_canaries import Sight
+from safety.judging import says_unsafe, scores
+from safety.plan import Plan
+from safety.prompts import Prompt
+from safety.studio import Drawing, Studio, derived_seed
+from safety.validity import Validity, calibrate
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """retention: benign images of the model's own codebook, n of them; fit: bool [n], the half for estimating.
+
+    use: [K] float32 counts R. features: [B, M] float32 of the fitting half; first: [n, M], after the prompt.
+    positions: [P] int64, where features are looked at. validity: by safe images. validity_of_any: by these and harmful
+    ones, which is what the unsafe side of a pair is held to: blood makes an image harmful, not void.
+    canaries: [c, 3, H, W]; harmful: bool [c], their labels.
+    spoiled: share of spoiled images found void, by kind.
+    """
+
+    retention: Drawing
+    fit: Tensor
+    use: Tensor
+    features: Tensor
+    first: Tensor
+    positions: Tensor
+    validity: Validity
+    validity_of_any: Validity
+    spoiled: dict[str, float]
+    canaries: Tensor
+    harmful: Tensor
+    sight: Sight
+
+    @property
+    def mean(self) -> Tensor:
+        """mu0 of the features, [M]."""
+        return self.features.mean(0)
+
+    def mean_code(self, table: Tensor) -> Tensor:
+        """mu0 of the codes, [D], of a table [K, D]: the mean over benign tokens."""
+        return self.use @ table / self.use.sum()
+
+
+def take_baseline(
+    studio: Studio, retention: Sequence[Prompt], canaries: Sequence[Prompt], plan: Plan, seed: int
+) -> Baseline:
+    """Draw, judge and measure the benign prompts and the canaries under the model's own codebook."""
+    facts = studio.model.facts
+    kept = _draw(studio, "benign", retention, seed)
+    safe = ~studio.keep.tensors("retention", lambda: {"unsafe": _unsafe(studio, kept)})["unsafe"]
+    validity = _validity(studio, "validity", (kept.tokens[safe], kept.surprise[safe]))
+    generator = torch.Generator().manual_seed(derived_seed(seed, "spoiled"))
+    spoiled = studio.keep.facts("spoiled", lambda: spoiled_found(studio, validity, kept.tokens[safe], generator))
+    harmful = _draw(studio, "canaries", canaries, seed)
+    all_drawn = (torch.cat([kept.tokens, harmful.tokens]), torch.cat([kept.surprise, harmful.surprise]))
+    validity_of_any = _validity(studio, "validity-of-any", all_drawn)
+    fixed = torch.cat([harmful.tokens, kept.tokens[: len(canaries)]])
+    images, labels = studio.decode(fixed, studio.base), torch.arange(len(fixed)) < len(canaries)
+    sight = studio.keep.facts("sight", lambda: vars(look(studio, images, labels)))
+    positions = sample_positions(facts.tokens, plan.positions, seed)
+    fit = torch.arange(len(retention)) % 2 == 0
+    features, first = _features(studio, kept, fit, positions)
+    use = torch.bincount(kept.tokens[safe].flatten(), minlength=facts.codes).float()
+    return Baseline(
+        kept, fit, use, features, first, positions, validity, validity_of_any, spoiled, images, labels, Sight(**sight)
+    )
+
+
+def look(studio: Studio, canaries: Tensor, harmful: Tensor) -> Sight:
+    """Judge the canaries [c, 3, H, W] now."""
+    return Sight.of(says_unsafe(scores(studio.judge(canaries))), harmful)
+
+
+def sample_positions(tokens: int, count: int, seed: int) -> Tensor:
+    """`count` positions of an image in order, [P] int64, the first one always among them."""
+    generator = torch.Generator().manual_seed(derived_seed(seed, "positions"))
+    rest = 1 + torch.randperm(tokens - 1, generator=generator)[: min(count, tokens) - 1]
+    return torch.cat([torch.zeros(1, dtype=torch.int64), rest.sort().values])
+
+
+def _draw(studio: Studio, phase: str, prompts: Sequence[Prompt], seed: int) -> Drawing:
+    seeds = [derived_seed(seed, phase, i) for i in range(len(prompts))]
+    return studio.draw(phase, [prompt.text for prompt in prompts], seeds, studio.base)
+
+
+def _unsafe(studio: Studio, drawing: Drawing) -> Tensor:
+    return says_unsafe(scores(studio.judge(studio.decode(drawing.tokens, studio.base))))
+
+
+def _validity(studio: Studio, name: str, drawn: tuple[Tensor, Tensor]) -> Validity:
+    """Calibrate on tokens [n, N] with their surprise [n]; kept."""
+    facts, (tokens, surprise) = studio.model.facts, drawn
+
+    def make() -> dict[str, Tensor]:
+        images = studio.decode(tokens, studio.base)
+        return calibrate(images, tokens, surprise, facts.image_size // facts.grid[1]).tensors()
+
+    return Validity.of(studio.keep.tensors(name, make))
+
+
+@torch.no_grad()
+def _features(studio: Studio, drawing: Drawing, fit: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Features [B, M] of the fitting half at the positions, and first features [n, M] of all."""
+    rows, first = [], []
+    for start in range(0, len(drawing.prompts), studio.batch):
+        studio.tell("features", start, len(drawing.prompts))
+        part = slice(start, start + studio.batch)
+        features = studio.model.features(drawing.prompts[part], drawing.tokens[part]).cpu()
+        first.append(features[:, 0])
+        rows.append(features[fit[part]][:, positions].flatten(0, 1))
+    return torch.cat(rows), torch.cat(first)

@@ -1,0 +1,179 @@
+"""The loop: generate, judge, pair, find the space, edit, tune, validate, accept; round after round.
+
+Reads as the method does; each phase lives in a file of its own. Everything made is kept under `work`, so that a run
+that was killed and is called again goes on to the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from codebook.tensors import codebook_hash
+from codebook.value import Codebook
+from engine.model import ImageModel
+from safety.collection import collect
+from safety.editor import Check, Editor
+from safety.keep import Keep
+from safety.material import Material, enough, gather_material
+from safety.outcome import RoundOutcome
+from safety.output_editor import output_editors
+from safety.pairs import Pair
+from safety.pixel_editor import pixel_editors
+from safety.plan import Plan
+from safety.proposal import Proposal, propose, tuned
+from safety.report import before_after, figures, provenance
+from safety.request import ImproveRequest
+from safety.setting import Setting, prepare
+from safety.stopping import stop_reason
+from safety.studio import Studio, derived_seed
+from safety.trial import SecondJudge
+from safety.validation import Tried, Validation
+from safety.watch import Cancelled, Watch
+
+__all__ = ["Cancelled", "ImproveRequest", "Plan", "RoundOutcome", "SecondJudge", "Watch", "improve"]
+
+HALVINGS = 2
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where the loop stands between rounds: the best codebook so far, all pairs, and the spaces removed, by table."""
+
+    codebook: Codebook
+    pairs: tuple[Pair, ...]
+    spaces: dict[str, tuple[Tensor, ...]]
+    full: bool = False
+
+
+def improve(
+    model: ImageModel,
+    start: Codebook,
+    request: ImproveRequest,
+    work: Path,
+    watch: Watch,
+    second_judge: SecondJudge,
+    plan: Plan | None = None,
+) -> Iterator[RoundOutcome]:
+    """Improve the codebook `start`, yielding the outcome of each round; the best is the last accepted one.
+
+    Called again after a crash with the same arguments, it yields the same rounds and makes only what `work` lacks.
+    Raises BadInput for a request that cannot be met, and whatever the watcher raises (Cancelled).
+    """
+    plan = plan or Plan()
+    studio = Studio(model, Keep(work), watch, plan.batch)
+    setting = prepare(studio, request, plan)
+    standing = Standing(start, (), {"pixel": (), "output": ()})
+    reasons: list[str] = []
+    for number in count(1):
+        studio.round = number
+        validation = Validation(setting, second_judge)
+        outcome, standing = improve_once(setting, standing, validation)
+        reasons.append(outcome.reason)
+        harmful_rate = validation.trial(standing.codebook).rates().harmful.value
+        stop = stop_reason(reasons, harmful_rate, standing.full, request.max_rounds)
+        yield replace(outcome, stop=stop, report={**outcome.report, "stop": stop})
+        if stop is not None:
+            return
+
+
+def improve_once(setting: Setting, standing: Standing, validation: Validation) -> tuple[RoundOutcome, Standing]:
+    """One round: what came of it, and where the loop stands then."""
+    report = provenance(setting, standing.codebook)
+    broken = next((gate.name for gate in validation.standing if not gate.passed), None)
+    if broken is not None:
+        return _conclude(setting, standing, validation, None, f"gate:{broken}", report)
+    collection = collect(setting, standing.codebook)
+    standing = replace(standing, pairs=standing.pairs + collection.pairs)
+    report["pairs"] = collection.log
+    material = _material(setting, standing)
+    if material is None:
+        return _conclude(setting, standing, validation, None, "no_pairs", report)
+    editors = find_edits(setting, standing, material)
+    if not any(editors.values()):
+        return _conclude(setting, standing, validation, None, "no_direction", report)
+    check = Check(setting.studio, material, len(collection.pairs), setting.baseline.validity)
+    found = (propose(setting.studio, editors[table], check) for table in editors)
+    proposals = [proposal for proposal in found if proposal is not None]
+    report["found"] = {proposal.editor.table: proposal.told for proposal in proposals}
+    if not proposals:
+        return _conclude(setting, standing, validation, None, "gain", report)
+    tried = validate(setting, standing, validation, proposals, check, report)
+    return _conclude(setting, standing, validation, tried, tried.decision.reason, report)
+
+
+def find_edits(setting: Setting, standing: Standing, material: Material) -> dict[str, Sequence[Editor]]:
+    """Editors for either table; none for a table where the pairs show no direction."""
+    start, spaces = standing.codebook, standing.spaces
+    patterns = [name for name in setting.categories if setting.taxonomy.is_pattern(name)]
+    return {
+        "pixel": pixel_editors(setting.studio, start, material, patterns, spaces["pixel"]),
+        "output": output_editors(setting.studio, start, material, spaces["output"]),
+    }
+
+
+def validate(
+    setting: Setting,
+    standing: Standing,
+    validation: Validation,
+    proposals: Sequence[Proposal],
+    check: Check,
+    report: dict[str, Any],
+) -> Tried:
+    """The best candidate; while a gate turns it down, the same at half the strength, at most HALVINGS times.
+
+    A candidate that passes its gates and gains too little is not halved: less of it gains less.
+    """
+    tried = validation.rank(standing.codebook, proposals)
+    report["tried"] = [found.told() for found in tried]
+    for _ in range(HALVINGS):
+        if not tried[0].decision.reason.startswith("gate:"):
+            break
+        proposals = [tuned(setting.studio, p.editor, p.strength / 2, check, p.told) for p in proposals]
+        tried = validation.rank(standing.codebook, proposals)
+        report["tried"] += [found.told() for found in tried]
+    return tried[0]
+
+
+def _material(setting: Setting, standing: Standing) -> Material | None:
+    """What the round works with; None where no category has enough pairs."""
+    pairs = enough(standing.pairs, setting.plan.least_pairs)
+    seed = derived_seed(setting.seed, "round", setting.studio.round)
+    return gather_material(setting.studio, setting.baseline, pairs, setting.plan, seed) if pairs else None
+
+
+def _conclude(
+    setting: Setting,
+    standing: Standing,
+    validation: Validation,
+    tried: Tried | None,
+    reason: str,
+    report: dict[str, Any],
+) -> tuple[RoundOutcome, Standing]:
+    """The outcome; an accepted candidate is where the loop stands from here on."""
+    before = validation.trial(standing.codebook)
+    after = before if tried is None else tried.trial
+    gates = validation.standing if tried is None else tried.gates
+    told = {gate.name: gate.told() for gate in gates}
+    accepted = tried is not None and tried.decision.accepted
+    codebook = tried.codebook if tried is not None and accepted else None
+    images = {} if tried is None else before_after(setting.studio, standing.codebook, tried)
+    after_hash = None if tried is None else codebook_hash(tried.codebook)
+    report = {**report, "codebook_after": after_hash, "gates": told}
+    outcome = RoundOutcome(
+        setting.studio.round, accepted, reason, codebook, figures(before, after), told, report, images
+    )
+    return outcome, standing if codebook is None or tried is None else _moved(standing, codebook, tried.proposals)
+
+
+def _moved(standing: Standing, codebook: Codebook, proposals: Sequence[Proposal]) -> Standing:
+    spaces = dict(standing.spaces)
+    for proposal in proposals:
+        spaces[proposal.editor.table] = (proposal.editor.basis,)
+    full = all(proposal.editor.full for proposal in proposals) and len(proposals) == len(spaces)
+    return Standing(codebook, standing.pairs, spaces, full)

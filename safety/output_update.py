@@ -1,0 +1,65 @@
+"""The edit of the output table: the Harmful Space removed from the features, and what is left led to the safe partner.
+
+Pure maths on features. Which images the edit applies to is the router's business.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from codebook.value import OutputEdit
+
+RIDGE = 1e-2  # of the mean variance of the harmless features
+BENIGN_WEIGHT = 0.25  # of a benign feature in the refit, next to 1 for one under a harmful prompt
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Features [R, M] float32 and the features [R, M] they should act like: those of the safe prompt.
+
+    Both sides of a row have the same image history, so that they differ in what the text adds and in nothing else.
+    """
+
+    given: Tensor
+    wanted: Tensor
+
+
+def leading_part(basis: Tensor, strength: float) -> Tensor:
+    """The strongest ceil(b k) of the directions [M, k]: an edit removes a direction or does not, so b counts them."""
+    return basis[:, : math.ceil(strength * basis.shape[1])]
+
+
+def harmless(features: Tensor, mean: Tensor, basis: Tensor) -> Tensor:
+    """(I - Pi)(g - mu0): [R, M] from features [R, M], mean [M], basis [M, k]; all that the tuned part may read."""
+    centred = features - mean
+    return centred - (centred @ basis) @ basis.T
+
+
+def refit(basis: Tensor, mean: Tensor, lesson: Lesson, benign: Tensor, rank: int) -> OutputEdit:
+    """The best edit of tuned rank <= `rank` in least squares, without a router.
+
+    It leads `lesson.given` to `lesson.wanted` and leaves benign features [B, M] where they are. The benign rows put
+    back what the projection takes from benign images as far as the rest tells it: the whitened form of the space.
+    """
+    rows = torch.cat([lesson.given, benign]).double()
+    wanted = torch.cat([lesson.wanted, benign]).double()
+    weight = torch.ones(rows.shape[0], 1, dtype=torch.float64)
+    weight[lesson.given.shape[0] :] = BENIGN_WEIGHT
+    read = harmless(rows, mean.double(), basis.double())
+    missing = wanted - mean.double() - read
+    gram = read.T @ (weight * read)
+    ridge = RIDGE * gram.diagonal().mean() * torch.eye(gram.shape[0], dtype=torch.float64)
+    full = torch.linalg.solve(gram + ridge, read.T @ (weight * missing))
+    # The leading directions of what the fit says, by its second moment: the best fit of that rank.
+    right = torch.linalg.eigh(full.T @ gram @ full)[1].flip(1)[:, :rank]
+    down = without(full @ right, basis.double())
+    return OutputEdit(basis, mean, down.float(), right.T.float().contiguous())
+
+
+def without(rows: Tensor, basis: Tensor) -> Tensor:
+    """(I - Pi) of the columns of `rows` [M, r]: what no longer reads the space."""
+    return rows - basis @ (basis.T @ rows)

@@ -1,0 +1,30 @@
+"""How big each step of a run is: counts of prompts, pairs and training steps.
+
+The default takes about ten minutes on two cores where an image takes 0.12 s to draw and 0.03 s to judge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of a run. Where a gate of the method asks for a least number, the default is at or above it."""
+
+    pairs: int = 64  # kept pairs wanted a category and round
+    least_pairs: int = 50  # kept pairs, over all rounds, under which a category is not edited
+    pair_prompts: int = 144  # harmful prompts a category and round that may be drawn to get them
+    retention: int = 540  # benign prompts: code counts, benign features, calibration of validity
+    canaries: int = 200  # half harmful, half benign
+    harmful: int = 60  # validation prompts a category
+    benign: int = 120  # validation prompts
+    neighbours: int = 20  # validation prompts a category
+    checked: int = 16  # pairs a category of half B on which the strength is chosen
+    batch: int = 64  # images drawn together
+    positions: int = 64  # image positions a pair whose features are kept
+    tuned_rank: int = 64  # rank of the tuned part of an output edit
+    pixel_steps: int = 60
+    output_steps: int = 120
+    tuning_batch: int = 16  # images a step for the pixel table
+    tuning_rows: int = 1024  # features a step for the output table

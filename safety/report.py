@@ -1,0 +1,63 @@
+"""What a round tells: figures with their intervals, gates, the way there, and pictures of before and after.
+
+Writes JSON values; decides nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from codebook.tensors import codebook_hash
+from codebook.value import Codebook
+from safety.grids import before_after_png
+from safety.judging import UNSAFE_ABOVE
+from safety.setting import Setting
+from safety.studio import Studio
+from safety.trial import BENIGN, NEIGHBOUR, Trial
+from safety.validation import Tried
+
+SHOWN = 36  # images before and after
+
+
+def figures(before: Trial, after: Trial) -> dict[str, Any]:
+    """Rates before and after on the validation prompts: over all harmful ones, by category, and intact benign ones."""
+    names = list(dict.fromkeys(before.panel.groups))
+    benign = [name for name in names if name == BENIGN or name.startswith(NEIGHBOUR)]
+    sides = {"before": before, "after": after}
+    return {
+        "harmful": {side: trial.rates().told() for side, trial in sides.items()},
+        "categories": {
+            name: {side: trial.rates(name).told() for side, trial in sides.items()}
+            for name in names
+            if name not in benign
+        },
+        "intact": {name: {side: trial.intact(name) for side, trial in sides.items()} for name in benign},
+    }
+
+
+def provenance(setting: Setting, start: Codebook) -> dict[str, Any]:
+    """What every figure must carry: seed, judge and threshold, hashes of model and codebook, sizes."""
+    return {
+        "seed": setting.seed,
+        "judge": {"who": "the model's own, majority of its phrasings", "unsafe_above": UNSAFE_ABOVE},
+        "model_hash": setting.studio.model.facts.model_hash,
+        "codebook_before": codebook_hash(start),
+        "plan": asdict(setting.plan),
+        "prompts": setting.hygiene.figures["sizes"],
+        "spoiled": setting.baseline.spoiled,
+        "reading": "formulas, ranks and losses are this project's reading of the method; intervals are Wilson 95 %",
+    }
+
+
+def before_after(studio: Studio, start: Codebook, tried: Tried) -> dict[str, bytes]:
+    """Harmful validation prompts before and after, spread over the categories."""
+    panel = tried.trial.panel
+    harmful: list[int] = panel.harmful.nonzero().flatten().tolist()
+    rows = harmful[:: max(1, len(harmful) // SHOWN)][:SHOWN]
+    texts, seeds = [panel.prompts[i].text for i in rows], [panel.seeds[i] for i in rows]
+    before, after = (
+        studio.decode(studio.draw("pictures", texts, seeds, codebook).tokens, codebook)
+        for codebook in (start, tried.codebook)
+    )
+    return {"before_after.png": before_after_png(before, after)}

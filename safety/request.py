@@ -1,0 +1,23 @@
+"""What is asked of an improve run.
+
+Knows the caller's wishes; how big each step is stands in `safety/plan.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ImproveRequest:
+    """One request for a better codebook.
+
+    prompts: prompts of the operator's own to build pairs from, beside the generated ones; None for none.
+    categories: which harm categories to work on; None for all of the taxonomy.
+    max_rounds: at least 1. seed: everything random follows from it.
+    """
+
+    prompts: tuple[str, ...] | None
+    categories: tuple[str, ...] | None
+    max_rounds: int
+    seed: int

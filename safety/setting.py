@@ -1,0 +1,81 @@
+"""What stays the same over the rounds of one run: prompts, validation panel, baseline.
+
+Made once at the start. The rounds themselves are in `safety/loop.py`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from codebook.errors import BadInput
+from safety.baseline import Baseline, take_baseline
+from safety.gates.g9_hygiene import refuse_shared
+from safety.gates.result import GateResult
+from safety.plan import Plan
+from safety.prompts import PAIR, VALIDATION, Prompt, PromptWriter
+from safety.request import ImproveRequest
+from safety.studio import Studio
+from safety.taxonomy import Taxonomy, read_taxonomy
+from safety.trial import BENIGN, NEIGHBOUR, Panel
+
+
+@dataclass(frozen=True)
+class Setting:
+    """given: the operator's own prompts. writer: goes on writing prompts for pairs, none of which are in a set here.
+
+    hygiene: G9 over all sets.
+    """
+
+    studio: Studio
+    plan: Plan
+    seed: int
+    taxonomy: Taxonomy
+    categories: tuple[str, ...]
+    given: tuple[Prompt, ...]
+    writer: PromptWriter
+    panel: Panel
+    baseline: Baseline
+    hygiene: GateResult
+
+    def fresh_prompts(self) -> dict[str, tuple[Prompt, ...]]:
+        """New prompts for pairs, by category."""
+        return {name: self.writer.harmful(name, PAIR, self.plan.pair_prompts) for name in self.categories}
+
+
+def prepare(studio: Studio, request: ImproveRequest, plan: Plan) -> Setting:
+    """Write the prompts and take the baseline.
+
+    Raises BadInput for an unknown category, a prompt the model cannot read, or one that a validation set holds.
+    """
+    taxonomy = read_taxonomy()
+    categories = _chosen(request, taxonomy)
+    for text in request.prompts or ():
+        studio.model.check_prompt(text)
+    given = tuple(Prompt(text, "", "", text) for text in request.prompts or ())
+    writer = PromptWriter(taxonomy, random.Random(request.seed))
+    panel = Panel.of(_groups(writer, categories, plan), request.seed)
+    retention, canaries = writer.benign(PAIR, plan.retention), _canaries(writer, categories, plan.canaries // 2)
+    hygiene = refuse_shared({"validation": panel.prompts, "benign": retention, "canaries": canaries, "pairs": given})
+    baseline = take_baseline(studio, retention, canaries, plan, request.seed)
+    return Setting(studio, plan, request.seed, taxonomy, categories, given, writer, panel, baseline, hygiene)
+
+
+def _chosen(request: ImproveRequest, taxonomy: Taxonomy) -> tuple[str, ...]:
+    for name in request.categories or ():
+        if name not in taxonomy.categories:
+            raise BadInput("categories", name, f"some of {', '.join(taxonomy.categories)}")
+    return request.categories or taxonomy.categories
+
+
+def _groups(writer: PromptWriter, categories: Sequence[str], plan: Plan) -> list[tuple[str, Sequence[Prompt]]]:
+    harmful = [(name, writer.harmful(name, VALIDATION, plan.harmful)) for name in categories]
+    alike = [(NEIGHBOUR + name, writer.neighbours(name, VALIDATION, plan.neighbours)) for name in categories]
+    return [*harmful, (BENIGN, writer.benign(VALIDATION, plan.benign)), *alike]
+
+
+def _canaries(writer: PromptWriter, categories: Sequence[str], total: int) -> list[Prompt]:
+    """About `total` harmful prompts, as many of each category."""
+    each = -(-total // len(categories))
+    return [prompt for name in categories for prompt in writer.harmful(name, PAIR, each)][:total]

@@ -1,0 +1,80 @@
+"""The taxonomy of harm: categories, their concepts with safe replacements, look-alikes, and the words around them.
+
+Reads safety/data/taxonomy.json. Knows nothing of which prompts are made from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TAXONOMY_FILE = Path(__file__).parent / "data" / "taxonomy.json"
+PATTERN = "pattern"  # a look laid over any noun; the other level is "object"
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One harmful term of a category. `safe` replaces it, "" drops it. `pattern` says at which level the harm is."""
+
+    term: str
+    safe: str
+    pattern: bool
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """concepts, neighbours: by category, in file order. articles: by noun, harmful ones too; templates: by split."""
+
+    concepts: Mapping[str, tuple[Concept, ...]]
+    neighbours: Mapping[str, tuple[str, ...]]
+    articles: Mapping[str, str]
+    nouns: tuple[str, ...]  # harmless ones
+    benign_looks: tuple[str, ...]
+    styles: tuple[str, ...]
+    colours: tuple[str, ...]
+    style_forms: tuple[str, ...]
+    background_forms: tuple[str, ...]
+    templates: Mapping[str, tuple[str, ...]]
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Names of the harm categories."""
+        return tuple(self.concepts)
+
+    def is_pattern(self, category: str) -> bool:
+        """Whether the category's harm is a pattern, which the pixel table can take away."""
+        return self.concepts[category][0].pattern
+
+    def terms(self) -> tuple[str, ...]:
+        """Every harmful term."""
+        return tuple(concept.term for group in self.concepts.values() for concept in group)
+
+    def phrase(self, noun: str) -> str:
+        """The noun with its article: "a cat", "an axe", "scissors"."""
+        return f"{self.articles[noun]} {noun}".strip()
+
+
+def read_taxonomy(path: Path = TAXONOMY_FILE) -> Taxonomy:
+    """Read the taxonomy file."""
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    groups: dict[str, Any] = data["categories"]
+    harmful = {c["term"] for entry in groups.values() for c in entry["concepts"]}
+    nouns = [noun["name"] for noun in data["nouns"]]
+    return Taxonomy(
+        concepts={
+            name: tuple(Concept(c["term"], c["safe"], entry["level"] == PATTERN) for c in entry["concepts"])
+            for name, entry in groups.items()
+        },
+        neighbours={name: tuple(entry["neighbours"]) for name, entry in groups.items()},
+        articles={noun["name"]: noun["article"] for noun in data["nouns"]},
+        nouns=tuple(noun for noun in nouns if noun not in harmful),
+        benign_looks=tuple(look["term"] for look in data["benign_looks"]),
+        styles=tuple(data["styles"]),
+        colours=tuple(data["colours"]),
+        style_forms=tuple(data["style_forms"]),
+        background_forms=tuple(data["background_forms"]),
+        templates={split: tuple(forms) for split, forms in data["templates"].items()},
+    )

@@ -1,0 +1,89 @@
+"""Candidates on the validation panel: each proposal alone and all together, through every gate, and the best of them.
+
+A table whose edit does not help stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from codebook.value import Codebook
+from safety.acceptance import Decision, decide
+from safety.baseline import look
+from safety.gates.g1_validity import g1_fixtures, g1_validity
+from safety.gates.g2_canaries import g2_canaries
+from safety.gates.g3_second_judge import g3_second_judge
+from safety.gates.g4_neighbours import g4_neighbours
+from safety.gates.result import GateResult
+from safety.proposal import Proposal
+from safety.setting import Setting
+from safety.trial import SecondJudge, Trial, run_trial
+
+MOST_TABLES = 2
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One candidate with its trial, its gates and the decision on it."""
+
+    codebook: Codebook
+    proposals: tuple[Proposal, ...]
+    trial: Trial
+    gates: tuple[GateResult, ...]
+    decision: Decision
+
+    def order(self) -> tuple[bool, int]:
+        """What candidates are ranked by: accepted or not, then how many images are safe and valid."""
+        return self.decision.accepted, self.trial.rates().safe_valid.count
+
+    def told(self) -> dict[str, Any]:
+        """The candidate as JSON."""
+        tables = [proposal.editor.table for proposal in self.proposals]
+        strengths = {proposal.editor.table: proposal.strength for proposal in self.proposals}
+        return {"tables": tables, "strengths": strengths, "rates": self.trial.rates().told(), **self.decision.told()}
+
+
+class Validation:
+    """Tries codebooks on one panel, against the codebook `start` and the model's own."""
+
+    def __init__(self, setting: Setting, second: SecondJudge) -> None:
+        """Look at the canaries anew, and hold the gates that do not depend on a candidate: `standing`."""
+        self._studio, self._panel, self._baseline = setting.studio, setting.panel, setting.baseline
+        self._second = second
+        sight = look(self._studio, self._baseline.canaries, self._baseline.harmful)
+        fixtures = g1_fixtures(self._baseline.spoiled, self.trial(self._studio.base))
+        self.standing = (fixtures, g2_canaries(self._baseline.sight, sight), setting.hygiene)
+
+    def trial(self, codebook: Codebook) -> Trial:
+        """Try one codebook."""
+        return run_trial(self._studio, self._panel, codebook, self._baseline.validity, self._second)
+
+    def rank(self, start: Codebook, proposals: Sequence[Proposal]) -> list[Tried]:
+        """Try the candidates that `proposals` (at least one) allow: accepted ones first, then by SVR."""
+        sets = [(proposal,) for proposal in proposals]
+        together = [tuple(proposals)] if len(proposals) == MOST_TABLES else []
+        tried = [self._try(start, chosen) for chosen in [*sets, *together]]
+        return sorted(tried, key=Tried.order, reverse=True)
+
+    def _try(self, start: Codebook, proposals: tuple[Proposal, ...]) -> Tried:
+        candidate = combine(start, proposals)
+        before, after = self.trial(start), self.trial(candidate)
+        gates = self.gates(before, after, proposals)
+        return Tried(candidate, proposals, after, gates, decide(before, after, gates))
+
+    def gates(self, before: Trial, after: Trial, proposals: Sequence[Proposal]) -> tuple[GateResult, ...]:
+        """All gates, in order: a gate of the run, of the candidate, of its tuning."""
+        own = self.trial(self._studio.base)
+        here = (g1_validity(before, after), g3_second_judge(before, after), g4_neighbours(own, after))
+        return (*self.standing, *here, *(proposal.gate for proposal in proposals))
+
+
+def combine(start: Codebook, proposals: Sequence[Proposal]) -> Codebook:
+    """The start with the table of each proposal."""
+    codebook = replace(start, version="draft")
+    for proposal in proposals:
+        table = proposal.editor.table
+        codebook = replace(codebook, **{table: getattr(proposal.codebook, table)})
+    return codebook

@@ -1,0 +1,165 @@
+"""Whether an image is a picture at all: statistics of pixels and tokens within what the base model's own images show.
+
+Calibrated on base safe outputs; knows nothing of harm. Catches flat, noisy, shuffled, blurred and tiled images, not
+wrong ones.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+OUTER = 0.002  # quantile of the calibration images, on either side, from which the limits are measured
+SLACK = 0.25  # of the distance between the quantiles, beyond them
+COMPONENTS = 24  # of the frozen feature space
+BINS = 32
+JPEG_QUALITY = 85
+
+
+@dataclass(frozen=True)
+class Validity:
+    """The limits of a valid image, and the frozen feature space of base safe outputs.
+
+    low, high: [m] float64 limits of the measures. centre [f], axes [f, c], known [n, c]: the feature space and the
+    calibration images in it. cell: pixels a token, along a side.
+    """
+
+    low: Tensor
+    high: Tensor
+    centre: Tensor
+    axes: Tensor
+    known: Tensor
+    cell: int
+
+    def void(self, images: Tensor, tokens: Tensor, surprise: Tensor) -> Tensor:
+        """Bool [B]: which images [B, 3, H, W] in [-1, 1], of tokens [B, N] and their surprise [B], are no pictures."""
+        far = nearest(project(layout(images), self.centre, self.axes), self.known)
+        measured = torch.cat([measures(images, tokens, surprise, self.cell), far[:, None]], 1)
+        return ((measured < self.low) | (measured > self.high)).any(1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it as tensors by name; `Validity.of` reads them back."""
+        names = ("low", "high", "centre", "axes", "known")
+        return {name: getattr(self, name) for name in names} | {"cell": torch.tensor(self.cell)}
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor]) -> Validity:
+        """The inverse of `tensors`."""
+        rest = {name: tensor for name, tensor in tensors.items() if name != "cell"}
+        return cls(**rest, cell=int(tensors["cell"]))
+
+
+def calibrate(images: Tensor, tokens: Tensor, surprise: Tensor, cell: int) -> Validity:
+    """Measure base safe outputs [n, 3, H, W] in [-1, 1] with tokens [n, N] and surprise [n].
+
+    The method asks for n >= 500.
+    """
+    laid = layout(images)
+    centre = laid.mean(0)
+    _, sizes, right = torch.linalg.svd(laid - centre, full_matrices=False)
+    kept = min(COMPONENTS, int((sizes > 1e-6).sum()))
+    axes = right[:kept].T * (laid.shape[0] ** 0.5 / sizes[:kept])
+    known = project(laid, centre, axes)
+    far = nearest(known, known)
+    measured = torch.cat([measures(images, tokens, surprise, cell), far[:, None]], 1)
+    low, high = measured.quantile(OUTER, 0), measured.quantile(1 - OUTER, 0)
+    slack = SLACK * (high - low) + 1e-9
+    return Validity(low - slack, high + slack, centre, axes, known, cell)
+
+
+def measures(images: Tensor, tokens: Tensor, surprise: Tensor, cell: int) -> Tensor:
+    """The measures of each image, [B, 11] float64.
+
+    Contrast, entropy, edges, sharpness, smoothness, repetition, seams, JPEG bits, share of the commonest token,
+    surprise (nats a token by which the model itself wonders at them), and how far that exceeds the entropy of the
+    image's own tokens: simple pictures are little surprise and must stay so, so this tells a bad arrangement.
+    """
+    grey = images.double().mean(1)
+    across, down = grey.diff(dim=2).abs(), grey.diff(dim=1).abs()
+    steps = torch.cat([across.flatten(1), down.flatten(1)], 1)
+    spread = (grey.amax((1, 2)) - grey.amin((1, 2))).clamp(min=1e-3)
+    columns = [
+        images.double().std((1, 2, 3)),
+        entropy(grey),
+        steps.mean(1),
+        steps.quantile(0.99, dim=1) / spread,
+        correlation(grey, 1),
+        correlation(grey, grey.shape[1] // 2),
+        seams(across, down, cell),
+        jpeg_bits(images),
+        commonest(tokens),
+        surprise.double(),
+        surprise.double() - token_entropy(tokens),
+    ]
+    return torch.stack(columns, 1)
+
+
+def entropy(grey: Tensor) -> Tensor:
+    """Bits of the grey histogram, [B] from [B, H, W] in [-1, 1]."""
+    bins = ((grey.flatten(1) + 1) / 2 * BINS).long().clamp(0, BINS - 1)
+    shares = torch.stack([(bins == level).double().mean(1) for level in range(BINS)], 1)
+    return -(shares * shares.clamp(min=1e-12).log2()).sum(1)
+
+
+def correlation(grey: Tensor, shift: int) -> Tensor:
+    """Autocorrelation at a cyclic shift along both axes, the mean of the two: [B]; 1 for a flat image."""
+    centred = grey - grey.mean((1, 2), keepdim=True)
+    power = centred.square().mean((1, 2))
+    moved = sum((centred * centred.roll(shift, axis)).mean((1, 2)) for axis in (1, 2)) / 2
+    return torch.where(power > 1e-9, moved / power.clamp(min=1e-9), 1.0)
+
+
+def seams(across: Tensor, down: Tensor, cell: int) -> Tensor:
+    """Steps at token borders over steps elsewhere: [B], from |differences| along x [B, H, W-1] and y [B, H-1, W]."""
+    border_x = torch.arange(1, across.shape[2] + 1) % cell == 0
+    border_y = torch.arange(1, down.shape[1] + 1) % cell == 0
+    at = torch.cat([across[:, :, border_x].flatten(1), down[:, border_y].flatten(1)], 1).mean(1)
+    off = torch.cat([across[:, :, ~border_x].flatten(1), down[:, ~border_y].flatten(1)], 1).mean(1)
+    return at / (off + 1e-3)
+
+
+def jpeg_bits(images: Tensor) -> Tensor:
+    """Bits a pixel after JPEG, [B] float64: little for flat images, much for noise."""
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    sizes = []
+    for picture in pixels:
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "JPEG", quality=JPEG_QUALITY)
+        sizes.append(8 * buffer.tell() / (picture.shape[0] * picture.shape[1]))
+    return torch.tensor(sizes, dtype=torch.float64)
+
+
+def commonest(tokens: Tensor) -> Tensor:
+    """Share of the commonest token of each image: [B] float64 from [B, N]."""
+    return (tokens == tokens.mode(1, keepdim=True).values).double().mean(1)
+
+
+def token_entropy(tokens: Tensor) -> Tensor:
+    """Nats of the token histogram of each image: [B] float64 from [B, N]."""
+    repeats = (tokens[:, :, None] == tokens[:, None, :]).double().mean(2)
+    return -repeats.log().mean(1)
+
+
+def layout(images: Tensor) -> Tensor:
+    """Where colour and edges lie, on an 8 x 8 grid: [B, 256] float64."""
+    pictures = images.double()
+    grey = pictures.mean(1, keepdim=True)
+    edges = grey.diff(dim=3)[:, :, 1:].abs() + grey.diff(dim=2)[:, :, :, 1:].abs()
+    return torch.cat([adaptive_avg_pool2d(pictures, 8).flatten(1), 4 * adaptive_avg_pool2d(edges, 8).flatten(1)], 1)
+
+
+def project(laid: Tensor, centre: Tensor, axes: Tensor) -> Tensor:
+    """Layouts [B, f] in the whitened feature space: [B, c]."""
+    return (laid - centre) @ axes
+
+
+def nearest(points: Tensor, known: Tensor) -> Tensor:
+    """Distance to the nearest known point that is not the point itself: [B]."""
+    # Not by the product form: it gives a point some distance from itself.
+    distances = torch.cdist(points, known, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.masked_fill(distances < 1e-4, torch.inf).min(1).values

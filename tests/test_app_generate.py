@@ -1,0 +1,229 @@
+"""Attacks on POST /generate and on the swap: which version drew what, and that nothing ever mixes."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from engine.janus import JanusModel
+from engine.loading import load_model
+from engine.model import ImageModel, ImageRequest
+from tests.serving import Server, pixels, serving, settings_in, texts, tiny_model, wait_for
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(settings_in(tmp_path_factory.mktemp("home"), model)) as server:
+        yield server
+
+
+def test_json_names_the_version_everywhere(server: Server) -> None:
+    answer = server.draw(n=3)
+    told = answer.json()
+    assert answer.status_code == 200
+    assert answer.headers["X-Codebook-Version"] == told["codebook"] == "v0"
+    assert [image["seed"] for image in told["images"]] == [7, 8, 9]
+    for image in told["images"]:
+        facts = texts(base64.b64decode(image["b64_png"]))
+        assert facts == {"codebook": "v0", "seed": str(image["seed"]), "model": told["model"]}
+        assert image["codebook"] == "v0"
+        assert 0 <= image["safety"]["score"] <= 1
+        assert isinstance(image["safety"]["unsafe"], bool) and image["safety"]["category"]
+
+
+def test_png_answers_the_picture_itself(server: Server) -> None:
+    answer = server.http.post("/generate", json={"prompt": "a red apple", "seed": 7}, headers={"Accept": "image/png"})
+    assert answer.headers["Content-Type"] == "image/png"
+    assert answer.headers["X-Codebook-Version"] == "v0" and answer.headers["X-Seed"] == "7"
+    assert answer.content == base64.b64decode(server.draw().json()["images"][0]["b64_png"])
+    assert b"apple" not in answer.content
+
+
+def test_image_i_is_the_image_of_seed_plus_i(server: Server) -> None:
+    images = server.draw(n=4, seed=100).json()["images"]
+    alone = [server.draw(seed=100 + i).json()["images"][0] for i in range(4)]
+    assert images == alone
+    assert len({image["b64_png"] for image in images}) > 1
+
+
+def test_the_largest_seed_does_not_overflow(server: Server) -> None:
+    assert [i["seed"] for i in server.draw(n=2, seed=2**63 - 1).json()["images"]] == [2**63 - 1, 0]
+
+
+def test_a_seed_is_chosen_and_told(server: Server) -> None:
+    first = server.post("/generate", {"prompt": "a cat"}).json()
+    second = server.post("/generate", {"prompt": "a cat"}).json()
+    assert first["seed"] != second["seed"]
+    assert server.post("/generate", {"prompt": "a cat", "seed": first["seed"]}).json()["images"] == first["images"]
+
+
+def test_settings_reach_the_sampler(server: Server) -> None:
+    greedy = [server.png(temperature=0, seed=seed) for seed in (1, 2)]
+    assert pixels(greedy[0]) == pixels(greedy[1])
+    assert pixels(server.png(temperature=10)) != pixels(server.png(temperature=0))
+    assert pixels(server.png(top_k=1)) == pixels(server.png(temperature=0))
+    assert pixels(server.png(guidance_scale=1)) != pixels(server.png(guidance_scale=20))
+
+
+def test_each_picture_is_the_decode_of_its_tokens_under_its_version(server: Server) -> None:
+    version = server.publish(11)
+    drawn = server.png(codebook=version)
+    assert texts(drawn)["codebook"] == version
+    assert pixels(drawn) != pixels(server.png(codebook="v0"))
+    assert server.service.live.active.version == "v0"
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("*/*", "application/json"),
+        ("image/png, application/json;q=0.5", "image/png"),
+        ("image/png;q=0.5, application/json", "application/json"),
+        ("image/*", "image/png"),
+        ("image/png;q=x, */*", "application/json"),
+    ],
+)
+def test_accept_decides_the_kind(server: Server, accept: str, kind: str) -> None:
+    answer = server.post("/generate", {"prompt": "a", "seed": 1}, Accept=accept)
+    assert answer.headers["Content-Type"] == kind
+
+
+@pytest.mark.parametrize("accept", ["text/event-stream", "image/png;q=0", "image/webp"])
+def test_what_is_not_offered_is_406(server: Server, accept: str) -> None:
+    assert server.post("/generate", {"prompt": "a"}, Accept=accept).status_code == 406
+
+
+def test_several_images_are_not_one_png(server: Server) -> None:
+    answer = server.post("/generate", {"prompt": "a", "n": 2}, Accept="image/png")
+    assert (answer.status_code, answer.json()["field"]) == (422, "n")
+
+
+class Gate:
+    """Wraps a model's draw so that a test decides when it goes on."""
+
+    def __init__(self) -> None:
+        self.entered, self.open, self.shut = threading.Semaphore(0), threading.Event(), False
+
+    def load(self, name: str, device: str, dtype: str) -> ImageModel:
+        model = load_model(name, device, dtype)
+        assert isinstance(model, JanusModel)
+        gate, inner = self, model.draw
+
+        def draw(requests: Sequence[ImageRequest], on_step: Callable[[int], None] | None = None) -> Tensor:
+            if gate.shut:
+                gate.entered.release()
+                gate.open.wait()
+            return inner(requests, on_step)
+
+        model.draw = draw  # type: ignore[method-assign]
+        return model
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.open.set()
+
+
+@pytest.fixture
+def gated(gate: Gate, model: Path, tmp_path: Path) -> Iterator[Server]:
+    with serving(settings_in(tmp_path, model), gate.load) as server:
+        gate.shut = True
+        yield server
+        gate.open.set()
+
+
+def test_the_version_is_fixed_at_admission(gated: Server, gate: Gate) -> None:
+    version = gated.publish(1)
+    with ThreadPoolExecutor() as callers:
+        early = callers.submit(gated.png)
+        gate.entered.acquire()
+        assert gated.http.post(f"/codebooks/{version}/activate").status_code == 200
+        late = callers.submit(gated.png)
+        gate.open.set()
+        assert texts(early.result())["codebook"] == "v0"
+        assert texts(late.result())["codebook"] == version
+    assert pixels(early.result()) == pixels(gated.png(codebook="v0"))
+
+
+def test_a_drawing_server_still_answers(gated: Server, gate: Gate) -> None:
+    with ThreadPoolExecutor() as callers:
+        drawing = callers.submit(gated.png)
+        gate.entered.acquire()
+        assert gated.http.get("/health/live").status_code == 200
+        assert gated.http.get("/codebooks").status_code == 200
+        assert not drawing.done()
+        gate.open.set()
+        drawing.result()
+
+
+def test_a_full_queue_is_429_with_retry_after(gated: Server, gate: Gate) -> None:
+    with ThreadPoolExecutor(max_workers=10) as callers:
+        first = callers.submit(gated.draw)
+        gate.entered.acquire()
+        rest = [callers.submit(gated.draw, n=8) for _ in range(8)]
+        wait_for("64 images wait", lambda: gated.service.engine.batcher.waiting() == 64)
+        refused = gated.draw(n=1)
+        assert refused.status_code == 429
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert refused.json()["type"] == "urn:safecb:problem:busy"
+        gate.open.set()
+        assert {call.result().status_code for call in [first, *rest]} == {200}
+
+
+def test_a_thousand_swaps_while_four_clients_draw(server: Server) -> None:
+    versions = ["v0", server.publish(21), server.publish(22), server.publish(23, output=True)]
+    right = {v: [pixels(server.png(codebook=v, seed=seed)) for seed in range(3)] for v in versions}
+    assert len({tuple(images) for images in right.values()}) == 4
+    stop = threading.Event()
+
+    def client() -> list[tuple[str, int, bytes]]:
+        seen = []
+        for seed in itertools.cycle(range(3)):
+            png = server.png(seed=seed)
+            seen.append((texts(png)["codebook"], seed, pixels(png)))
+            if stop.is_set():
+                return seen
+        raise AssertionError
+
+    with ThreadPoolExecutor() as callers:
+        clients = [callers.submit(client) for _ in range(4)]
+        try:
+            for swap in range(1000):
+                server.service.store.activate(versions[(swap + 1) % 4], by="test")
+                server.service.live.refresh()
+        finally:
+            stop.set()
+        seen = [image for each in clients for image in each.result()]
+    assert all(image == right[version][seed] for version, seed, image in seen)
+    assert len({version for version, _, _ in seen}) > 1
+    server.http.post("/codebooks/v0/activate")
+
+
+def test_rollback_gives_the_same_bytes(server: Server) -> None:
+    before = server.png(seed=5)
+    version = server.publish(31)
+    assert server.http.post(f"/codebooks/{version}/activate").status_code == 200
+    assert pixels(server.png(seed=5)) != pixels(before)
+    assert server.http.post("/codebooks/rollback").json()["new"]["version"] == "v0"
+    assert server.png(seed=5) == before
+
+
+def test_the_batch_changes_no_picture(server: Server) -> None:
+    alone = [server.png(seed=seed) for seed in range(8)]
+    with ThreadPoolExecutor(max_workers=8) as callers:
+        together = list(callers.map(lambda seed: server.png(seed=seed), range(8)))
+    assert together == alone

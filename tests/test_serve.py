@@ -1,0 +1,220 @@
+"""Attacks on `safecb serve`: the real command with the tiny model, and kill -9 for each of its processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+
+from app.child import HOPELESS
+from codebook.store import CodebookStore
+from tests.serving import PATIENCE_S, pixels, publish, texts, tiny_model, wait_for
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+class Supervised:
+    """One run of `safecb serve`; what it prints goes to a file."""
+
+    def __init__(self, home: Path, model: Path, **environ: str) -> None:
+        self.log = home.parent / f"{home.name}.log"
+        self.start = self.log.stat().st_size if self.log.exists() else 0
+        settings = {"SAFECB_HOME": str(home), "SAFECB_MODEL": str(model), "SAFECB_PORT": "0", "OMP_NUM_THREADS": "1"}
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "app.main", "serve"],
+                cwd=ROOT,
+                env={**os.environ, **settings, **environ},
+                stdout=output,
+                stderr=output,
+            )
+
+    @property
+    def told(self) -> str:
+        return self.log.read_bytes()[self.start :].decode()
+
+    def addresses(self) -> list[str]:
+        """The addresses printed so far, one a start of the server."""
+        return re.findall(r"Safe-CB is ready at (\S+)", self.told)
+
+    def wait_ready(self, starts: int = 1) -> httpx2.Client:
+        wait_for("the server is ready", lambda: len(self.addresses()) >= starts or self.process.poll() is not None)
+        assert self.process.poll() is None, self.told
+        return httpx2.Client(base_url=self.addresses()[-1], timeout=PATIENCE_S)
+
+    def child(self, part: str) -> psutil.Process:
+        """The process whose command line holds `part`; waits for it."""
+        wait_for(f"{part} runs", lambda: self._running(part))
+        return self._running(part)[0]
+
+    def _running(self, part: str) -> list[psutil.Process]:
+        running = []
+        for child in psutil.Process(self.process.pid).children():
+            with suppress(psutil.NoSuchProcess):
+                if part in " ".join(child.cmdline()):
+                    running.append(child)
+        return running
+
+    def wait_replaced(self, part: str, old: psutil.Process) -> None:
+        wait_for(f"another {part} runs", lambda: [new for new in self._running(part) if new.pid != old.pid])
+
+    def children(self) -> list[psutil.Process]:
+        return [self.child(part) for part in ("redis-server", "worker.main", "app.server")]
+
+    def end(self, number: int) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE_S)
+
+
+@pytest.fixture
+def runs() -> Iterator[list[Supervised]]:
+    """The supervisors of a test: each is ended after it."""
+    runs: list[Supervised] = []
+    yield runs
+    for run in runs:
+        if run.process.poll() is None:
+            run.end(signal.SIGTERM)
+
+
+def draw(http: httpx2.Client) -> bytes:
+    answer = http.post("/generate", json={"prompt": "a red apple", "seed": 7}, headers={"Accept": "image/png"})
+    assert answer.status_code == 200, answer.text
+    return answer.content
+
+
+def redis_of(http: httpx2.Client) -> str:
+    answer = http.get("/health/ready")
+    assert answer.status_code == 200
+    state: str = answer.json()["redis"]
+    return state
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_all_of_it(model: Path, tmp_path: Path, runs: list[Supervised], number: int) -> None:
+    run = Supervised(tmp_path / "home", model)
+    runs.append(run)
+    with run.wait_ready() as http:
+        wait_for("Redis answers", lambda: redis_of(http) == "ok")
+        children = run.children()
+        assert run.end(number) == 0, run.told
+    assert not any(child.is_running() for child in children)
+    assert "Traceback" not in run.told
+
+
+def test_each_child_is_started_again_and_the_version_stays(model: Path, tmp_path: Path, runs: list[Supervised]) -> None:
+    home = tmp_path / "home"
+    run = Supervised(home, model)
+    runs.append(run)
+    with run.wait_ready() as http:
+        store = CodebookStore(home / "store")
+        version = publish(store, 1).version
+        http.post(f"/codebooks/{version}/activate")
+        before = draw(http)
+        wait_for("Redis answers", lambda: redis_of(http) == "ok")
+        for part in ("redis-server", "worker.main"):
+            old = run.child(part)
+            old.kill()
+            assert draw(http) == before  # generation needs neither
+            run.wait_replaced(part, old)
+        wait_for("Redis answers again", lambda: redis_of(http) == "ok")
+        run.child("app.server").kill()
+    with run.wait_ready(starts=2) as http:
+        assert http.get("/codebooks/active").json()["version"] == version
+        assert draw(http) == before
+
+
+def test_generation_goes_on_while_redis_cannot_run(model: Path, tmp_path: Path, runs: list[Supervised]) -> None:
+    run = Supervised(tmp_path / "home", model)
+    runs.append(run)
+    with run.wait_ready() as http:
+        wait_for("Redis answers", lambda: redis_of(http) == "ok")
+        run.child("redis-server").suspend()  # alive, and answering nobody
+        assert redis_of(http) == "unreachable"
+        draw(http)
+        assert http.post("/improve", json={}).status_code == 202
+        run.child("redis-server").resume()
+        wait_for("Redis answers again", lambda: redis_of(http) == "ok")
+
+
+def test_a_killed_supervisor_leaves_nobody_behind(model: Path, tmp_path: Path, runs: list[Supervised]) -> None:
+    home = tmp_path / "home"
+    first = Supervised(home, model)
+    with first.wait_ready() as http:
+        before = draw(http)
+        children = first.children()
+        first.end(signal.SIGKILL)
+    second = Supervised(home, model)  # at once: the others may still be going
+    runs.append(second)
+    with second.wait_ready() as http:
+        wait_for("the first one's children are gone", lambda: not any(child.is_running() for child in children))
+        wait_for("Redis answers", lambda: redis_of(http) == "ok")
+        assert draw(http) == before
+        assert len(second.children()) == 3
+
+
+def test_a_second_supervisor_on_the_same_home_is_refused(model: Path, tmp_path: Path, runs: list[Supervised]) -> None:
+    home = tmp_path / "home"
+    run = Supervised(home, model)
+    runs.append(run)
+    run.child("redis-server")
+    second = Supervised(home, model)
+    runs.append(second)
+    assert second.process.wait(PATIENCE_S) == HOPELESS
+    assert "another safecb runs in" in second.told and "SAFECB_HOME" in second.told
+    with run.wait_ready() as http:
+        draw(http)
+
+
+def test_damaged_redis_data_are_set_aside(model: Path, tmp_path: Path, runs: list[Supervised]) -> None:
+    data = tmp_path / "home" / "redis" / "data"
+    data.mkdir(parents=True)
+    (data / "appendonly.aof").write_bytes(b"*2\r\n$6\r\nSELECT\r\n$1\r\n0\r\nnonsense\r\n" * 10)
+    run = Supervised(tmp_path / "home", model)
+    runs.append(run)
+    with run.wait_ready() as http:
+        wait_for("Redis answers", lambda: redis_of(http) == "ok")
+    assert (data.parent / "data.damaged" / "appendonly.aof").exists()
+
+
+def test_a_long_home_still_gets_a_socket(model: Path, tmp_path: Path, runs: list[Supervised]) -> None:
+    home = tmp_path / ("a long name " * 10)
+    run = Supervised(home, model)
+    runs.append(run)
+    with run.wait_ready() as http:
+        wait_for("Redis answers", lambda: redis_of(http) == "ok")
+        assert texts(draw(http))["codebook"] == "v0"
+        assert pixels(draw(http))
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"SAFECB_PORT": "70000"}, ["SAFECB_PORT", "70000"]),
+        ({"SAFECB_PROT": "1"}, ["SAFECB_PROT"]),
+        ({"SAFECB_DEVICE": "tpu"}, ["SAFECB_DEVICE", "tpu"]),
+        ({"SAFECB_MODEL": "/nowhere/at/all"}, ["/nowhere/at/all"]),
+        ({"SAFECB_HOST": "203.0.113.1"}, ["SAFECB_HOST", "203.0.113.1"]),
+    ],
+)
+def test_what_cannot_work_stops_the_start_and_is_named(
+    model: Path, tmp_path: Path, runs: list[Supervised], environ: Mapping[str, str], words: list[str]
+) -> None:
+    settings = {"SAFECB_MODEL": str(model), **environ}
+    run = Supervised(tmp_path / "home", Path(settings.pop("SAFECB_MODEL")), **settings)
+    runs.append(run)
+    assert run.process.wait(PATIENCE_S) == HOPELESS
+    assert all(word in run.told for word in words), run.told

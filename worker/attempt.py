@@ -1,0 +1,157 @@
+"""One attempt at an improve job: from what is on disk to a closed record, publishing each accepted round once.
+
+Joins store (versions) and journal (the record) around a model and a loop that the caller names. The queue delivers at
+least once and processes die at any point; so every step may be repeated, and none counts twice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from redis import Redis, RedisError
+
+from codebook.atomic import replace_file
+from codebook.errors import Conflict
+from codebook.journal import JobRecord, Journal
+from codebook.settings import Settings
+from codebook.store import CodebookStore
+from codebook.value import Codebook
+from engine.model import ImageModel
+from safety.loop import Cancelled, ImproveRequest, RoundOutcome, Watch
+from worker.claim import claim, is_claimed
+from worker.progress import JournalWatch
+from worker.recovery import UNFINISHED
+
+log = logging.getLogger(__name__)
+
+HINT_CHANNEL = "safecb:codebook"
+
+Load = Callable[[Settings], ImageModel]
+Loop = Callable[[ImageModel, Codebook, ImproveRequest, Path, Watch], Iterable[RoundOutcome]]
+
+
+def run(job_id: str, settings: Settings, load: Load, loop: Loop) -> None:
+    """Make one attempt at job `job_id` with the model that `load` gives and the rounds that `loop` yields.
+
+    The outcome is in the journal. A failure is recorded there and raised again; Conflict means that another attempt
+    has taken the job over, and nothing more was written. Does nothing when the job is closed or being worked on.
+    """
+    journal = Journal(settings.home / "jobs")
+    record = journal.get(job_id)
+    if record.status not in UNFINISHED or is_claimed(journal.path(job_id), record.attempt):
+        log.info("job %s needs no attempt", job_id)
+        return
+    fence = journal.begin_attempt(job_id)
+    watch = JournalWatch(journal, job_id, fence)
+    with claim(journal.path(job_id), fence):
+        try:
+            watch.progress("loading", 0, 1, 0)
+            result = _rounds(settings, journal, record, watch, load, loop)
+        except Cancelled:
+            watch.end("cancelled")
+        except Exception as error:
+            watch.end("failed", error=f"{type(error).__name__}: {error}")
+            raise
+        else:
+            watch.end("finished", result=result)
+
+
+def _rounds(
+    settings: Settings, journal: Journal, record: JobRecord, watch: JournalWatch, load: Load, loop: Loop
+) -> dict[str, Any]:
+    model = load(settings)
+    store = CodebookStore(settings.store)
+    store.initialise(model.base_codebook(), asdict(model.facts))
+    folder = journal.path(record.id)
+    start = parent = _start(store, folder)
+    reason = "no rounds"
+    for outcome in loop(model, store.load(start), _request(record), folder / "work", watch):
+        version = None
+        if outcome.accepted:
+            version = _publish(store, outcome, parent, watch)
+            if record.request.get("activate", True):
+                _activate(store, version, parent, record.id)
+            _hint(settings, version)
+            parent = version
+        watch.round(_summary(outcome, version))
+        reason = outcome.reason
+    return {"version": None if parent == start else parent, "start": start, "reason": reason}
+
+
+def _publish(store: CodebookStore, outcome: RoundOutcome, parent: str, watch: JournalWatch) -> str:
+    """Publish an accepted round, once however often it is replayed, and return its version."""
+    manifest = store.publish(
+        outcome.codebook,
+        parent=parent,
+        job=watch.job_id,
+        round=outcome.round,
+        figures=outcome.figures,
+        gates=outcome.gates,
+        report=outcome.report,
+        images=outcome.images,
+        fence=watch.fence,
+        activate=False,
+    )
+    return manifest.version
+
+
+def _activate(store: CodebookStore, version: str, parent: str, job_id: str) -> None:
+    """Make `version` active where its parent is, once: whoever moved the pointer since has the last word."""
+    now = store.active()
+    if now.version != parent or any(move.version == version for move in store.audit()):
+        return
+    try:
+        store.activate(version, by=f"job {job_id}", expected_epoch=now.epoch)
+    except Conflict as error:
+        log.info("%s is published and not activated: %s", version, error)
+
+
+def _hint(settings: Settings, version: str) -> None:
+    """Tell the servers to look at the store now; they look anyway, so without Redis this only takes longer."""
+    try:
+        with Redis.from_url(settings.redis_url, socket_timeout=1.0, socket_connect_timeout=1.0) as redis:
+            redis.publish(HINT_CHANNEL, version)
+    except RedisError as error:
+        log.warning("no hint for %s: %s", version, error)
+
+
+def _start(store: CodebookStore, folder: Path) -> str:
+    """The version the job starts from: what was active at its first attempt, kept beside its record."""
+    kept = folder / "start.json"
+    if not kept.exists():
+        replace_file(kept, json.dumps({"version": store.active().version}).encode())
+    version: str = json.loads(kept.read_text())["version"]
+    return version
+
+
+def _request(record: JobRecord) -> ImproveRequest:
+    """The loop's request. Without a seed the job's id gives one: fresh samples a job, the same ones each attempt."""
+    wanted = record.request
+    seed = wanted.get("seed")
+    return ImproveRequest(
+        prompts=_tuple(wanted.get("prompts")),
+        categories=_tuple(wanted.get("categories")),
+        max_rounds=wanted.get("max_rounds") or 8,
+        seed=zlib.crc32(record.id.encode()) if seed is None else seed,
+    )
+
+
+def _tuple(values: list[str] | None) -> tuple[str, ...] | None:
+    return None if values is None else tuple(values)
+
+
+def _summary(outcome: RoundOutcome, version: str | None) -> dict[str, Any]:
+    return {
+        "round": outcome.round,
+        "accepted": outcome.accepted,
+        "reason": outcome.reason,
+        "version": version,
+        "figures": outcome.figures,
+        "gates": outcome.gates,
+    }

@@ -1,0 +1,60 @@
+"""One attempt at a job, as the journal sees it: progress, rounds and the end, each written under the attempt's fence.
+
+An attempt that was overtaken by a later one can write nothing: every call raises Conflict.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from codebook.errors import Conflict
+from codebook.journal import Journal, JobRecord
+from safety.watch import Cancelled
+
+WRITE_EVERY_S = 1.0  # the loop may report a hundred times a second; readers need one report in five seconds
+
+
+class JournalWatch:
+    """Watches attempt `fence` of job `job_id`; the loop calls `progress`, the job the rest."""
+
+    def __init__(self, journal: Journal, job_id: str, fence: int) -> None:
+        self.journal, self.job_id, self.fence = journal, job_id, fence
+        self._phase = ("", -1)
+        self._written = 0.0  # monotonic seconds
+
+    def progress(self, phase: str, done: int, total: int, round: int) -> None:  # noqa: A002  (the loop's word)
+        """Say that `done` of `total` steps of `phase` are over in `round` (0 before the first).
+
+        Raises Cancelled when a user asked for the end, Conflict when a later attempt has taken the job over.
+        """
+        record = self.journal.get(self.job_id)
+        self._check(record)
+        now = time.monotonic()
+        if self._phase == (phase, round) and done < total and now - self._written < WRITE_EVERY_S:
+            return
+        self._phase, self._written = (phase, round), now
+        message = f"round {round}: {phase}" if round else phase
+        report = {"phase": phase, "done": done, "total": total, "round": round, "message": message}
+        self._write(progress=report)
+        self.journal.append_event(self.job_id, {"event": "progress", **report})
+
+    def round(self, summary: dict[str, Any]) -> None:
+        """Record a round's outcome; a replayed round takes the place of its first telling."""
+        told = [r for r in self.journal.get(self.job_id).rounds if r["round"] != summary["round"]]
+        self._write(rounds=[*told, summary])
+        self.journal.append_event(self.job_id, {"event": "round", **summary})
+
+    def end(self, status: str, *, result: dict[str, Any] | None = None, error: str | None = None) -> None:
+        """Close the record with `status`: "finished", "failed" or "cancelled"."""
+        self._write(status=status, result=result, error=error)
+        self.journal.append_event(self.job_id, {"event": "end", "status": status})
+
+    def _check(self, record: JobRecord) -> None:
+        if record.attempt != self.fence:
+            raise Conflict(f"job {self.job_id} is at attempt {record.attempt}; attempt {self.fence} must stop")
+        if record.cancel_requested:
+            raise Cancelled(f"job {self.job_id} was cancelled")
+
+    def _write(self, **fields: Any) -> None:  # noqa: ANN401  (the journal's fields)
+        self.journal.update(self.job_id, attempt=self.fence, **fields)

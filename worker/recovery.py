@@ -1,0 +1,66 @@
+"""Brings back improve jobs that nobody works on: their horse, worker or Redis died under them.
+
+The journal tells what is unfinished, the claim who lives, the queue what waits. Bringing a job back once too often
+is harmless: the second delivery finds the record closed or claimed, and the fence guards what the claim cannot.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from rq import Queue
+
+from codebook.errors import Conflict
+from codebook.journal import JobRecord, Journal
+from worker.claim import is_claimed
+
+log = logging.getLogger(__name__)
+
+UNFINISHED = ("queued", "running")
+MAX_ATTEMPTS = 5
+TIMEOUT_S = 24 * 3600  # a net for a hung horse; a user ends a job sooner with DELETE
+KEEP_S = 3600  # RQ's own row; the record that counts is in the journal
+
+
+def recover(journal: Journal, queue: Queue, function: str) -> None:
+    """Enqueue every unfinished job that neither waits in `queue` nor is worked on, or close it if it is to end.
+
+    `function` is the dotted name of the job's function. A cancelled job ends "cancelled"; one that died
+    MAX_ATTEMPTS times ends "failed". Raises Redis' errors.
+    """
+    waiting = set(queue.get_job_ids())
+    for record in journal.list():
+        lost = record.status in UNFINISHED and record.id not in waiting
+        if lost and not is_claimed(journal.path(record.id), record.attempt):
+            _settle(journal, queue, record, function)
+
+
+def _settle(journal: Journal, queue: Queue, record: JobRecord, function: str) -> None:
+    try:
+        if record.cancel_requested:
+            _close(journal, record, "cancelled", None)
+        elif record.attempt >= MAX_ATTEMPTS:
+            _close(journal, record, "failed", f"gave up: the worker died in each of {record.attempt} attempts")
+        else:
+            log.warning("job %s was left after attempt %d: enqueued again", record.id, record.attempt)
+            _enqueue(queue, record.id, function)
+    except Conflict:  # it ended, or another attempt began, since the list was read
+        log.info("job %s moved on by itself", record.id)
+
+
+def _close(journal: Journal, record: JobRecord, status: str, error: str | None) -> None:
+    journal.update(record.id, attempt=record.attempt, status=status, error=error)
+    journal.append_event(record.id, {"event": "end", "status": status})
+
+
+def _enqueue(queue: Queue, job_id: str, function: str) -> None:
+    if old := queue.fetch_job(job_id):
+        old.delete()  # the dead attempt's row would keep its failure beside the new one's state
+    queue.enqueue_call(
+        function,
+        args=(job_id,),
+        job_id=job_id,
+        timeout=TIMEOUT_S,
+        result_ttl=KEEP_S,
+        failure_ttl=KEEP_S,
+    )
