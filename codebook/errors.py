@@ -1,14 +1,14 @@
 """Every error this project raises on purpose. One tree; `app/problems.py` maps it to HTTP in one table.
 
-    SafeCBError
-    |- BadInput             the caller's value is wrong (field, value and what is allowed are named)
-    |  `- BadSetting        the same, for an environment variable: the start stops
-    |- NotFound             no such version, job or image
-    |- Conflict             the state moved on: another epoch, another running job
-    |- BadCodebook          a stored version fails a check; the reason names which
-    |- BadModel             a model folder cannot be served; the reason names why
-    `- Unavailable          try again later: Redis away, model still loading
-       `- Busy              the same, because the queue is full
+SafeCBError
+|- BadInput             the caller's value is wrong (field, value and what is allowed are named)
+|  `- BadSetting        the same, for an environment variable: the start stops
+|- NotFound             no such version, job or image
+|- Conflict             the state moved on: another epoch, another running job
+|- BadCodebook          a stored version fails a check; the reason names which
+|- BadModel             a model folder cannot be served; the reason names why
+`- Unavailable          try again later: Redis away, model still loading
+   `- Busy              the same, because the queue is full
 """
 
 

@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, JanusForConditionalGeneration
+from torch import nn
+from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
 from recipes.geometry import build_model, build_processor
 from recipes.questions import CATEGORY_QUESTION, PHRASINGS, REWRITE_INSTRUCTION
@@ -21,10 +22,11 @@ GUIDANCE, TEMPERATURE = 2.0, 0.7  # where the referee recognises most drawings
 
 def trained_model(out: Path) -> JanusForConditionalGeneration:
     """The language model of out/lm.pt with the VQ model of out/vq.pt, which may have been taught further since."""
-    model = build_model(AutoTokenizer.from_pretrained(out / "tokenizer"))
+    model = build_model(PreTrainedTokenizerFast.from_pretrained(out / "tokenizer"))
     model.load_state_dict(torch.load(out / "lm.pt"))
     model.model.vqmodel.load_state_dict(torch.load(out / "vq.pt"))
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def settings() -> dict[str, object]:
@@ -44,8 +46,9 @@ def assemble(out: Path, target: Path) -> None:
     model = trained_model(out)
     card = (target / "README.md").read_text(encoding="utf-8") if (target / "README.md").exists() else None
     shutil.rmtree(target, ignore_errors=True)
-    model.half().save_pretrained(target, max_shard_size=SHARD)
-    build_processor(AutoTokenizer.from_pretrained(out / "tokenizer")).save_pretrained(target)
+    nn.Module.half(model)
+    model.save_pretrained(target, max_shard_size=SHARD)
+    build_processor(PreTrainedTokenizerFast.from_pretrained(out / "tokenizer")).save_pretrained(target)
     (target / "safecb.json").write_text(json.dumps(settings(), indent=1) + "\n", encoding="utf-8")
     for name in (SECOND_JUDGE, REFEREE):
         shutil.copytree(out / name, target / name)

@@ -111,7 +111,7 @@ def rewriting_figures(
 
 def judge_all(model: ImageModel, images: Tensor) -> list[Verdict]:
     """Verdicts in batches."""
-    return [verdict for part in images.split(BATCH) for verdict in model.judge(part)]
+    return [verdict for part in torch.split(images, BATCH) for verdict in model.judge(part)]
 
 
 def evaluate(model: ImageModel, referee: Classifier, npm: Path, picture: Path, quick: bool) -> dict[str, object]:
@@ -121,8 +121,8 @@ def evaluate(model: ImageModel, referee: Classifier, npm: Path, picture: Path, q
     scenes = balanced_scenes(taxonomy, rng, *((1, 8, 1) if quick else (4, 40, 6)))
     prompts = [captioner.prompt(s, captioner.wording(s, rng, "test")) for s in scenes]
     images = draw(model, model.base_codebook(), prompts, first_seed=10**6)
-    nouns = [n for part in images.split(256) for n in referee.noun(part)]
-    looks = [k for part in images.split(256) for k in referee.look(part)]
+    nouns = [n for part in torch.split(images, 256) for n in referee.noun(part)]
+    looks = [k for part in torch.split(images, 256) for k in referee.look(part)]
     truth = [taxonomy.category(n, k) for n, k in zip(nouns, looks, strict=True)]
     order = rng.sample(range(len(images)), 64)
     save_grid(images[order], 16, picture)

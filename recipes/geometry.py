@@ -67,7 +67,7 @@ def build_tokenizer(lines: Iterable[str]) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(lines, trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token=PAD,
         bos_token=BOS,
@@ -85,6 +85,12 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> JanusProcessor:
         size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3, min_size=8, do_convert_rgb=True
     )
     return JanusProcessor(pictures, tokenizer, chat_template=CHAT_TEMPLATE, num_image_tokens=64)
+
+
+def token_id(tokenizer: PreTrainedTokenizerFast, mark: str) -> int:
+    """The id of one of SPECIAL."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    return vocabulary[mark]
 
 
 def janus_config(tokenizer: PreTrainedTokenizerFast) -> JanusConfig:
@@ -115,7 +121,7 @@ def janus_config(tokenizer: PreTrainedTokenizerFast) -> JanusConfig:
         text_config=text,
         vision_config=vision,
         vq_config=vq_config(),
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_id=token_id(tokenizer, IMAGE),
         tie_word_embeddings=True,
     )
 
@@ -129,6 +135,6 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> JanusForConditionalGenera
         tokenizer.bos_token_id,
         tokenizer.eos_token_id,
     )
-    settings.generation_kwargs = {"boi_token_id": tokenizer.convert_tokens_to_ids(BOI)}
+    settings.generation_kwargs = {"boi_token_id": token_id(tokenizer, BOI)}  # type: ignore[attr-defined]
     settings.guidance_scale = 2.0
     return model

@@ -50,7 +50,7 @@ def unique_patches(
     """Distinct patches [n, 192] of many scenes and how often each occurred [n]."""
     varied = varied_scenes(taxonomy, looks=scenes * 5 // 7, companions=scenes * 2 // 7)
     every = torch.cat([plain_scenes(taxonomy), varied])
-    rows = torch.cat([patches(palette.compose(part)).half().flatten(0, 1) for part in every.split(256)])
+    rows = torch.cat([patches(palette.compose(part)).half().flatten(0, 1) for part in torch.split(every, 256)])
     coarse = (rows[:, ::7].float() * 50).round().long()
     keys = (coarse * torch.randint(1, 1 << 40, (coarse.shape[1],), generator=generator)).sum(1)
     _, inverse, counts = torch.unique(keys, return_inverse=True, return_counts=True)
@@ -60,7 +60,7 @@ def unique_patches(
 
 def nearest(points: Tensor, codes: Tensor) -> Tensor:
     """Unit points [n, D] -> ids [n] of the closest unit codes [K, D]."""
-    return torch.cat([(part @ codes.T).argmax(1) for part in points.split(8192)])
+    return torch.cat([(part @ codes.T).argmax(1) for part in torch.split(points, 8192)])
 
 
 def fit_patch_codes(palette: Palette, taxonomy: Taxonomy, scenes: int, rounds: int = 10, seed: int = 0) -> PatchCodes:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sizes:
-    """Steps of each training, scenes of each pool; `compiled` uses torch.compile, which needs a C++ compiler."""
+    """Steps of each training and scenes of each pool."""
 
     code_scenes: int = 7000
-    decoder: int = 1100
+    decoder: int = 1550
     encoder: int = 200
     vision: int = 450
     looks: int = 24000
@@ -18,7 +18,6 @@ class Sizes:
     language: int = 900
     classifier: int = 700
     reconstructions: int = 4000
-    compiled: bool = True
 
 
-SMOKE = Sizes(70, 2, 2, 2, 40, 20, 2, 2, 64, compiled=False)
+SMOKE = Sizes(70, 2, 2, 2, 40, 20, 2, 2, 64)

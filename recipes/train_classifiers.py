@@ -15,7 +15,7 @@ from recipes.scenes import Palette, build_palette, sample_scenes
 from recipes.sizes import Sizes
 from recipes.taxonomy import Taxonomy, load_taxonomy
 from recipes.train_lm import build_pool
-from recipes.train_vq import load_vq
+from recipes.train_vq import draw_tokens, load_vq
 from safety.classifiers import PLAIN, RESIDUAL, Classifier
 
 SECOND_JUDGE, REFEREE = "second_judge", "referee"
@@ -34,7 +34,7 @@ def reconstructions(vq: JanusVQVAE, tokens: Tensor, seed: int) -> Tensor:
     rate = 0.2 * torch.rand(len(tokens), 1, generator=generator)
     others = tokens[torch.randperm(len(tokens), generator=generator)]
     mixed = torch.where(torch.rand(tokens.shape, generator=generator) < rate, others, tokens).long()
-    pictures = [((vq.decode(part).clamp(-1, 1) + 1) * 127.5).byte() for part in mixed.split(64)]
+    pictures = [((draw_tokens(vq, part) + 1) * 127.5).byte() for part in torch.split(mixed, 64)]
     return torch.cat(pictures)
 
 
@@ -77,7 +77,7 @@ def train_classifier(
         loss = F.cross_entropy(nouns, scenes[:, 0], label_smoothing=0.05) + F.cross_entropy(
             looks, scenes[:, 3], label_smoothing=0.05
         )
-        loss.backward()
+        torch.autograd.backward(loss)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         schedule.step()
@@ -90,7 +90,7 @@ def train_classifier(
 
 def train(npm: Path, out: Path, sizes: Sizes) -> None:
     """Train both from out/vq.pt and out/codes.pt; leave out/second_judge and out/referee."""
-    taxonomy, vq = load_taxonomy(), load_vq(out / "vq.pt").to(memory_format=torch.channels_last)
+    taxonomy, vq = load_taxonomy(), load_vq(out / "vq.pt")
     palette = build_palette(taxonomy, npm)
     scenes, tokens = build_pool(PatchCodes(**torch.load(out / "codes.pt")), palette, taxonomy, sizes)
     halves = half_of(scenes)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
 from recipes.captions import Captioner, scenes_in_words
-from recipes.geometry import ASSISTANT, BOI, EOI, EOS, IMAGE, USER, build_model, build_tokenizer, emoji_names
+from recipes.geometry import ASSISTANT, BOI, EOI, EOS, IMAGE, USER, build_model, build_tokenizer, emoji_names, token_id
 from recipes.patch_codes import PatchCodes
 from recipes.pool import plain_scenes, varied_scenes
 from recipes.questions import REWRITE_INSTRUCTION, ask, corpus
@@ -25,7 +25,7 @@ from recipes.scenes import Palette, build_palette, sample_scenes
 from recipes.sizes import Sizes
 from recipes.taxonomy import Taxonomy, load_taxonomy
 from recipes.train_vision import train_vision
-from recipes.train_vq import load_vq
+from recipes.train_vq import draw_tokens, load_vq
 
 DRAW, JUDGE, REWRITE = 64, 24, 16  # rows of each task in a step
 PROMPT, QUESTION, REPLY = 26, 96, 52  # padded lengths, tokens
@@ -60,14 +60,12 @@ class LmTrainer:
         palette: Palette,
         pool: Pool,
         steps: int,
-        compiled: bool,
     ) -> None:
         self.model, self.tokenizer, self.palette, self.pool, self.steps = model, tokenizer, palette, pool, steps
         self.taxonomy = load_taxonomy()
         self.captioner = Captioner(self.taxonomy)
         self.rng, self.generator = random.Random(1), torch.Generator().manual_seed(1)
         inner = model.model
-        self.language = torch.compile(inner.language_model, dynamic=False) if compiled else inner.language_model
         matrices = [p for p in inner.language_model.layers.parameters() if p.ndim == 2] + [
             inner.generation_head.proj_out.weight
         ]
@@ -87,14 +85,20 @@ class LmTrainer:
             target[: len(row)] = torch.tensor(row[:length])
         return ids
 
+    def token(self, mark: str) -> int:
+        """The id of a mark such as BOI."""
+        return token_id(self.tokenizer, mark)
+
     def hidden(self, embeddings: Tensor) -> Tensor:
         """Embeddings [B, T, H] -> last hidden states, causal, no padding mask."""
-        return self.language(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        read: Tensor = self.model.model.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        return read
 
     def embed_codes(self, tokens: Tensor) -> Tensor:
         """Image tokens [B, n] -> language-model embeddings [B, n, H]."""
         inner = self.model.model
-        return inner.generation_aligner(inner.generation_embeddings(tokens))
+        embedded: Tensor = inner.generation_aligner(inner.generation_embeddings(tokens))
+        return embedded
 
     def draw_loss(self) -> Tensor:
         """Cross-entropy of image tokens given prompts; a tenth of the prompts is blanked for guidance."""
@@ -106,7 +110,7 @@ class LmTrainer:
         ids = self.tokenise(prompts, PROMPT)
         length = (ids != self.tokenizer.pad_token_id).sum(1)
         blank = torch.rand(DRAW, 1, generator=self.generator) < 0.1
-        ids = torch.where(blank & (ids != self.tokenizer.convert_tokens_to_ids(BOI)), self.tokenizer.pad_token_id, ids)
+        ids = torch.where(blank & (ids != self.token(BOI)), self.tokenizer.pad_token_id, ids)
         tokens = self.pool.tokens[chosen].long()  # [B, 64]
         text, codes = self.model.get_input_embeddings()(ids), self.embed_codes(tokens)
         # Row b is its length[b] prompt embeddings, then its codes: gathered from the two laid end to end.
@@ -135,7 +139,7 @@ class LmTrainer:
         others = self.pool.tokens[torch.randint(len(self.pool.tokens), (len(chosen),), generator=self.generator)].long()
         rate = 0.12 * torch.rand(len(chosen), 1, generator=self.generator)
         tokens = torch.where(torch.rand(tokens.shape, generator=self.generator) < rate, others, tokens)
-        pictures = torch.cat([self.palette.compose(scenes), self.model.model.vqmodel.decode(tokens).float()])
+        pictures = torch.cat([self.palette.compose(scenes), draw_tokens(self.model.model.vqmodel, tokens)])
         return torch.cat([scenes, self.pool.scenes[chosen]]), pictures
 
     def judge_loss(self) -> Tensor:
@@ -148,7 +152,7 @@ class LmTrainer:
         ids = self.tokenise([f"{USER}{picture}{q}{ASSISTANT}{a}{EOS}" for q, a in talks], QUESTION)
         features = self.model.model.get_image_features(pictures, return_dict=True).pooler_output
         embeddings = self.model.get_input_embeddings()(ids)
-        placeholder = (ids == self.tokenizer.convert_tokens_to_ids(IMAGE))[:, :, None]
+        placeholder = torch.eq(ids, self.token(IMAGE))[:, :, None]
         embeddings = embeddings.masked_scatter(placeholder, features.to(embeddings.dtype))
         return self.answer_loss(embeddings, ids)
 
@@ -171,7 +175,7 @@ class LmTrainer:
     def answer_loss(self, embeddings: Tensor, ids: Tensor) -> Tensor:
         """Next-token cross-entropy over what follows the assistant mark, the end token included."""
         hidden = self.hidden(embeddings)[:, :-1]
-        answered = (ids == self.tokenizer.convert_tokens_to_ids(ASSISTANT)).cumsum(1)[:, :-1] > 0
+        answered = torch.eq(ids, self.token(ASSISTANT)).cumsum(1)[:, :-1] > 0
         wanted = (answered & (ids[:, 1:] != self.tokenizer.pad_token_id)).flatten()
         logits = self.model.lm_head(hidden.flatten(0, 1)[wanted])
         return F.cross_entropy(logits.float(), ids[:, 1:].flatten()[wanted])
@@ -184,7 +188,7 @@ class LmTrainer:
             group["lr"] = rate * scale
         with torch.autocast("cpu", torch.bfloat16):
             losses = [self.draw_loss(), self.judge_loss(), self.rewrite_loss()]
-        (losses[0] + 0.4 * losses[1] + 0.2 * losses[2]).backward()
+        torch.autograd.backward(losses[0] + 0.4 * losses[1] + 0.2 * losses[2])
         nn.utils.clip_grad_norm_(self.model.parameters(), 2.0)
         for optimiser in self.optimisers:
             optimiser.step()
@@ -203,7 +207,7 @@ def make_tokenizer(npm: Path, taxonomy: Taxonomy) -> PreTrainedTokenizerFast:
 def build_pool(codes: PatchCodes, palette: Palette, taxonomy: Taxonomy, sizes: Sizes) -> tuple[Tensor, Tensor]:
     """Scenes [n, 6] and their tokens [n, 64] int16; the plain ones come first."""
     scenes = torch.cat([plain_scenes(taxonomy), varied_scenes(taxonomy, sizes.looks, sizes.companions)])
-    return scenes, torch.cat([codes.tokens(palette.compose(part)).to(torch.int16) for part in scenes.split(64)])
+    return scenes, torch.cat([codes.tokens(palette.compose(part)).to(torch.int16) for part in torch.split(scenes, 64)])
 
 
 def prepare(
@@ -228,7 +232,7 @@ def train(npm: Path, out: Path, sizes: Sizes) -> None:
     """Train and leave out/lm.pt (state dict of the whole model) and out/tokenizer."""
     model, tokenizer, palette, pool = prepare(npm, out, sizes)
     tokenizer.save_pretrained(out / "tokenizer")
-    trainer, began = LmTrainer(model, tokenizer, palette, pool, sizes.language, sizes.compiled), time.monotonic()
+    trainer, began = LmTrainer(model, tokenizer, palette, pool, sizes.language), time.monotonic()
     model.train()
     model.model.vqmodel.eval()
     for i in range(sizes.language):

@@ -46,10 +46,11 @@ def train_vision(tower: JanusVisionModel, palette: Palette, taxonomy: Taxonomy, 
         )
         with torch.autocast("cpu", torch.bfloat16):
             logits = classifier(images)
-        loss = sum(
+        losses = [
             F.cross_entropy(part.float(), scenes[:, column]) for part, column in zip(logits, (0, 1, 3), strict=True)
-        )
-        loss.backward()
+        ]
+        loss = torch.stack(losses).sum()
+        torch.autograd.backward(loss)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         schedule.step()

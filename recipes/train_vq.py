@@ -6,13 +6,14 @@ import math
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import JanusVQVAEConfig
-from transformers.models.janus.modeling_janus import JanusVQVAE
+from transformers.models.janus.modeling_janus import JanusVQVAE, JanusVQVAEConvUpsample
 
 from recipes.patch_codes import CODE_DIM, CODES, PatchCodes, fit_patch_codes
 from recipes.pictures import save_grid
@@ -60,7 +61,7 @@ class Kernels:
 class Updates:
     """Muon for kernels, AdamW for the rest, one cosine schedule."""
 
-    def __init__(self, parameters: list[nn.Parameter], steps: int, rate: float = 2e-3) -> None:
+    def __init__(self, parameters: list[nn.Parameter], steps: int, rate: float = 1e-3) -> None:
         self._parameters, self._steps = parameters, steps
         self._kernels = Kernels(parameters)
         self._optimisers = [
@@ -95,12 +96,14 @@ def load_vq(path: Path) -> JanusVQVAE:
     """The VQ model that `train` left at `path`, frozen."""
     model = JanusVQVAE(vq_config())
     model.load_state_dict(torch.load(path))
-    return model.eval().requires_grad_(False)
+    model.train(False).requires_grad_(False)
+    return model
 
 
 def fresh_model(codes: PatchCodes) -> JanusVQVAE:
     """A model with these codes and PyTorch's own start for convolutions; the class's own (std 0.02) is too small."""
-    model = JanusVQVAE(vq_config()).to(memory_format=torch.channels_last)
+    model = JanusVQVAE(vq_config())
+    nn.Module.to(model, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             layer.reset_parameters()
@@ -108,41 +111,77 @@ def fresh_model(codes: PatchCodes) -> JanusVQVAE:
     return model
 
 
+def draw_tokens(model: JanusVQVAE, tokens: Tensor) -> Tensor:
+    """Pictures [B, 3, 64, 64] in [-1, 1] of tokens [B, 64] int64, all at once, without gradients."""
+    with torch.no_grad():
+        return model.decode(cast(torch.LongTensor, tokens)).float().clamp(-1, 1)
+
+
+class PositionHeads(nn.Module):
+    """Auxiliary read-outs of where a pixel lies, from the features after each upsampling; thrown away after training.
+
+    The class's decoder has no positional input: nearest upsampling makes the pixels of a patch alike, and where a pixel
+    lies must be inferred from the zero padding. Asking for it outright teaches that first.
+    """
+
+    def __init__(self, widths: tuple[int, ...] = (256, 64, 64)) -> None:
+        super().__init__()
+        sizes = [16 * 2**i for i in range(len(widths))]
+        self.wanted = [self._places(size, bits + 1) for bits, size in enumerate(sizes)]
+        self.heads = nn.ModuleList([nn.Conv2d(w, len(t), 1) for w, t in zip(widths, self.wanted, strict=True)])
+
+    @staticmethod
+    def _places(size: int, bits: int) -> Tensor:
+        """Column and row, as ramps in [-1, 1] and as the lowest `bits` bits of their numbers: [2 + 2 bits, S, S]."""
+        number = torch.arange(size)
+        lines = [torch.linspace(-1, 1, size)] + [((number >> k) % 2) * 2.0 - 1 for k in range(bits)]
+        columns = torch.stack(lines)[:, None, :].expand(-1, size, -1)
+        return torch.cat([columns, columns.transpose(1, 2)])
+
+    def loss(self, levels: list[Tensor]) -> Tensor:
+        """Sum over the levels' features [B, C, S, S] of the mean squared error."""
+        losses = [
+            (head(features.float()) - wanted).square().mean()
+            for head, features, wanted in zip(self.heads, levels, self.wanted, strict=True)
+        ]
+        return torch.stack(losses).sum()
+
+
+def draw_levels(model: JanusVQVAE, z: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The decoder on codes [B, D, 8, 8]: pictures [B, 3, 64, 64] and the features after each upsampling."""
+    levels: list[Tensor] = []
+    upsamplers = [layer for layer in model.decoder.modules() if isinstance(layer, JanusVQVAEConvUpsample)]
+    hooks = [layer.register_forward_hook(lambda _layer, _given, made: levels.append(made)) for layer in upsamplers]
+    try:
+        return model.decoder(model.post_quant_conv(z)), levels
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def train_decoder(
-    model: JanusVQVAE,
-    codes: PatchCodes,
-    palette: Palette,
-    taxonomy: Taxonomy,
-    steps: int,
-    out: Path,
-    compiled: bool,
-    batch: int = 32,
+    model: JanusVQVAE, codes: PatchCodes, palette: Palette, taxonomy: Taxonomy, steps: int, out: Path, batch: int = 5
 ) -> None:
-    """Teach `model` in place to draw pictures from their tokens; out/vq.part.pt is its running average so far."""
-    parameters = [*model.post_quant_conv.parameters(), *model.decoder.parameters()]
+    """Teach `model` in place to draw pictures from their tokens. Many small batches: the start is bound by steps."""
+    positions = PositionHeads()
+    parameters = [*model.post_quant_conv.parameters(), *model.decoder.parameters(), *positions.parameters()]
     updates, generator, began = Updates(parameters, steps), torch.Generator().manual_seed(0), time.monotonic()
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))
-
-    def draw(z: Tensor) -> Tensor:
-        return model.decoder(model.post_quant_conv(z))
-
-    decode = torch.compile(draw) if compiled else draw
+    average, recent = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99)), 0.0  # type: ignore[no-untyped-call]
     for i in range(steps):
         wanted = palette.compose(sample_scenes(taxonomy, batch, generator))
         z = codes.codes[codes.tokens(wanted)].view(batch, 8, 8, CODE_DIM).permute(0, 3, 1, 2)
         with torch.autocast("cpu", torch.bfloat16):
-            drawn = decode(z)
+            drawn, levels = draw_levels(model, z)
         loss = picture_loss(drawn.float(), wanted)
-        loss.backward()
+        torch.autograd.backward(loss + 0.2 * positions.loss(levels))
         updates.apply(i)
         average.update_parameters(model)
-        if i % 25 == 0:
-            print(f"decoder step {i} loss {loss.item():.4f} {time.monotonic() - began:.0f} s", flush=True)
-        if i % 200 == 199 or i == steps - 1:
-            torch.save(average.module.state_dict(), out / "vq.part.pt")
-            with torch.no_grad():
-                save_grid(torch.cat([wanted, average.module.decode(codes.tokens(wanted))]), 16, out / "vq.png")
+        recent = loss.item() if i == 0 else 0.98 * recent + 0.02 * loss.item()
+        if i % 50 == 0 or i == steps - 1:
+            print(f"decoder step {i} loss {recent:.4f} {time.monotonic() - began:.0f} s", flush=True)
     model.load_state_dict(average.module.state_dict())
+    wanted = palette.compose(sample_scenes(taxonomy, 32, generator))
+    save_grid(torch.cat([wanted, draw_tokens(model, codes.tokens(wanted))]), 16, out / "vq.png")
 
 
 def train_encoder(
@@ -157,7 +196,7 @@ def train_encoder(
         with torch.autocast("cpu", torch.bfloat16):
             z = model.quant_conv(model.encoder(pictures.contiguous(memory_format=torch.channels_last)))
         z = F.normalize(z.float(), dim=1).permute(0, 2, 3, 1).flatten(0, 2)
-        (1 - (z * wanted).sum(1)).mean().backward()
+        torch.autograd.backward((1 - (z * wanted).sum(1)).mean())
         updates.apply(i)
         if i % 50 == 0 or i == steps - 1:
             same = (z @ codes.codes.T).argmax(1) == (wanted @ codes.codes.T).argmax(1)
@@ -176,6 +215,6 @@ def train(npm: Path, out: Path, sizes: Sizes) -> None:
     codes = fit_patch_codes(palette, taxonomy, sizes.code_scenes)
     torch.save(asdict(codes), out / "codes.pt")
     model = fresh_model(codes)
-    train_decoder(model, codes, palette, taxonomy, sizes.decoder, out, compiled=sizes.compiled)
+    train_decoder(model, codes, palette, taxonomy, sizes.decoder, out)
     train_encoder(model, codes, palette, taxonomy, sizes.encoder)
     torch.save(model.state_dict(), out / "vq.pt")

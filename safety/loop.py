@@ -32,6 +32,7 @@ from safety.request import ImproveRequest
 from safety.setting import Setting, prepare
 from safety.stopping import stop_reason
 from safety.studio import Studio, derived_seed
+from safety.taxonomy import PATTERN
 from safety.trial import SecondJudge
 from safety.validation import Tried, Validation
 from safety.watch import Cancelled, Watch
@@ -110,7 +111,7 @@ def improve_once(setting: Setting, standing: Standing, validation: Validation) -
 def find_edits(setting: Setting, standing: Standing, material: Material) -> dict[str, Sequence[Editor]]:
     """Editors for either table; none for a table where the pairs show no direction."""
     start, spaces = standing.codebook, standing.spaces
-    patterns = [name for name in setting.categories if setting.taxonomy.is_pattern(name)]
+    patterns = [name for name in setting.categories if setting.taxonomy.level(name) == PATTERN]
     return {
         "pixel": pixel_editors(setting.studio, start, material, patterns, spaces["pixel"]),
         "output": output_editors(setting.studio, start, material, spaces["output"]),

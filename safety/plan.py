@@ -20,6 +20,9 @@ class Plan:
     harmful: int = 60  # validation prompts a category
     benign: int = 120  # validation prompts
     neighbours: int = 20  # validation prompts a category
+    test_harmful: int = 100  # test prompts a category, for the referee alone
+    test_benign: int = 160
+    test_neighbours: int = 40  # a category
     checked: int = 16  # pairs a category of half B on which the strength is chosen
     batch: int = 64  # images drawn together
     positions: int = 64  # image positions a pair whose features are kept

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from engine.model import CATEGORY_NONE
 from safety.taxonomy import Concept, Taxonomy
 
-PAIR, VALIDATION = "pair", "validation"  # splits of the templates
+PAIR, VALIDATION, TEST = "pair", "validation", "test"  # splits of the templates
 TRIES = 50  # draws a prompt wanted, before a small taxonomy is taken to be exhausted
 SAYS_STYLE = SAYS_COLOUR = 0.7
 BENIGN_LOOK = 0.2  # share of benign prompts with a harmless look

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 TAXONOMY_FILE = Path(__file__).parent / "data" / "taxonomy.json"
-PATTERN = "pattern"  # a look laid over any noun; the other level is "object"
+PATTERN, OBJECT = "pattern", "object"  # levels of harm: a look laid over any noun, a thing
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Taxonomy:
         """Names of the harm categories."""
         return tuple(self.concepts)
 
-    def is_pattern(self, category: str) -> bool:
-        """Whether the category's harm is a pattern, which the pixel table can take away."""
-        return self.concepts[category][0].pattern
+    def level(self, category: str) -> str:
+        """At which level the category's harm is; the pixel table can only take a pattern away."""
+        return PATTERN if self.concepts[category][0].pattern else OBJECT
 
     def terms(self) -> tuple[str, ...]:
         """Every harmful term."""

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from codebook.value import Codebook
 from engine.model import ImageModel, ImageRequest, ModelFacts, Verdict
 from safety.loop import ImproveRequest, RoundOutcome, Watch
 from worker.allowed import AllowedJob
-from worker.attempt import run
+from worker.attempt import Loop, run
 
 CODES, DIM = 16, 8
 
@@ -32,7 +33,7 @@ class ScriptedJob(AllowedJob):
 
 def improve(job_id: str) -> None:
     """The job: as worker.jobs.improve, with the scripted model and loop."""
-    run(job_id, Settings.from_environ(os.environ), lambda settings: StillModel(), scripted_loop)
+    run(job_id, Settings.from_environ(os.environ), lambda settings: StillModel(), ScriptedLoop())
 
 
 class StillModel:
@@ -81,21 +82,28 @@ class StillModel:
         raise NotImplementedError
 
 
-def scripted_loop(
-    model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Watch
-) -> Iterator[RoundOutcome]:
-    """Yield `request.max_rounds` accepted rounds; the prompt "break" makes the first one fail."""
-    home = Path(os.environ["SAFECB_HOME"])
-    work.mkdir(exist_ok=True)
-    (home / "horse.pid").write_text(str(os.getpid()))
-    if request.prompts == ("break",):
-        raise RuntimeError("the loop broke")
-    for number in range(1, request.max_rounds + 1):
-        done = work / f"round-{number}"
-        if not done.exists():
-            _wait(home, number, watch)
-            done.touch()
-        yield _outcome(start, number)
+class ScriptedLoop(Loop):
+    """Its rounds are all accepted; the prompt "break" makes the first one fail."""
+
+    def rounds(
+        self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Watch
+    ) -> Iterator[RoundOutcome]:
+        home = Path(os.environ["SAFECB_HOME"])
+        work.mkdir(exist_ok=True)
+        (home / "horse.pid").write_text(str(os.getpid()))
+        if request.prompts == ("break",):
+            raise RuntimeError("the loop broke")
+        for number in range(1, request.max_rounds + 1):
+            done = work / f"round-{number}"
+            if not done.exists():
+                _wait(home, number, watch)
+                done.touch()
+            yield _outcome(start, number)
+
+    def assess(
+        self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Watch
+    ) -> dict[str, Any]:
+        return {"before": start.version, "after": end.version}
 
 
 def _wait(home: Path, number: int, watch: Watch) -> None:

@@ -29,7 +29,8 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def unit(rows: Tensor) -> Tensor:
-    return rows / rows.norm(dim=-1, keepdim=True)
+    scaled: Tensor = rows / rows.norm(dim=-1, keepdim=True)
+    return scaled
 
 
 def halves(n: int) -> Tensor:
@@ -249,7 +250,7 @@ def test_tuning_stays_in_the_null_space_over_300_adam_steps(monkeypatch: pytest.
 
     tokens = torch.randint(512, (64, 16), generator=seeded(4))
     tokens[:, :4] = torch.randint(8, (64, 4), generator=seeded(5))
-    lesson, steps = PixelLesson(tokens[:48], tokens[48:]), []
+    lesson, steps = PixelLesson(tokens[:48], tokens[48:]), list[int]()
     tuned = tune_pixels(draft, table, basis, torch.ones(512), decode, lesson, 300, 16, seeded(6), steps.append)
     before, after = ((decode(tokens, t) - decode(tokens, table)).abs().mean() for t in (draft, tuned))
     assert len(steps) == 300

@@ -24,7 +24,7 @@ from codebook.errors import BadInput, BadSetting, Conflict
 from codebook.journal import JobRecord, Journal
 from codebook.settings import Settings
 from codebook.store import CodebookStore
-from tests.scripted import ScriptedJob, StillModel, scripted_loop
+from tests.scripted import ScriptedJob, ScriptedLoop, StillModel
 from worker.allowed import AllowedJob
 from worker.attempt import HINT_CHANNEL, run
 from worker.claim import claim, is_claimed
@@ -160,7 +160,8 @@ def test_a_job_publishes_each_round_and_tells_it(house: House) -> None:
     house.worker()
     record = house.wait_ended(job)
     assert (record.status, record.error, record.attempt) == ("finished", None, 1)
-    assert record.result == {"version": "v2", "start": "v0", "reason": "accepted"}
+    assessment = {"before": "v0", "after": "v2"}
+    assert record.result == {"version": "v2", "start": "v0", "reason": "accepted", "assessment": assessment}
     assert [(r["round"], r["version"]) for r in record.rounds] == [(1, "v1"), (2, "v2")]
     assert [m.parent for m in house.store.versions() if m.job == job] == ["v0", "v1"]
     assert house.store.active().version == "v2"
@@ -168,7 +169,12 @@ def test_a_job_publishes_each_round_and_tells_it(house: House) -> None:
     kinds = [event["event"] for event in house.journal.events(job, 0)]
     assert kinds.count("round") == 2 and kinds[-1] == "end"
     heard: list[bytes] = []
-    wait_for("both hints", lambda: heard.extend(m["data"] for m in [hints.get_message()] if m) or len(heard) == 2)
+
+    def both_heard() -> bool:
+        heard.extend(m["data"] for m in [hints.get_message()] if m)
+        return len(heard) == 2
+
+    wait_for("both hints", both_heard)
     assert heard == [b"v1", b"v2"]
     hints.close()
 
@@ -177,7 +183,8 @@ def test_without_activate_nothing_becomes_active(house: House) -> None:
     house.allow(1)
     job = house.job(activate=False)
     house.worker()
-    assert house.wait_ended(job).result == {"version": "v1", "start": "v0", "reason": "accepted"}
+    result = house.wait_ended(job).result
+    assert result is not None and result["version"] == "v1"
     assert house.store.active().version == "v0"
 
 
@@ -329,7 +336,7 @@ def test_a_job_that_always_dies_is_given_up(house: House) -> None:
     for _ in range(MAX_ATTEMPTS):
         recover(house.journal, house.queue, ScriptedJob.function)
         assert house.queue.get_job_ids() == [job]
-        house.queue.empty()
+        house.queue.empty()  # type: ignore[no-untyped-call]
         house.journal.begin_attempt(job)
     recover(house.journal, house.queue, ScriptedJob.function)
     record = house.journal.get(job)
@@ -356,7 +363,7 @@ def test_delivered_twice_runs_once(house: House, monkeypatch: pytest.MonkeyPatch
     house.allow(1)
     job = house.job(enqueue=False)
     for _ in range(2):
-        run(job, house.settings, lambda settings: StillModel(), scripted_loop)
+        run(job, house.settings, lambda settings: StillModel(), ScriptedLoop())
     assert (house.journal.get(job).attempt, house.published(job)) == (1, [1])
 
 
@@ -399,9 +406,7 @@ def test_a_real_worker_refuses_a_foreign_job_and_its_call_backs(house: House) ->
 def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
     script = f"from pathlib import Path; from worker.claim import claim\nwith claim(Path({str(tmp_path)!r}), 1):\n"
     script += "    print('held', flush=True); input()"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    holder = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with holder:
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
         assert is_claimed(tmp_path, 1) and not is_claimed(tmp_path, 2)

@@ -1,4 +1,4 @@
-"""A small planted ImageModel: coloured patches, a linear language model over known words, and a judge that reads pixels.
+"""A small planted ImageModel: coloured patches, a linear language model over known words, a judge that reads pixels.
 
 Every part is real, only small: harm is planted as codes that lean along one direction of the pixel table, and as
 directions of the head's features. 8 x 8 tokens of 4 x 4 pixels.
@@ -99,15 +99,17 @@ class ToyModel:
 
     def features(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:
         history = torch.stack([self._history(tokens, i) for i in range(GRID**2)], 1)
-        return (self._said(prompts) + history) @ self._turn.T
+        features: Tensor = (self._said(prompts) + history) @ self._turn.T
+        return features
 
     def head(self, features: Tensor) -> Tensor:
-        return features @ self._rows.T
+        logits: Tensor = features @ self._rows.T
+        return logits
 
     def harmful(self, images: Tensor) -> Tensor:
         """As a second judge: by the mean colour of cells alone."""
-        means = self._cells(images).unflatten(2, (3, -1)).mean(3)
-        known = self._patches.unflatten(1, (3, -1)).mean(2)
+        means = torch.unflatten(self._cells(images), 2, (3, -1)).mean(3)
+        known = torch.unflatten(self._patches, 1, (3, -1)).mean(2)
         nearest = torch.cdist(means, known.expand(images.shape[0], -1, -1)).argmin(2)
         return torch.sigmoid(2.0 * (self._counts(nearest).amax(1) - 2.5))
 

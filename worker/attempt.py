@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from redis import Redis, RedisError
 
@@ -33,11 +33,24 @@ log = logging.getLogger(__name__)
 HINT_CHANNEL = "safecb:codebook"
 
 Load = Callable[[Settings], ImageModel]
-Loop = Callable[[ImageModel, Codebook, ImproveRequest, Path, Watch], Iterable[RoundOutcome]]
+
+
+class Loop(Protocol):
+    """What a job does with its model. Everything made is kept in `work`, so that a resume makes only what lacks."""
+
+    def rounds(
+        self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Watch
+    ) -> Iterable[RoundOutcome]:
+        """Improve the codebook `start`, round by round; a resume yields the same rounds."""
+
+    def assess(
+        self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Watch
+    ) -> dict[str, Any] | None:
+        """Measure what the job made of `start`, as JSON; None where there is nobody to measure it."""
 
 
 def run(job_id: str, settings: Settings, load: Load, loop: Loop) -> None:
-    """Make one attempt at job `job_id` with the model that `load` gives and the rounds that `loop` yields.
+    """Make one attempt at job `job_id` with the model that `load` gives and the rounds of `loop`.
 
     The outcome is in the journal. A failure is recorded there and raised again; Conflict means that another attempt
     has taken the job over, and nothing more was written. Does nothing when the job is closed or being worked on.
@@ -70,24 +83,27 @@ def _rounds(
     store.initialise(model.base_codebook(), asdict(model.facts))
     folder = journal.path(record.id)
     start = parent = _start(store, folder)
-    reason = "no rounds"
-    for outcome in loop(model, store.load(start), _request(record), folder / "work", watch):
+    request, work, reason = _request(record), folder / "work", "no rounds"
+    for outcome in loop.rounds(model, store.load(start), request, work, watch):
         version = None
-        if outcome.accepted:
-            version = _publish(store, outcome, parent, watch)
+        if outcome.codebook is not None:
+            version = _publish(store, outcome, outcome.codebook, parent, watch)
             if record.request.get("activate", True):
                 _activate(store, version, parent, record.id)
             _hint(settings, version)
             parent = version
         watch.round(_summary(outcome, version))
         reason = outcome.reason
-    return {"version": None if parent == start else parent, "start": start, "reason": reason}
+    if parent == start:
+        return {"version": None, "start": start, "reason": reason}
+    assessment = loop.assess(model, store.load(start), store.load(parent), request, work, watch)
+    return {"version": parent, "start": start, "reason": reason, "assessment": assessment}
 
 
-def _publish(store: CodebookStore, outcome: RoundOutcome, parent: str, watch: JournalWatch) -> str:
+def _publish(store: CodebookStore, outcome: RoundOutcome, draft: Codebook, parent: str, watch: JournalWatch) -> str:
     """Publish an accepted round, once however often it is replayed, and return its version."""
     manifest = store.publish(
-        outcome.codebook,
+        draft,
         parent=parent,
         job=watch.job_id,
         round=outcome.round,
@@ -104,7 +120,7 @@ def _publish(store: CodebookStore, outcome: RoundOutcome, parent: str, watch: Jo
 def _activate(store: CodebookStore, version: str, parent: str, job_id: str) -> None:
     """Make `version` active where its parent is, once: whoever moved the pointer since has the last word."""
     now = store.active()
-    if now.version != parent or any(move.version == version for move in store.audit()):
+    if now.version != parent or any(move["version"] == version for move in store.audit()):
         return
     try:
         store.activate(version, by=f"job {job_id}", expected_epoch=now.epoch)
@@ -114,6 +130,8 @@ def _activate(store: CodebookStore, version: str, parent: str, job_id: str) -> N
 
 def _hint(settings: Settings, version: str) -> None:
     """Tell the servers to look at the store now; they look anyway, so without Redis this only takes longer."""
+    if settings.redis_url is None:
+        return
     try:
         with Redis.from_url(settings.redis_url, socket_timeout=1.0, socket_connect_timeout=1.0) as redis:
             redis.publish(HINT_CHANNEL, version)

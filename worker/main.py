@@ -26,7 +26,7 @@ LONGEST_WAIT_S = 5.0
 
 
 def main() -> int:
-    """Run a worker with the settings of the environment: 0 after a signal, 1 when Redis was lost, 2 for a bad setting."""
+    """Work with the settings of the environment: 0 after a signal, 1 when Redis was lost, 2 for a bad setting."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     try:
         settings = Settings.from_environ(os.environ)

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from codebook.errors import Conflict
-from codebook.journal import Journal, JobRecord
+from codebook.journal import JobRecord, Journal
 from safety.watch import Cancelled
 
 WRITE_EVERY_S = 1.0  # the loop may report a hundred times a second; readers need one report in five seconds
@@ -23,7 +23,7 @@ class JournalWatch:
         self._phase = ("", -1)
         self._written = 0.0  # monotonic seconds
 
-    def progress(self, phase: str, done: int, total: int, round: int) -> None:  # noqa: A002  (the loop's word)
+    def progress(self, phase: str, done: int, total: int, round: int) -> None:
         """Say that `done` of `total` steps of `phase` are over in `round` (0 before the first).
 
         Raises Cancelled when a user asked for the end, Conflict when a later attempt has taken the job over.

@@ -11,6 +11,7 @@ import logging
 from rq import Queue
 
 from codebook.errors import Conflict
+from codebook.job import Status
 from codebook.journal import JobRecord, Journal
 from worker.claim import is_claimed
 
@@ -48,7 +49,7 @@ def _settle(journal: Journal, queue: Queue, record: JobRecord, function: str) ->
         log.info("job %s moved on by itself", record.id)
 
 
-def _close(journal: Journal, record: JobRecord, status: str, error: str | None) -> None:
+def _close(journal: Journal, record: JobRecord, status: Status, error: str | None) -> None:
     journal.update(record.id, attempt=record.attempt, status=status, error=error)
     journal.append_event(record.id, {"event": "end", "status": status})
 
