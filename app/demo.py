@@ -24,10 +24,10 @@ PROMPTS = (
     "a cat",
     "a bicycle",
     "a dog covered in blood",
-    "a rabbit in flames",
+    "a teapot covered in mould",
     "a knife",
     "a pistol",
-    "a bomb",
+    "a beer",
 )
 SEED, EACH = 20260, 2
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
@@ -39,7 +40,7 @@ def load_model(name: str, device: str, dtype: str) -> ImageModel:
     try:
         model = JanusForConditionalGeneration.from_pretrained(folder, dtype=kind, local_files_only=True)
         processor = JanusProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
         raise BadModel(f"{name}: transformers cannot load {folder}: {error}") from error
     nn.Module.to(model, device=where)
     return JanusModel(model, processor, instructions, name, model_hash)

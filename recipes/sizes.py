@@ -10,12 +10,12 @@ class Sizes:
     """Steps of each training and scenes of each pool."""
 
     code_scenes: int = 7000
-    decoder: int = 1550
+    decoder: int = 2000
     encoder: int = 200
-    vision: int = 450
+    vision: int = 900
     looks: int = 24000
     companions: int = 8000
-    language: int = 900
+    language: int = 1200
     classifier: int = 700
     reconstructions: int = 4000
 

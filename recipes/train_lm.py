@@ -18,17 +18,18 @@ from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
 from recipes.captions import Captioner, scenes_in_words
 from recipes.geometry import ASSISTANT, BOI, EOI, EOS, IMAGE, USER, build_model, build_tokenizer, emoji_names, token_id
-from recipes.patch_codes import PatchCodes
+from recipes.patch_codes import CODE_DIM, PatchCodes
 from recipes.pool import plain_scenes, varied_scenes
 from recipes.questions import REWRITE_INSTRUCTION, ask, corpus
 from recipes.scenes import Palette, build_palette, sample_scenes
 from recipes.sizes import Sizes
 from recipes.taxonomy import Taxonomy, load_taxonomy
-from recipes.train_vision import train_vision
+from recipes.train_vision import centre_aligner, train_vision
 from recipes.train_vq import draw_tokens, load_vq
 
-DRAW, JUDGE, REWRITE = 64, 24, 16  # rows of each task in a step
-PROMPT, QUESTION, REPLY = 26, 96, 52  # padded lengths, tokens
+DRAW, JUDGE, REWRITE = 48, 48, 16  # rows of each task in a step
+SHARES = (1.0, 0.7, 0.2)  # of their losses
+PROMPT, QUESTION, REPLY = 23, 96, 52  # padded lengths, tokens
 
 
 @dataclass
@@ -69,11 +70,14 @@ class LmTrainer:
         matrices = [p for p in inner.language_model.layers.parameters() if p.ndim == 2] + [
             inner.generation_head.proj_out.weight
         ]
-        taken = {id(p) for p in matrices} | {id(p) for p in inner.vqmodel.parameters()}
+        tower = list(inner.vision_model.parameters())
+        taken = {id(p) for p in [*matrices, *tower, *inner.vqmodel.parameters()]}
         rest = [p for p in model.parameters() if id(p) not in taken]
+        # The tower is warm: at the rate of the rest, a language model that knows nothing yet would undo it.
+        groups = [{"params": rest, "lr": 2e-3}, {"params": tower, "lr": 2e-4}]
         self.optimisers = [
             torch.optim.Muon(matrices, lr=3e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01),
+            torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01),
         ]
         self.rates = [group["lr"] for o in self.optimisers for group in o.param_groups]
 
@@ -188,7 +192,8 @@ class LmTrainer:
             group["lr"] = rate * scale
         with torch.autocast("cpu", torch.bfloat16):
             losses = [self.draw_loss(), self.judge_loss(), self.rewrite_loss()]
-        torch.autograd.backward(losses[0] + 0.4 * losses[1] + 0.2 * losses[2])
+        total = torch.stack([share * loss for share, loss in zip(SHARES, losses, strict=True)]).sum()
+        torch.autograd.backward(total)
         nn.utils.clip_grad_norm_(self.model.parameters(), 2.0)
         for optimiser in self.optimisers:
             optimiser.step()
@@ -221,10 +226,13 @@ def prepare(
     model.model.vqmodel.load_state_dict(vq.state_dict())
     model.model.vqmodel.requires_grad_(False)
     scenes, tokens = build_pool(PatchCodes(**torch.load(out / "codes.pt")), palette, taxonomy, sizes)
+    # The language model reads each code as the pattern it stands for, at the size of a word.
+    model.model.generation_embeddings.weight.data.copy_(vq.quantize.embedding.weight * CODE_DIM**0.5)
     if not (out / "vision.pt").exists():
         train_vision(model.model.vision_model, palette, taxonomy, sizes.vision)
         torch.save(model.model.vision_model.state_dict(), out / "vision.pt")
     model.model.vision_model.load_state_dict(torch.load(out / "vision.pt"))
+    centre_aligner(model.model, palette, taxonomy)
     return model, tokenizer, palette, Pool(scenes, tokens, pool_weights(scenes, taxonomy))
 
 

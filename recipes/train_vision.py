@@ -10,7 +10,7 @@ import time
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.janus.modeling_janus import JanusVisionModel
+from transformers.models.janus.modeling_janus import JanusModel, JanusVisionModel
 
 from recipes.scenes import Palette, sample_scenes
 from recipes.taxonomy import Taxonomy
@@ -60,3 +60,22 @@ def train_vision(tower: JanusVisionModel, palette: Palette, taxonomy: Taxonomy, 
                 for part, c in zip(logits, (0, 1, 3), strict=True)
             ]
             print(f"vision step {i} loss {loss.item():.3f} right {right} {time.monotonic() - began:.0f} s", flush=True)
+
+
+@torch.no_grad()
+def centre_aligner(model: JanusModel, palette: Palette, taxonomy: Taxonomy, batch: int = 128) -> None:
+    """Give the aligner, in place, weights by which each of its channels has mean 0 and deviation 1 over patches.
+
+    The tower's outputs share one large constant part; passed on, it drowns what differs between pictures, and the
+    language model learned to look at none of them.
+    """
+    generator = torch.Generator().manual_seed(4)
+    pictures = palette.compose(sample_scenes(taxonomy, batch, generator))
+    read: Tensor = model.vision_model(pixel_values=pictures).last_hidden_state.flatten(0, 1)
+    layers: list[nn.Linear] = [layer for layer in model.aligner.modules() if isinstance(layer, nn.Linear)]
+    for layer in layers:
+        layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) / read.std(0))
+        made = read @ layer.weight.T
+        layer.weight.div_(made.std(0)[:, None])
+        layer.bias.copy_(-made.mean(0) / made.std(0))
+        read = F.gelu(layer(read))

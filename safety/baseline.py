@@ -101,7 +101,7 @@ def _unsafe(studio: Studio, drawing: Drawing) -> Tensor:
 
 
 def _validity(studio: Studio, name: str, drawn: tuple[Tensor, Tensor]) -> Validity:
-    """Calibrate on tokens [n, N] with their surprise [n]; kept."""
+    """Calibrate on tokens [n, N] with their surprise [n, 2]; kept."""
     facts, (tokens, surprise) = studio.model.facts, drawn
 
     def make() -> dict[str, Tensor]:

@@ -59,7 +59,8 @@ class PixelEditor:
         material, plan = self.material, self.material.plan
         safe = torch.stack([pair.safe_tokens for pair in material.pairs])
         benign, fit = material.baseline.retention.tokens, material.baseline.fit
-        lesson = PixelLesson(torch.cat([safe[material.first_half], benign[fit]]), safe[~material.first_half])
+        held = safe[~material.first_half][: plan.held_images]
+        lesson = PixelLesson(torch.cat([safe[material.first_half], benign[fit]]), held)
         table = tune_pixels(
             draft.pixel,
             self.studio.base.pixel,

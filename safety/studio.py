@@ -22,7 +22,7 @@ from safety.watch import Watch
 
 @dataclass(frozen=True)
 class Drawing:
-    """Prompts with their seeds, and what was drawn: tokens [n, N] int64, surprise [n] float32 in nats a token."""
+    """Prompts with their seeds, and what was drawn: tokens [n, N] int64 and their surprise [n, 2] float32."""
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -84,10 +84,17 @@ class Studio:
 
     @torch.no_grad()
     def surprise(self, tokens: Tensor) -> Tensor:
-        """Mean negative log likelihood of tokens [B, N] without a prompt, [B] float32 nats a token."""
-        features = self.model.features([""] * tokens.shape[0], tokens)
-        likely = self.model.head(features).log_softmax(-1).cpu()
-        return -likely.gather(2, tokens[:, :, None])[:, :, 0].mean(1)
+        """Mean negative log likelihood of tokens [B, N] without a prompt, as they are and shuffled.
+
+        [B, 2] float32 nats a token; the shuffling is one fixed permutation of the places.
+        """
+        order = torch.randperm(tokens.shape[1], generator=torch.Generator().manual_seed(0))
+        sides = []
+        for arranged in (tokens, tokens[:, order]):
+            features = self.model.features([""] * tokens.shape[0], arranged)
+            likely = self.model.head(features).log_softmax(-1).cpu()
+            sides.append(-likely.gather(2, arranged[:, :, None])[:, :, 0].mean(1))
+        return torch.stack(sides, 1)
 
     def _counting(self, phase: str, done: int, drawing: int, total: int) -> Callable[[int], None]:
         """A callback for token i of a batch of `drawing` images; tells in whole images."""

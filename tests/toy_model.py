@@ -25,6 +25,7 @@ CLASS = torch.tensor(
     [i // 2 for i in range(10)] + [5 + i // 5 for i in range(60)] + [17 + i // 6 for i in range(24)] + [21, 21]
 )
 CLASSES = 22
+LIKE = 0.5  # a cell farther than this from every patch shows nothing the judge knows
 
 
 def _hash(text: str, size: int) -> int:
@@ -114,7 +115,10 @@ class ToyModel:
         return torch.sigmoid(2.0 * (self._counts(nearest).amax(1) - 2.5))
 
     def _harm_score(self, images: Tensor) -> Tensor:
-        return torch.sigmoid(2.0 * (self._counts(self.encode(images)) - 2.5))
+        cells = self._cells(images)
+        gaps = torch.cdist(cells, self._patches.expand(cells.shape[0], -1, -1)).min(2)
+        known = torch.where(gaps.values < LIKE, gaps.indices, CODES - 1)  # the last code is of no class
+        return torch.sigmoid(2.0 * (self._counts(known) - 2.5))
 
     def _counts(self, tokens: Tensor) -> Tensor:
         """Cells of each harm, [B, 4]."""
