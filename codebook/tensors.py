@@ -22,17 +22,14 @@ _ZERO_NORM = 1e-8  # a row this short has no direction left to normalise
 
 
 def pack(codebook: Codebook) -> dict[str, Tensor]:
-    """Return the tensors of a codebook by name: contiguous copies on the CPU, dtypes as they are.
-
-    All are float32 but `output.router.bias`, a float64 scalar, so that the router's Python float returns exactly.
-    """
+    """Return the tensors of a codebook by name: contiguous copies on the CPU, dtypes as they are."""
     tensors = {"pixel": codebook.pixel}
     if (edit := codebook.output) is not None:
         tensors |= {"output.basis": edit.basis, "output.mean": edit.mean}
         tensors |= {"output.down": edit.down, "output.up": edit.up}
         if edit.router is not None:
             tensors["output.router.weight"] = edit.router.weight
-            tensors["output.router.bias"] = torch.tensor(edit.router.bias, dtype=torch.float64)
+            tensors["output.router.bias"] = edit.router.bias
     return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
 
 
@@ -42,7 +39,7 @@ def unpack(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> C
     if "output.basis" in tensors:
         router = None
         if "output.router.weight" in tensors:
-            router = Router(tensors["output.router.weight"], float(tensors["output.router.bias"]))
+            router = Router(tensors["output.router.weight"], tensors["output.router.bias"])
         basis, mean, down, up = (tensors[f"output.{name}"] for name in ("basis", "mean", "down", "up"))
         output = OutputEdit(basis, mean, down, up, router)
     return Codebook(version, identity.family, identity.model_hash, tensors["pixel"], output)
@@ -53,9 +50,8 @@ def check(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> No
     if set(tensors) not in _LAYOUTS:
         raise BadCodebook(version, "tensors", f"holds {sorted(tensors)}")
     for name, tensor in tensors.items():
-        expected = torch.float64 if name == "output.router.bias" else torch.float32
-        if tensor.dtype != expected:
-            raise BadCodebook(version, "dtype", f"{name} is {tensor.dtype}, not {expected}")
+        if tensor.dtype != torch.float32:
+            raise BadCodebook(version, "dtype", f"{name} is {tensor.dtype}, not {torch.float32}")
     for name, shape in _shapes(identity, tensors).items():
         if tuple(tensors[name].shape) != shape:
             raise BadCodebook(version, "shape", f"{name} is {list(tensors[name].shape)}, not {list(shape)}")
@@ -90,7 +86,8 @@ def _shapes(identity: Identity, tensors: Mapping[str, Tensor]) -> dict[str, tupl
         shapes |= {"output.basis": (width, rank), "output.mean": (width,)}
         shapes |= {"output.down": (width, tuned), "output.up": (tuned, width)}
         if "output.router.weight" in tensors:
-            shapes |= {"output.router.weight": (width,), "output.router.bias": ()}
+            probes = tensors["output.router.bias"].numel()
+            shapes |= {"output.router.weight": (probes, width), "output.router.bias": (probes,)}
     return shapes
 
 

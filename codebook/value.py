@@ -14,14 +14,18 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Router:
-    """A linear probe that decides, once an image, whether the output edit applies to it.
+    """Linear probes, one a harm, that decide once an image whether the output edit applies to it.
 
-    weight: [M] float32; bias: float. The edit applies where weight @ (g0 - mean) + bias > 0 for the feature g0 that
-    predicts the first image token under the prompt. Elsewhere the base tables apply, bit for bit.
+    weight: [p, M] float32; bias: [p] float32. The edit applies where any of weight @ (g0 - mean) + bias > 0 for the
+    feature g0 that predicts the first image token under the prompt. Elsewhere the base tables apply, bit for bit.
     """
 
     weight: Tensor
-    bias: float
+    bias: Tensor
+
+    def fires(self, centred: Tensor) -> Tensor:
+        """Bool [B], on their device: which of the features g0 - mean, [B, M] float32, some probe takes for harm."""
+        return (centred @ self.weight.to(centred.device).T + self.bias.to(centred.device) > 0).any(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +58,7 @@ class OutputEdit:
         if self.router is None:
             return torch.ones(first_features.shape[0], dtype=torch.bool, device=first_features.device)
         centred = first_features.float() - self.mean.to(first_features.device)
-        return centred @ self.router.weight.to(first_features.device) + self.router.bias > 0
+        return self.router.fires(centred)
 
 
 @dataclass(frozen=True, eq=False)

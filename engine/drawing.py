@@ -49,6 +49,11 @@ class Drawer:
             rest = self._language.read(self._codes[tokens[:, :-1]], context)
             return self._features(torch.cat([first[:, None], rest], 1))
 
+    def first_features(self, prompts: Sequence[str]) -> Tensor:
+        """The features [B, M] float32 that predict the first token after the prompts."""
+        with torch.no_grad():
+            return self._features(self._language.begin([self._chat.drawing(p) for p in prompts], 0)[0])
+
     def head(self, features: Tensor) -> Tensor:
         """Features [.., M] -> logits [.., K] float32; differentiable in `features`."""
         table = self._head.vision_head

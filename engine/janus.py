@@ -94,6 +94,10 @@ class JanusModel(ImageModel):
         """See ImageModel; a plain tensor without history, to which autograd may attach."""
         return self._drawer.features(prompts, tokens)
 
+    def first_features(self, prompts: Sequence[str]) -> Tensor:
+        """See ImageModel."""
+        return self._drawer.first_features(prompts)
+
     def head(self, features: Tensor) -> Tensor:
         """See ImageModel."""
         return self._drawer.head(features)

@@ -127,5 +127,8 @@ class ImageModel(Protocol):
         An empty prompt string gives the unconditional features.
         """
 
+    def first_features(self, prompts: Sequence[str]) -> Tensor:
+        """The features [B, M] float32 that predict the first image token after each prompt."""
+
     def head(self, features: Tensor) -> Tensor:
         """Features [.., M] -> logits [.., K] by the model's own output table; differentiable in `features`."""

@@ -14,6 +14,8 @@ from typing import Any
 
 from recipes.taxonomy import TAXONOMY_FILE, Taxonomy
 
+FILLED = 0.5  # share of training prompts with fillers
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -46,6 +48,7 @@ class Captioner:
         self.taxonomy = taxonomy
         self.templates: dict[str, list[str]] = data["templates"]
         self._style_forms, self._background_forms = data["style_forms"], data["background_forms"]
+        self._fillers: dict[str, list[str]] = data["fillers"]
         self._names: dict[str, list[tuple[str, str]]] = {}
         for noun in data["nouns"]:
             forms = [noun, *noun["synonyms"]]
@@ -61,6 +64,8 @@ class Captioner:
         if (says_style and "{style}" not in template) or (says_colour and "{background}" not in template):
             template = rng.choice([t for t in self.templates[split] if "{style}" in t])
         varied = split == "train"
+        if varied and rng.random() < FILLED:
+            template = self._filled(template, rng)
         return Wording(
             template,
             rng.choice(self._style_forms) if says_style else "",
@@ -69,6 +74,14 @@ class Captioner:
             rng.randint(1, 2) if varied and rng.random() < 0.3 else 0,
             varied and rng.random() < 0.06,
         )
+
+    def _filled(self, template: str, rng: random.Random) -> str:
+        """The template among words that mean nothing for the picture, so that unseen ones are taken for such."""
+        before, after = (rng.choice(self._fillers[side]) for side in ("before", "after"))
+        kind = rng.random()
+        if kind < 0.6:
+            return f"{before} {template}"
+        return f"{template}, {after}" if kind < 0.8 else f"{before} {template} {after}"
 
     def subject(self, scene: Scene, wording: Wording) -> str:
         """The noun phrase: "a red apple and a star", "a cat covered in snow"."""

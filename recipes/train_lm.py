@@ -29,7 +29,7 @@ from recipes.train_vq import draw_tokens, load_vq
 
 DRAW, JUDGE, REWRITE = 48, 48, 16  # rows of each task in a step
 SHARES = (1.0, 0.7, 0.2)  # of their losses
-PROMPT, QUESTION, REPLY = 23, 96, 52  # padded lengths, tokens
+PROMPT, QUESTION, REPLY = 32, 96, 68  # padded lengths, tokens
 
 
 @dataclass

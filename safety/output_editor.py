@@ -14,6 +14,7 @@ from torch import Tensor
 
 from codebook.errors import SafeCBError
 from codebook.value import Codebook, OutputEdit, Router
+from safety.contexts import Contexts
 from safety.gates.g7_null_space import output_moved
 from safety.material import Material
 from safety.output_update import leading_part, refit
@@ -80,7 +81,9 @@ def _edit_of(codebook: Codebook) -> OutputEdit:
     return codebook.output
 
 
-def output_editors(studio: Studio, start: Codebook, material: Material, taken: Sequence[Tensor]) -> list[OutputEditor]:
+def output_editors(
+    studio: Studio, start: Codebook, material: Material, contexts: Contexts, taken: Sequence[Tensor]
+) -> list[OutputEditor]:
     """One editor, or none where no category shows a direction; taken: [M, k] spaces of the rounds before."""
     differences, bases = material.evidence.text_differences(), list[Tensor]()
     found: dict[str, Any] = {}
@@ -95,23 +98,24 @@ def output_editors(studio: Studio, start: Codebook, material: Material, taken: S
     if not bases:
         return []
     basis = join([*taken, interleave(bases)], largest_rank(differences.shape[1]))
-    router = _router(material)
+    router = _router(material, contexts)
     found["router"] = _fires(router, material)
     return [OutputEditor(studio, start, material, basis, router, found)]
 
 
-def _router(material: Material) -> Router:
-    """Fitted on half A and the fitting half of the benign prompts, with its threshold from the other halves."""
-    baseline, half = material.baseline, material.first_half
-    harmful, safe = material.evidence.first()
-    benign = torch.cat([safe[half], baseline.first[baseline.fit]])
-    held = torch.cat([safe[~half], baseline.first[~baseline.fit]])
-    return fit_router(harmful[half], benign, harmful[~half], held, baseline.mean)
+def _router(material: Material, contexts: Contexts) -> Router:
+    """A probe for each category that is edited; the benign images of the baseline join the benign prompts."""
+    baseline, names = material.baseline, material.categories
+    harmful, benign = contexts.sides(names, held=False)
+    held_harmful, held_benign = contexts.sides(names, held=True)
+    benign = torch.cat([benign, baseline.first[baseline.fit]])
+    held_benign = torch.cat([held_benign, baseline.first[~baseline.fit]])
+    return fit_router(harmful, benign, held_harmful, held_benign, baseline.mean)
 
 
 def _fires(router: Router, material: Material) -> dict[str, float]:
     """Share of held-out prompts on which the router fires, harmful and benign."""
     baseline, held = material.baseline, ~material.first_half
     sides = {"harmful": material.evidence.first()[0][held], "benign": baseline.first[~baseline.fit]}
-    fired = {name: (rows - baseline.mean) @ router.weight + router.bias > 0 for name, rows in sides.items()}
+    fired = {name: router.fires(rows - baseline.mean) for name, rows in sides.items()}
     return {name: float(flags.double().mean()) for name, flags in fired.items()}

@@ -1,6 +1,7 @@
 """How big each step of a run is: counts of prompts, pairs and training steps.
 
-The default takes about ten minutes on two cores where an image takes 0.12 s to draw and 0.03 s to judge.
+With the embedded model on two cores (0.06 s an image to draw, 0.02 s each to decode and to judge) a first round takes
+about seven minutes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ class Plan:
     least_pairs: int = 50  # kept pairs, over all rounds, under which a category is not edited
     pair_prompts: int = 144  # harmful prompts a category and round that may be drawn to get them
     retention: int = 540  # benign prompts: code counts, benign features, calibration of validity
+    contexts: int = 300  # prompts a category that the router learns from, and twice as many benign ones
     canaries: int = 200  # half harmful, half benign
     harmful: int = 50  # validation prompts a category
     benign: int = 90  # validation prompts
@@ -26,9 +28,9 @@ class Plan:
     checked: int = 16  # pairs a category of half B on which the strength is chosen
     batch: int = 64  # images drawn together
     positions: int = 64  # image positions a pair whose features are kept
-    tuned_rank: int = 64  # rank of the tuned part of an output edit
+    tuned_rank: int = 128  # rank of the tuned part of an output edit
     held_images: int = 32  # images of half B that stop the tuning of the pixel table
     pixel_steps: int = 24
-    output_steps: int = 120
+    output_steps: int = 200
     tuning_batch: int = 16  # images a step for the pixel table
     tuning_rows: int = 1024  # features a step for the output table

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from codebook.errors import BadInput
 from safety.baseline import Baseline, take_baseline
+from safety.contexts import Contexts, read_contexts
 from safety.gates.g9_hygiene import refuse_shared
 from safety.gates.result import GateResult
 from safety.plan import Plan
@@ -37,6 +38,7 @@ class Setting:
     writer: PromptWriter
     panel: Panel
     baseline: Baseline
+    contexts: Contexts
     hygiene: GateResult
 
     def fresh_prompts(self) -> dict[str, tuple[Prompt, ...]]:
@@ -57,9 +59,20 @@ def prepare(studio: Studio, request: ImproveRequest, plan: Plan) -> Setting:
     writer = PromptWriter(taxonomy, random.Random(request.seed))
     panel = Panel.of(_groups(writer, categories, plan), request.seed)
     retention, canaries = writer.benign(PAIR, plan.retention), _canaries(writer, categories, plan.canaries // 2)
-    hygiene = refuse_shared({"validation": panel.prompts, "benign": retention, "canaries": canaries, "pairs": given})
+    routed = {name: writer.harmful(name, PAIR, plan.contexts) for name in categories}
+    routed_benign = writer.benign(PAIR, 2 * plan.contexts)
+    hygiene = refuse_shared(
+        {
+            "validation": panel.prompts,
+            "benign": retention,
+            "canaries": canaries,
+            "contexts": [*routed_benign, *(prompt for group in routed.values() for prompt in group)],
+            "pairs": given,
+        }
+    )
     baseline = take_baseline(studio, retention, canaries, plan, request.seed)
-    return Setting(studio, plan, request.seed, taxonomy, categories, given, writer, panel, baseline, hygiene)
+    contexts = read_contexts(studio, routed, routed_benign)
+    return Setting(studio, plan, request.seed, taxonomy, categories, given, writer, panel, baseline, contexts, hygiene)
 
 
 def _chosen(request: ImproveRequest, taxonomy: Taxonomy) -> tuple[str, ...]:

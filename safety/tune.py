@@ -19,10 +19,10 @@ from safety.pixel_update import nearest_distances
 EDGES = 0.5  # lp: weight of the distance between image gradients
 DRIFT = 0.01  # ld: weight of the drift penalty
 PIXEL_RATE = 0.005  # of the mean distance between neighbouring codes, an Adam step
-OUTPUT_RATE = 3e-4
+OUTPUT_RATE = 1e-3
 BENIGN_WEIGHT = 0.25
 CHECK_EVERY = 10
-PATIENCE = 3  # checks on half B without gain before the end
+PATIENCE = 5  # checks on half B without gain before the end
 
 
 @dataclass(frozen=True)

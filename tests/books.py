@@ -27,7 +27,7 @@ def pixel_draft(seed: int) -> Codebook:
 def output_edit(seed: int, *, routed: bool = True) -> OutputEdit:
     """Return an output edit of rank k = 2, tuned rank r = 3."""
     basis = torch.linalg.qr(_noise(seed, 6, 2)).Q
-    router = Router(_noise(seed + 1, 6), 0.1) if routed else None
+    router = Router(_noise(seed + 1, 2, 6), _noise(seed + 5, 2)) if routed else None
     return OutputEdit(basis, _noise(seed + 2, 6), _noise(seed + 3, 6, 3), _noise(seed + 4, 3, 6), router)
 
 

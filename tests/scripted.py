@@ -78,6 +78,9 @@ class StillModel:
     def features(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def first_features(self, prompts: Sequence[str]) -> Tensor:
+        raise NotImplementedError
+
     def head(self, features: Tensor) -> Tensor:
         raise NotImplementedError
 

@@ -23,6 +23,7 @@ SMALL = Plan(
     least_pairs=50,
     pair_prompts=96,
     retention=500,
+    contexts=200,
     canaries=40,
     harmful=40,
     benign=30,

@@ -104,6 +104,7 @@ def test_teacher_forced_features_are_those_of_drawing(model: ImageModel) -> None
     tokens = drawn(model, *(request(prompt, temperature=0.0, guidance=1.0) for prompt in PROMPTS))
     logits = model.head(model.features(PROMPTS, tokens))
     assert torch.equal(logits.argmax(-1), tokens)
+    assert torch.allclose(model.first_features(PROMPTS), model.features(PROMPTS, tokens)[:, 0], atol=1e-5)
 
 
 def test_an_image_follows_from_its_own_request(model: ImageModel) -> None:
@@ -144,7 +145,7 @@ def edited(model: ImageModel, bias: float | None) -> Codebook:
     width = model.facts.feature_dim
     noise = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(width, width // 2, generator=noise)).Q
-    router = None if bias is None else Router(torch.zeros(width), bias)
+    router = None if bias is None else Router(torch.zeros(2, width), torch.tensor([bias, -1.0]))
     zero = torch.zeros(width)
     return replace(model.base_codebook(), output=OutputEdit(basis, zero, zero[:, None], zero[None], router))
 

@@ -27,6 +27,7 @@ PLAN = Plan(
     least_pairs=20,
     pair_prompts=48,
     retention=160,
+    contexts=60,
     canaries=40,
     harmful=16,
     benign=30,

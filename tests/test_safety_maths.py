@@ -308,18 +308,17 @@ def test_strength_counts_directions() -> None:
 
 def test_router_fires_on_harm_and_spares_benign_prompts() -> None:
     benign, harmful, _, _ = planted_features()
-    router = fit_router(harmful[:500], benign[500:1000], harmful[1000:1500], benign[1500:], benign.mean(0))
-    fired = [
-        float(((rows - benign.mean(0)) @ router.weight + router.bias > 0).double().mean()) for rows in (harmful, benign)
-    ]
+    router = fit_router([harmful[:500]], benign[500:1000], [harmful[1000:1500]], benign[1500:], benign.mean(0))
+    fired = [float(router.fires(rows - benign.mean(0)).double().mean()) for rows in (harmful, benign)]
     assert fired[0] > 0.95 and fired[1] <= 0.02
 
 
 def test_router_prefers_benign_prompts_where_nothing_separates() -> None:
     benign = torch.randn(2000, 16, generator=seeded())
     mean = benign.mean(0)
-    router = fit_router(benign[:500], benign[500:1000], benign[1000:1500], benign[1500:], mean)
-    fired = ((benign[1500:] - mean) @ router.weight + router.bias > 0).double().mean()
+    parts = torch.split(benign[:1000], 250)
+    router = fit_router(parts[:2], parts[2], parts[2:], benign[1000:], mean)
+    fired = router.fires(benign[1000:] - mean).double().mean()
     assert float(fired) <= MOST_BENIGN
 
 

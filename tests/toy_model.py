@@ -103,6 +103,9 @@ class ToyModel:
         features: Tensor = (self._said(prompts) + history) @ self._turn.T
         return features
 
+    def first_features(self, prompts: Sequence[str]) -> Tensor:
+        return self.features(prompts, torch.zeros(len(prompts), GRID**2, dtype=torch.int64))[:, 0]
+
     def head(self, features: Tensor) -> Tensor:
         logits: Tensor = features @ self._rows.T
         return logits

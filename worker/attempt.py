@@ -31,6 +31,7 @@ from worker.recovery import UNFINISHED
 log = logging.getLogger(__name__)
 
 HINT_CHANNEL = "safecb:codebook"
+DEFAULT_ROUNDS = 2  # on two cores a round of the embedded model takes about seven minutes
 
 Load = Callable[[Settings], ImageModel]
 
@@ -155,7 +156,7 @@ def _request(record: JobRecord) -> ImproveRequest:
     return ImproveRequest(
         prompts=_tuple(wanted.get("prompts")),
         categories=_tuple(wanted.get("categories")),
-        max_rounds=wanted.get("max_rounds") or 8,
+        max_rounds=wanted.get("max_rounds") or DEFAULT_ROUNDS,
         seed=zlib.crc32(record.id.encode()) if seed is None else seed,
     )
 
