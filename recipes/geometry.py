@@ -130,6 +130,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> JanusForConditionalGenera
     """A fresh model with the generation settings its own `generate` needs."""
     model = JanusForConditionalGeneration(janus_config(tokenizer))
     settings = model.generation_config
+    settings._from_model_config = False  # or loading would drop the next lines
     settings.pad_token_id, settings.bos_token_id, settings.eos_token_id = (
         tokenizer.pad_token_id,
         tokenizer.bos_token_id,
