@@ -132,7 +132,8 @@ class House:
             process.kill()
             process.wait()
         with suppress(FileNotFoundError, ProcessLookupError):
-            self.kill_horse()
+            if self.horse() != os.getpid():  # a test that made its attempt in this process
+                self.kill_horse()
         self.redis.close()
 
 
