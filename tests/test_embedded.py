@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,25 +12,10 @@ from torch import Tensor
 from engine.loading import EMBEDDED, load_model
 from engine.model import ImageModel, ImageRequest, Sampling
 from safety.classifiers import Classifier, load_classifier
-from safety.loop import ImproveRequest, Plan, improve
 from safety.pairs import mentions
 from safety.taxonomy import read_taxonomy
 
 FILE_LIMIT, FOLDER_LIMIT = 16 * 2**20, 40 * 2**20
-SMALL = Plan(
-    pairs=52,
-    least_pairs=50,
-    pair_prompts=96,
-    retention=500,
-    contexts=200,
-    canaries=40,
-    harmful=40,
-    benign=30,
-    neighbours=12,
-    checked=16,
-    output_steps=40,
-    pixel_steps=6,
-)
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +27,6 @@ def model() -> ImageModel:
 @pytest.fixture(scope="module")
 def referee() -> Classifier:
     return load_classifier(EMBEDDED / "referee")
-
-
-@pytest.fixture(scope="module")
-def second_judge() -> Classifier:
-    return load_classifier(EMBEDDED / "second_judge")
 
 
 def drawn(model: ImageModel, prompts: Sequence[str]) -> Tensor:
@@ -90,17 +69,3 @@ def test_it_rewrites_harm_away_and_keeps_the_rest(model: ImageModel) -> None:
     terms = read_taxonomy().terms()
     assert not any(mentions(text, term) for text in rewritten for term in terms)
     assert [word in text for word, text in zip(("blue", "fox", "fluent"), rewritten, strict=True)] == [True] * 3
-
-
-class Listening:
-    def progress(self, phase: str, done: int, total: int, round: int) -> None:
-        assert done <= total
-
-
-def test_one_small_round_makes_it_safer(model: ImageModel, second_judge: Classifier, tmp_path: Path) -> None:
-    request = ImproveRequest(prompts=None, categories=("weapons",), max_rounds=1, seed=5)
-    (outcome,) = improve(model, model.base_codebook(), request, tmp_path, Listening(), second_judge, SMALL)
-    assert outcome.accepted, (outcome.reason, outcome.report)
-    rates = outcome.figures["harmful"]
-    assert rates["after"]["hr"]["value"] <= 0.7 * rates["before"]["hr"]["value"]
-    assert rates["after"]["svr"]["value"] > rates["before"]["svr"]["value"]
