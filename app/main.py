@@ -7,11 +7,14 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from typing import NoReturn
 
 from app import demo, serve
 from app.client import Client
 from codebook.errors import SafeCBError
 from codebook.settings import Settings
+
+EVALUATE = "evaluate"  # has options of its own
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,14 +22,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="safecb", description="Text to image with a safer codebook.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (help_text, _) in COMMANDS.items():
-        commands.add_parser(name, help=help_text)
-    chosen: str = parser.parse_args(arguments).command
-    return COMMANDS[chosen][1]()
+        commands.add_parser(name, help=help_text, add_help=name != EVALUATE)
+    asked, rest = parser.parse_known_args(arguments)
+    if asked.command == EVALUATE:
+        become("worker.evaluate", rest)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return COMMANDS[asked.command][1]()
+
+
+def become(module: str, arguments: Sequence[str] = ()) -> NoReturn:
+    """Go on as another module of the project: this package imports neither worker nor safety."""
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
 
 
 def worker() -> int:
     """Become the worker: for a machine of its own, with SAFECB_REDIS_URL set."""
-    os.execv(sys.executable, [sys.executable, "-m", "worker.main"])
+    become("worker.main")
 
 
 def improve() -> int:
@@ -43,6 +55,7 @@ COMMANDS: Mapping[str, tuple[str, Callable[[], int]]] = {
     "serve": ("start Redis, a worker and the server", serve.main),
     "worker": ("start a worker alone", worker),
     "improve": ("run an improve job on the running server", improve),
+    EVALUATE: ("measure codebooks on a file of prompts", lambda: become("worker.evaluate")),
     "demo": ("show the main job on the running server", demo.main),
 }
 

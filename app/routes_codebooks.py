@@ -17,7 +17,6 @@ from app.report_page import page
 from app.schemas import Activate, Compare, Comparison, Rollback
 from app.service import Service
 from codebook.store import ActiveRecord, Manifest
-from engine.model import Sampling
 
 router = APIRouter(prefix="/codebooks", tags=["codebooks"], dependencies=[Depends(check_caller)])
 
@@ -81,7 +80,7 @@ def activate(version: str, service: ServiceOf, asked: Activate | None = None) ->
 async def compare(asked: Compare, service: ServiceOf) -> Comparison:
     """Draw one prompt under two versions with the same seed, and tell where the pixels differ."""
     facts = service.engine.facts
-    sampling = Sampling(chosen_seed(asked.seed), facts.guidance, facts.temperature)
+    sampling = facts.sampling(chosen_seed(asked.seed))
     versions = [(version, f"versions.{index}") for index, version in enumerate(asked.versions)]
     left, right = await draw(service, asked.prompt, versions, sampling)
     return await run_in_threadpool(compared, facts.model_id, left, right)

@@ -17,7 +17,8 @@ from codebook.value import Codebook
 class Identity:
     """One store, one model.
 
-    codes, code_dim: the pixel table is [K, D]. feature_dim: M of an output edit; None where the facts do not tell it.
+    codes, code_dim: the pixel table is [K, D]. feature_dim: M of an output edit, hidden_dim: H of its
+    router; None where the facts do not tell them.
     facts: what else the engine said about the model, as JSON; kept for people, not checked.
     """
 
@@ -26,21 +27,25 @@ class Identity:
     codes: int
     code_dim: int
     feature_dim: int | None
+    hidden_dim: int | None
     facts: dict[str, Any]
 
     @classmethod
     def of(cls, base: Codebook, facts: Mapping[str, Any]) -> Identity:
-        """Return the identity of the model whose own codebook is `base`; `facts` may tell its `feature_dim`.
+        """Return the identity of the model whose own codebook is `base`.
 
-        Raises BadCodebook (shape) unless the pixel table has two axes, BadInput for a `feature_dim` that is no size.
+        `facts` may tell its `feature_dim` and `hidden_dim`.
+
+        Raises BadCodebook (shape) unless the pixel table has two axes, BadInput for a dim that is no size.
         """
         if base.pixel.dim() != 2:
             raise BadCodebook(base.version, "shape", f"pixel is {list(base.pixel.shape)}, not [K, D]")
-        feature_dim = facts.get("feature_dim")
-        if feature_dim is not None and (type(feature_dim) is not int or feature_dim < 1):
-            raise BadInput("facts.feature_dim", feature_dim, "a whole number from 1, or nothing")
+        widths = {name: facts.get(name) for name in ("feature_dim", "hidden_dim")}
+        for name, width in widths.items():
+            if width is not None and (type(width) is not int or width < 1):
+                raise BadInput(f"facts.{name}", width, "a whole number from 1, or nothing")
         codes, code_dim = base.pixel.shape
-        return cls(base.family, base.model_hash, codes, code_dim, feature_dim, dict(facts))
+        return cls(base.family, base.model_hash, codes, code_dim, **widths, facts=dict(facts))
 
     def check(self, version: str, family: str, model_hash: str) -> None:
         """Raise BadCodebook (family, model_hash) unless both are those of this model."""

@@ -16,8 +16,9 @@ from codebook.identity import Identity
 from codebook.value import Codebook, OutputEdit, Router
 
 _EDIT = {"output.basis", "output.mean", "output.down", "output.up"}
-_ROUTER = {"output.router.weight", "output.router.bias"}
+_ROUTER = {"output.router.weight", "output.router.bias", "output.router.expert"}
 _LAYOUTS = ({"pixel"}, {"pixel"} | _EDIT, {"pixel"} | _EDIT | _ROUTER)
+_WHOLE = {"output.router.expert"}  # the tensors of whole numbers
 _ZERO_NORM = 1e-8  # a row this short has no direction left to normalise
 
 
@@ -28,8 +29,7 @@ def pack(codebook: Codebook) -> dict[str, Tensor]:
         tensors |= {"output.basis": edit.basis, "output.mean": edit.mean}
         tensors |= {"output.down": edit.down, "output.up": edit.up}
         if edit.router is not None:
-            tensors["output.router.weight"] = edit.router.weight
-            tensors["output.router.bias"] = edit.router.bias
+            tensors |= {f"output.router.{name}": tensor for name, tensor in vars(edit.router).items()}
     return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
 
 
@@ -39,25 +39,29 @@ def unpack(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> C
     if "output.basis" in tensors:
         router = None
         if "output.router.weight" in tensors:
-            router = Router(tensors["output.router.weight"], tensors["output.router.bias"])
+            router = Router(*(tensors[f"output.router.{name}"] for name in ("weight", "bias", "expert")))
         basis, mean, down, up = (tensors[f"output.{name}"] for name in ("basis", "mean", "down", "up"))
         output = OutputEdit(basis, mean, down, up, router)
     return Codebook(version, identity.family, identity.model_hash, tensors["pixel"], output)
 
 
 def check(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> None:
-    """Raise BadCodebook (tensors, dtype, shape, finite, zero_rows) unless `tensors` can serve the model."""
+    """Raise BadCodebook (tensors, dtype, shape, finite, expert, zero_rows) unless `tensors` can serve the model."""
     if set(tensors) not in _LAYOUTS:
         raise BadCodebook(version, "tensors", f"holds {sorted(tensors)}")
     for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32:
-            raise BadCodebook(version, "dtype", f"{name} is {tensor.dtype}, not {torch.float32}")
+        wanted = torch.int64 if name in _WHOLE else torch.float32
+        if tensor.dtype != wanted:
+            raise BadCodebook(version, "dtype", f"{name} is {tensor.dtype}, not {wanted}")
     for name, shape in _shapes(identity, tensors).items():
         if tuple(tensors[name].shape) != shape:
             raise BadCodebook(version, "shape", f"{name} is {list(tensors[name].shape)}, not {list(shape)}")
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise BadCodebook(version, "finite", f"{name} holds NaN or infinity")
+    experts = tensors.get("output.router.expert", torch.zeros(0))
+    if bool(((experts < 0) | (experts >= _size(tensors.get("output.basis"), 0))).any()):
+        raise BadCodebook(version, "expert", "the router names an expert that the edit has not")
     short = int((tensors["pixel"].norm(dim=1) <= _ZERO_NORM).sum())
     if short:
         raise BadCodebook(version, "zero_rows", f"{short} rows of the pixel table are zero")
@@ -78,18 +82,21 @@ def codebook_hash(codebook: Codebook) -> str:
 
 
 def _shapes(identity: Identity, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return the shape each tensor must have; its ranks k and r are the version's own, read from `basis` and `down`."""
+    """Return the shape each tensor must have; experts, probes and the ranks k and r are the version's own."""
     shapes: dict[str, tuple[int, ...]] = {"pixel": (identity.codes, identity.code_dim)}
     if "output.basis" in tensors:
-        width = tensors["output.mean"].numel() if identity.feature_dim is None else identity.feature_dim
-        rank, tuned = _last_size(tensors["output.basis"]), _last_size(tensors["output.down"])
-        shapes |= {"output.basis": (width, rank), "output.mean": (width,)}
-        shapes |= {"output.down": (width, tuned), "output.up": (tuned, width)}
-        if "output.router.weight" in tensors:
-            probes = tensors["output.router.bias"].numel()
-            shapes |= {"output.router.weight": (probes, width), "output.router.bias": (probes,)}
+        width = identity.feature_dim or tensors["output.mean"].numel()
+        experts, rank = _size(tensors["output.basis"], 0), _size(tensors["output.basis"], -1)
+        tuned = _size(tensors["output.down"], -1)
+        shapes |= {"output.basis": (experts, width, rank), "output.mean": (width,)}
+        shapes |= {"output.down": (experts, width, tuned), "output.up": (experts, tuned, width)}
+    if "output.router.weight" in tensors:
+        width = identity.hidden_dim or _size(tensors["output.router.weight"], -1)
+        probes = tensors["output.router.bias"].numel()
+        shapes |= {"output.router.weight": (probes, width)}
+        shapes |= {"output.router.bias": (probes,), "output.router.expert": (probes,)}
     return shapes
 
 
-def _last_size(tensor: Tensor) -> int:
-    return tensor.shape[-1] if tensor.dim() else 0
+def _size(tensor: Tensor | None, axis: int) -> int:
+    return tensor.shape[axis] if tensor is not None and tensor.dim() else 0

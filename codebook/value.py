@@ -11,31 +11,45 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+NO_EXPERT = -1
+
 
 @dataclass(frozen=True, eq=False)
 class Router:
-    """Linear probes, one a harm, that decide once an image whether the output edit applies to it.
+    """Linear probes, one a harm, that decide once an image which expert of the output edit applies to it, if any.
 
-    weight: [p, M] float32; bias: [p] float32. The edit applies where any of weight @ (g0 - mean) + bias > 0 for the
-    feature g0 that predicts the first image token under the prompt. Elsewhere the base tables apply, bit for bit.
+    A probe looks at every token of the prompt as the language model has read it and sums up where it sees its harm:
+
+        score = log sum_t exp(weight h_t + bias), over the prompt's tokens t
+
+    weight: [p, H] float32; bias: [p] float32; expert: [p] int64, whose harm each probe looks for. The expert of the
+    highest score above 0 applies; where none is, the base tables do, bit for bit.
     """
 
     weight: Tensor
     bias: Tensor
+    expert: Tensor
 
-    def fires(self, centred: Tensor) -> Tensor:
-        """Bool [B], on their device: which of the features g0 - mean, [B, M] float32, some probe takes for harm."""
-        return (centred @ self.weight.to(centred.device).T + self.bias.to(centred.device) > 0).any(1)
+    def scores(self, states: Tensor, seen: Tensor) -> Tensor:
+        """Score [B, p] float32 of prompts: last hidden states [B, T, H], bool [B, T] False at padding."""
+        weight, bias = self.weight.to(states.device), self.bias.to(states.device)
+        each = states.float() @ weight.T + bias
+        return each.masked_fill(~seen[:, :, None], -torch.inf).logsumexp(1)
+
+    def choose(self, states: Tensor, seen: Tensor) -> Tensor:
+        """The expert of each prompt, [B] int64, or NO_EXPERT; arguments as in `scores`."""
+        best = self.scores(states, seen).max(1)
+        return torch.where(best.values > 0, self.expert.to(states.device)[best.indices], NO_EXPERT)
 
 
 @dataclass(frozen=True, eq=False)
 class OutputEdit:
-    """A low-rank edit of the output table, applied to the features g [.., M] instead of to the K rows of W.
+    """A low-rank edit of the output table by e experts, applied to the features g [.., M] instead of to K rows of W.
 
-    basis: [M, k] float32, orthonormal columns: the Harmful Space, removed from g
-    mean:  [M] float32: the benign mean feature, the point the space is centred on
-    down:  [M, r] float32, up: [r, M] float32: the tuned part; it reads the harmless remainder only
-    router: None applies the edit to every image
+    basis: [e, M, k] float32, orthonormal or zero columns: each expert's Harmful Space, removed from g
+    mean:  [M] float32: the benign mean feature, the point the spaces are centred on
+    down:  [e, M, r] float32, up: [e, r, M] float32: the tuned parts; each reads its harmless remainder only
+    router: None applies the first expert to every image
 
         x = g - mean;  h = x - basis basis^T x;  g' = mean + h + h down up;  logits = W g' + bias
     """
@@ -46,19 +60,19 @@ class OutputEdit:
     up: Tensor
     router: Router | None = None
 
-    def apply(self, features: Tensor) -> Tensor:
-        """Return the edited features, same shape [.., M], dtype and device as `features`."""
-        basis, mean, down, up = (t.to(features) for t in (self.basis, self.mean, self.down, self.up))
+    def apply(self, features: Tensor, expert: int = 0) -> Tensor:
+        """Return the features edited by one expert, same shape [.., M], dtype and device as `features`."""
+        tables = (self.basis[expert], self.mean, self.down[expert], self.up[expert])
+        basis, mean, down, up = (t.to(features) for t in tables)
         centred = features - mean
         harmless = centred - (centred @ basis) @ basis.T
         return mean + harmless + (harmless @ down) @ up
 
-    def routes(self, first_features: Tensor) -> Tensor:
-        """Return bool [B]: to which images the edit applies, from their first features [B, M]."""
+    def choose(self, states: Tensor, seen: Tensor) -> Tensor:
+        """The expert for each prompt, [B] int64, or NO_EXPERT; arguments as in Router.scores."""
         if self.router is None:
-            return torch.ones(first_features.shape[0], dtype=torch.bool, device=first_features.device)
-        centred = first_features.float() - self.mean.to(first_features.device)
-        return self.router.fires(centred)
+            return torch.zeros(states.shape[0], dtype=torch.int64, device=states.device)
+        return self.router.choose(states, seen)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusModel
 
-from codebook.value import OutputEdit
+from codebook.value import NO_EXPERT, OutputEdit
 from engine.language import LanguageStack
 from engine.model import ImageRequest
 from engine.prompting import Chat
 from engine.sampling import choose
 
-Routed = list[tuple[OutputEdit, Tensor]]  # an edit and the int64 rows it applies to, from the first token to the last
+# An edit, its expert, and the int64 rows it applies to, from the first token to the last.
+Routed = list[tuple[OutputEdit, int, Tensor]]
 
 
 class Drawer:
@@ -45,14 +46,15 @@ class Drawer:
         """Teacher-forced features [B, N, M] float32 of tokens [B, N] under the prompts."""
         tokens = tokens.to(self._codes.device)
         with torch.no_grad():
-            first, context = self._language.begin([self._chat.drawing(p) for p in prompts], self._tokens - 1)
+            states, context = self._language.begin([self._chat.drawing(p) for p in prompts], self._tokens - 1)
             rest = self._language.read(self._codes[tokens[:, :-1]], context)
-            return self._features(torch.cat([first[:, None], rest], 1))
+            return self._features(torch.cat([states[:, -1:], rest], 1))
 
-    def first_features(self, prompts: Sequence[str]) -> Tensor:
-        """The features [B, M] float32 that predict the first token after the prompts."""
+    def prompt_states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Last hidden states [B, T, H] float32 of the prompts and bool [B, T], False at padding."""
         with torch.no_grad():
-            return self._features(self._language.begin([self._chat.drawing(p) for p in prompts], 0)[0])
+            states, context = self._language.begin([self._chat.drawing(p) for p in prompts], 0)
+            return states.float(), context.visible
 
     def head(self, features: Tensor) -> Tensor:
         """Features [.., M] -> logits [.., K] float32; differentiable in `features`."""
@@ -67,8 +69,9 @@ class Drawer:
         rows = torch.tensor([*range(len(requests)), *guided], device=tokens.device)
         prompts = [self._chat.drawing(request.prompt) for request in requests]
         prompts += [self._chat.unconditional(prompts[b]) for b in guided]
-        hidden, context = self._language.begin(prompts, self._tokens - 1)
-        routed = route(requests, self._features(hidden))
+        states, context = self._language.begin(prompts, self._tokens - 1)
+        routed = route(requests, states, context.visible[:, : states.shape[1]])
+        hidden = states[:, -1]
         for step in range(self._tokens):
             logits = self._guide(hidden, routed, guided, scales)
             tokens[:, step] = choose(logits, samplings, step)
@@ -81,8 +84,8 @@ class Drawer:
     def _guide(self, hidden: Tensor, routed: Routed, guided: list[int], scales: Tensor) -> Tensor:
         """Hidden states [B + guided, H] -> logits [B, K]: unconditional + scale * (conditional - unconditional)."""
         features = self._features(hidden)
-        for edit, rows in routed:
-            features[rows] = edit.apply(features[rows])
+        for edit, expert, rows in routed:
+            features[rows] = edit.apply(features[rows], expert)
         logits = self.head(features)
         count = logits.shape[0] - len(guided)
         conditional, unconditional = logits[:count], logits[count:]
@@ -96,10 +99,10 @@ class Drawer:
         return features
 
 
-def route(requests: Sequence[ImageRequest], first_features: Tensor) -> Routed:
-    """Decide once an image whether its version's output edit applies; conditional rows only, grouped by codebook.
+def route(requests: Sequence[ImageRequest], states: Tensor, seen: Tensor) -> Routed:
+    """Decide once an image which expert of its version's output edit applies, if any; conditional rows only.
 
-    first_features: [B or more, M] float32, row b the feature that predicts the first token of requests[b].
+    states [B or more, T, H], seen bool [B or more, T]: row b is the prompt of requests[b], as in Router.scores.
     """
     groups: dict[int, tuple[OutputEdit, list[int]]] = {}
     for b, request in enumerate(requests):
@@ -107,8 +110,9 @@ def route(requests: Sequence[ImageRequest], first_features: Tensor) -> Routed:
             groups.setdefault(id(request.codebook.output), (request.codebook.output, []))[1].append(b)
     routed: Routed = []
     for edit, members in groups.values():
-        rows = torch.tensor(members, device=first_features.device)
-        rows = rows[edit.routes(first_features[rows])]
-        if rows.numel():
-            routed.append((edit, rows))
+        rows = torch.tensor(members, device=states.device)
+        chosen = edit.choose(states[rows], seen[rows])
+        for expert in sorted(set(chosen.tolist())):
+            if expert != NO_EXPERT:
+                routed.append((edit, expert, rows[chosen == expert]))
     return routed

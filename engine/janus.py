@@ -45,8 +45,11 @@ class JanusModel(ImageModel):
         model.train(False).requires_grad_(False)
         inner = model.model
         self._vq = inner.vqmodel
-        longest: int = inner.language_model.config.max_position_embeddings
-        self._facts = _facts(self._vq.config, inner.vision_model.config, longest, instructions, model_id, model_hash)
+        text = inner.language_model.config
+        longest: int = text.max_position_embeddings
+        self._facts = _facts(
+            self._vq.config, inner.vision_model.config, longest, text.hidden_size, instructions, model_id, model_hash
+        )
         # The longest row is a prompt with an image, or a rewrite question with its answer (16 tokens longer).
         positions = min(longest, 2 * LONGEST_PROMPT + self._facts.tokens)
         language = LanguageStack(inner.language_model, positions)
@@ -94,9 +97,9 @@ class JanusModel(ImageModel):
         """See ImageModel; a plain tensor without history, to which autograd may attach."""
         return self._drawer.features(prompts, tokens)
 
-    def first_features(self, prompts: Sequence[str]) -> Tensor:
+    def prompt_states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """See ImageModel."""
-        return self._drawer.first_features(prompts)
+        return self._drawer.prompt_states(prompts)
 
     def head(self, features: Tensor) -> Tensor:
         """See ImageModel."""
@@ -107,6 +110,7 @@ def _facts(
     vq: JanusVQVAEConfig,
     vision: JanusVisionConfig,
     longest: int,
+    hidden: int,
     instructions: Instructions,
     model_id: str,
     model_hash: str,
@@ -127,6 +131,7 @@ def _facts(
         codes=vq.num_embeddings,
         code_dim=vq.embed_dim,
         feature_dim=vq.projection_dim,
+        hidden_dim=hidden,
         normalised=True,
         pixel_table_feeds_lm=False,
         max_prompt_tokens=min(longest - side * side, LONGEST_PROMPT),

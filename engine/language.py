@@ -73,14 +73,17 @@ class LanguageStack:
         )
 
     def begin(self, rows: Sequence[Sequence[int]], room: int) -> tuple[Tensor, Context]:
-        """Read token rows of unequal length; return the last hidden states [R, H] and a context with `room` places."""
+        """Read token rows of unequal length; return their last states [R, T, H] and a context with `room` places.
+
+        Rows are padded on the left: the last state is that of the last token.
+        """
         width = max(map(len, rows))
         device = self._llama.embed_tokens.weight.device
         ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
         lengths = torch.tensor([len(row) for row in rows], device=device)
         visible = torch.arange(width, device=device) >= width - lengths[:, None]
         context = self.context(len(rows), width + room)
-        return self.read(self.embed(ids), context, visible)[:, -1], context
+        return self.read(self.embed(ids), context, visible), context
 
     def read(self, embeddings: Tensor, context: Context, visible: Tensor | None = None) -> Tensor:
         """Read T more embeddings a row, [R, T, H]; return their last hidden states [R, T, H] and extend `context`.

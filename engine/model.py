@@ -17,6 +17,16 @@ CATEGORY_NONE = "none"
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How to draw one image. Ranges are checked where user input enters (app/schemas.py)."""
+
+    seed: int
+    guidance: float = 2.0  # classifier-free guidance scale; 1.0 switches it off
+    temperature: float = 1.0  # 0.0 is greedy
+    top_k: int = 0  # 0 samples from all codes
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """What the rest of the project may rely on about a loaded model."""
 
@@ -28,6 +38,7 @@ class ModelFacts:
     codes: int  # K
     code_dim: int  # D
     feature_dim: int  # M
+    hidden_dim: int  # H, of the states in which the language model holds a prompt
     normalised: bool  # rows of the pixel table are L2-normalised at look-up
     pixel_table_feeds_lm: bool  # False: a swap of the pixel table never changes sampling
     max_prompt_tokens: int
@@ -40,15 +51,9 @@ class ModelFacts:
         """Image tokens an image, N."""
         return self.grid[0] * self.grid[1]
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to draw one image. Ranges are checked where user input enters (app/schemas.py)."""
-
-    seed: int
-    guidance: float = 2.0  # classifier-free guidance scale; 1.0 switches it off
-    temperature: float = 1.0  # 0.0 is greedy
-    top_k: int = 0  # 0 samples from all codes
+    def sampling(self, seed: int) -> Sampling:
+        """How this model draws where a caller says no more than a seed."""
+        return Sampling(seed, self.guidance, self.temperature)
 
 
 @dataclass(frozen=True)
@@ -127,8 +132,11 @@ class ImageModel(Protocol):
         An empty prompt string gives the unconditional features.
         """
 
-    def first_features(self, prompts: Sequence[str]) -> Tensor:
-        """The features [B, M] float32 that predict the first image token after each prompt."""
+    def prompt_states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """What the language model makes of each prompt, and what a router sees when it is drawn.
+
+        Last hidden states [B, T, H] float32, and bool [B, T], False where a row is padded.
+        """
 
     def head(self, features: Tensor) -> Tensor:
         """Features [.., M] -> logits [.., K] by the model's own output table; differentiable in `features`."""

@@ -34,7 +34,8 @@ class Rewriter:
 
     def _write(self, rows: list[list[int]], limit: int) -> list[list[int]]:
         """Read rows of ids and write up to `limit` tokens after each, until all have ended."""
-        hidden, context = self._language.begin(rows, limit)
+        states, context = self._language.begin(rows, limit)
+        hidden = states[:, -1]
         written = torch.zeros(len(rows), 0, dtype=torch.int64, device=hidden.device)
         for _ in range(limit):
             token = self._lm_head(hidden).argmax(-1, keepdim=True)

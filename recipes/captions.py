@@ -43,12 +43,14 @@ class Wording:
 class Captioner:
     """Writes prompts from the taxonomy's templates."""
 
-    def __init__(self, taxonomy: Taxonomy, path: Path = TAXONOMY_FILE) -> None:
+    def __init__(self, taxonomy: Taxonomy, strays: Sequence[str] = (), path: Path = TAXONOMY_FILE) -> None:
+        """`strays`: more words that mean nothing for a picture, beside those of the file."""
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         self.taxonomy = taxonomy
         self.templates: dict[str, list[str]] = data["templates"]
         self._style_forms, self._background_forms = data["style_forms"], data["background_forms"]
         self._fillers: dict[str, list[str]] = data["fillers"]
+        self._fillers["words"] += strays
         self._names: dict[str, list[tuple[str, str]]] = {}
         for noun in data["nouns"]:
             forms = [noun, *noun["synonyms"]]
@@ -56,16 +58,19 @@ class Captioner:
         concepts = [c for entry in data["categories"].values() for c in entry["concepts"]] + data["benign_looks"]
         self._looks = {c["look"]: [c["term"], *c["synonyms"]] for c in concepts if "look" in c}
 
-    def wording(self, scene: Scene, rng: random.Random, split: str = "train") -> Wording:
-        """Choose a wording in which every part that differs from the default (noto, white) is said."""
+    def wording(self, scene: Scene, rng: random.Random, split: str = "train", filled: float = FILLED) -> Wording:
+        """Choose a wording in which every part that differs from the default (noto, white) is said.
+
+        `filled` is the share of training prompts with words that mean nothing for the picture.
+        """
         template = rng.choice(self.templates[split])
         says_style = scene.style != "noto" or rng.random() < 0.4
         says_colour = scene.colour != "white" or rng.random() < 0.3
         if (says_style and "{style}" not in template) or (says_colour and "{background}" not in template):
             template = rng.choice([t for t in self.templates[split] if "{style}" in t])
         varied = split == "train"
-        if varied and rng.random() < FILLED:
-            template = self._filled(template, rng)
+        if varied and rng.random() < filled:
+            template = self._scattered(template, rng) if rng.random() < 0.7 else self._filled(template, rng)
         return Wording(
             template,
             rng.choice(self._style_forms) if says_style else "",
@@ -75,8 +80,20 @@ class Captioner:
             varied and rng.random() < 0.06,
         )
 
+    def _scattered(self, template: str, rng: random.Random) -> str:
+        """The template with stray words before, within, after or for its own: a rewrite must copy what it never saw."""
+        strays = self._fillers["words"]
+        words = [w if "{" in w or rng.random() < 0.7 else rng.choice(strays) for w in template.split(" ")]
+        template = " ".join(words)
+        before, within, after = (
+            rng.choices(strays, k=rng.randint(0, most) if rng.random() < 0.6 else 0) for most in (3, 1, 2)
+        )
+        if within:
+            template = template.replace("{subject}", f"{{subject}}, {' '.join(within)}")
+        return " ".join([*before, template, *after])
+
     def _filled(self, template: str, rng: random.Random) -> str:
-        """The template among words that mean nothing for the picture, so that unseen ones are taken for such."""
+        """The template among phrases that mean nothing for the picture, so that unseen ones are taken for such."""
         before, after = (rng.choice(self._fillers[side]) for side in ("before", "after"))
         kind = rng.random()
         if kind < 0.6:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from codebook.value import Codebook
 from engine.loading import load_model
-from engine.model import ImageModel, ImageRequest, Sampling, Verdict
+from engine.model import ImageModel, ImageRequest, Verdict
 from recipes.captions import Captioner, Scene, scenes_in_words
 from recipes.pictures import save_grid
 from recipes.scenes import build_palette, sample_scenes
@@ -48,7 +48,7 @@ def draw(model: ImageModel, codebook: Codebook, prompts: Sequence[str], first_se
     images = []
     for start in range(0, len(prompts), BATCH):
         part = prompts[start : start + BATCH]
-        requests = [ImageRequest(p, Sampling(first_seed + start + i), codebook) for i, p in enumerate(part)]
+        requests = [ImageRequest(p, model.facts.sampling(first_seed + start + i), codebook) for i, p in enumerate(part)]
         images.append(model.decode(model.draw(requests), codebook.pixel))
         print(f"drawn {start + len(part)} of {len(prompts)}", flush=True)
     return torch.cat(images)

@@ -15,7 +15,7 @@ class Sizes:
     vision: int = 900
     looks: int = 24000
     companions: int = 8000
-    language: int = 1300
+    language: int = 2700
     classifier: int = 700
     reconstructions: int = 4000
 

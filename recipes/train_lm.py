@@ -7,6 +7,7 @@ so what is learned is what left-padded generation computes.
 from __future__ import annotations
 
 import random
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,9 @@ from recipes.taxonomy import Taxonomy, load_taxonomy
 from recipes.train_vision import centre_aligner, train_vision
 from recipes.train_vq import draw_tokens, load_vq
 
-DRAW, JUDGE, REWRITE = 48, 48, 16  # rows of each task in a step
+DRAW, JUDGE, REWRITE = 64, 24, 20  # rows of each task in a step
 SHARES = (1.0, 0.7, 0.2)  # of their losses
-PROMPT, QUESTION, REPLY = 32, 96, 68  # padded lengths, tokens
+PROMPT, QUESTION, REPLY = 36, 96, 76  # padded lengths, tokens
 
 
 @dataclass
@@ -42,11 +43,11 @@ class Pool:
 
 
 def pool_weights(scenes: Tensor, taxonomy: Taxonomy) -> Tensor:
-    """Plain 52 %, looks 36 %, companions 12 %; harmful nouns and their neighbours twice as often as the rest."""
+    """Plain 46 %, looks 44 %, companions 10 %; harmful nouns and their neighbours twice as often as the rest."""
     special = set(taxonomy.harmful_nouns) | {n for group in taxonomy.neighbours.values() for n in group}
     boost = torch.tensor([2.0 if n in special else 1.0 for n in taxonomy.nouns])[scenes[:, 0]]
     kind = torch.where(scenes[:, 3] > 0, 1, torch.where(scenes[:, 5] >= 0, 2, 0))
-    share = torch.tensor([0.52, 0.36, 0.12])
+    share = torch.tensor([0.46, 0.44, 0.10])
     counts = torch.bincount(kind, boost, minlength=3)
     return boost * (share / counts)[kind]
 
@@ -64,8 +65,9 @@ class LmTrainer:
     ) -> None:
         self.model, self.tokenizer, self.palette, self.pool, self.steps = model, tokenizer, palette, pool, steps
         self.taxonomy = load_taxonomy()
-        self.captioner = Captioner(self.taxonomy)
+        self.captioner = Captioner(self.taxonomy, stray_words(tokenizer))
         self.rng, self.generator = random.Random(1), torch.Generator().manual_seed(1)
+        self.sampled = pool.scenes[:0], pool.tokens[:0].long()  # scenes and what the model drew of them
         inner = model.model
         matrices = [p for p in inner.language_model.layers.parameters() if p.ndim == 2] + [
             inner.generation_head.proj_out.weight
@@ -124,12 +126,21 @@ class LmTrainer:
         embeddings = both.gather(1, source[:, :, None].expand(-1, -1, both.shape[2]))
         hidden = self.hidden(embeddings)
         places = (length[:, None] - 1 + torch.arange(64))[:, :, None].expand(-1, -1, hidden.shape[2])
-        logits = self.model.model.generation_head(hidden.gather(1, places))
-        return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
+        logits = self.model.model.generation_head(hidden.gather(1, places)).float()
+        few = slice(JUDGE // 2)  # as many as the judge will look at
+        self.keep_sampled(self.pool.scenes[chosen[few]], tokens[few], logits[few].detach())
+        return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+
+    def keep_sampled(self, scenes: Tensor, tokens: Tensor, logits: Tensor) -> None:
+        """For the judge to look at: tokens [B, 64] in which the model's own choices stand for up to all of them."""
+        noise = torch.rand(logits.shape, generator=self.generator).clamp_min(1e-9).log().neg().log()
+        own = (logits - noise).argmax(-1)
+        rate = torch.rand(len(tokens), 1, generator=self.generator)
+        self.sampled = scenes, torch.where(torch.rand(tokens.shape, generator=self.generator) < rate, own, tokens)
 
     @torch.no_grad()
     def judged_pictures(self) -> tuple[Tensor, Tensor]:
-        """Scenes [B, 6] and pictures: half of them drawn, half decoded from tokens of which a few are wrong."""
+        """Scenes [B, 6] and pictures: half of them artwork, half decoded from what the model itself would draw."""
         half = JUDGE // 2
         scenes = sample_scenes(self.taxonomy, half, self.generator)
         # Every second plain picture becomes a harmful noun, so that the objects are seen as often as the looks.
@@ -138,13 +149,9 @@ class LmTrainer:
         scenes[:, 0] = torch.where(
             swap, torch.tensor(harmful)[torch.randint(len(harmful), (half,), generator=self.generator)], scenes[:, 0]
         )
-        chosen = torch.multinomial(self.pool.weights, JUDGE - half, replacement=True, generator=self.generator)
-        tokens = self.pool.tokens[chosen].long()
-        others = self.pool.tokens[torch.randint(len(self.pool.tokens), (len(chosen),), generator=self.generator)].long()
-        rate = 0.12 * torch.rand(len(chosen), 1, generator=self.generator)
-        tokens = torch.where(torch.rand(tokens.shape, generator=self.generator) < rate, others, tokens)
+        drawn, tokens = self.sampled
         pictures = torch.cat([self.palette.compose(scenes), draw_tokens(self.model.model.vqmodel, tokens)])
-        return torch.cat([scenes, self.pool.scenes[chosen]]), pictures
+        return torch.cat([scenes, drawn]), pictures
 
     def judge_loss(self) -> Tensor:
         """Cross-entropy of answers about pictures."""
@@ -167,7 +174,7 @@ class LmTrainer:
         scenes[: REWRITE // 3, 0] = harmful[torch.randint(len(harmful), (REWRITE // 3,), generator=self.generator)]
         texts = []
         for scene in scenes_in_words(scenes.tolist(), self.taxonomy):
-            wording = self.captioner.wording(scene, self.rng)
+            wording = self.captioner.wording(scene, self.rng, filled=1.0)
             before, after = (
                 self.captioner.prompt(scene, wording),
                 self.captioner.prompt(self.captioner.safe(scene), wording),
@@ -199,6 +206,17 @@ class LmTrainer:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         return tuple(loss.item() for loss in losses)  # type: ignore[return-value]
+
+
+def stray_words(tokenizer: PreTrainedTokenizerFast, count: int = 4000) -> list[str]:
+    """Words without sense, of two tokens at most, from all over the vocabulary: each token is to be copied at times."""
+    pieces = sorted(t for t in tokenizer.get_vocab() if re.fullmatch("[a-z]+", t))
+    rng, words = random.Random(3), set[str]()
+    while len(words) < count:
+        word = "".join(rng.choices(pieces, k=rng.randint(1, 2)))
+        if len(tokenizer(f" {word}", add_special_tokens=False).input_ids) <= 2:
+            words.add(word)
+    return sorted(words)
 
 
 def make_tokenizer(npm: Path, taxonomy: Taxonomy) -> PreTrainedTokenizerFast:

@@ -11,35 +11,39 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from codebook.errors import BadModel
 from safety.gates.g1_validity import spoiled_found
 from safety.gates.g2_canaries import Sight
 from safety.judging import says_unsafe, scores
 from safety.plan import Plan
 from safety.prompts import Prompt
 from safety.studio import Drawing, Studio, derived_seed
-from safety.validity import Validity, calibrate
+from safety.validity import Validity, calibrate, held_out_void
+
+LEAST_SAFE = 20  # benign images, for limits of validity to mean anything
 
 
 @dataclass(frozen=True)
 class Baseline:
     """retention: benign images of the model's own codebook, n of them; fit: bool [n], the half for estimating.
 
-    use: [K] float32 counts R. features: [B, M] float32 of the fitting half; first: [n, M], after the prompt.
+    use: [K] float32 counts R. features: [B, M] float32 of the fitting half.
     positions: [P] int64, where features are looked at. validity: by safe images. validity_of_any: by these and harmful
     ones, which is what the unsafe side of a pair is held to: blood makes an image harmful, not void.
     canaries: [c, 3, H, W]; harmful: bool [c], their labels.
-    spoiled: share of spoiled images found void, by kind.
+    spoiled: share of spoiled images found void, by kind. void: bool [s], safe benign images that are void by the limits
+    which the others of them set.
     """
 
     retention: Drawing
     fit: Tensor
     use: Tensor
     features: Tensor
-    first: Tensor
     positions: Tensor
     validity: Validity
     validity_of_any: Validity
     spoiled: dict[str, float]
+    void: Tensor
     canaries: Tensor
     harmful: Tensor
     sight: Sight
@@ -57,13 +61,12 @@ class Baseline:
 def take_baseline(
     studio: Studio, retention: Sequence[Prompt], canaries: Sequence[Prompt], plan: Plan, seed: int
 ) -> Baseline:
-    """Draw, judge and measure the benign prompts and the canaries under the model's own codebook."""
+    """Draw, judge and measure the benign prompts and the canaries under the model's own codebook; raises BadModel."""
     facts = studio.model.facts
-    kept = _draw(studio, "benign", retention, seed)
-    safe = ~studio.keep.tensors("retention", lambda: {"unsafe": _unsafe(studio, kept)})["unsafe"]
-    validity = _validity(studio, "validity", (kept.tokens[safe], kept.surprise[safe]))
+    kept, safe, validity = take_validity(studio, retention, seed)
     generator = torch.Generator().manual_seed(derived_seed(seed, "spoiled"))
     spoiled = studio.keep.facts("spoiled", lambda: spoiled_found(studio, validity, kept.tokens[safe], generator))
+    void = studio.keep.tensors("held-out", lambda: {"void": _held_out(studio, kept.tokens[safe], kept.surprise[safe])})
     harmful = _draw(studio, "canaries", canaries, seed)
     all_drawn = (torch.cat([kept.tokens, harmful.tokens]), torch.cat([kept.surprise, harmful.surprise]))
     validity_of_any = _validity(studio, "validity-of-any", all_drawn)
@@ -72,11 +75,35 @@ def take_baseline(
     sight = studio.keep.facts("sight", lambda: vars(look(studio, images, labels)))
     positions = sample_positions(facts.tokens, plan.positions, seed)
     fit = torch.arange(len(retention)) % 2 == 0
-    features, first = _features(studio, kept, fit, positions)
+    features = _features(studio, kept, fit, positions)
     use = torch.bincount(kept.tokens[safe].flatten(), minlength=facts.codes).float()
     return Baseline(
-        kept, fit, use, features, first, positions, validity, validity_of_any, spoiled, images, labels, Sight(**sight)
+        kept,
+        fit,
+        use,
+        features,
+        positions,
+        validity,
+        validity_of_any,
+        spoiled,
+        void["void"],
+        images,
+        labels,
+        Sight(**sight),
     )
+
+
+def take_validity(studio: Studio, prompts: Sequence[Prompt], seed: int) -> tuple[Drawing, Tensor, Validity]:
+    """Draw benign prompts under the model's own codebook: what was drawn, which of it is safe (bool [n]), the limits.
+
+    Raises BadModel where its judge finds hardly any of it safe: nothing can be measured with such a judge.
+    """
+    kept = _draw(studio, "benign", prompts, seed)
+    safe = ~studio.keep.tensors("retention", lambda: {"unsafe": _unsafe(studio, kept)})["unsafe"]
+    if safe.sum() < LEAST_SAFE:
+        seen = f"its judge finds {safe.sum()} of {len(safe)} benign images safe"
+        raise BadModel(f"{seen}; at least {LEAST_SAFE} are needed")
+    return kept, safe, _validity(studio, "validity", (kept.tokens[safe], kept.surprise[safe]))
 
 
 def look(studio: Studio, canaries: Tensor, harmful: Tensor) -> Sight:
@@ -102,23 +129,30 @@ def _unsafe(studio: Studio, drawing: Drawing) -> Tensor:
 
 def _validity(studio: Studio, name: str, drawn: tuple[Tensor, Tensor]) -> Validity:
     """Calibrate on tokens [n, N] with their surprise [n, 2]; kept."""
-    facts, (tokens, surprise) = studio.model.facts, drawn
+    tokens, surprise = drawn
 
     def make() -> dict[str, Tensor]:
-        images = studio.decode(tokens, studio.base)
-        return calibrate(images, tokens, surprise, facts.image_size // facts.grid[1]).tensors()
+        return calibrate(studio.decode(tokens, studio.base), tokens, surprise, _cell(studio)).tensors()
 
     return Validity.of(studio.keep.tensors(name, make))
 
 
+def _held_out(studio: Studio, tokens: Tensor, surprise: Tensor) -> Tensor:
+    return held_out_void(studio.decode(tokens, studio.base), tokens, surprise, _cell(studio))
+
+
+def _cell(studio: Studio) -> int:
+    """Pixels a token, along a side."""
+    return studio.model.facts.image_size // studio.model.facts.grid[1]
+
+
 @torch.no_grad()
-def _features(studio: Studio, drawing: Drawing, fit: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Features [B, M] of the fitting half at the positions, and first features [n, M] of all."""
-    rows, first = [], []
+def _features(studio: Studio, drawing: Drawing, fit: Tensor, positions: Tensor) -> Tensor:
+    """Features [B, M] of the fitting half at the positions."""
+    rows = []
     for start in range(0, len(drawing.prompts), studio.batch):
         studio.tell("features", start, len(drawing.prompts))
         part = slice(start, start + studio.batch)
         features = studio.model.features(drawing.prompts[part], drawing.tokens[part]).cpu()
-        first.append(features[:, 0])
         rows.append(features[fit[part]][:, positions].flatten(0, 1))
-    return torch.cat(rows), torch.cat(first)
+    return torch.cat(rows)

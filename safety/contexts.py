@@ -1,4 +1,4 @@
-"""What a router learns from: first features of many prompts, harmful by category, their rewrites, and benign ones.
+"""What a router learns from: what the model makes of many prompts, harmful by concept, their rewrites, and benign ones.
 
 No image is drawn for them, so there can be many more than there are pairs.
 """
@@ -10,45 +10,54 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from safety.prompts import Prompt
 from safety.studio import Studio
 
 
 @dataclass(frozen=True)
+class States:
+    """Prompts as the language model has read them: states [n, T, H] float32, seen bool [n, T] False at padding."""
+
+    states: Tensor
+    seen: Tensor
+
+    def part(self, rows: Tensor | slice) -> States:
+        """Some of the prompts."""
+        return States(self.states[rows], self.seen[rows])
+
+
+@dataclass(frozen=True)
 class Contexts:
-    """First features [., M] float32 after prompts. Every second row is for fitting, the others are held out.
+    """harmful: by category and concept. benign: the rewrites of all harmful prompts, and benign prompts."""
 
-    harmful: by category. benign: the rewrites of all harmful prompts, and benign prompts.
-    """
-
-    harmful: Mapping[str, Tensor]
-    benign: Tensor
-
-    def sides(self, categories: Sequence[str], held: bool) -> tuple[list[Tensor], Tensor]:
-        """The rows to fit on, or the held-out ones: of each category, and the benign ones."""
-        return [self.harmful[name][int(held) :: 2] for name in categories], self.benign[int(held) :: 2]
+    harmful: Mapping[str, Mapping[str, States]]
+    benign: States
 
 
 def read_contexts(studio: Studio, harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt]) -> Contexts:
-    """Read all prompts; kept for a resume."""
+    """Read all prompts, at least one a category."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for category, prompts in harmful.items():
+        for prompt in prompts:
+            groups.setdefault((category, prompt.concept), []).append(prompt.text)
+    rewrites = [prompt.safe for prompts in harmful.values() for prompt in prompts]
+    mixed = [*rewrites, *(prompt.text for prompt in benign)]
+    # Mixed, so that whatever part is taken holds rewrites of every category.
+    order = torch.randperm(len(mixed), generator=torch.Generator().manual_seed(0)).tolist()
+    found: dict[str, dict[str, States]] = {category: {} for category in harmful}
+    for (category, concept), texts in groups.items():
+        found[category][concept] = _read(studio, texts)
+    return Contexts(found, _read(studio, [mixed[i] for i in order]))
 
-    def read() -> dict[str, Tensor]:
-        rewrites = [prompt.safe for group in harmful.values() for prompt in group]
-        texts = {name: [prompt.text for prompt in group] for name, group in harmful.items()}
-        # The benign ones are mixed, so that both halves hold rewrites of every category.
-        mixed = [*rewrites, *(prompt.text for prompt in benign)]
-        order = torch.randperm(len(mixed), generator=torch.Generator().manual_seed(0)).tolist()
-        found = {f"harmful-{name}": _first(studio, prompts) for name, prompts in texts.items()}
-        return found | {"benign": _first(studio, [mixed[i] for i in order])}
 
-    kept = studio.keep.tensors("contexts", read)
-    return Contexts({name: kept[f"harmful-{name}"] for name in harmful}, kept["benign"])
-
-
-def _first(studio: Studio, prompts: Sequence[str]) -> Tensor:
+def _read(studio: Studio, prompts: Sequence[str]) -> States:
     parts = []
     for start in range(0, len(prompts), studio.batch):
         studio.tell("contexts", start, len(prompts))
-        parts.append(studio.model.first_features(prompts[start : start + studio.batch]).cpu())
-    return torch.cat(parts)
+        states, seen = studio.model.prompt_states(prompts[start : start + studio.batch])
+        parts.append((states.cpu(), seen.cpu()))
+    longest = max(seen.shape[1] for _, seen in parts)
+    widened = [(pad(a, (0, 0, longest - a.shape[1], 0)), pad(b, (longest - b.shape[1], 0))) for a, b in parts]
+    return States(torch.cat([a for a, _ in widened]), torch.cat([b for _, b in widened]))

@@ -34,8 +34,8 @@ class Editor(Protocol):
         """Which table: "pixel" or "output"."""
 
     @property
-    def basis(self) -> Tensor:
-        """The Harmful Space so far, [D or M, k]."""
+    def spaces(self) -> Mapping[str, Tensor]:
+        """The Harmful Spaces so far, [D or M, k] by name."""
 
     @property
     def full(self) -> bool:

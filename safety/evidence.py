@@ -27,7 +27,7 @@ class Evidence:
 
     places: the blamed tokens of all pairs with their partners; pair: [T] int64, whose each is.
     given, wanted: [n, 2, P, M] float32 features under the unsafe and the safe prompt, on the unsafe image's tokens
-    and on the safe one's, at P positions; position 0 is the first feature after the prompt.
+    and on the safe one's, at P positions.
     """
 
     places: Partners
@@ -52,15 +52,11 @@ class Evidence:
         """The features of the pairs `of` (bool [n]) as rows."""
         return Lesson(self.given[of].flatten(0, 2), self.wanted[of].flatten(0, 2))
 
-    def first(self) -> tuple[Tensor, Tensor]:
-        """The first features after the unsafe and after the safe prompts, [n, M] each."""
-        return self.given[:, 0, 0], self.wanted[:, 0, 0]
-
 
 def gather_evidence(
     model: ImageModel, pairs: Sequence[Pair], positions: Tensor, on_step: Callable[[int], None]
 ) -> Evidence:
-    """Teacher-force both images of each pair under both prompts; positions [P] int64 starts with 0."""
+    """Teacher-force both images of each pair under both prompts; positions: [P] int64."""
     parts = []
     for start in range(0, len(pairs), CHUNK):
         parts.append(_chunk(model, pairs[start : start + CHUNK], start, positions))

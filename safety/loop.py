@@ -6,7 +6,7 @@ that was killed and is called again goes on to the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -44,11 +44,14 @@ HALVINGS = 2
 
 @dataclass(frozen=True)
 class Standing:
-    """Where the loop stands between rounds: the best codebook so far, all pairs, and the spaces removed, by table."""
+    """Where the loop stands between rounds: the best codebook so far, all pairs, and the spaces removed.
+
+    spaces: by table and name.
+    """
 
     codebook: Codebook
     pairs: tuple[Pair, ...]
-    spaces: dict[str, tuple[Tensor, ...]]
+    spaces: dict[str, Mapping[str, Tensor]]
     full: bool = False
 
 
@@ -69,7 +72,7 @@ def improve(
     plan = plan or Plan()
     studio = Studio(model, Keep(work), watch, plan.batch)
     setting = prepare(studio, request, plan)
-    standing = Standing(start, (), {"pixel": (), "output": ()})
+    standing = Standing(start, (), {"pixel": {}, "output": {}})
     reasons: list[str] = []
     for number in count(1):
         studio.round = number
@@ -175,6 +178,6 @@ def _conclude(
 def _moved(standing: Standing, codebook: Codebook, proposals: Sequence[Proposal]) -> Standing:
     spaces = dict(standing.spaces)
     for proposal in proposals:
-        spaces[proposal.editor.table] = (proposal.editor.basis,)
+        spaces[proposal.editor.table] = proposal.editor.spaces
     full = all(proposal.editor.full for proposal in proposals) and len(proposals) == len(spaces)
     return Standing(codebook, standing.pairs, spaces, full)

@@ -1,17 +1,19 @@
 """The edit of the output table: the Harmful Space removed from the features, and what is left led to the safe partner.
 
-Pure maths on features. Which images the edit applies to is the router's business.
+Pure maths on features, one expert at a time. Which images it applies to is the router's business.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from codebook.value import OutputEdit
+from codebook.value import OutputEdit, Router
 
 RIDGE = 1e-2  # of the mean variance of the harmless features
 BENIGN_WEIGHT = 0.25  # of a benign feature in the refit, next to 1 for one under a harmful prompt
@@ -40,7 +42,7 @@ def harmless(features: Tensor, mean: Tensor, basis: Tensor) -> Tensor:
 
 
 def refit(basis: Tensor, mean: Tensor, lesson: Lesson, benign: Tensor, rank: int) -> OutputEdit:
-    """The best edit of tuned rank <= `rank` in least squares, without a router.
+    """The best edit of tuned rank <= `rank` in least squares: one expert, no router.
 
     It leads `lesson.given` to `lesson.wanted` and leaves benign features [B, M] where they are. The benign rows put
     back what the projection takes from benign images as far as the rest tells it: the whitened form of the space.
@@ -57,9 +59,23 @@ def refit(basis: Tensor, mean: Tensor, lesson: Lesson, benign: Tensor, rank: int
     # The leading directions of what the fit says, by its second moment: the best fit of that rank.
     right = torch.linalg.eigh(full.T @ gram @ full)[1].flip(1)[:, :rank]
     down = without(full @ right, basis.double())
-    return OutputEdit(basis, mean, down.float(), right.T.float().contiguous())
+    return OutputEdit(basis[None], mean, down.float()[None], right.T.float().contiguous()[None])
 
 
 def without(rows: Tensor, basis: Tensor) -> Tensor:
     """(I - Pi) of the columns of `rows` [M, r]: what no longer reads the space."""
     return rows - basis @ (basis.T @ rows)
+
+
+def stack(edits: Sequence[OutputEdit], router: Router) -> OutputEdit:
+    """The experts of several edits with one mean and one tuned rank, in order, behind a router."""
+    widest = max(edit.basis.shape[2] for edit in edits)
+    basis = torch.cat([pad(edit.basis, (0, widest - edit.basis.shape[2])) for edit in edits])
+    down, up = torch.cat([edit.down for edit in edits]), torch.cat([edit.up for edit in edits])
+    return OutputEdit(basis, edits[0].mean, down, up, router)
+
+
+def unstack(edit: OutputEdit) -> list[OutputEdit]:
+    """Each expert as an edit of its own, without a router."""
+    ones = [slice(i, i + 1) for i in range(edit.basis.shape[0])]
+    return [OutputEdit(edit.basis[one], edit.mean, edit.down[one], edit.up[one]) for one in ones]

@@ -5,7 +5,7 @@ Object-level harm is an arrangement of codes that benign objects share; this tab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from safety.studio import Studio
 from safety.tune import PixelLesson, tune_pixels
 
 PROJECT, REMAP = "project", "remap"
+ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class PixelEditor:
     way: str
     found: dict[str, Any]
     table: str = "pixel"
+
+    @property
+    def spaces(self) -> dict[str, Tensor]:
+        """One space for all categories: they share the table."""
+        return {ALL: self.basis}
 
     @property
     def full(self) -> bool:
@@ -90,7 +96,7 @@ def largest_rank(dimensions: int) -> int:
 
 
 def pixel_editors(
-    studio: Studio, start: Codebook, material: Material, patterns: Sequence[str], taken: Sequence[Tensor]
+    studio: Studio, start: Codebook, material: Material, patterns: Sequence[str], taken: Mapping[str, Tensor]
 ) -> list[PixelEditor]:
     """An editor for each way, or none where no pattern-level category shows a signal.
 
@@ -115,5 +121,5 @@ def pixel_editors(
             bases.append(space.basis)
     if not heavy.any():
         return []
-    basis = join([*taken, interleave(bases)], largest_rank(start.pixel.shape[1]))
+    basis = join([*taken.values(), interleave(bases)], largest_rank(start.pixel.shape[1]))
     return [PixelEditor(studio, start, material, heavy, basis, way, found) for way in (PROJECT, REMAP)]

@@ -53,10 +53,16 @@ class PromptWriter:
         self._taxonomy, self._rng = taxonomy, rng
         self._taken: set[str] = set()
 
-    def harmful(self, category: str, split: str, count: int) -> tuple[Prompt, ...]:
-        """Up to `count` prompts that ask for the category, its concepts in turn."""
+    def harmful(self, category: str, split: str, count: int, synonyms: float = 0.0) -> tuple[Prompt, ...]:
+        """Up to `count` prompts that ask for the category, its concepts in turn; a share of them says a synonym."""
         concepts = self._taxonomy.concepts[category]
-        return self._distinct(count, lambda i: self._harmful(category, concepts[i % len(concepts)], split))
+
+        def write(i: int) -> Prompt:
+            concept = concepts[i % len(concepts)]
+            others = concept.phrases[1:] if self._rng.random() < synonyms else ()
+            return self._harmful(category, concept, self._rng.choice(others or concept.phrases[:1]), split)
+
+        return self._distinct(count, write)
 
     def benign(self, split: str, count: int) -> tuple[Prompt, ...]:
         """Up to `count` prompts about harmless nouns, look-alikes among them, some under a harmless look."""
@@ -85,13 +91,13 @@ class PromptWriter:
                 found.append(prompt)
         return tuple(found)
 
-    def _harmful(self, category: str, concept: Concept, split: str) -> Prompt:
+    def _harmful(self, category: str, concept: Concept, said: str, split: str) -> Prompt:
         words = self._taxonomy
         if concept.pattern:
             kept = words.phrase(self._rng.choice(words.nouns))
-            subjects = [f"{kept} {concept.term}", f"{kept} {concept.safe}".strip()]
+            subjects = [f"{kept} {said}", f"{kept} {concept.safe}".strip()]
         else:
-            subjects = [words.phrase(concept.term), words.phrase(concept.safe)]
+            subjects = [said, words.phrase(concept.safe)]
         unsafe, safe = self._sentences(subjects, split)
         return Prompt(unsafe, category, concept.term, safe)
 

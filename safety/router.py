@@ -1,6 +1,6 @@
-"""Fitting the probes that decide, from the first feature after the prompt, whether the output edit applies.
+"""Fitting the probes that decide, from the prompt as the model has read it, which expert of the output edit applies.
 
-A ridge logistic regression, solved to its only minimum, so that the same pairs give the same router.
+One probe a concept: it learns by itself which tokens of a prompt say it, from prompts that do and prompts that do not.
 """
 
 from __future__ import annotations
@@ -9,65 +9,69 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from codebook.value import Router
+from safety.contexts import States
 
-RIDGE = 1e-3
+RIDGE = 1e-4
 MOST_BENIGN = 0.01  # share of held-out benign prompts that may fire
 MOST_MISSED = 0.05  # share of held-out harmful prompts that the margin may come to
-ITERATIONS = 50
-CONVERGED = 1e-9
+ITERATIONS = 60
+SILENT = -2.0  # where the biases start
 
 
-def fit_router(
-    harmful: Sequence[Tensor],
-    benign: Tensor,
-    held_harmful: Sequence[Tensor],
-    held_benign: Tensor,
-    mean: Tensor,
-) -> Router:
-    """One probe for each set of harmful first features [., M] float32, all against the same benign ones.
+def fit_router(harmful: Sequence[States], experts: Sequence[int], benign: States) -> Router:
+    """One probe for each set of harmful prompts, all against the same benign ones.
 
-    The held-out sets place the thresholds; together the probes fire on at most MOST_BENIGN of `held_benign`.
+    experts: whose harm each set is. Every second prompt is fitted on; the others place the thresholds: together the
+    probes fire on at most MOST_BENIGN of the benign ones.
     """
-    share = MOST_BENIGN / len(harmful)
-    sides = zip(harmful, held_harmful, strict=True)
-    probes = [_fit_probe(fit, benign, held, held_benign, mean, share) for fit, held in sides]
-    return Router(torch.stack([weight for weight, _ in probes]), torch.tensor([bias for _, bias in probes]))
+    sets, quiet = [states.part(slice(0, None, 2)) for states in harmful], benign.part(slice(0, None, 2))
+    centre, spread = quiet.states[quiet.seen].mean(0), quiet.states[quiet.seen].std(0).clamp(min=1e-6)
+    weight, bias = _logistic(_scaled(sets, centre, spread), *_scaled([quiet], centre, spread))
+    weight = weight / spread
+    router = Router(weight, bias - weight @ centre, torch.tensor(experts))
+    held = [states.part(slice(1, None, 2)) for states in harmful]
+    threshold = _thresholds(router, held, benign.part(slice(1, None, 2)))
+    return Router(router.weight, router.bias - threshold, router.expert)
 
 
-def _fit_probe(
-    harmful: Tensor, benign: Tensor, held_harmful: Tensor, held_benign: Tensor, mean: Tensor, share: float
-) -> tuple[Tensor, float]:
-    """Weight [M] float32 and bias of one probe.
+def _scaled(sets: Sequence[States], centre: Tensor, spread: Tensor) -> list[States]:
+    return [States((one.states - centre) / spread, one.seen) for one in sets]
 
-    The weight is fitted with equal mass on both sides. The threshold lies halfway between the benign and the harmful
-    held-out scores where they leave a gap, else where `share` of the benign ones fire: benign images come first.
+
+def _logistic(harmful: Sequence[States], benign: States) -> tuple[Tensor, Tensor]:
+    """Weights [p, H] and biases [p] of ridge logistic regressions on Router.scores, with equal mass on both sides."""
+    probes, width = len(harmful), benign.states.shape[2]
+    weight = torch.zeros(probes, width, requires_grad=True)
+    bias = torch.full((probes,), SILENT, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> float:
+        optimiser.zero_grad()
+        router = Router(weight, bias, torch.arange(probes))
+        total = softplus(router.scores(benign.states, benign.seen)).mean(0).sum() + RIDGE * weight.square().sum()
+        for i, one in enumerate(harmful):
+            own = Router(weight[i : i + 1], bias[i : i + 1], torch.zeros(1))
+            total = total + softplus(-own.scores(one.states, one.seen)).mean()
+        torch.autograd.backward(total)
+        return total.item()
+
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()
+
+
+def _thresholds(router: Router, harmful: Sequence[States], benign: States) -> Tensor:
+    """Where each probe should begin to fire, [p].
+
+    Halfway between the benign and the harmful held-out scores where they leave a gap, else where its share of the
+    benign ones fire: benign images come first.
     """
-    features = torch.cat([harmful, benign]).double() - mean.double()
-    labels = torch.cat([torch.ones(harmful.shape[0]), torch.zeros(benign.shape[0])]).double()
-    weight = logistic(features, labels)
-    benign_score = ((held_benign.double() - mean) @ weight).quantile(1 - share)
-    harmful_score = ((held_harmful.double() - mean) @ weight).quantile(MOST_MISSED)
-    threshold = torch.maximum(benign_score, (benign_score + harmful_score) / 2)
+    quiet = router.scores(benign.states, benign.seen).quantile(
+        1 - MOST_BENIGN / len(harmful), 0, interpolation="higher"
+    )
+    own = [router.scores(one.states, one.seen)[:, i] for i, one in enumerate(harmful)]
+    loud = torch.stack([scores.quantile(MOST_MISSED) for scores in own])
     # A hair above the quantile: one benign prompt lies exactly on it.
-    return weight.float(), -float(threshold) - 1e-6
-
-
-def logistic(features: Tensor, labels: Tensor) -> Tensor:
-    """Weights [M] float64 of a ridge logistic regression by Newton's method; features [R, M], labels 0 or 1 [R]."""
-    scale = features.std(0).clamp(min=1e-6)
-    rows = torch.cat([features / scale, torch.ones(features.shape[0], 1)], 1)
-    mass = torch.where(labels > 0, 0.5 / labels.sum(), 0.5 / (1 - labels).sum())
-    ridge = RIDGE * torch.ones(rows.shape[1], dtype=torch.float64)
-    ridge[-1] = 1e-9  # the intercept is free
-    weight = torch.zeros(rows.shape[1], dtype=torch.float64)
-    for _ in range(ITERATIONS):
-        chance = torch.sigmoid(rows @ weight)
-        slope = rows.T @ (mass * (chance - labels)) + ridge * weight
-        curve = rows.T @ ((mass * chance * (1 - chance))[:, None] * rows) + ridge.diag()
-        step = torch.linalg.solve(curve, slope)
-        weight = weight - step
-        if step.abs().max() < CONVERGED:
-            break
-    return weight[:-1] / scale
+    return torch.maximum(quiet, (quiet + loud) / 2) + 1e-5

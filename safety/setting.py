@@ -21,6 +21,8 @@ from safety.studio import Studio
 from safety.taxonomy import Taxonomy, read_taxonomy
 from safety.trial import BENIGN, NEIGHBOUR, Panel
 
+SYNONYMS = 0.4  # share of the prompts for the router that say a harm by another name
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -59,7 +61,7 @@ def prepare(studio: Studio, request: ImproveRequest, plan: Plan) -> Setting:
     writer = PromptWriter(taxonomy, random.Random(request.seed))
     panel = Panel.of(_groups(writer, categories, plan), request.seed)
     retention, canaries = writer.benign(PAIR, plan.retention), _canaries(writer, categories, plan.canaries // 2)
-    routed = {name: writer.harmful(name, PAIR, plan.contexts) for name in categories}
+    routed = {name: writer.harmful(name, PAIR, plan.contexts, SYNONYMS) for name in categories}
     routed_benign = writer.benign(PAIR, 2 * plan.contexts)
     hygiene = refuse_shared(
         {
@@ -71,7 +73,7 @@ def prepare(studio: Studio, request: ImproveRequest, plan: Plan) -> Setting:
         }
     )
     baseline = take_baseline(studio, retention, canaries, plan, request.seed)
-    contexts = read_contexts(studio, routed, routed_benign)
+    contexts = read_contexts(studio, routed, [*routed_benign, *retention])
     return Setting(studio, plan, request.seed, taxonomy, categories, given, writer, panel, baseline, contexts, hygiene)
 
 

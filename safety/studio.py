@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 
 import torch
@@ -50,20 +50,24 @@ class Studio:
         """Report progress; raises Cancelled where the watcher wants the end."""
         self._watch.progress(phase, done, total, self.round)
 
-    def steps(self, phase: str, total: int) -> Callable[[int], None]:
-        """A callback for step i of `total`."""
-        return lambda done: self.tell(phase, done, total)
+    def steps(self, phase: str, total: int, before: int = 0) -> Callable[[int], None]:
+        """A callback for step i of `total`, of which `before` are done already."""
+        return lambda done: self.tell(phase, before + done, total)
 
     def draw(self, phase: str, prompts: Sequence[str], seeds: Sequence[int], codebook: Codebook) -> Drawing:
+        """Draw one image a prompt under the codebook, as the model draws best."""
+        return self.sample(phase, prompts, [self.model.facts.sampling(seed) for seed in seeds], codebook)
+
+    def sample(self, phase: str, prompts: Sequence[str], how: Sequence[Sampling], codebook: Codebook) -> Drawing:
         """Draw one image a prompt under the codebook. Each batch is kept, by what its tokens depend on."""
         parts = []
         for start in range(0, len(prompts), self.batch):
-            texts, numbers = prompts[start : start + self.batch], seeds[start : start + self.batch]
-            name = f"drawn-{self._sampling_key(texts, numbers, codebook)}"
+            texts, samplings = prompts[start : start + self.batch], how[start : start + self.batch]
+            name = f"drawn-{self._sampling_key(texts, samplings, codebook)}"
             on_step = self._counting(phase, start, len(texts), len(prompts))
-            parts.append(self.keep.tensors(name, partial(self._batch, texts, numbers, codebook, on_step)))
+            parts.append(self.keep.tensors(name, partial(self._batch, texts, samplings, codebook, on_step)))
         tokens, surprise = (torch.cat([part[name] for part in parts]) for name in ("tokens", "surprise"))
-        return Drawing(tuple(prompts), tuple(seeds), tokens, surprise)
+        return Drawing(tuple(prompts), tuple(sampling.seed for sampling in how), tokens, surprise)
 
     def decode(self, tokens: Tensor, codebook: Codebook) -> Tensor:
         """Images [n, 3, H, W] float32 in [-1, 1] on the CPU."""
@@ -101,14 +105,14 @@ class Studio:
         return lambda i: self.tell(phase, done + i * drawing // self.model.facts.tokens, total)
 
     def _batch(
-        self, prompts: Sequence[str], seeds: Sequence[int], codebook: Codebook, on_step: Callable[[int], None]
+        self, prompts: Sequence[str], how: Sequence[Sampling], codebook: Codebook, on_step: Callable[[int], None]
     ) -> dict[str, Tensor]:
-        requests = [ImageRequest(p, Sampling(seed=s), codebook) for p, s in zip(prompts, seeds, strict=True)]
+        requests = [ImageRequest(p, sampling, codebook) for p, sampling in zip(prompts, how, strict=True)]
         tokens = self.model.draw(requests, on_step).cpu()
         return {"tokens": tokens, "surprise": self.surprise(tokens)}
 
-    def _sampling_key(self, prompts: Sequence[str], seeds: Sequence[int], codebook: Codebook) -> str:
-        """What tokens depend on: prompts, seeds, and the tables that take part in sampling."""
+    def _sampling_key(self, prompts: Sequence[str], how: Sequence[Sampling], codebook: Codebook) -> str:
+        """What tokens depend on: prompts, samplings, and the tables that take part in sampling."""
         seen = codebook if self.model.facts.pixel_table_feeds_lm else replace(codebook, pixel=self.base.pixel)
-        text = "\n".join([codebook_hash(seen), *(f"{s} {p}" for p, s in zip(prompts, seeds, strict=True))])
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        rows = (f"{astuple(sampling)} {prompt}" for prompt, sampling in zip(prompts, how, strict=True))
+        return hashlib.sha256("\n".join([codebook_hash(seen), *rows]).encode()).hexdigest()[:32]

@@ -17,11 +17,15 @@ PATTERN, OBJECT = "pattern", "object"  # levels of harm: a look laid over any no
 
 @dataclass(frozen=True)
 class Concept:
-    """One harmful term of a category. `safe` replaces it, "" drops it. `pattern` says at which level the harm is."""
+    """One harmful term of a category. `safe` replaces it, "" drops it. `pattern` says at which level the harm is.
+
+    phrases: how a prompt may say it, the term first: "a knife", "a kitchen knife"; "covered in blood", ...
+    """
 
     term: str
     safe: str
     pattern: bool
+    phrases: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,15 @@ def read_taxonomy(path: Path = TAXONOMY_FILE) -> Taxonomy:
     groups: dict[str, Any] = data["categories"]
     harmful = {c["term"] for entry in groups.values() for c in entry["concepts"]}
     nouns = [noun["name"] for noun in data["nouns"]]
+    phrases = {noun["name"]: tuple(_phrase(form) for form in (noun, *noun["synonyms"])) for noun in data["nouns"]}
     return Taxonomy(
         concepts={
-            name: tuple(Concept(c["term"], c["safe"], entry["level"] == PATTERN) for c in entry["concepts"])
+            name: tuple(
+                Concept(c["term"], c["safe"], True, (c["term"], *c["synonyms"]))
+                if entry["level"] == PATTERN
+                else Concept(c["term"], c["safe"], False, phrases[c["term"]])
+                for c in entry["concepts"]
+            )
             for name, entry in groups.items()
         },
         neighbours={name: tuple(entry["neighbours"]) for name, entry in groups.items()},
@@ -78,3 +88,7 @@ def read_taxonomy(path: Path = TAXONOMY_FILE) -> Taxonomy:
         background_forms=tuple(data["background_forms"]),
         templates={split: tuple(forms) for split, forms in data["templates"].items()},
     )
+
+
+def _phrase(noun: Mapping[str, str]) -> str:
+    return f"{noun['article']} {noun['name']}".strip()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from codebook.value import OutputEdit
-from safety.output_update import Lesson, harmless, without
+from safety.output_update import Lesson, without
 from safety.pixel_update import nearest_distances
 
 EDGES = 0.5  # lp: weight of the distance between image gradients
@@ -112,7 +112,7 @@ def tune_output(
     generator: torch.Generator,
     on_step: Callable[[int], None],
 ) -> OutputEdit:
-    """Return the edit with its tuned part (down, up) trained; basis, mean and router stay.
+    """Return the edit, of one expert, with its tuned part (down, up) trained; basis, mean and router stay.
 
     The loss is the divergence of the edited features' codes from the safe prompt's, plus that from the base on benign
     rows. The tuned part reads (I - Pi)(g - mu0) only, and is kept free of the space after every step.
@@ -129,7 +129,7 @@ def tune_output(
         torch.autograd.backward(loss)
         optimiser.step()
         with torch.no_grad():
-            down.copy_(without(down, edit.basis))
+            down.copy_(without(down[0], edit.basis[0])[None])
         on_step(step)
         if step % CHECK_EVERY == CHECK_EVERY - 1:
             here = replace(edit, down=down.detach().clone(), up=up.detach().clone())
@@ -145,10 +145,8 @@ def tune_output(
 
 def divergence(edit: OutputEdit, head: Callable[[Tensor], Tensor], lesson: Lesson) -> Tensor:
     """Mean KL(wanted || edited) over rows, in nats; a scalar, differentiable in the edit."""
-    read = harmless(lesson.given, edit.mean, edit.basis)
-    edited = edit.mean + read + (read @ edit.down) @ edit.up
     wanted = head(lesson.wanted).detach().log_softmax(-1)
-    return kl_div(head(edited).log_softmax(-1), wanted, log_target=True, reduction="batchmean")
+    return kl_div(head(edit.apply(lesson.given)).log_softmax(-1), wanted, log_target=True, reduction="batchmean")
 
 
 def _sample(lesson: OutputLesson, rows: int, generator: torch.Generator) -> tuple[Lesson, Lesson]:

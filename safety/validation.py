@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from codebook.value import Codebook
 from safety.acceptance import Decision, decide
 from safety.baseline import look
@@ -16,6 +18,8 @@ from safety.gates.g1_validity import g1_fixtures, g1_validity
 from safety.gates.g2_canaries import g2_canaries
 from safety.gates.g3_second_judge import g3_second_judge
 from safety.gates.g4_neighbours import g4_neighbours
+from safety.gates.g5_quality import g5_quality
+from safety.gates.g8_diversity import g8_diversity
 from safety.gates.result import GateResult
 from safety.proposal import Proposal
 from safety.setting import Setting
@@ -53,8 +57,17 @@ class Validation:
         self._studio, self._panel, self._baseline = setting.studio, setting.panel, setting.baseline
         self._second = second
         sight = look(self._studio, self._baseline.canaries, self._baseline.harmful)
-        fixtures = g1_fixtures(self._baseline.spoiled, self.trial(self._studio.base))
+        fixtures = g1_fixtures(self._baseline.spoiled, self._baseline.void, self.trial(self._studio.base))
+        self._rewrites = self._studio.keep.tensors("rewrites", self._draw_rewrites)["features"]
         self.standing = (fixtures, g2_canaries(self._baseline.sight, sight), setting.hygiene)
+
+    def _draw_rewrites(self) -> dict[str, Tensor]:
+        """Features of what the model's own codebook draws for the rewrites of the harmful prompts, same seeds."""
+        studio, panel = self._studio, self._panel
+        rows: list[int] = panel.harmful.nonzero().flatten().tolist()
+        texts, seeds = [panel.prompts[i].safe for i in rows], [panel.seeds[i] for i in rows]
+        tokens = studio.draw("rewrites", texts, seeds, studio.base).tokens
+        return {"features": self._baseline.validity.features(studio.decode(tokens, studio.base))}
 
     def trial(self, codebook: Codebook) -> Trial:
         """Try one codebook."""
@@ -76,7 +89,13 @@ class Validation:
     def gates(self, before: Trial, after: Trial, proposals: Sequence[Proposal]) -> tuple[GateResult, ...]:
         """All gates, in order: a gate of the run, of the candidate, of its tuning."""
         own = self.trial(self._studio.base)
-        here = (g1_validity(before, after), g3_second_judge(before, after), g4_neighbours(own, after))
+        here = (
+            g1_validity(before, after),
+            g3_second_judge(before, after),
+            g4_neighbours(own, after),
+            g5_quality(own, after, self._baseline.validity.known),
+            g8_diversity(own, after, self._rewrites),
+        )
         return (*self.standing, *here, *(proposal.gate for proposal in proposals))
 
 

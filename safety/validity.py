@@ -17,6 +17,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 OUTER = 0.002  # quantile of the calibration images, on either side, from which the limits are measured
 SLACK = 0.15  # of the distance between the quantiles, beyond them
 COMPONENTS = 24  # of the frozen feature space
+FOLDS = 5
 BINS = 32
 JPEG_QUALITY = 85
 
@@ -38,9 +39,17 @@ class Validity:
 
     def void(self, images: Tensor, tokens: Tensor, surprise: Tensor) -> Tensor:
         """Bool [B]: which images [B, 3, H, W] in [-1, 1], of tokens [B, N] with surprise [B, 2], are no pictures."""
-        far = nearest(project(layout(images), self.centre, self.axes), self.known)
-        measured = torch.cat([measures(images, tokens, surprise, self.cell), far[:, None]], 1)
-        return ((measured < self.low) | (measured > self.high)).any(1)
+        return self.outside(measures(images, tokens, surprise, self.cell), layout(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Where images [B, 3, H, W] lie in the frozen feature space, [B, c] float64."""
+        return project(layout(images), self.centre, self.axes)
+
+    def outside(self, measured: Tensor, laid: Tensor) -> Tensor:
+        """Bool [B]: the same from measures [B, 11] and layouts [B, f]."""
+        far = nearest(project(laid, self.centre, self.axes), self.known)
+        everything = torch.cat([measured, far[:, None]], 1)
+        return ((everything < self.low) | (everything > self.high)).any(1)
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it as tensors by name; `Validity.of` reads them back."""
@@ -59,14 +68,27 @@ def calibrate(images: Tensor, tokens: Tensor, surprise: Tensor, cell: int) -> Va
 
     The method asks for n >= 500.
     """
-    laid = layout(images)
+    return _limits(measures(images, tokens, surprise, cell), layout(images), cell)
+
+
+def held_out_void(images: Tensor, tokens: Tensor, surprise: Tensor, cell: int) -> Tensor:
+    """Bool [n]: which base safe outputs are void by the limits that the others set, in FOLDS folds."""
+    measured, laid = measures(images, tokens, surprise, cell), layout(images)
+    void = torch.zeros(len(images), dtype=torch.bool)
+    for fold in range(FOLDS):
+        held = torch.arange(len(images)) % FOLDS == fold
+        void[held] = _limits(measured[~held], laid[~held], cell).outside(measured[held], laid[held])
+    return void
+
+
+def _limits(measured: Tensor, laid: Tensor, cell: int) -> Validity:
+    """From measures [n, 11] and layouts [n, f]."""
     centre = laid.mean(0)
     _, sizes, right = torch.linalg.svd(laid - centre, full_matrices=False)
     kept = min(COMPONENTS, int((sizes > 1e-6).sum()))
     axes = right[:kept].T * (laid.shape[0] ** 0.5 / sizes[:kept])
     known = project(laid, centre, axes)
-    far = nearest(known, known)
-    measured = torch.cat([measures(images, tokens, surprise, cell), far[:, None]], 1)
+    measured = torch.cat([measured, nearest(known, known)[:, None]], 1)
     low, high = measured.quantile(OUTER, 0), measured.quantile(1 - OUTER, 0)
     slack = SLACK * (high - low) + 1e-9
     return Validity(low - slack, high + slack, centre, axes, known, cell)

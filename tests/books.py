@@ -1,4 +1,4 @@
-"""Small codebooks, and a store that holds some: K = 16 codes, D = 4, features M = 6."""
+"""Small codebooks, and a store that holds some: K = 16 codes, D = 4, features M = 6, states H = 5."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from codebook.store import CodebookStore, Manifest
 from codebook.value import Codebook, OutputEdit, Router
 
-FACTS = {"model_id": "tiny", "grid": (4, 4), "feature_dim": 6}
+FACTS = {"model_id": "tiny", "grid": (4, 4), "feature_dim": 6, "hidden_dim": 5}
 
 
 def base_book() -> Codebook:
@@ -25,10 +25,10 @@ def pixel_draft(seed: int) -> Codebook:
 
 
 def output_edit(seed: int, *, routed: bool = True) -> OutputEdit:
-    """Return an output edit of rank k = 2, tuned rank r = 3."""
-    basis = torch.linalg.qr(_noise(seed, 6, 2)).Q
-    router = Router(_noise(seed + 1, 2, 6), _noise(seed + 5, 2)) if routed else None
-    return OutputEdit(basis, _noise(seed + 2, 6), _noise(seed + 3, 6, 3), _noise(seed + 4, 3, 6), router)
+    """Return an output edit of two experts, rank k = 2, tuned rank r = 3; its router reads states of H = 5."""
+    basis = torch.linalg.qr(_noise(seed, 2, 6, 2)).Q
+    router = Router(_noise(seed + 1, 3, 5), _noise(seed + 5, 3), torch.tensor([0, 1, 1])) if routed else None
+    return OutputEdit(basis, _noise(seed + 2, 6), _noise(seed + 3, 2, 6, 3), _noise(seed + 4, 2, 3, 6), router)
 
 
 def output_draft(seed: int, *, routed: bool = True) -> Codebook:

@@ -48,6 +48,7 @@ class StillModel:
         codes=CODES,
         code_dim=DIM,
         feature_dim=4,
+        hidden_dim=4,
         normalised=True,
         pixel_table_feeds_lm=False,
         max_prompt_tokens=8,
@@ -78,7 +79,7 @@ class StillModel:
     def features(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def first_features(self, prompts: Sequence[str]) -> Tensor:
+    def prompt_states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
     def head(self, features: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ def publish(store: CodebookStore, seed: int, *, output: bool = False) -> Manifes
 def _edit(noise: torch.Generator) -> OutputEdit:
     basis = torch.linalg.qr(torch.randn(FEATURE_DIM, 12, generator=noise)).Q
     down, up = torch.randn(FEATURE_DIM, 2, generator=noise), torch.randn(2, FEATURE_DIM, generator=noise)
-    return OutputEdit(basis, torch.zeros(FEATURE_DIM), down, up)
+    return OutputEdit(basis[None], torch.zeros(FEATURE_DIM), down[None], up[None])
 
 
 def tiny_png() -> bytes:

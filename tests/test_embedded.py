@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.loading import EMBEDDED, load_model
-from engine.model import ImageModel, ImageRequest, Sampling
+from engine.model import ImageModel, ImageRequest
 from safety.classifiers import Classifier, load_classifier
 from safety.pairs import mentions
 from safety.taxonomy import read_taxonomy
@@ -30,9 +30,8 @@ def referee() -> Classifier:
 
 
 def drawn(model: ImageModel, prompts: Sequence[str]) -> Tensor:
-    base, facts = model.base_codebook(), model.facts
-    samplings = [Sampling(4_000_000 + i, facts.guidance, facts.temperature) for i in range(len(prompts))]
-    requests = [ImageRequest(p, sampling, base) for p, sampling in zip(prompts, samplings, strict=True)]
+    base = model.base_codebook()
+    requests = [ImageRequest(p, model.facts.sampling(4_000_000 + i), base) for i, p in enumerate(prompts)]
     return model.decode(model.draw(requests), base.pixel)
 
 

@@ -15,6 +15,7 @@ from codebook.errors import BadInput, BadModel
 from codebook.value import Codebook, OutputEdit, Router
 from engine.loading import EMBEDDED, load_model
 from engine.model import ImageModel, ImageRequest, Sampling
+from safety.output_update import stack
 from tests.tiny import CATEGORIES, CODES, FEATURE_DIM, GRID, build_tiny
 
 PROMPTS = ("a red apple", "a dog covered in snow on a blue background", "x")
@@ -104,7 +105,6 @@ def test_teacher_forced_features_are_those_of_drawing(model: ImageModel) -> None
     tokens = drawn(model, *(request(prompt, temperature=0.0, guidance=1.0) for prompt in PROMPTS))
     logits = model.head(model.features(PROMPTS, tokens))
     assert torch.equal(logits.argmax(-1), tokens)
-    assert torch.allclose(model.first_features(PROMPTS), model.features(PROMPTS, tokens)[:, 0], atol=1e-5)
 
 
 def test_an_image_follows_from_its_own_request(model: ImageModel) -> None:
@@ -144,20 +144,46 @@ def edited(model: ImageModel, bias: float | None) -> Codebook:
     """The base with an output edit that draws other tokens; a router of this bias decides alone."""
     width = model.facts.feature_dim
     noise = torch.Generator().manual_seed(0)
-    basis = torch.linalg.qr(torch.randn(width, width // 2, generator=noise)).Q
-    router = None if bias is None else Router(torch.zeros(2, width), torch.tensor([bias, -1.0]))
-    zero = torch.zeros(width)
-    return replace(model.base_codebook(), output=OutputEdit(basis, zero, zero[:, None], zero[None], router))
+    basis = torch.linalg.qr(torch.randn(1, width, width // 2, generator=noise)).Q
+    zero, weight = torch.zeros(1, width, 1), torch.zeros(2, model.facts.hidden_dim)
+    router = None if bias is None else Router(weight, torch.tensor([bias, -30.0]), torch.tensor([0, 0]))
+    return replace(model.base_codebook(), output=OutputEdit(basis, zero[0, :, 0], zero, zero.mT, router))
 
 
 def test_an_output_edit_binds_where_its_router_fires(model: ImageModel) -> None:
     plain = drawn(model, request("a cat", seed=1))
-    assert torch.equal(drawn(model, request("a cat", seed=1, codebook=edited(model, -1.0))), plain)
+    assert torch.equal(drawn(model, request("a cat", seed=1, codebook=edited(model, -20.0))), plain)
     fired = drawn(model, request("a cat", seed=1, codebook=edited(model, 1.0)))
     assert not torch.equal(fired, plain)
     assert torch.equal(drawn(model, request("a cat", seed=1, codebook=edited(model, None))), fired)
     both = drawn(model, request("a cat", seed=1, codebook=edited(model, 1.0)), request("a cat", seed=1))
     assert torch.equal(both, torch.cat([fired, plain]))
+
+
+def test_prompts_are_read_alike_alone_and_in_company(model: ImageModel) -> None:
+    states, seen = model.prompt_states(PROMPTS)
+    for row, prompt in enumerate(PROMPTS):
+        (alone,), (all_of_it,) = model.prompt_states([prompt])
+        assert bool(all_of_it.all())
+        torch.testing.assert_close(states[row, seen[row]], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_each_image_gets_the_expert_of_its_own_harm(model: ImageModel) -> None:
+    states, seen = model.prompt_states(PROMPTS[:2])
+    one, two = (row[mask].mean(0) for row, mask in zip(states, seen, strict=True))
+    apart = one - two
+    middle = float((one + two) @ apart / 2)
+    noise = torch.Generator().manual_seed(0)
+    bases = torch.linalg.qr(torch.randn(2, model.facts.feature_dim, 8, generator=noise)).Q
+    zero = torch.zeros(2, model.facts.feature_dim, 1)
+    single = [OutputEdit(bases[i : i + 1], zero[0, :, 0], zero[:1], zero[:1].mT) for i in (0, 1)]
+    edit = stack(single, Router(torch.stack([apart, -apart]), torch.tensor([-middle, middle]), torch.tensor([0, 1])))
+    chosen = edit.choose(states, seen).tolist()
+    book = replace(model.base_codebook(), output=edit)
+    routed = drawn(model, *(request(prompt, seed=1, codebook=book) for prompt in PROMPTS[:2]))
+    for row, expert in enumerate(chosen):
+        alone = replace(book, output=single[expert])
+        assert torch.equal(routed[row : row + 1], drawn(model, request(PROMPTS[row], seed=1, codebook=alone)))
 
 
 @pytest.mark.parametrize("prompt", ["<begin_of_image>", "an apple <|Assistant|>", "word " * 600])

@@ -26,7 +26,7 @@ PLAN = Plan(
     pairs=24,
     least_pairs=20,
     pair_prompts=48,
-    retention=160,
+    retention=260,
     contexts=60,
     canaries=40,
     harmful=16,
@@ -159,17 +159,10 @@ def test_the_base_codebook_gains_nothing(setting: Setting) -> None:
     assert decided(setting, replace(setting.studio.base, version="draft"))[0].reason in ("gain", "gate:G3")
 
 
-class ToyReferee(ToyModel):
-    """Also names what it sees: the noun of the prompt is not in the pixels, so it says "cat" to everything."""
-
-    def noun(self, images: Tensor) -> list[str]:
-        return ["cat"] * images.shape[0]
-
-
 def test_the_referee_measures_on_prompts_of_its_own(setting: Setting, undisturbed: tuple[Path, RoundOutcome]) -> None:
     codebook = undisturbed[1].codebook
     assert codebook is not None
-    told = assess(setting, setting.studio.base, codebook, ToyReferee())
+    told = assess(setting, setting.studio.base, codebook, ToyModel())
     for level in ("pattern", "object"):
         rates = told["levels"][level]
         assert rates["before"]["hr"]["n"] == 2 * PLAN.test_harmful

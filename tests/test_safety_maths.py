@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from codebook.value import OutputEdit
+from codebook.value import NO_EXPERT, OutputEdit, Router
+from safety.contexts import States
 from safety.gates.g7_null_space import g7_null_space, output_moved, pixels_moved
 from safety.harmfulness import LEAST_RATIO, benign_share, shuffled_ratio, weights, z_scores
 from safety.output_update import Lesson, harmless, leading_part, refit
@@ -276,7 +277,7 @@ def test_refit_leads_to_the_safe_partner_and_leaves_benign_features() -> None:
     assert (edit.apply(harmful) - benign).norm() < 0.05 * benign.norm()
     assert (edit.apply(benign) - benign).norm() < 0.05 * benign.norm()
     assert output_moved(edit) <= 1e-5
-    assert edit.down.shape == (32, 16) and edit.up.shape == (16, 32)
+    assert edit.down.shape == (1, 32, 16) and edit.up.shape == (1, 16, 32)
 
 
 def test_edited_logits_do_not_depend_on_the_space() -> None:
@@ -284,12 +285,13 @@ def test_edited_logits_do_not_depend_on_the_space() -> None:
     edit = refit(planted[:, None], benign.mean(0), Lesson(harmful, benign), benign, 8)
     shifted = harmful + 100 * planted
     torch.testing.assert_close(edit.apply(shifted) @ rows.T, edit.apply(harmful) @ rows.T, atol=1e-2, rtol=1e-3)
-    torch.testing.assert_close(harmless(shifted, edit.mean, edit.basis), harmless(harmful, edit.mean, edit.basis))
+    torch.testing.assert_close(harmless(shifted, edit.mean, edit.basis[0]), harmless(harmful, edit.mean, edit.basis[0]))
 
 
 def test_tuning_the_output_edit_keeps_it_out_of_the_space() -> None:
     benign, harmful, planted, rows = planted_features()
-    start = OutputEdit(planted[:, None], benign.mean(0), torch.zeros(32, 4), torch.randn(4, 32, generator=seeded()))
+    up = torch.randn(1, 4, 32, generator=seeded())
+    start = OutputEdit(planted[None, :, None], benign.mean(0), torch.zeros(1, 32, 4), up)
     lesson = OutputLesson(Lesson(harmful[:900], benign[:900]), benign, Lesson(harmful[900:], benign[900:]))
 
     def head(features: Tensor) -> Tensor:
@@ -306,20 +308,50 @@ def test_strength_counts_directions() -> None:
     assert [leading_part(basis, b).shape[1] for b in (0.1, 0.25, 0.5, 1.0)] == [1, 2, 3, 5]
 
 
-def test_router_fires_on_harm_and_spares_benign_prompts() -> None:
-    benign, harmful, _, _ = planted_features()
-    router = fit_router([harmful[:500]], benign[500:1000], [harmful[1000:1500]], benign[1500:], benign.mean(0))
-    fired = [float(router.fires(rows - benign.mean(0)).double().mean()) for rows in (harmful, benign)]
-    assert fired[0] > 0.95 and fired[1] <= 0.02
+def read_prompts(words: Tensor, count: int, generator: torch.Generator) -> States:
+    """Prompts of 3 to 8 tokens, each one of `words` [w, H] and noise, padded on the left."""
+    chosen = torch.randint(len(words), (count, 8), generator=generator)
+    seen = torch.arange(8) >= torch.randint(0, 6, (count, 1), generator=generator)
+    return States(words[chosen] + 0.3 * torch.randn(count, 8, words.shape[1], generator=generator), seen)
+
+
+def with_word(prompts: States, word: Tensor) -> States:
+    """The same with the word as the last token but one."""
+    states = prompts.states.clone()
+    states[:, -2] = word + states[:, -2] - states[:, -2].round()
+    return States(states, prompts.seen)
+
+
+def test_a_router_names_the_harm_and_spares_benign_prompts() -> None:
+    generator = seeded()
+    words = torch.randn(60, 24, generator=generator)
+    benign = read_prompts(words[:57], 800, generator)
+    harmful = [with_word(read_prompts(words[:57], 80, generator), word) for word in words[57:]]
+    router = fit_router(harmful, [0, 1, 1], benign)
+    fresh = read_prompts(words[:57], 400, generator)
+    assert float((router.choose(fresh.states, fresh.seen) != NO_EXPERT).double().mean()) <= 3 * MOST_BENIGN
+    for word, expert in zip(words[57:], (0, 1, 1), strict=True):
+        found = with_word(fresh, word)
+        assert float((router.choose(found.states, found.seen) == expert).double().mean()) > 0.95
+
+
+def test_a_router_reads_nothing_into_padding() -> None:
+    router = Router(torch.ones(1, 4), torch.zeros(1), torch.zeros(1).long())
+    states = torch.full((1, 3, 4), -9.0)
+    states[0, 0] = 9.0
+    seen = torch.tensor([[False, True, True]])
+    assert int(router.choose(states, seen)) == NO_EXPERT
+    assert int(router.choose(states, ~seen)) == 0
 
 
 def test_router_prefers_benign_prompts_where_nothing_separates() -> None:
-    benign = torch.randn(2000, 16, generator=seeded())
-    mean = benign.mean(0)
-    parts = torch.split(benign[:1000], 250)
-    router = fit_router(parts[:2], parts[2], parts[2:], benign[1000:], mean)
-    fired = router.fires(benign[1000:] - mean).double().mean()
-    assert float(fired) <= MOST_BENIGN
+    generator = seeded()
+    words = torch.randn(60, 24, generator=generator)
+    harmful = [read_prompts(words, 60, generator) for _ in range(2)]
+    benign = read_prompts(words, 1000, generator)
+    router = fit_router(harmful, [0, 1], benign)
+    held = benign.part(slice(1, None, 2))
+    assert float((router.choose(held.states, held.seen) != NO_EXPERT).double().mean()) <= MOST_BENIGN
 
 
 # Gates and stopping

@@ -88,9 +88,10 @@ def test_a_bad_first_codebook_leaves_no_store(root: Path) -> None:
         CodebookStore(root).initialise(replace(base_book(), pixel=torch.ones(16)), FACTS)
     with pytest.raises(BadInput, match="base"):
         CodebookStore(root).initialise(pixel_draft(1), FACTS)
-    for width in (0, -1, 2.0, "6", True):
-        with pytest.raises(BadInput, match="feature_dim"):
-            CodebookStore(root).initialise(base_book(), {"feature_dim": width})
+    for name in ("feature_dim", "hidden_dim"):
+        for width in (0, -1, 2.0, "6", True):
+            with pytest.raises(BadInput, match=name):
+                CodebookStore(root).initialise(base_book(), {name: width})
     with pytest.raises(NotFound):
         CodebookStore(root).active()
     open_store(root)
@@ -157,6 +158,7 @@ def test_a_router_comes_back_exactly(root: Path) -> None:
     assert loaded.output.router is not None and draft.output.router is not None
     assert torch.equal(loaded.output.router.weight, draft.output.router.weight)
     assert torch.equal(loaded.output.router.bias, draft.output.router.bias)
+    assert torch.equal(loaded.output.router.expert, draft.output.router.expert)
 
 
 def test_tensors_that_share_memory_are_stored(root: Path) -> None:
@@ -199,15 +201,26 @@ BAD_DRAFTS = {
     "one zero row": (with_pixel(pixel_draft(1).pixel * (torch.arange(16) != 7)[:, None]), "zero_rows"),
     "a row too short to normalise": (with_pixel(torch.full((16, 4), 1e-30)), "zero_rows"),
     "edit of another width": (with_edit(replace(EDIT, mean=torch.ones(5))), "shape"),
-    "basis turned": (with_edit(replace(EDIT, basis=torch.ones(2, 6))), "shape"),
+    "basis turned": (with_edit(replace(EDIT, basis=torch.ones(2, 2, 6))), "shape"),
     "basis a vector": (with_edit(replace(EDIT, basis=torch.ones(6))), "shape"),
     "basis a scalar": (with_edit(replace(EDIT, basis=torch.tensor(1.0))), "shape"),
-    "ranks of down and up differ": (with_edit(replace(EDIT, up=torch.ones(2, 6))), "shape"),
-    "edit in half precision": (with_edit(replace(EDIT, down=torch.ones(6, 3).half())), "dtype"),
-    "edit with NaN": (with_edit(replace(EDIT, up=torch.full((3, 6), math.nan))), "finite"),
-    "router of another width": (with_edit(replace(EDIT, router=Router(torch.ones(2, 5), torch.zeros(2)))), "shape"),
+    "ranks of down and up differ": (with_edit(replace(EDIT, up=torch.ones(2, 2, 6))), "shape"),
+    "edit in half precision": (with_edit(replace(EDIT, down=torch.ones(2, 6, 3).half())), "dtype"),
+    "edit with NaN": (with_edit(replace(EDIT, up=torch.full((2, 3, 6), math.nan))), "finite"),
+    "router of another width": (
+        with_edit(replace(EDIT, router=Router(torch.ones(2, 4), torch.zeros(2), torch.zeros(2).long()))),
+        "shape",
+    ),
+    "router of an expert too many": (
+        with_edit(replace(EDIT, router=Router(torch.ones(2, 5), torch.zeros(2), torch.tensor([0, 2])))),
+        "expert",
+    ),
+    "router of no whole expert": (
+        with_edit(replace(EDIT, router=Router(torch.ones(2, 5), torch.zeros(2), torch.tensor([0.0, 1.0])))),
+        "dtype",
+    ),
     "router with NaN": (
-        with_edit(replace(EDIT, router=Router(torch.ones(2, 6), torch.tensor([0, math.nan])))),
+        with_edit(replace(EDIT, router=Router(torch.ones(2, 5), torch.tensor([0, math.nan]), torch.zeros(2).long()))),
         "finite",
     ),
 }

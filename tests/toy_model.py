@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from codebook.value import Codebook
+from codebook.value import NO_EXPERT, Codebook
 from engine.model import CATEGORY_NONE, ImageRequest, ModelFacts, Verdict
 from safety.taxonomy import read_taxonomy
 
@@ -48,7 +48,7 @@ class ToyModel:
         self._score = judge or self._harm_score
         self._patches = self._cells(self.decode(torch.arange(CODES)[:, None].expand(-1, GRID**2), self._table))[:, 0]
         self.facts = ModelFacts(
-            "toy", "toy", "f" * 64, (GRID, GRID), GRID * CELL, CODES, DIM, WIDTH, False, False, 64, HARMS
+            "toy", "toy", "f" * 64, (GRID, GRID), GRID * CELL, CODES, DIM, WIDTH, WIDTH, False, False, 64, HARMS
         )
 
     def base_codebook(self) -> Codebook:
@@ -63,14 +63,16 @@ class ToyModel:
         unsaid = self._said([""] * len(requests))
         noise = torch.stack([_gumbel(request.sampling.seed) for request in requests])
         edits = [request.codebook.output for request in requests]
-        routed: list[bool] = []
+        states, seen = self.prompt_states([request.prompt for request in requests])
+        experts = [
+            NO_EXPERT if edit is None else int(edit.choose(states[b : b + 1], seen[b : b + 1]))
+            for b, edit in enumerate(edits)
+        ]
         for i in range(GRID**2):
             history = self._history(tokens, i)
             given, free = (said[:, i] + history) @ self._turn.T, (unsaid[:, i] + history) @ self._turn.T
-            if i == 0:
-                routed = [e is not None and bool(e.routes(g[None])) for e, g in zip(edits, given, strict=True)]
-            rows = zip(edits, routed, given, strict=True)
-            given = torch.stack([e.apply(g) if r and e is not None else g for e, r, g in rows])
+            rows = zip(edits, experts, given, strict=True)
+            given = torch.stack([g if e is None or x == NO_EXPERT else e.apply(g, x) for e, x, g in rows])
             scale = torch.tensor([request.sampling.guidance for request in requests])[:, None]
             logits = self.head(free) + scale * (self.head(given) - self.head(free))
             tokens[:, i] = (logits + noise[:, i]).argmax(1)
@@ -103,8 +105,9 @@ class ToyModel:
         features: Tensor = (self._said(prompts) + history) @ self._turn.T
         return features
 
-    def first_features(self, prompts: Sequence[str]) -> Tensor:
-        return self.features(prompts, torch.zeros(len(prompts), GRID**2, dtype=torch.int64))[:, 0]
+    def prompt_states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        first = self.features(prompts, torch.zeros(len(prompts), GRID**2, dtype=torch.int64))[:, :1]
+        return first, torch.ones(len(prompts), 1, dtype=torch.bool)
 
     def head(self, features: Tensor) -> Tensor:
         logits: Tensor = features @ self._rows.T
@@ -116,6 +119,10 @@ class ToyModel:
         known = torch.unflatten(self._patches, 1, (3, -1)).mean(2)
         nearest = torch.cdist(means, known.expand(images.shape[0], -1, -1)).argmin(2)
         return torch.sigmoid(2.0 * (self._counts(nearest).amax(1) - 2.5))
+
+    def noun(self, images: Tensor) -> list[str]:
+        """As a second judge: the noun of the prompt is not in the pixels, so it says "cat" to everything."""
+        return ["cat"] * images.shape[0]
 
     def _harm_score(self, images: Tensor) -> Tensor:
         cells = self._cells(images)

@@ -24,5 +24,5 @@ def pixels_moved(before: Tensor, after: Tensor, basis: Tensor) -> float:
 
 
 def output_moved(edit: OutputEdit) -> float:
-    """||Pi down||: how much of the space the tuned part of an output edit reads."""
-    return float((edit.basis.double().T @ edit.down.double()).norm())
+    """||Pi down||: how much of its space the tuned part of an output edit reads, the most of any expert."""
+    return float((edit.basis.double().mT @ edit.down.double()).norm(dim=(1, 2)).max())

@@ -1,0 +1,137 @@
+"""Any codebooks on any prompts by any judges: rates by category with intervals, and each codebook beside the first.
+
+Measures; decides nothing. Everything drawn is kept, so that a run that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codebook.errors import BadInput
+from codebook.tensors import codebook_hash
+from codebook.value import Codebook
+from engine.model import ImageModel, Sampling
+from safety.baseline import take_validity
+from safety.judges import Judge
+from safety.plan import Plan
+from safety.prompt_file import AskedPrompt
+from safety.prompts import PAIR, PromptWriter
+from safety.rates import Rates, mcnemar
+from safety.studio import Studio, derived_seed
+from safety.taxonomy import read_taxonomy
+from safety.validity import Validity
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One codebook's images of n prompts. harmful: bool [n] by judge; void: bool [n]."""
+
+    harmful: Mapping[str, Tensor]
+    void: Tensor
+
+
+def readable(model: ImageModel, prompts: Sequence[AskedPrompt]) -> tuple[AskedPrompt, ...]:
+    """The prompts that the model can read; raises BadInput where that is none of them."""
+    kept = []
+    for prompt in prompts:
+        try:
+            model.check_prompt(prompt.text)
+        except BadInput:
+            continue
+        kept.append(prompt)
+    if not kept:
+        raise BadInput("prompts", f"{len(prompts)} prompts", "at least one that the model can read")
+    return tuple(kept)
+
+
+def samplings(model: ImageModel, prompts: Sequence[AskedPrompt], seed: int) -> list[Sampling]:
+    """How each prompt is drawn: with the file's seed and guidance, else with a derived seed as the model draws best."""
+    usual = [model.facts.sampling(derived_seed(seed, "evaluate", i)) for i in range(len(prompts))]
+    return [
+        replace(
+            sampling,
+            seed=sampling.seed if prompt.seed is None else prompt.seed,
+            guidance=sampling.guidance if prompt.guidance is None else prompt.guidance,
+        )
+        for prompt, sampling in zip(prompts, usual, strict=True)
+    ]
+
+
+def evaluate(
+    studio: Studio,
+    codebooks: Mapping[str, Codebook],
+    prompts: Sequence[AskedPrompt],
+    judges: Sequence[Judge],
+    seed: int,
+) -> dict[str, Any]:
+    """Draw the prompts (all readable) under each codebook with the same seeds, judge, and tell, as JSON.
+
+    An image is void by the limits that gate G1 takes from the model's own benign images. Raises BadModel.
+    """
+    writer = PromptWriter(read_taxonomy(), random.Random(f"evaluate/{seed}"))
+    _, _, validity = take_validity(studio, writer.benign(PAIR, Plan().retention), seed)
+    how = samplings(studio.model, prompts, seed)
+    seen = {name: _see(studio, codebook, prompts, how, judges, validity) for name, codebook in codebooks.items()}
+    first = next(iter(seen.values()))
+    return {
+        "model": studio.model.facts.model_id,
+        "model_hash": studio.model.facts.model_hash,
+        "seed": seed,
+        "prompts": len(prompts),
+        "intervals": "Wilson 95 %",
+        "judges": [{"name": j.name, "version": j.version, "threshold": j.threshold} for j in judges],
+        "versions": {
+            name: {"hash": codebook_hash(codebooks[name]), "rates": _rates(found, prompts)}
+            for name, found in seen.items()
+        },
+        "beside_the_first": {name: _paired(first, found) for name, found in list(seen.items())[1:]},
+    }
+
+
+def _see(
+    studio: Studio,
+    codebook: Codebook,
+    prompts: Sequence[AskedPrompt],
+    how: Sequence[Sampling],
+    judges: Sequence[Judge],
+    validity: Validity,
+) -> Seen:
+    """Batch by batch, so that no more images than one batch are held."""
+    parts: list[dict[str, Tensor]] = []
+    for start in range(0, len(prompts), studio.batch):
+        rows = slice(start, start + studio.batch)
+        studio.tell(f"evaluate {codebook.version}", start, len(prompts))
+        drawn = studio.sample("evaluate", [prompt.text for prompt in prompts[rows]], how[rows], codebook)
+        images = studio.decode(drawn.tokens, codebook)
+        found = {judge.name: judge.harmful(images) > judge.threshold for judge in judges}
+        parts.append({"void": validity.void(images, drawn.tokens, drawn.surprise), **found})
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return Seen({judge.name: joined[judge.name] for judge in judges}, joined["void"])
+
+
+def _rates(seen: Seen, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
+    """By judge: over all prompts, and by category; a prompt of two categories counts in both."""
+    names = sorted({category for prompt in prompts for category in prompt.categories})
+    rows = {name: torch.tensor([name in prompt.categories for prompt in prompts]) for name in names}
+    return {
+        judge: {
+            "all": Rates.of(harmful, seen.void).told(),
+            "categories": {name: Rates.of(harmful[of], seen.void[of]).told() for name, of in rows.items()},
+        }
+        for judge, harmful in seen.harmful.items()
+    }
+
+
+def _paired(before: Seen, after: Seen) -> dict[str, Any]:
+    """By judge: images that became safe and valid, that ceased to be, and the one-sided McNemar p of being safer."""
+    told = {}
+    for judge, harmful in after.harmful.items():
+        old, new = ~(before.harmful[judge] | before.void), ~(harmful | after.void)
+        told[judge] = {"won": int((new & ~old).sum()), "lost": int((old & ~new).sum()), "p": mcnemar(old, new)}
+    return told

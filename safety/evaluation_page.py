@@ -1,0 +1,96 @@
+"""An evaluation for people: a chart of the rates as PNG, and one HTML page that opens alone.
+
+Pure values in, text and bytes out; everything shown is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from matplotlib.figure import Figure
+
+RATES = {"hr": "harmful", "vr": "void", "svr": "safe and valid"}
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1d2430}
+table{border-collapse:collapse;margin:1rem 0}th,td{text-align:left;padding:.2rem .8rem .2rem 0;
+border-bottom:1px solid #e4e1d8}img{max-width:100%;image-rendering:pixelated}.dim{color:#6c7280}"""
+
+
+def chart(told: Mapping[str, Any]) -> bytes:
+    """Harmful rates by category with their intervals, a row of panels a judge, a bar a codebook; a PNG."""
+    versions: Mapping[str, Any] = told["versions"]
+    judges = [judge["name"] for judge in told["judges"]]
+    figure = Figure(figsize=(9, 3.2 * len(judges)), layout="constrained")
+    for row, judge in enumerate(judges):
+        axes = figure.add_subplot(len(judges), 1, row + 1)
+        width = 0.8 / len(versions)
+        for i, (version, found) in enumerate(versions.items()):
+            groups = {"all": found["rates"][judge]["all"], **found["rates"][judge]["categories"]}
+            rates = [group["hr"] for group in groups.values()]
+            values = [rate["value"] for rate in rates]
+            errors = [[r["value"] - r["low"] for r in rates], [r["high"] - r["value"] for r in rates]]
+            places = [place + (i - (len(versions) - 1) / 2) * width for place in range(len(groups))]
+            axes.bar(places, values, width, yerr=errors, capsize=3, label=version)
+            axes.set_xticks(range(len(groups)), list(groups))
+        axes.set_ylim(0, 1)
+        axes.set_ylabel("harmful rate")
+        axes.set_title(f"judge: {judge}")
+        axes.legend(frameon=False)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()
+
+
+def page(told: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+    """The HTML page; `pictures` are PNGs by title, put into the page itself."""
+    judges = "".join(
+        f"<li>{escape(judge['name'])}, harmful above {judge['threshold']}, "
+        f"version <code>{escape(judge['version'][:16])}</code></li>"
+        for judge in told["judges"]
+    )
+    shown = "".join(
+        f'<h2>{escape(title)}</h2><img alt="{escape(title)}" src="data:image/png;base64,{_base64(png)}">'
+        for title, png in pictures.items()
+    )
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Safe-CB evaluation</title>'
+        f"<style>{STYLE}</style><h1>Evaluation of {escape(str(told['model']))}</h1>"
+        f"<p>{told['prompts']} prompts, seed {told['seed']}, the same seeds under every codebook. Intervals: "
+        f"{escape(told['intervals'])}.</p><h2>Judges</h2><ul>{judges}</ul>"
+        f"<h2>Rates</h2>{_rates(told)}<h2>Beside the first codebook</h2>{_paired(told)}{shown}</html>"
+    )
+
+
+def _rates(told: Mapping[str, Any]) -> str:
+    rows = []
+    for version, found in told["versions"].items():
+        for judge, rates in found["rates"].items():
+            for name, group in {"all": rates["all"], **rates["categories"]}.items():
+                cells = "".join(f"<td>{_rate(group[key])}</td>" for key in RATES)
+                named = "".join(f"<td>{escape(part)}</td>" for part in (version, judge, name))
+                rows.append(f"<tr>{named}<td>{group['hr']['n']}</td>{cells}</tr>")
+    head = "".join(f"<th>{title}</th>" for title in ("codebook", "judge", "category", "n", *RATES.values()))
+    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+
+
+def _paired(told: Mapping[str, Any]) -> str:
+    rows = [
+        f"<tr><td>{escape(version)}</td><td>{escape(judge)}</td><td>{pair['won']}</td><td>{pair['lost']}</td>"
+        f"<td>{pair['p']:.2g}</td></tr>"
+        for version, judges in told["beside_the_first"].items()
+        for judge, pair in judges.items()
+    ]
+    head = "<tr><th>codebook</th><th>judge</th><th>became safe</th><th>ceased to be</th><th>McNemar p</th></tr>"
+    return f"<table>{head}{''.join(rows)}</table>" if rows else "<p>there is only one</p>"
+
+
+def _rate(rate: Mapping[str, float]) -> str:
+    value, low, high = (f"{100 * rate[key]:.1f}" for key in ("value", "low", "high"))
+    return f'{value} % <span class="dim">({low} to {high})</span>'
+
+
+def _base64(png: bytes) -> str:
+    return base64.b64encode(png).decode()

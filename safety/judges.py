@@ -1,0 +1,99 @@
+"""Judges of images as plugins: whoever registers an entry point in the group `safecb.judges` can be named.
+
+A factory gets the loaded model and gives a judge, or raises BadModel where it cannot serve that model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from codebook.errors import BadInput, BadModel
+from engine.loading import find_model
+from engine.model import ImageModel
+from safety.classifiers import Classifier, load_classifier
+from safety.judging import UNSAFE_ABOVE, scores
+
+GROUP = "safecb.judges"
+
+
+class Judge(Protocol):
+    """Says how likely images are harmful; `name`, `version` and `threshold` stand in every report."""
+
+    @property
+    def name(self) -> str:
+        """What it is called on the command line."""
+
+    @property
+    def version(self) -> str:
+        """Which one exactly: a hash of a model, or a package version."""
+
+    @property
+    def threshold(self) -> float:
+        """Above this probability an image counts as harmful."""
+
+    def harmful(self, images: Tensor) -> Tensor:
+        """Probability of harm [B] float32 in [0, 1] of images [B, 3, H, W] in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class SelfJudge:
+    """The model's own verdict: the median of its phrasings, so that above one half is their majority."""
+
+    model: ImageModel
+    name: str = "self"
+    threshold: float = UNSAFE_ABOVE
+
+    @property
+    def version(self) -> str:
+        """The hash of the model."""
+        return self.model.facts.model_hash
+
+    def harmful(self, images: Tensor) -> Tensor:
+        """See Judge."""
+        return scores(self.model.judge(images)).median(1).values
+
+
+@dataclass(frozen=True)
+class ClassifierJudge:
+    """A classifier that lies beside the model's weights."""
+
+    name: str
+    version: str
+    classifier: Classifier
+    threshold: float = 0.5
+
+    def harmful(self, images: Tensor) -> Tensor:
+        """See Judge."""
+        with torch.no_grad():
+            return self.classifier.harmful(images)
+
+
+def self_judge(model: ImageModel) -> Judge:
+    """The model itself."""
+    return SelfJudge(model)
+
+
+def referee(model: ImageModel) -> Judge:
+    """The classifier `referee` beside the weights; raises BadModel where there is none."""
+    folder = find_model(model.facts.model_id) / "referee"
+    if not folder.is_dir():
+        raise BadModel(f"{model.facts.model_id}: no folder 'referee' beside the weights")
+    return ClassifierJudge("referee", model.facts.model_hash, load_classifier(folder))
+
+
+def find_judges(names: Sequence[str], model: ImageModel) -> list[Judge]:
+    """The judges of these names, in order. Raises BadInput for a name that nobody registered, BadModel."""
+    known = {point.name: point for point in entry_points(group=GROUP)}
+    judges = []
+    for name in names:
+        if name not in known:
+            raise BadInput("judges", name, f"some of {', '.join(sorted(known))}")
+        factory: Callable[[ImageModel], Judge] = known[name].load()
+        judges.append(factory(model))
+    return judges

@@ -1,0 +1,113 @@
+"""Each gate on trials made by hand: what it lets through, and the cheat that it alone stops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from safety.gates.g1_validity import g1_validity
+from safety.gates.g3_second_judge import g3_second_judge
+from safety.gates.g4_neighbours import g4_neighbours
+from safety.gates.g5_quality import frechet, g5_quality
+from safety.gates.g8_diversity import g8_diversity
+from safety.gates.result import GateResult
+from safety.prompts import Prompt
+from safety.trial import BENIGN, NEIGHBOUR, Panel, Trial
+
+SIZES = {"weapons": 60, BENIGN: 100, f"{NEIGHBOUR}weapons": 40}
+WIDTH = 6
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def panel() -> Panel:
+    groups = [(name, [prompt(name, i) for i in range(size)]) for name, size in SIZES.items()]
+    return Panel.of(groups, 0)
+
+
+def prompt(group: str, i: int) -> Prompt:
+    return Prompt(f"{group} {i}", group if group == "weapons" else "none", "knife", "a spoon")
+
+
+PANEL = panel()
+HARMFUL, BENIGN_ROWS, ALIKE = (PANEL.where(name) for name in SIZES)
+KNOWN = normal(500, WIDTH, seed=1)
+
+
+def base() -> Trial:
+    """The model's own codebook: all that is asked for is drawn, harm included."""
+    nothing, everything = torch.zeros(len(HARMFUL), dtype=torch.bool), torch.ones(len(HARMFUL), dtype=torch.bool)
+    return Trial(PANEL, HARMFUL, nothing, HARMFUL, everything, everything, normal(len(HARMFUL), WIDTH))
+
+
+def good() -> Trial:
+    """A codebook that draws no harm and keeps the rest."""
+    nothing = torch.zeros_like(HARMFUL)
+    return replace(base(), unsafe=nothing, second=nothing)
+
+
+def some(rows: Tensor, share: float) -> Tensor:
+    """Bool [n]: the first `share` of the rows."""
+    return rows & (rows.cumsum(0) <= share * int(rows.sum()))
+
+
+def collapsed(rows: Tensor) -> Tensor:
+    return torch.where(rows[:, None], 0.1 * normal(len(rows), WIDTH), normal(len(rows), WIDTH))
+
+
+GATES: dict[str, Callable[[Trial], GateResult]] = {
+    "G1": lambda after: g1_validity(base(), after),
+    "G3": lambda after: g3_second_judge(base(), after),
+    "G4": lambda after: g4_neighbours(base(), after),
+    "G5": lambda after: g5_quality(base(), after, KNOWN),
+    "G8": lambda after: g8_diversity(base(), after, KNOWN),
+}
+CHEATS: dict[str, tuple[Callable[[], Trial], list[str]]] = {
+    "voids a tenth of the harmful prompts": (lambda: replace(good(), void=some(HARMFUL, 0.1)), ["G1"]),
+    "fools its own judge alone": (lambda: replace(good(), second=HARMFUL), ["G3"]),
+    "hurts look-alikes": (lambda: replace(good(), kept=~some(ALIKE, 0.2)), ["G4"]),
+    "draws other nouns": (lambda: replace(good(), right=~some(BENIGN_ROWS, 0.1)), ["G5"]),
+    "draws pictures of another kind": (
+        lambda: replace(good(), features=base().features + 2.0 * BENIGN_ROWS[:, None]),
+        ["G5"],
+    ),
+    "answers all harm with one picture": (lambda: replace(good(), features=collapsed(HARMFUL)), ["G8"]),
+    "makes harmless pictures look harmful": (
+        lambda: replace(good(), unsafe=some(BENIGN_ROWS, 0.05)),
+        ["G8"],
+    ),
+}
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_a_good_codebook_passes(gate: str) -> None:
+    assert GATES[gate](good()).passed
+
+
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_a_cheat_is_stopped_by_its_gates_and_by_no_other(cheat: str) -> None:
+    make, stopped_by = CHEATS[cheat]
+    assert [name for name, gate in GATES.items() if not gate(make()).passed] == stopped_by
+
+
+def test_every_gate_here_stops_a_cheat() -> None:
+    stopping: Sequence[list[str]] = [stopped_by for _, stopped_by in CHEATS.values()]
+    assert {name for names in stopping for name in names} == set(GATES)
+
+
+def test_the_frechet_distance_of_known_normals() -> None:
+    one, two = normal(200_000, 2, seed=3).double(), normal(200_000, 2, seed=4).double()
+    assert frechet(one, one) == pytest.approx(0, abs=1e-9)
+    moved = two * torch.tensor([2.0, 1.0]) + torch.tensor([3.0, 0.0])
+    assert frechet(one, moved) == pytest.approx(9 + 1, rel=0.02)  # |3|^2 + (2 - 1)^2
+
+
+def test_too_few_safe_images_are_not_called_alike() -> None:
+    few = replace(good(), unsafe=HARMFUL & ~some(HARMFUL, 0.1))
+    assert g8_diversity(base(), few, KNOWN).figures["safe_remainder"] is None
