@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from codebook.errors import BadInput
+from codebook.errors import BadInput, BadModel
 from codebook.tensors import codebook_hash
 from codebook.value import Codebook
 from safety.acceptance import Decision, decide
@@ -83,7 +83,7 @@ def test_a_round_makes_the_codebook_safer(undisturbed: tuple[Path, RoundOutcome]
     assert rates["after"]["hr"]["value"] < 0.1
     assert rates["after"]["svr"]["value"] > 0.9
     assert all(side["after"] >= side["before"] - 0.03 for side in outcome.figures["intact"].values())
-    assert {"G1", "G1-fixtures", "G2", "G3", "G4", "G7", "G9"} <= outcome.gates.keys()
+    assert {"G1", "G1-fixtures", "G2", "G3", "G4", "G5", "G7", "G8", "G9"} <= outcome.gates.keys()
     assert all(gate["passed"] for gate in outcome.gates.values())
     assert outcome.images["before_after.png"].startswith(b"\x89PNG")
 
@@ -112,6 +112,15 @@ def test_the_watcher_ends_a_run(tmp_path: Path) -> None:
 
 def always_safe(images: Tensor) -> Tensor:
     return torch.full((images.shape[0], 4), 0.01)
+
+
+def always_unsafe(images: Tensor) -> Tensor:
+    return torch.full((images.shape[0], 4), 0.99)
+
+
+def test_a_judge_that_finds_nothing_safe_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(BadModel, match="0 of 260 benign images safe"):
+        run(tmp_path, ToyModel(always_unsafe))
 
 
 def by_chance(images: Tensor) -> Tensor:
