@@ -45,6 +45,11 @@ class Chat:
         """Ids that ask for a rewrite of `prompt`; the next token is the first of the answer."""
         return self._user(prompt, before=instruction)
 
+    def plain(self, prompt: str) -> list[int]:
+        """Ids of the prompt's own text."""
+        ids: list[int] = self._tokenizer(prompt, add_special_tokens=False).input_ids
+        return ids
+
     def question(self, question: str) -> list[int]:
         """Ids that show an image (as placeholders) and ask about it; the next token is the answer's first."""
         return self._encode(self._render(_about(question), ask=True))

@@ -1,4 +1,7 @@
-"""The model's own safe rewrite of prompts: plain greedy text. Knows no word of harm; the instruction is handed in."""
+"""The model's own safe rewrite of prompts, written as an edit: what it has no reason to change is kept word for word.
+
+Knows no word of harm; the instruction is handed in.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,55 @@ from torch import nn
 
 from engine.language import LanguageStack
 from engine.prompting import Chat
+
+# The next token of the prompt is kept where the model gives it at least this probability; behind a replacement, where
+# little is left to change, at least the second one.
+KEEP, KEEP_BEHIND = 0.004, 1e-5
+REACH = 16  # tokens of the prompt that one replacement may stand for
+
+
+class Edit:
+    """One rewrite being written, token by token.
+
+    It follows the prompt while the model finds the prompt's next token likely enough. Where it does not, the model
+    writes freely, until its last two tokens stand in the prompt a little further on: there it follows it again.
+    """
+
+    def __init__(self, prompt: Sequence[int], end: int) -> None:
+        """`end` is the token that ends a text."""
+        self._prompt, self._end = prompt, end
+        self._next, self._free, self._keep = 0, False, KEEP
+        self.written: list[int] = []
+
+    @property
+    def wanted(self) -> int:
+        """The token of the prompt that would be kept next."""
+        return self._prompt[self._next] if self._next < len(self._prompt) else self._end
+
+    @property
+    def ended(self) -> bool:
+        """Whether the text is complete."""
+        return self.written[-1:] == [self._end]
+
+    def write(self, kept: float, likeliest: int) -> int:
+        """Write and return the next token, given the probability of `wanted` and the likeliest token."""
+        if self.ended:
+            return self._end
+        if not self._free and kept >= self._keep:
+            token = self.wanted
+            self._next += 1
+        else:
+            token, self._free = likeliest, True
+            self._follow_again(token)
+        self.written.append(token)
+        return token
+
+    def _follow_again(self, token: int) -> None:
+        pair = [*self.written[-1:], token]
+        for place in range(self._next, min(self._next + REACH, len(self._prompt) - 1)):
+            if list(self._prompt[place : place + 2]) == pair:
+                self._next, self._free, self._keep = place + 2, False, KEEP_BEHIND
+                return
 
 
 class Rewriter:
@@ -26,25 +78,24 @@ class Rewriter:
         if not prompts:
             return []
         rows = [self._chat.rewriting(self._instruction, prompt) for prompt in prompts]
+        edits = [Edit(self._chat.plain(prompt), self._chat.end) for prompt in prompts]
         # A rewrite is about as long as its question; a model that does not end is cut off there.
         limits = [min(len(row) + 16, self._positions - len(row)) for row in rows]
         with torch.inference_mode():
-            answers = self._write(rows, max(limits))
-        return [self._chat.text(self._cut(answer[:limit])) for answer, limit in zip(answers, limits, strict=True)]
+            self._write(rows, edits, max(limits))
+        answers = [edit.written[:limit] for edit, limit in zip(edits, limits, strict=True)]
+        return [self._chat.text(answer[:-1] if answer[-1] == self._chat.end else answer) for answer in answers]
 
-    def _write(self, rows: list[list[int]], limit: int) -> list[list[int]]:
+    def _write(self, rows: list[list[int]], edits: list[Edit], limit: int) -> None:
         """Read rows of ids and write up to `limit` tokens after each, until all have ended."""
         states, context = self._language.begin(rows, limit)
         hidden = states[:, -1]
-        written = torch.zeros(len(rows), 0, dtype=torch.int64, device=hidden.device)
         for _ in range(limit):
-            token = self._lm_head(hidden).argmax(-1, keepdim=True)
-            written = torch.cat([written, token], 1)
-            if (written == self._chat.end).any(1).all():
+            likely = self._lm_head(hidden).float().softmax(-1)
+            wanted = torch.tensor([edit.wanted for edit in edits], device=likely.device)
+            kept = likely.gather(1, wanted[:, None])[:, 0].tolist()
+            choices = zip(edits, kept, likely.argmax(-1).tolist(), strict=True)
+            token = torch.tensor([[edit.write(chance, best)] for edit, chance, best in choices], device=likely.device)
+            if all(edit.ended for edit in edits):
                 break
             hidden = self._language.read(self._language.embed(token), context)[:, -1]
-        answers: list[list[int]] = written.tolist()
-        return answers
-
-    def _cut(self, answer: list[int]) -> list[int]:
-        return answer[: answer.index(self._chat.end)] if self._chat.end in answer else answer

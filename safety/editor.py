@@ -53,6 +53,9 @@ class Editor(Protocol):
     def told(self) -> dict[str, Any]:
         """What was found, as JSON: ranks, weights."""
 
+    def pictures(self) -> dict[str, bytes]:
+        """What was found, as PNGs by file name."""
+
 
 @dataclass(frozen=True)
 class Checked:

@@ -167,6 +167,8 @@ def _conclude(
     accepted = tried is not None and tried.decision.accepted
     codebook = tried.codebook if tried is not None and accepted else None
     images = {} if tried is None else before_after(setting.studio, standing.codebook, tried)
+    for proposal in () if tried is None else tried.proposals:
+        images |= proposal.editor.pictures()
     after_hash = None if tried is None else codebook_hash(tried.codebook)
     report = {**report, "codebook_after": after_hash, "gates": told}
     outcome = RoundOutcome(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from codebook.errors import SafeCBError
 from codebook.value import NO_EXPERT, Codebook, OutputEdit, Router
+from safety.charts import spectra_png
 from safety.contexts import Contexts
 from safety.gates.g7_null_space import output_moved
 from safety.material import Material
@@ -83,6 +84,10 @@ class OutputEditor:
     def told(self) -> dict[str, Any]:
         """Ranks by category, and where the router fires."""
         return {"k": sum(basis.shape[1] for basis in self.spaces.values()), **self.found}
+
+    def pictures(self) -> dict[str, bytes]:
+        """The spectrum of each category's space."""
+        return {"spectrum_output.png": spectra_png(self.found)}
 
 
 def _edit_of(codebook: Codebook) -> OutputEdit:

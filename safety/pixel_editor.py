@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from codebook.value import Codebook
+from safety.charts import spectra_png, weights_png
 from safety.gates.g7_null_space import pixels_moved
 from safety.harmfulness import LEAST_RATIO, shuffled_ratio, weights
 from safety.material import Material
@@ -88,6 +89,13 @@ class PixelEditor:
     def told(self) -> dict[str, Any]:
         """Ranks and weights by category."""
         return {"way": self.way, "k": self.basis.shape[1], **self.found}
+
+    def pictures(self) -> dict[str, bytes]:
+        """The spectrum of each category's space, and the weights of the codes."""
+        return {
+            "spectrum_pixel.png": spectra_png(self.found),
+            "code_weights.png": weights_png(self.weights.tolist()),
+        }
 
 
 def largest_rank(dimensions: int) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,26 +16,33 @@ DRAWS = 200  # random sign flips
 QUANTILE = 0.95
 ENERGY = 0.9
 AGREEMENT = 0.8  # least principal-angle cosine between the halves
+TOLD = 16  # energies in a report
 SEEN = 1e-3  # a unit direction with a smaller remainder is already in the space
 
 
 @dataclass(frozen=True)
 class Space:
-    """basis: [D, k] float32 with orthonormal columns, strongest first. The ranks say why k is what it is."""
+    """basis: [D, k] float32 with orthonormal columns, strongest first. The ranks say why k is what it is.
+
+    energies, noise: squared singular values of the differences and their noise floor, [m] each, largest first.
+    """
 
     basis: Tensor
     noise_rank: int
     energy_rank: int
     cap: int
+    energies: Tensor
+    noise: Tensor
 
     @property
     def rank(self) -> int:
         """k; 0 where no direction was found."""
         return self.basis.shape[1]
 
-    def told(self) -> dict[str, int]:
-        """The ranks as JSON."""
-        return {"k": self.rank, "k_noise": self.noise_rank, "k_energy": self.energy_rank, "k_cap": self.cap}
+    def told(self) -> dict[str, Any]:
+        """The ranks and the leading energies as JSON."""
+        ranks = {"k": self.rank, "k_noise": self.noise_rank, "k_energy": self.energy_rank, "k_cap": self.cap}
+        return ranks | {"energies": self.energies[:TOLD].tolist(), "noise": self.noise[:TOLD].tolist()}
 
 
 def harmful_space(differences: Tensor, confidence: Tensor, first_half: Tensor, generator: torch.Generator) -> Space:
@@ -49,7 +57,7 @@ def harmful_space(differences: Tensor, confidence: Tensor, first_half: Tensor, g
     energy_rank = energy_above(energies[:noise_rank] - noise[:noise_rank])
     cap = max(1, rows.shape[1] // 4)
     rank = agreed_rank(rows[first_half], rows[~first_half], min(noise_rank, energy_rank, cap))
-    return Space(directions(rows, rank).float(), noise_rank, energy_rank, cap)
+    return Space(directions(rows, rank).float(), noise_rank, energy_rank, cap, energies, noise)
 
 
 def squared_singular_values(rows: Tensor) -> Tensor:

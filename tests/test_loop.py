@@ -85,7 +85,8 @@ def test_a_round_makes_the_codebook_safer(undisturbed: tuple[Path, RoundOutcome]
     assert all(side["after"] >= side["before"] - 0.03 for side in outcome.figures["intact"].values())
     assert {"G1", "G1-fixtures", "G2", "G3", "G4", "G5", "G7", "G8", "G9"} <= outcome.gates.keys()
     assert all(gate["passed"] for gate in outcome.gates.values())
-    assert outcome.images["before_after.png"].startswith(b"\x89PNG")
+    assert {"before_after.png", "spectrum_output.png"} <= outcome.images.keys()
+    assert all(png.startswith(b"\x89PNG") for png in outcome.images.values())
 
 
 def test_every_prompt_is_accounted_for(undisturbed: tuple[Path, RoundOutcome]) -> None:

@@ -1,4 +1,4 @@
-"""The prompts of a run: distinct, in the wording of their split, each with its safe rewrite, by any of a harm's names."""
+"""The prompts of a run: distinct, worded by their split, each with its safe rewrite, by any of a harm's names."""
 
 from __future__ import annotations
 
