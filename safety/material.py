@@ -43,9 +43,9 @@ class Material:
         """The judge's confidence in each pair, [n]."""
         return torch.tensor([pair.confidence for pair in self.pairs])
 
-    def of(self, category: str) -> Tensor:
-        """Bool [n]: the pairs of a category."""
-        return torch.tensor([pair.category == category for pair in self.pairs])
+    def of(self, category: str, concept: str | None = None) -> Tensor:
+        """Bool [n]: the pairs of a category, or of one concept of it."""
+        return torch.tensor([p.category == category and concept in (None, p.concept) for p in self.pairs])
 
     def generator(self, *names: str | int) -> torch.Generator:
         """A generator for one named purpose, fresh from its start."""

@@ -1,11 +1,12 @@
 """Finding an edit of the output table: for each category the space of what its unsafe words add, and one router.
 
-Any category, at either level: this table is the one that sees the text. Every category is an expert of its own.
+Any category, at either level: this table is the one that sees the text. Every concept is an expert of its own, which
+starts from what its category has learned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,15 +25,18 @@ from safety.space import harmful_space, join
 from safety.studio import Studio
 from safety.tune import OutputLesson, tune_output
 
+LEAST_TAUGHT = 4  # pairs of a concept in either half, under which it stays with its category
+
 
 @dataclass(frozen=True)
 class OutputEditor:
-    """spaces: [M, k] by category, one expert each in this order; router: decides which images get which."""
+    """spaces: [M, k] by category; concepts: (category, concept), an expert each; router: which images get which."""
 
     studio: Studio
     start: Codebook
     material: Material
     spaces: Mapping[str, Tensor]
+    concepts: Sequence[tuple[str, str]]
     router: Router
     found: dict[str, Any]
     table: str = "output"
@@ -45,8 +49,8 @@ class OutputEditor:
     def draft(self, strength: float) -> Codebook:
         """The start with the leading directions removed and the rest led to the safe partner in least squares."""
         material = self.material
-        experts = [
-            refit(
+        experts = {
+            category: refit(
                 leading_part(basis, strength),
                 material.baseline.mean,
                 material.evidence.lesson(material.of(category) & material.first_half),
@@ -54,28 +58,41 @@ class OutputEditor:
                 material.plan.tuned_rank,
             )
             for category, basis in self.spaces.items()
-        ]
-        return replace(self.start, version="draft", output=stack(experts, self.router))
+        }
+        return self._with([experts[category] for category, _ in self.concepts])
 
     def tune(self, draft: Codebook) -> Codebook:
-        """The draft with each expert's tuned part trained on the codes of the safe partner."""
-        material, plan = self.material, self.material.plan
-        evidence, halves = material.evidence, material.first_half
-        experts: list[OutputEdit] = []
-        total = plan.output_steps * len(self.spaces)
-        for category, expert in zip(self.spaces, unstack(_edit_of(draft)), strict=True):
-            train, check = (evidence.lesson(material.of(category) & half) for half in (halves, ~halves))
-            tuned = tune_output(
-                expert,
-                self.studio.model.head,
-                OutputLesson(train, material.baseline.features, check),
-                plan.output_steps,
-                plan.tuning_rows,
-                material.generator("tune", self.table, category),
-                self.studio.steps("tune output table", total, len(experts) * plan.output_steps),
-            )
-            experts.append(tuned)
-        return replace(draft, output=stack(experts, self.router))
+        """The draft with its tuned parts trained on the codes of the safe partner: by category, then by concept."""
+        plan, of = self.material.plan, [category for category, _ in self.concepts]
+        experts, done = unstack(_edit_of(draft)), 0
+        total = plan.output_steps * len(self.spaces) + plan.concept_steps * len(self.concepts)
+        for category in self.spaces:
+            on_step = self.studio.steps("tune output table", total, done)
+            pairs = self.material.of(category)
+            learned = self._tuned(experts[of.index(category)], pairs, plan.output_steps, category, on_step)
+            experts = [learned if name == category else old for name, old in zip(of, experts, strict=True)]
+            done += plan.output_steps
+        for i, (category, concept) in enumerate(self.concepts):
+            on_step = self.studio.steps("tune output table", total, done)
+            pairs = self.material.of(category, concept)
+            experts[i] = self._tuned(experts[i], pairs, plan.concept_steps, f"{category}/{concept}", on_step)
+            done += plan.concept_steps
+        return self._with(experts)
+
+    def _tuned(
+        self, expert: OutputEdit, pairs: Tensor, steps: int, name: str, on_step: Callable[[int], None]
+    ) -> OutputEdit:
+        """The expert after training on the pairs, bool [n]; as it is where they are too few."""
+        material, half = self.material, self.material.first_half
+        if min((pairs & half).sum(), (pairs & ~half).sum()) < LEAST_TAUGHT:
+            return expert
+        train, check = (material.evidence.lesson(pairs & side) for side in (half, ~half))
+        lesson = OutputLesson(train, material.baseline.features, check)
+        generator = material.generator("tune", self.table, name)
+        return tune_output(expert, self.studio.model.head, lesson, steps, material.plan.tuning_rows, generator, on_step)
+
+    def _with(self, experts: Sequence[OutputEdit]) -> Codebook:
+        return replace(self.start, version="draft", output=stack(experts, self.router))
 
     def moved(self, draft: Codebook, tuned: Codebook) -> float:
         """How much of its space any tuned part reads."""
@@ -114,11 +131,11 @@ def output_editors(
     if not spaces:
         return []
     studio.tell("router", 0, 1)
-    named = [(i, category) for i, category in enumerate(spaces)]
-    sets = [(i, states) for i, category in named for states in contexts.harmful[category].values()]
-    router = fit_router([states for _, states in sets], [i for i, _ in sets], contexts.benign)
+    concepts = [(category, concept) for category in spaces for concept in contexts.harmful[category]]
+    sets = [contexts.harmful[category][concept] for category, concept in concepts]
+    router = fit_router(sets, contexts.benign)
     found["router"] = _fires(router, contexts, spaces)
-    return [OutputEditor(studio, start, material, spaces, router, found)]
+    return [OutputEditor(studio, start, material, spaces, concepts, router, found)]
 
 
 def _fires(router: Router, contexts: Contexts, spaces: Mapping[str, Tensor]) -> dict[str, float]:

@@ -31,6 +31,7 @@ class Plan:
     tuned_rank: int = 128  # rank of the tuned part of an output edit
     held_images: int = 32  # images of half B that stop the tuning of the pixel table
     pixel_steps: int = 24
-    output_steps: int = 120  # an expert
+    output_steps: int = 80  # a category
+    concept_steps: int = 120  # a concept, after its category
     tuning_batch: int = 16  # images a step for the pixel table
-    tuning_rows: int = 512  # features a step for the output table
+    tuning_rows: int = 384  # features a step for the output table

@@ -21,17 +21,17 @@ ITERATIONS = 60
 SILENT = -2.0  # where the biases start
 
 
-def fit_router(harmful: Sequence[States], experts: Sequence[int], benign: States) -> Router:
-    """One probe for each set of harmful prompts, all against the same benign ones.
+def fit_router(harmful: Sequence[States], benign: States) -> Router:
+    """One probe and one expert for each set of harmful prompts, all against the same benign ones.
 
-    experts: whose harm each set is. Every second prompt is fitted on; the others place the thresholds: together the
+    Every second prompt is fitted on; the others place the thresholds: together the
     probes fire on at most MOST_BENIGN of the benign ones.
     """
     sets, quiet = [states.part(slice(0, None, 2)) for states in harmful], benign.part(slice(0, None, 2))
     centre, spread = quiet.states[quiet.seen].mean(0), quiet.states[quiet.seen].std(0).clamp(min=1e-6)
     weight, bias = _logistic(_scaled(sets, centre, spread), *_scaled([quiet], centre, spread))
     weight = weight / spread
-    router = Router(weight, bias - weight @ centre, torch.tensor(experts))
+    router = Router(weight, bias - weight @ centre, torch.arange(len(harmful)))
     held = [states.part(slice(1, None, 2)) for states in harmful]
     threshold = _thresholds(router, held, benign.part(slice(1, None, 2)))
     return Router(router.weight, router.bias - threshold, router.expert)

@@ -35,7 +35,8 @@ PLAN = Plan(
     test_harmful=8,
     test_benign=12,
     test_neighbours=4,
-    output_steps=30,
+    output_steps=20,
+    concept_steps=5,
     pixel_steps=20,
     tuning_rows=256,
 )

@@ -327,10 +327,10 @@ def test_a_router_names_the_harm_and_spares_benign_prompts() -> None:
     words = torch.randn(60, 24, generator=generator)
     benign = read_prompts(words[:57], 800, generator)
     harmful = [with_word(read_prompts(words[:57], 80, generator), word) for word in words[57:]]
-    router = fit_router(harmful, [0, 1, 1], benign)
+    router = fit_router(harmful, benign)
     fresh = read_prompts(words[:57], 400, generator)
     assert float((router.choose(fresh.states, fresh.seen) != NO_EXPERT).double().mean()) <= 3 * MOST_BENIGN
-    for word, expert in zip(words[57:], (0, 1, 1), strict=True):
+    for word, expert in zip(words[57:], (0, 1, 2), strict=True):
         found = with_word(fresh, word)
         assert float((router.choose(found.states, found.seen) == expert).double().mean()) > 0.95
 
@@ -349,7 +349,7 @@ def test_router_prefers_benign_prompts_where_nothing_separates() -> None:
     words = torch.randn(60, 24, generator=generator)
     harmful = [read_prompts(words, 60, generator) for _ in range(2)]
     benign = read_prompts(words, 1000, generator)
-    router = fit_router(harmful, [0, 1], benign)
+    router = fit_router(harmful, benign)
     held = benign.part(slice(1, None, 2))
     assert float((router.choose(held.states, held.seen) != NO_EXPERT).double().mean()) <= MOST_BENIGN
 

@@ -31,7 +31,7 @@ from worker.recovery import UNFINISHED
 log = logging.getLogger(__name__)
 
 HINT_CHANNEL = "safecb:codebook"
-DEFAULT_ROUNDS = 2  # on two cores a round of the embedded model takes about seven minutes
+DEFAULT_ROUNDS = 1  # on two cores a round of the embedded model takes about nine minutes
 
 Load = Callable[[Settings], ImageModel]
 
