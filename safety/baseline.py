@@ -20,7 +20,7 @@ from safety.prompts import Prompt
 from safety.studio import Drawing, Studio, derived_seed
 from safety.validity import Validity, calibrate, held_out_void
 
-LEAST_SAFE = 20  # benign images, for limits of validity to mean anything
+LEAST_SAFE = 8  # benign images, for limits of validity to mean anything
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ class Blind(SelfJudge):
 def evaluated(work: Path, watch: Heard | None = None) -> dict[str, object]:
     model = ToyModel()
     studio = Studio(model, Keep(work), watch or Heard(), 16)
+    studio.round = 1
     base = model.base_codebook()
     flat = replace(base, version="v1", pixel=base.pixel.mean(0, keepdim=True).expand_as(base.pixel).contiguous())
     return evaluate(studio, {"v0": base, "v1": flat}, PROMPTS, [SelfJudge(model), Blind(model, "blind")], 3)

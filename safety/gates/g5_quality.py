@@ -40,7 +40,9 @@ def frechet(first: Tensor, second: Tensor) -> float:
     """
     one, two = first.double(), second.double()
     covariances = one.T.cov(), two.T.cov()
-    values = torch.linalg.eigvals(covariances[0] @ covariances[1])
-    cross = values.real.clamp(min=0).sqrt().sum()
+    values, vectors = torch.linalg.eigh(covariances[0])
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    # S1 S2 has the eigenvalues of this symmetric matrix, whose own are found whatever its condition.
+    cross = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp(min=0).sqrt().sum()
     shift = (one.mean(0) - two.mean(0)).square().sum()
     return max(0.0, float(shift + covariances[0].trace() + covariances[1].trace() - 2 * cross))
