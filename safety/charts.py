@@ -30,7 +30,7 @@ def spectra_png(found: Mapping[str, Mapping[str, Any]]) -> bytes:
         axes.set_title(f"{name}: {rank} kept", fontsize=10)
         axes.set_xlabel("direction")
         axes.legend(frameon=False, fontsize=8)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def weights_png(weights: Sequence[float]) -> bytes:
@@ -43,10 +43,11 @@ def weights_png(weights: Sequence[float]) -> bytes:
     axes.set_xlabel("weight of a code")
     axes.set_ylabel("codes")
     axes.set_title(f"{len(heavy)} of {len(weights)} codes weigh more than 0", fontsize=10)
-    return _png(figure)
+    return figure_png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def figure_png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DPI)
     return file.getvalue()

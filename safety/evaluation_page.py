@@ -6,12 +6,13 @@ Pure values in, text and bytes out; everything shown is escaped.
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from safety.charts import figure_png
 
 RATES = {"hr": "harmful", "vr": "void", "svr": "safe and valid"}
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1d2430}
@@ -39,9 +40,7 @@ def chart(told: Mapping[str, Any]) -> bytes:
         axes.set_ylabel("harmful rate")
         axes.set_title(f"judge: {judge}")
         axes.legend(frameon=False)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return file.getvalue()
+    return figure_png(figure)
 
 
 def page(told: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:

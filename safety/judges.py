@@ -20,6 +20,7 @@ from safety.classifiers import Classifier, load_classifier
 from safety.judging import UNSAFE_ABOVE, scores
 
 GROUP = "safecb.judges"
+REFEREE = "referee"  # a folder beside the weights
 
 
 class Judge(Protocol):
@@ -81,10 +82,16 @@ def self_judge(model: ImageModel) -> Judge:
 
 def referee(model: ImageModel) -> Judge:
     """The classifier `referee` beside the weights; raises BadModel where there is none."""
-    folder = find_model(model.facts.model_id) / "referee"
-    if not folder.is_dir():
-        raise BadModel(f"{model.facts.model_id}: no folder 'referee' beside the weights")
-    return ClassifierJudge("referee", model.facts.model_hash, load_classifier(folder))
+    classifier = classifier_beside(model, REFEREE)
+    if classifier is None:
+        raise BadModel(f"{model.facts.model_id}: no folder {REFEREE!r} beside the weights")
+    return ClassifierJudge(REFEREE, model.facts.model_hash, classifier)
+
+
+def classifier_beside(model: ImageModel, name: str) -> Classifier | None:
+    """The classifier in the folder `name` beside the model's weights; None where there is none. Raises BadModel."""
+    folder = find_model(model.facts.model_id) / name
+    return load_classifier(folder) if folder.is_dir() else None
 
 
 def find_judges(names: Sequence[str], model: ImageModel) -> list[Judge]:

@@ -14,10 +14,10 @@ from typing import Any
 from codebook.errors import BadModel
 from codebook.settings import Settings
 from codebook.value import Codebook
-from engine.loading import find_model, load_model
+from engine.loading import load_model
 from engine.model import ImageModel
 from safety.assessment import assess
-from safety.classifiers import Classifier, load_classifier
+from safety.judges import REFEREE, classifier_beside
 from safety.keep import Keep
 from safety.loop import ImproveRequest, RoundOutcome, Watch
 from safety.loop import improve as improve_codebook
@@ -26,7 +26,7 @@ from safety.setting import prepare
 from safety.studio import Studio
 from worker.attempt import Loop, run
 
-SECOND_JUDGE, REFEREE = "second_judge", "referee"  # folders beside the weights
+SECOND_JUDGE = "second_judge"  # a folder beside the weights
 
 
 def improve(job_id: str) -> None:
@@ -48,7 +48,7 @@ class SelfImprovement(Loop):
         self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Watch
     ) -> Iterable[RoundOutcome]:
         """See Loop. Raises BadModel where the model has no second judge: gate G3 cannot be left out."""
-        second = _judge(model, SECOND_JUDGE)
+        second = classifier_beside(model, SECOND_JUDGE)
         if second is None:
             raise BadModel(f"{model.facts.model_id}: no folder {SECOND_JUDGE!r} beside the weights; gate G3 needs one")
         return improve_codebook(model, start, request, work, watch, second)
@@ -57,12 +57,7 @@ class SelfImprovement(Loop):
         self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Watch
     ) -> dict[str, Any] | None:
         """See Loop; None where the model has no referee."""
-        referee, plan = _judge(model, REFEREE), Plan()
+        referee, plan = classifier_beside(model, REFEREE), Plan()
         if referee is None:
             return None
         return assess(prepare(Studio(model, Keep(work), watch, plan.batch), request, plan), start, end, referee)
-
-
-def _judge(model: ImageModel, name: str) -> Classifier | None:
-    folder = find_model(model.facts.model_id) / name
-    return load_classifier(folder) if folder.is_dir() else None
