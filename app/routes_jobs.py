@@ -1,15 +1,18 @@
-"""POST /improve and /jobs: ask for an improve job, see how far it is, end it.
+"""POST /improve and /jobs: ask for an improve job, see how far it is or follow it as it goes, end it.
 
 The journal is the truth; the queue is told as soon as it listens.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Header, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
 from app.access import ServiceOf, check_caller
@@ -19,6 +22,9 @@ from codebook.errors import BadInput, Conflict
 from codebook.journal import IMPROVE, JobRecord
 
 router = APIRouter(tags=["jobs"], dependencies=[Depends(check_caller)])
+
+LOOK_EVERY_S = 0.5  # how often a stream of events looks for more
+MOST_EVENTS = 2**53  # an id that no event reaches
 
 
 @router.post("/improve", status_code=202)
@@ -45,6 +51,31 @@ def job(id: str, service: ServiceOf) -> Job:
     return _told(service.journal.get(id))
 
 
+def _known_job(id: str, service: ServiceOf) -> str:
+    """The id, once a job of that id was found: a stream that has begun can answer no 404."""
+    return service.journal.get(id).id
+
+
+@router.get("/jobs/{id}/events", response_class=EventSourceResponse)
+async def events(
+    id: Annotated[str, Depends(_known_job)],
+    service: ServiceOf,
+    last_event_id: Annotated[int, Header(ge=0, le=MOST_EVENTS, description="go on after this event")] = 0,
+) -> AsyncIterator[ServerSentEvent]:
+    """Stream what happens in a job, from its beginning: `progress`, `round` and, at last, `end` with the job."""
+    after = last_event_id
+    while True:
+        # The record is read first: what was written before a job ended is then surely among the events.
+        record = await run_in_threadpool(service.journal.get, id)
+        for event in await run_in_threadpool(service.journal.events, id, after):
+            after = event["id"]
+            yield ServerSentEvent(data=event, event=event["event"], id=str(after))
+        if record.ended:
+            yield ServerSentEvent(data=_told(record), event="end")
+            return
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
 @router.delete("/jobs/{id}", status_code=202)
 def cancel(id: str, service: ServiceOf) -> Job:
     """End a job: at once where it waits, within seconds where it runs. 409 where it has ended."""
@@ -68,7 +99,7 @@ def _begin(service: Service, request: dict[str, Any]) -> JobRecord:
 
 def _told(record: JobRecord) -> Job:
     here = f"/jobs/{record.id}"
-    links = {"self": here}
+    links = {"self": here, "events": f"{here}/events"}
     if (version := (record.result or {}).get("version")) is not None:
         links["report"] = f"/codebooks/{version}/report"
     return Job(**asdict(record), links=links)

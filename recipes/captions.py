@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.taxonomy import TAXONOMY_FILE, Taxonomy
+from safety.languages import ENGLISH, read_languages
 
 FILLED = 0.5  # share of training prompts with fillers
 
@@ -38,6 +39,7 @@ class Wording:
     synonym: int  # index into [name, *synonyms], modulo their number
     look_synonym: int
     plural: bool
+    language: str = ENGLISH
 
 
 class Captioner:
@@ -46,7 +48,7 @@ class Captioner:
     def __init__(self, taxonomy: Taxonomy, strays: Sequence[str] = (), path: Path = TAXONOMY_FILE) -> None:
         """`strays`: more words that mean nothing for a picture, beside those of the file."""
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        self.taxonomy = taxonomy
+        self.taxonomy, self.languages = taxonomy, read_languages()
         self.templates: dict[str, list[str]] = data["templates"]
         self._style_forms, self._background_forms = data["style_forms"], data["background_forms"]
         self._fillers: dict[str, list[str]] = data["fillers"]
@@ -80,6 +82,14 @@ class Captioner:
             varied and rng.random() < 0.06,
         )
 
+    def foreign_wording(self, scene: Scene, rng: random.Random, language: str, split: str = "train") -> Wording:
+        """Choose a wording in another language; there is one form of style, colour, noun and look."""
+        words = self.languages[language]
+        says_style = scene.style != "noto" or rng.random() < 0.4
+        says_colour = scene.colour != "white" or rng.random() < 0.3
+        forms = words.style if says_style else "", words.background if says_colour else ""
+        return Wording(rng.choice(words.templates[split]), *forms, 0, 0, False, language)
+
     def _scattered(self, template: str, rng: random.Random) -> str:
         """The template with stray words before, within, after or for its own: a rewrite must copy what it never saw."""
         strays = self._fillers["words"]
@@ -102,6 +112,9 @@ class Captioner:
 
     def subject(self, scene: Scene, wording: Wording) -> str:
         """The noun phrase: "a red apple and a star", "a cat covered in snow"."""
+        if wording.language != ENGLISH:
+            look = self.taxonomy.look_terms.get(scene.look, "")
+            return self.languages[wording.language].subject(scene.noun, look, scene.companion or "")
         forms = self._names[scene.noun]
         article, name = forms[wording.synonym % len(forms)]
         if wording.plural and article:
@@ -118,10 +131,12 @@ class Captioner:
 
     def prompt(self, scene: Scene, wording: Wording) -> str:
         """The scene in this wording."""
+        foreign = self.languages.get(wording.language)
+        colour = scene.colour if foreign is None else foreign.colours[scene.colour]
         return wording.template.format(
             subject=self.subject(scene, wording),
             style=wording.style_form.format(style=scene.style),
-            background=wording.background_form.format(colour=scene.colour),
+            background=wording.background_form.format(colour=colour),
         )
 
     def safe(self, scene: Scene) -> Scene:

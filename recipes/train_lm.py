@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
-from recipes.captions import Captioner, scenes_in_words
+from recipes.captions import Captioner, Scene, scenes_in_words
 from recipes.geometry import ASSISTANT, BOI, EOI, EOS, IMAGE, USER, build_model, build_tokenizer, emoji_names, token_id
 from recipes.patch_codes import CODE_DIM, PatchCodes
 from recipes.pool import plain_scenes, varied_scenes
@@ -30,7 +30,8 @@ from recipes.train_vq import draw_tokens, load_vq
 
 DRAW, JUDGE, REWRITE = 64, 24, 20  # rows of each task in a step
 SHARES = (1.0, 0.7, 0.2)  # of their losses
-PROMPT, QUESTION, REPLY = 36, 96, 76  # padded lengths, tokens
+FOREIGN = 0.4  # share of drawing prompts in one of the other languages
+PROMPT, QUESTION, REPLY = 44, 96, 76  # padded lengths, tokens
 
 
 @dataclass
@@ -110,9 +111,7 @@ class LmTrainer:
         """Cross-entropy of image tokens given prompts; a tenth of the prompts is blanked for guidance."""
         chosen = torch.multinomial(self.pool.weights, DRAW, replacement=True, generator=self.generator)
         scenes = scenes_in_words(self.pool.scenes[chosen].tolist(), self.taxonomy)
-        prompts = [
-            f"{USER}{self.captioner.prompt(s, self.captioner.wording(s, self.rng))}{ASSISTANT}{BOI}" for s in scenes
-        ]
+        prompts = [f"{USER}{self.drawing_prompt(scene)}{ASSISTANT}{BOI}" for scene in scenes]
         ids = self.tokenise(prompts, PROMPT)
         length = (ids != self.tokenizer.pad_token_id).sum(1)
         blank = torch.rand(DRAW, 1, generator=self.generator) < 0.1
@@ -130,6 +129,15 @@ class LmTrainer:
         few = slice(JUDGE // 2)  # as many as the judge will look at
         self.keep_sampled(self.pool.scenes[chosen[few]], tokens[few], logits[few].detach())
         return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+
+    def drawing_prompt(self, scene: Scene) -> str:
+        """The scene in words, in another language than English at times."""
+        captioner, rng = self.captioner, self.rng
+        if rng.random() < FOREIGN:
+            wording = captioner.foreign_wording(scene, rng, rng.choice(sorted(captioner.languages)))
+        else:
+            wording = captioner.wording(scene, rng)
+        return captioner.prompt(scene, wording)
 
     def keep_sampled(self, scenes: Tensor, tokens: Tensor, logits: Tensor) -> None:
         """For the judge to look at: tokens [B, 64] in which the model's own choices stand for up to all of them."""

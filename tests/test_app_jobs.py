@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -117,3 +119,47 @@ def test_without_redis_a_job_is_kept_and_found_by_the_worker(model: Path, tmp_pa
         waiting = Queue(station.QUEUE, connection=connection, serializer="json")
         recovery.recover(journal, waiting, AllowedJob.function)
         assert waiting.get_job_ids() == [job]
+
+
+def test_a_job_is_followed_from_its_beginning_to_its_end(server: Server) -> None:
+    job = server.post("/improve", {}).json()
+    journal, id = server.service.journal, job["id"]
+    fence = journal.begin_attempt(id)
+    for done in range(3):
+        journal.append_event(id, {"event": "progress", "done": done})
+    with server.http.stream("GET", job["links"]["events"]) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        told = _events(stream.iter_lines())
+        assert [next(told)[1]["done"] for _ in range(3)] == [0, 1, 2]
+        journal.append_event(id, {"event": "round", "round": 1})  # while a client listens
+        assert next(told)[1]["round"] == 1
+        journal.update(id, attempt=fence, status="finished", result={"version": None})
+        name, end = next(told)
+        assert (name, end["id"], end["status"]) == ("end", id, "finished")
+        assert list(told) == []
+
+
+def test_a_lost_stream_of_events_goes_on_where_it_was(server: Server) -> None:
+    job = server.post("/improve", {}).json()
+    for done in range(3):
+        server.service.journal.append_event(job["id"], {"event": "progress", "done": done})
+    server.http.delete(job["links"]["self"])
+    answer = server.http.get(job["links"]["events"], headers={"Last-Event-ID": "2"})
+    told = list(_events(iter(answer.text.splitlines())))
+    assert [(name, event.get("done", event.get("status"))) for name, event in told] == [
+        ("progress", 2),
+        ("end", "cancelled"),
+    ]
+    assert server.http.get(job["links"]["events"], headers={"Last-Event-ID": "two"}).status_code == 422
+    assert server.http.get("/jobs/nobody/events").status_code == 404
+
+
+def _events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The (name, data) of server-sent events."""
+    name = ""
+    for line in lines:
+        field, _, value = line.partition(": ")
+        if field == "event":
+            name = value
+        elif field == "data":
+            yield name, json.loads(value)

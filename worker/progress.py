@@ -48,7 +48,6 @@ class JournalWatch:
     def end(self, status: str, *, result: dict[str, Any] | None = None, error: str | None = None) -> None:
         """Close the record with `status`: "finished", "failed" or "cancelled"."""
         self._write(status=status, result=result, error=error)
-        self.journal.append_event(self.job_id, {"event": "end", "status": status})
 
     def _check(self, record: JobRecord) -> None:
         if record.attempt != self.fence:

@@ -11,7 +11,6 @@ import logging
 from rq import Queue
 
 from codebook.errors import Conflict
-from codebook.job import Status
 from codebook.journal import JobRecord, Journal
 from worker.claim import is_claimed
 
@@ -39,19 +38,15 @@ def recover(journal: Journal, queue: Queue, function: str) -> None:
 def _settle(journal: Journal, queue: Queue, record: JobRecord, function: str) -> None:
     try:
         if record.cancel_requested:
-            _close(journal, record, "cancelled", None)
+            journal.update(record.id, attempt=record.attempt, status="cancelled")
         elif record.attempt >= MAX_ATTEMPTS:
-            _close(journal, record, "failed", f"gave up: the worker died in each of {record.attempt} attempts")
+            gave_up = f"gave up: the worker died in each of {record.attempt} attempts"
+            journal.update(record.id, attempt=record.attempt, status="failed", error=gave_up)
         else:
             log.warning("job %s was left after attempt %d: enqueued again", record.id, record.attempt)
             _enqueue(queue, record.id, function)
     except Conflict:  # it ended, or another attempt began, since the list was read
         log.info("job %s moved on by itself", record.id)
-
-
-def _close(journal: Journal, record: JobRecord, status: Status, error: str | None) -> None:
-    journal.update(record.id, attempt=record.attempt, status=status, error=error)
-    journal.append_event(record.id, {"event": "end", "status": status})
 
 
 def _enqueue(queue: Queue, job_id: str, function: str) -> None:
