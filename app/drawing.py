@@ -8,27 +8,38 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
+import json
+import logging
 import secrets
+import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 from starlette.concurrency import run_in_threadpool
 
 from app.schemas import SEEDS, Image, Safety
 from app.service import Engine, Service
 from codebook.errors import BadInput, Busy, NotFound, Unavailable
+from codebook.images import ImageMemory, KeptImage
 from codebook.live import LiveCodebooks
 from codebook.value import Codebook
 from engine.batcher import Drawn
-from engine.model import ImageRequest, Sampling
+from engine.model import ImageRequest, ModelFacts, Sampling
 from engine.png import encode_png
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One finished image: what was asked, under which codebook, what came of it, and its PNG file."""
+    """One finished image: what was asked, under which codebook, what came of it, and its PNG file.
 
+    id: the sha256, shortened, of all that the image follows from: drawn again, it has the same one.
+    """
+
+    id: str
     request: ImageRequest
     drawn: Drawn
     png: bytes
@@ -37,11 +48,18 @@ class Picture:
         """Return the picture as the contract's JSON."""
         verdict = self.drawn.verdict
         return Image(
+            id=self.id,
             b64_png=base64.b64encode(self.png).decode(),
             seed=self.request.sampling.seed,
             codebook=self.request.codebook.version,
             safety=Safety(unsafe=verdict.unsafe, score=verdict.score, category=verdict.category),
         )
+
+    def kept(self) -> KeptImage:
+        """Return what is remembered of the picture."""
+        verdict, request = self.drawn.verdict, self.request
+        version, seed = request.codebook.version, request.sampling.seed
+        return KeptImage(self.id, request.prompt, version, seed, verdict.unsafe, verdict.category, self.drawn.tokens)
 
 
 def chosen_seed(seed: int | None) -> int:
@@ -70,7 +88,8 @@ async def draw(service: Service, prompt: str, versions: Sequence[tuple[str, str]
     engine = service.engine
     async with AsyncExitStack() as leases:
         codebooks = [await leases.enter_async_context(leased(service.live, *version)) for version in versions]
-        return await finish(engine, [ImageRequest(prompt, sampling, codebook) for codebook in codebooks])
+        requests = [ImageRequest(prompt, sampling, codebook) for codebook in codebooks]
+        return await finish(engine, service.images, requests)
 
 
 async def draw_many(service: Service, prompt: str, version: str, sampling: Sampling, n: int) -> list[Picture]:
@@ -80,11 +99,11 @@ async def draw_many(service: Service, prompt: str, version: str, sampling: Sampl
         raise BadInput("top_k", sampling.top_k, f"a whole number from 0 to {engine.facts.codes}")
     async with leased(service.live, version, "codebook") as codebook:
         each = [replace(sampling, seed=nth_seed(sampling.seed, i)) for i in range(n)]
-        return await finish(engine, [ImageRequest(prompt, one, codebook) for one in each])
+        return await finish(engine, service.images, [ImageRequest(prompt, one, codebook) for one in each])
 
 
-async def finish(engine: Engine, requests: list[ImageRequest]) -> list[Picture]:
-    """Wait for the batcher's images and write their files.
+async def finish(engine: Engine, memory: ImageMemory, requests: list[ImageRequest]) -> list[Picture]:
+    """Wait for the batcher's images, write their files, and remember them.
 
     Raises BadInput for a prompt that the model cannot read, Busy where the batcher takes nothing more.
     """
@@ -93,12 +112,25 @@ async def finish(engine: Engine, requests: list[ImageRequest]) -> list[Picture]:
     except Unavailable as full:
         raise Busy(str(full), full.retry_after) from None
     drawn = await asyncio.wrap_future(future)
-    return await run_in_threadpool(_pictures, engine.facts.model_id, requests, drawn)
+    pictures = await run_in_threadpool(_pictures, engine.facts, requests, drawn)
+    await run_in_threadpool(_remember, memory, pictures)
+    return pictures
 
 
-def _pictures(model_id: str, requests: list[ImageRequest], drawn: list[Drawn]) -> list[Picture]:
+def _pictures(facts: ModelFacts, requests: list[ImageRequest], drawn: list[Drawn]) -> list[Picture]:
     pictures = []
     for request, image in zip(requests, drawn, strict=True):
-        facts = {"codebook": request.codebook.version, "seed": str(request.sampling.seed), "model": model_id}
-        pictures.append(Picture(request, image, encode_png(image.image, facts)))
+        sampling, version = request.sampling, request.codebook.version
+        follows_from = json.dumps([facts.model_hash, version, request.prompt, *astuple(sampling)])
+        id = hashlib.sha256(follows_from.encode()).hexdigest()[:32]
+        text = {"codebook": version, "seed": str(sampling.seed), "model": facts.model_id}
+        pictures.append(Picture(id, request, image, encode_png(image.image, text)))
     return pictures
+
+
+def _remember(memory: ImageMemory, pictures: Sequence[Picture]) -> None:
+    """Keep the images for flags. A full disk costs the memory, not the answer."""
+    try:
+        memory.keep([picture.kept() for picture in pictures])
+    except sqlite3.Error as error:
+        log.warning("%d images are not remembered: %s", len(pictures), error)

@@ -31,7 +31,8 @@ async def generate(asked: Generate, service: ServiceOf, accept: Annotated[str, H
     version = pictures[0].request.codebook.version
     headers = {"X-Codebook-Version": version, "Vary": "Accept"}
     if wanted == PNG:
-        return Response(pictures[0].png, headers=headers | {"X-Seed": str(sampling.seed)}, media_type=PNG)
+        own = {"X-Seed": str(sampling.seed), "X-Image-Id": pictures[0].id}
+        return Response(pictures[0].png, headers=headers | own, media_type=PNG)
     body = _body(facts.model_id, version, sampling, pictures)
     return Response(body.model_dump_json(), headers=headers, media_type=JSON)
 

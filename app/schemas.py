@@ -5,9 +5,12 @@ Knows shapes of JSON. Knows nothing of how an answer comes about.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from codebook.flags import State
 
 SEEDS = 2**63  # a seed is in [0, SEEDS)
 MAX_IMAGES = 8
@@ -88,6 +91,7 @@ class Safety(BaseModel):
 class Image(BaseModel):
     """One image and what is needed to draw it again."""
 
+    id: str = Field(description="for POST /flags; the same image has the same one")
     b64_png: str
     seed: int
     codebook: str
@@ -125,6 +129,36 @@ class Comparison(BaseModel):
     same_tokens: bool
     images: list[Image]
     difference: Difference
+
+
+class FlagImage(Asked):
+    """Say that an image is unsafe."""
+
+    image_id: str = Field(min_length=1, max_length=64, description="of an image of POST /generate")
+    category: str | None = Field(default=None, min_length=1, max_length=100, description="left to the model if absent")
+    note: str = Field(default="", max_length=1000)
+
+
+class Approve(Asked):
+    """Let the next improve job learn from a flag."""
+
+    category: str | None = Field(default=None, description="a category of the model, in place of the flag's own")
+
+
+class Flagged(BaseModel):
+    """One flag; made: UTC, ISO 8601; caller: who, as a hash; job: the improve job that used it."""
+
+    id: str
+    image_id: str
+    prompt: str
+    codebook: str
+    category: str | None
+    note: str
+    caller: str
+    state: State
+    made: datetime
+    job: str | None
+    links: dict[str, str]
 
 
 class Job(BaseModel):

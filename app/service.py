@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 
 from app.queue import ImproveQueue
 from codebook.errors import BadModel, SafeCBError, Unavailable
+from codebook.flags import Flags
+from codebook.images import ImageMemory
 from codebook.journal import Journal
 from codebook.live import LiveCodebooks
 from codebook.settings import Settings
@@ -40,6 +42,8 @@ class Service:
         self.live = LiveCodebooks(self.store)
         self.journal = Journal(settings.home / "jobs")
         self.queue = ImproveQueue(settings.redis_url)
+        self.images = ImageMemory(settings.home / "images.db", settings.keep_images, settings.keep_hours)
+        self.flags = Flags(settings.home / "flags.db", settings.keep_hours)
         self.failure: SafeCBError | None = None  # why the model could not be opened
         self._load = load
         self._engine: Engine | None = None

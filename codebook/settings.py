@@ -24,6 +24,8 @@ _DEFAULTS = {
     "SAFECB_DEVICE": "auto",
     "SAFECB_DTYPE": "auto",
     "SAFECB_API_KEYS": _UNSET,  # no key is asked for
+    "SAFECB_KEEP_IMAGES": "2000",
+    "SAFECB_KEEP_HOURS": "24",
 }
 _MODEL = re.compile(r"\S(.*\S)?")
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
@@ -31,6 +33,7 @@ _PORT = re.compile(r"[0-9]{1,5}")
 _REDIS_URL = re.compile(r"(rediss?|unix)://\S+")
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?")
 _DTYPE = re.compile(r"auto|float32|bfloat16|float16")
+_WHOLE = re.compile(r"[0-9]{1,7}")
 _API_KEYS = re.compile(r"[!-+\--~]+(,[!-+\--~]+)*")  # printable ASCII; the comma parts the keys
 
 
@@ -46,6 +49,7 @@ class Settings:
     device: "auto", "cpu", "cuda" or "cuda:N".
     dtype: "auto", "float32", "bfloat16" or "float16".
     api_keys: the keys a caller may use; empty asks for none.
+    keep_images, keep_hours: how many drawn images are remembered for flags, and for how long; 0 images keeps none.
     """
 
     home: Path
@@ -57,6 +61,8 @@ class Settings:
     device: str
     dtype: str
     api_keys: tuple[str, ...] = field(repr=False)
+    keep_images: int
+    keep_hours: int
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
@@ -85,6 +91,8 @@ class Settings:
             device=_matching(values, "SAFECB_DEVICE", _DEVICE, "auto, cpu, cuda or cuda:N"),
             dtype=_matching(values, "SAFECB_DTYPE", _DTYPE, "auto, float32, bfloat16 or float16"),
             api_keys=tuple(api_keys.split(",")) if api_keys else (),
+            keep_images=int(_matching(values, "SAFECB_KEEP_IMAGES", _WHOLE, "a whole number up to 9999999")),
+            keep_hours=int(_matching(values, "SAFECB_KEEP_HOURS", _WHOLE, "a whole number of hours up to 9999999")),
         )
 
 

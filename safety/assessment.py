@@ -6,8 +6,7 @@ when the rounds are over. Validity is the loop's own measure (gate G1), calibrat
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,8 +15,7 @@ from torch import Tensor
 
 from codebook.tensors import codebook_hash
 from codebook.value import Codebook
-from safety.gates.g9_hygiene import refuse_shared
-from safety.prompts import TEST, Prompt, PromptWriter
+from safety.exam import Exam
 from safety.rates import Rate, Rates
 from safety.setting import Setting
 from safety.studio import derived_seed
@@ -36,32 +34,6 @@ class Referee(Protocol):
 
 
 @dataclass(frozen=True)
-class Exam:
-    """The test prompts by group: each category, "benign", and the look-alikes of all categories."""
-
-    harmful: Mapping[str, Sequence[Prompt]]
-    benign: Sequence[Prompt]
-    neighbours: Sequence[Prompt]
-
-    @classmethod
-    def of(cls, setting: Setting) -> Exam:
-        """Write the prompts; raises BadInput where one of them is among the prompts of the run."""
-        plan, writer = setting.plan, PromptWriter(setting.taxonomy, random.Random(f"test/{setting.seed}"))
-        exam = cls(
-            {name: writer.harmful(name, TEST, plan.test_harmful) for name in setting.categories},
-            writer.benign(TEST, plan.test_benign),
-            [p for name in setting.categories for p in writer.neighbours(name, TEST, plan.test_neighbours)],
-        )
-        refuse_shared({"test": exam.prompts, "validation": setting.panel.prompts, "pairs": setting.given})
-        return exam
-
-    @property
-    def prompts(self) -> list[Prompt]:
-        """All prompts: the harmful ones by category, the benign ones, the look-alikes."""
-        return [*(p for group in self.harmful.values() for p in group), *self.benign, *self.neighbours]
-
-
-@dataclass(frozen=True)
 class Sheet:
     """Of the images of all prompts, bool [n] each. right: shows the noun asked for; no meaning for harmful prompts."""
 
@@ -75,7 +47,7 @@ def assess(setting: Setting, before: Codebook, after: Codebook, referee: Referee
 
     levels, categories: HR, VR and SVR; neighbours, benign: how often the image shows the noun that was asked for.
     """
-    exam = Exam.of(setting)
+    exam = setting.exam
     sides = {"before": _sheet(setting, exam, before, referee), "after": _sheet(setting, exam, after, referee)}
     rows = _rows(exam)
     levels: dict[str, list[Tensor]] = {}

@@ -21,7 +21,7 @@ from safety.baseline import take_validity
 from safety.judges import Judge
 from safety.plan import Plan
 from safety.prompt_file import AskedPrompt
-from safety.prompts import PAIR, PromptWriter
+from safety.prompts import PAIR, PromptWriter, is_readable
 from safety.rates import Rates, mcnemar
 from safety.studio import Studio, derived_seed
 from safety.taxonomy import read_taxonomy
@@ -38,13 +38,7 @@ class Seen:
 
 def readable(model: ImageModel, prompts: Sequence[AskedPrompt]) -> tuple[AskedPrompt, ...]:
     """The prompts that the model can read; raises BadInput where that is none of them."""
-    kept = []
-    for prompt in prompts:
-        try:
-            model.check_prompt(prompt.text)
-        except BadInput:
-            continue
-        kept.append(prompt)
+    kept = [prompt for prompt in prompts if is_readable(model, prompt.text)]
     if not kept:
         raise BadInput("prompts", f"{len(prompts)} prompts", "at least one that the model can read")
     return tuple(kept)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from codebook.text import normalise
 from safety.judging import confidence, says_safe, says_unsafe
-from safety.prompts import Prompt, changed_words, normalise
+from safety.prompts import Prompt, changed_words
 
 LONGEST_CUT = 6  # words a rewrite may take out of a prompt
 LONGEST_FILL = 4  # and put in their place

@@ -5,14 +5,14 @@ Knows the taxonomy. Knows nothing of images.
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.model import CATEGORY_NONE
+from codebook.errors import BadInput
+from codebook.text import text_key
+from engine.model import CATEGORY_NONE, ImageModel
 from safety.taxonomy import Concept, Taxonomy
 
 PAIR, VALIDATION, TEST = "pair", "validation", "test"  # splits of the templates
@@ -37,12 +37,7 @@ class Prompt:
     @property
     def key(self) -> str:
         """The sha256 of the normalised text: prompts that read the same have the same key."""
-        return hashlib.sha256(normalise(self.text).encode()).hexdigest()
-
-
-def normalise(text: str) -> str:
-    """Compatibility forms folded, case dropped, punctuation and spacing reduced to single spaces."""
-    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
+        return text_key(self.text)
 
 
 class PromptWriter:
@@ -114,6 +109,15 @@ class PromptWriter:
         style = style if rng.random() < SAYS_STYLE else ""
         background = background if rng.random() < SAYS_COLOUR else ""
         return [template.format(subject=subject, style=style, background=background) for subject in subjects]
+
+
+def is_readable(model: ImageModel, text: str) -> bool:
+    """Whether the model takes the prompt: not empty, not too long."""
+    try:
+        model.check_prompt(text)
+    except BadInput:
+        return False
+    return True
 
 
 def changed_words(first: str, second: str) -> tuple[list[str], list[str]]:

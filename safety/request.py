@@ -13,6 +13,7 @@ class ImproveRequest:
     """One request for a better codebook.
 
     prompts: prompts of the operator's own to build pairs from, beside the generated ones; None for none.
+    flagged: (prompt, category or None) of images that users flagged as unsafe.
     categories: which harm categories to work on; None for all of the taxonomy.
     max_rounds: at least 1. seed: everything random follows from it.
     """
@@ -21,3 +22,4 @@ class ImproveRequest:
     categories: tuple[str, ...] | None
     max_rounds: int
     seed: int
+    flagged: tuple[tuple[str, str | None], ...] = ()

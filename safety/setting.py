@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from codebook.errors import BadInput
+from engine.model import ImageModel
 from safety.baseline import Baseline, take_baseline
 from safety.contexts import Contexts, read_contexts
+from safety.exam import Exam
 from safety.gates.g9_hygiene import refuse_shared
 from safety.gates.result import GateResult
 from safety.plan import Plan
-from safety.prompts import PAIR, VALIDATION, Prompt, PromptWriter
+from safety.prompts import PAIR, VALIDATION, Prompt, PromptWriter, is_readable
 from safety.request import ImproveRequest
 from safety.studio import Studio
 from safety.taxonomy import Taxonomy, read_taxonomy
@@ -26,9 +28,9 @@ SYNONYMS = 0.4  # share of the prompts for the router that say a harm by another
 
 @dataclass(frozen=True)
 class Setting:
-    """given: the operator's own prompts. writer: goes on writing prompts for pairs, none of which are in a set here.
+    """given: the operator's own prompts, and flagged ones.
 
-    hygiene: G9 over all sets.
+    writer: goes on writing prompts for pairs, none of which are in a set here. hygiene: G9 over all sets.
     """
 
     studio: Studio
@@ -39,6 +41,7 @@ class Setting:
     given: tuple[Prompt, ...]
     writer: PromptWriter
     panel: Panel
+    exam: Exam
     baseline: Baseline
     contexts: Contexts
     hygiene: GateResult
@@ -57,15 +60,17 @@ def prepare(studio: Studio, request: ImproveRequest, plan: Plan) -> Setting:
     categories = _chosen(request, taxonomy)
     for text in request.prompts or ():
         studio.model.check_prompt(text)
-    given = tuple(Prompt(text, "", "", text) for text in request.prompts or ())
     writer = PromptWriter(taxonomy, random.Random(request.seed))
     panel = Panel.of(_groups(writer, categories, plan), request.seed)
     retention, canaries = writer.benign(PAIR, plan.retention), _canaries(writer, categories, plan.canaries // 2)
     routed = {name: writer.harmful(name, PAIR, plan.contexts, SYNONYMS) for name in categories}
     routed_benign = writer.benign(PAIR, 2 * plan.contexts)
+    exam = Exam.of(taxonomy, categories, plan, request.seed)
+    given = _given(studio.model, request, [*panel.prompts, *exam.prompts, *retention, *canaries])
     hygiene = refuse_shared(
         {
             "validation": panel.prompts,
+            "test": exam.prompts,
             "benign": retention,
             "canaries": canaries,
             "contexts": [*routed_benign, *(prompt for group in routed.values() for prompt in group)],
@@ -74,7 +79,9 @@ def prepare(studio: Studio, request: ImproveRequest, plan: Plan) -> Setting:
     )
     baseline = take_baseline(studio, retention, canaries, plan, request.seed)
     contexts = read_contexts(studio, routed, [*routed_benign, *retention])
-    return Setting(studio, plan, request.seed, taxonomy, categories, given, writer, panel, baseline, contexts, hygiene)
+    return Setting(
+        studio, plan, request.seed, taxonomy, categories, given, writer, panel, exam, baseline, contexts, hygiene
+    )
 
 
 def _chosen(request: ImproveRequest, taxonomy: Taxonomy) -> tuple[str, ...]:
@@ -82,6 +89,18 @@ def _chosen(request: ImproveRequest, taxonomy: Taxonomy) -> tuple[str, ...]:
         if name not in taxonomy.categories:
             raise BadInput("categories", name, f"some of {', '.join(taxonomy.categories)}")
     return request.categories or taxonomy.categories
+
+
+def _given(model: ImageModel, request: ImproveRequest, held: Sequence[Prompt]) -> tuple[Prompt, ...]:
+    """The operator's prompts, and what users flagged, but for what a set to measure on holds or nobody can read."""
+    given = [Prompt(text, "", "", text) for text in request.prompts or ()]
+    taken = {prompt.key for prompt in [*held, *given]}
+    for text, category in request.flagged:
+        prompt = Prompt(text, category or "", "", text)
+        if prompt.key not in taken and is_readable(model, text):
+            taken.add(prompt.key)
+            given.append(prompt)
+    return tuple(given)
 
 
 def _groups(writer: PromptWriter, categories: Sequence[str], plan: Plan) -> list[tuple[str, Sequence[Prompt]]]:

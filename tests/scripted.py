@@ -102,7 +102,7 @@ class ScriptedLoop(Loop):
             if not done.exists():
                 _wait(home, number, watch)
                 done.touch()
-            yield _outcome(start, number)
+            yield _outcome(start, number, request)
 
     def assess(
         self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Watch
@@ -120,7 +120,7 @@ def _wait(home: Path, number: int, watch: Watch) -> None:
     watch.progress("draw", 2, 2, number)
 
 
-def _outcome(start: Codebook, number: int) -> RoundOutcome:
+def _outcome(start: Codebook, number: int, request: ImproveRequest) -> RoundOutcome:
     draft = Codebook("draft", start.family, start.model_hash, start.pixel + 0.1 * number)
     return RoundOutcome(
         round=number,
@@ -129,6 +129,6 @@ def _outcome(start: Codebook, number: int) -> RoundOutcome:
         codebook=draft,
         figures={"hr": 0.5 / number},
         gates={"G1": {"passed": True}},
-        report={"round": number},
+        report={"round": number, "flagged": [list(flag) for flag in request.flagged]},
         images={},
     )

@@ -14,7 +14,7 @@ from codebook.errors import BadInput, BadModel
 from codebook.tensors import codebook_hash
 from codebook.value import Codebook
 from safety.acceptance import Decision, decide
-from safety.assessment import Exam, assess
+from safety.assessment import assess
 from safety.keep import Keep
 from safety.loop import Cancelled, ImproveRequest, Plan, RoundOutcome, improve
 from safety.setting import Setting, prepare
@@ -178,7 +178,7 @@ def test_the_referee_measures_on_prompts_of_its_own(setting: Setting, undisturbe
         rates = told["levels"][level]
         assert rates["before"]["hr"]["n"] == 2 * PLAN.test_harmful
         assert rates["before"]["hr"]["value"] > 0.9 > 0.1 > rates["after"]["hr"]["value"]
-    exam = Exam.of(setting)
+    exam = setting.exam
     assert told["benign"]["before"]["n"] == len(exam.benign) == PLAN.test_benign
     cats = sum(prompt.concept == "cat" for prompt in exam.benign)
     assert told["benign"]["after"]["value"] == cats / PLAN.test_benign
@@ -190,6 +190,24 @@ def test_an_operators_prompt_that_validation_holds_is_refused(tmp_path: Path, se
     held = setting.panel.prompts[0].text.upper()
     with pytest.raises(BadInput, match="prompts"):
         run(tmp_path, request=replace(REQUEST, prompts=(held,)))
+
+
+def test_an_operators_prompt_that_the_test_holds_is_refused_before_anything_is_drawn(
+    tmp_path: Path, setting: Setting
+) -> None:
+    with pytest.raises(BadInput, match="prompts"):
+        run(tmp_path, request=replace(REQUEST, prompts=(setting.exam.prompts[3].text,)))
+    assert not list(tmp_path.glob("drawn-*"))
+
+
+def test_flagged_prompts_join_the_pairs_and_never_a_set_to_measure_on(tmp_path: Path, setting: Setting) -> None:
+    held = [setting.panel.prompts[0].text.upper(), setting.exam.prompts[0].text]
+    asked = "a knife on a small table"
+    flagged = ((asked, "weapons"), (asked.upper(), "gore"), *((text, None) for text in held))
+    request = replace(REQUEST, flagged=flagged)
+    studio = Studio(ToyModel(), Keep(tmp_path), Heard(), PLAN.batch)
+    given = prepare(studio, request, PLAN).given
+    assert [(prompt.text, prompt.category) for prompt in given] == [(asked, "weapons")]
 
 
 def test_an_unknown_category_is_refused(tmp_path: Path) -> None:

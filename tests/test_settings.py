@@ -23,6 +23,8 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         device="auto",
         dtype="auto",
         api_keys=(),
+        keep_images=2000,
+        keep_hours=24,
     )
 
 

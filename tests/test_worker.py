@@ -11,16 +11,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from redis import Redis, RedisError
 from rq import Queue
 from rq.command import send_stop_job_command
 from rq.job import Job
 
 from codebook.errors import BadInput, BadSetting, Conflict
+from codebook.flags import Flags
+from codebook.images import KeptImage
 from codebook.journal import JobRecord, Journal
 from codebook.settings import Settings
 from codebook.store import CodebookStore
@@ -151,6 +155,21 @@ def house(tmp_path: Path, redis: RedisProcess) -> Iterator[House]:
     house = House(tmp_path, redis)
     yield house
     house.close()
+
+
+def test_a_job_learns_from_the_same_flags_before_and_after_a_kill(house: House) -> None:
+    flags = Flags(house.home / "flags.db", hours=1)
+    image = KeptImage("1", "a knife", "v0", 1, True, "weapons", torch.tensor([1, 2]))
+    flag = flags.add(image, "weapons", "", "somebody", review=False)
+    job = house.job()
+    house.worker()
+    house.wait_begun(1)
+    assert (flags.get(flag.id).state, flags.get(flag.id).job) == ("used", job)
+    flags.add(replace(image, id="2", prompt="an axe"), None, "", "somebody", review=False)
+    house.kill_horse()
+    house.allow(1)
+    assert house.wait_ended(job).status == "finished"
+    assert house.store.report("v1")["flagged"] == [["a knife", "weapons"]]
 
 
 def test_a_job_publishes_each_round_and_tells_it(house: House) -> None:

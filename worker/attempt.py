@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from redis import Redis, RedisError
 
 from codebook.atomic import replace_file
 from codebook.errors import Conflict
+from codebook.flags import Flag, Flags
 from codebook.journal import JobRecord, Journal
 from codebook.settings import Settings
 from codebook.store import CodebookStore
@@ -84,7 +85,8 @@ def _rounds(
     store.initialise(model.base_codebook(), asdict(model.facts))
     folder = journal.path(record.id)
     start = parent = _start(store, folder)
-    request, work, reason = _request(record), folder / "work", "no rounds"
+    flags = Flags(settings.home / "flags.db", settings.keep_hours).take(record.id)
+    request, work, reason = _request(record, flags), folder / "work", "no rounds"
     for outcome in loop.rounds(model, store.load(start), request, work, watch):
         version = None
         if outcome.codebook is not None:
@@ -149,8 +151,11 @@ def _start(store: CodebookStore, folder: Path) -> str:
     return version
 
 
-def _request(record: JobRecord) -> ImproveRequest:
-    """The loop's request. Without a seed the job's id gives one: fresh samples a job, the same ones each attempt."""
+def _request(record: JobRecord, flags: Sequence[Flag]) -> ImproveRequest:
+    """The loop's request; flagged prompts join its pairs.
+
+    Without a seed the job's id gives one: fresh samples a job, the same ones each attempt.
+    """
     wanted = record.request
     seed = wanted.get("seed")
     return ImproveRequest(
@@ -158,6 +163,7 @@ def _request(record: JobRecord) -> ImproveRequest:
         categories=_tuple(wanted.get("categories")),
         max_rounds=wanted.get("max_rounds") or DEFAULT_ROUNDS,
         seed=zlib.crc32(record.id.encode()) if seed is None else seed,
+        flagged=tuple((flag.prompt, flag.category) for flag in flags),
     )
 
 

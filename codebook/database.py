@@ -1,0 +1,50 @@
+"""An SQLite file that threads and processes share: a connection a use, changes all or none.
+
+Knows SQLite. Knows nothing of what the rows mean.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PATIENCE_S = 10.0  # how long a writer waits for another
+
+
+class Database:
+    """The file `path`, made with its folder and `schema` (CREATE ... IF NOT EXISTS) at the first use."""
+
+    def __init__(self, path: Path, schema: str) -> None:
+        self._path, self._schema = path, schema
+
+    @contextmanager
+    def changing(self) -> Iterator[sqlite3.Connection]:
+        """A connection that holds the write lock from the start; what it did counts unless the block raises."""
+        connection = self._open()
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+            connection.commit()
+        finally:
+            connection.close()  # an open transaction is rolled back
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection for one look."""
+        connection = self._open()
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def _open(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self._path, PATIENCE_S, isolation_level=None)
+        connection.row_factory = sqlite3.Row
+        # Readers do not wait for writers, a power cut may cost the last rows but not the file, and what is deleted is
+        # overwritten: rows hold what users wrote.
+        settings = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA secure_delete=ON;"
+        connection.executescript(f"{settings} {self._schema}")
+        return connection
