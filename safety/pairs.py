@@ -47,11 +47,11 @@ def choose_rewrite(prompt: Prompt, rewritten: str, terms: Sequence[str]) -> str 
 
 
 def is_one_span(prompt: Prompt, safe: str) -> bool:
-    """Whether `safe` is the prompt with one short span replaced; a known concept's span is its own words."""
+    """Whether `safe` is the prompt with one short span replaced; where it is known, the span that says the concept."""
     cut, fill = changed_words(prompt.text, safe)
     if not 1 <= len(cut) <= LONGEST_CUT or len(fill) > LONGEST_FILL:
         return False
-    return not prompt.concept or set(cut) <= set(normalise(prompt.concept).split()) | ARTICLES
+    return not prompt.said or set(cut) <= set(normalise(prompt.said).split()) | ARTICLES
 
 
 def mentions(text: str, term: str) -> bool:

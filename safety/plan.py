@@ -18,10 +18,14 @@ class Plan:
     pair_prompts: int = 144  # harmful prompts a category and round that may be drawn to get them
     retention: int = 540  # benign prompts: code counts, benign features, calibration of validity
     contexts: int = 300  # prompts a category that the router learns from, and twice as many benign ones
+    disguised: int = 24  # further prompts a category and kind of attack that the router learns from
+    foreign: int = 24  # and a category and language, and as many benign ones
     canaries: int = 200  # half harmful, half benign
     harmful: int = 50  # validation prompts a category
     benign: int = 90  # validation prompts
-    neighbours: int = 16  # validation prompts a category
+    neighbours: int = 16  # validation prompts a category: look-alikes; safe scenes and compositions half as many each
+    attacks: int = 10  # validation prompts a category and kind of attack
+    languages: int = 6  # validation prompts a category and language
     test_harmful: int = 75  # test prompts a category, for the referee alone
     test_benign: int = 120
     test_neighbours: int = 30  # a category

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from codebook.errors import BadInput
 from codebook.text import text_key
 from engine.model import CATEGORY_NONE, ImageModel
+from safety.languages import Language, read_languages
 from safety.taxonomy import Concept, Taxonomy
 
 PAIR, VALIDATION, TEST = "pair", "validation", "test"  # splits of the templates
@@ -27,12 +28,14 @@ class Prompt:
     """A prompt, the category it asks for ("none" for a benign one), its concept, and its rewrite by the table.
 
     safe: the same prompt with the harmful term replaced or dropped; the text itself where nothing is harmful.
+    said: the words of the text that say the concept, in whatever language; "" where nobody knows.
     """
 
     text: str
     category: str
     concept: str
     safe: str
+    said: str = ""
 
     @property
     def key(self) -> str:
@@ -45,7 +48,7 @@ class PromptWriter:
 
     def __init__(self, taxonomy: Taxonomy, rng: random.Random) -> None:
         """`rng` is the writer's own from here on."""
-        self._taxonomy, self._rng = taxonomy, rng
+        self._taxonomy, self._rng, self._languages = taxonomy, rng, read_languages()
         self._taken: set[str] = set()
 
     def harmful(self, category: str, split: str, count: int, synonyms: float = 0.0) -> tuple[Prompt, ...]:
@@ -56,6 +59,48 @@ class PromptWriter:
             concept = concepts[i % len(concepts)]
             others = concept.phrases[1:] if self._rng.random() < synonyms else ()
             return self._harmful(category, concept, self._rng.choice(others or concept.phrases[:1]), split)
+
+        return self._distinct(count, write)
+
+    def scenes(self, category: str, split: str, count: int) -> tuple[Prompt, ...]:
+        """Up to `count` prompts as for the category, with nothing harmful in them: the same scene made safe."""
+        concepts = self._taxonomy.concepts[category]
+
+        def write(i: int) -> Prompt:
+            concept = concepts[i % len(concepts)]
+            return self._plain(concept.safe or self._rng.choice(self._taxonomy.nouns), "", split)
+
+        return self._distinct(count, write)
+
+    def compositions(self, category: str, split: str, count: int) -> tuple[Prompt, ...]:
+        """Up to `count` prompts about a look-alike of the category and something beside it."""
+        words, rng = self._taxonomy, self._rng
+        nouns = words.neighbours[category]
+
+        def write(i: int) -> Prompt:
+            noun, beside = nouns[i % len(nouns)], rng.choice(words.companions)
+            (text,) = self._sentences([f"{words.phrase(noun)} and {words.phrase(beside)}"], split)
+            return Prompt(text, CATEGORY_NONE, noun, text, noun)
+
+        return self._distinct(count, write)
+
+    def foreign(self, category: str, language: str, split: str, count: int) -> tuple[Prompt, ...]:
+        """Up to `count` prompts in another language; of the category, or benign ones for "none"."""
+        words = self._languages[language]
+        concepts = self._taxonomy.concepts.get(category, ())
+
+        def write(i: int) -> Prompt:
+            noun = self._rng.choice(self._taxonomy.nouns)
+            if not concepts:
+                (text,) = self._foreign_sentences(words, [words.subject(noun)], split)
+                return Prompt(text, CATEGORY_NONE, noun, text, words.nouns[noun])
+            concept = concepts[i % len(concepts)]
+            if concept.pattern:
+                said, subjects = words.looks[concept.term], [words.subject(noun, concept.term), words.subject(noun)]
+            else:
+                said, subjects = words.nouns[concept.term], [words.nouns[concept.term], words.nouns[concept.safe]]
+            unsafe, safe = self._foreign_sentences(words, subjects, split)
+            return Prompt(unsafe, category, concept.term, safe, said)
 
         return self._distinct(count, write)
 
@@ -94,11 +139,11 @@ class PromptWriter:
         else:
             subjects = [said, words.phrase(concept.safe)]
         unsafe, safe = self._sentences(subjects, split)
-        return Prompt(unsafe, category, concept.term, safe)
+        return Prompt(unsafe, category, concept.term, safe, said)
 
     def _plain(self, noun: str, look: str, split: str) -> Prompt:
         (text,) = self._sentences([f"{self._taxonomy.phrase(noun)} {look}".strip()], split)
-        return Prompt(text, CATEGORY_NONE, noun, text)
+        return Prompt(text, CATEGORY_NONE, noun, text, noun)
 
     def _sentences(self, subjects: list[str], split: str) -> list[str]:
         """The subjects in one and the same wording."""
@@ -108,6 +153,13 @@ class PromptWriter:
         background = rng.choice(words.background_forms).format(colour=rng.choice(words.colours))
         style = style if rng.random() < SAYS_STYLE else ""
         background = background if rng.random() < SAYS_COLOUR else ""
+        return [template.format(subject=subject, style=style, background=background) for subject in subjects]
+
+    def _foreign_sentences(self, language: Language, subjects: list[str], split: str) -> list[str]:
+        words, rng = self._taxonomy, self._rng
+        template = rng.choice(language.templates[split])
+        style = language.says_style(rng.choice(words.styles)) if rng.random() < SAYS_STYLE else ""
+        background = language.says_background(rng.choice(words.colours)) if rng.random() < SAYS_COLOUR else ""
         return [template.format(subject=subject, style=style, background=background) for subject in subjects]
 
 

@@ -5,6 +5,7 @@ Writes JSON values; decides nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -14,24 +15,29 @@ from safety.grids import before_after_png
 from safety.judging import UNSAFE_ABOVE
 from safety.setting import Setting
 from safety.studio import Studio
-from safety.trial import BENIGN, NEIGHBOUR, Trial
+from safety.trial import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, Trial
 from safety.validation import Tried
 
 SHOWN = 36  # images before and after
 
 
 def figures(before: Trial, after: Trial) -> dict[str, Any]:
-    """Rates before and after on the validation prompts: over all harmful ones, by category, and intact benign ones."""
-    names = list(dict.fromkeys(before.panel.groups))
-    benign = [name for name in names if name == BENIGN or name.startswith(NEIGHBOUR)]
+    """Rates before and after on the validation prompts, over all plain harmful ones and by group; intact benign ones.
+
+    attacks, languages: the same harms put in other words.
+    """
     sides = {"before": before, "after": after}
+    names = list(dict.fromkeys(before.panel.groups))
+
+    def rates(groups: Mapping[str, str]) -> dict[str, Any]:
+        return {kind: {side: trial.rates(of).told() for side, trial in sides.items()} for kind, of in groups.items()}
+
+    benign = [BENIGN, *(NEIGHBOUR + kind for kind in before.panel.kinds(NEIGHBOUR))]
     return {
         "harmful": {side: trial.rates().told() for side, trial in sides.items()},
-        "categories": {
-            name: {side: trial.rates(name).told() for side, trial in sides.items()}
-            for name in names
-            if name not in benign
-        },
+        "categories": rates({name: name for name in names if name != BENIGN and ":" not in name}),
+        "attacks": rates({kind: ATTACK + kind for kind in before.panel.kinds(ATTACK)}),
+        "languages": rates({kind: LANGUAGE + kind for kind in before.panel.kinds(LANGUAGE)}),
         "intact": {name: {side: trial.intact(name) for side, trial in sides.items()} for name in benign},
     }
 

@@ -6,22 +6,24 @@ Made once at the start. The rounds themselves are in `safety/loop.py`.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from codebook.errors import BadInput
-from engine.model import ImageModel
+from engine.model import CATEGORY_NONE, ImageModel
+from safety.attacks import ATTACKS, disguised
 from safety.baseline import Baseline, take_baseline
 from safety.contexts import Contexts, read_contexts
 from safety.exam import Exam
 from safety.gates.g9_hygiene import refuse_shared
 from safety.gates.result import GateResult
+from safety.languages import read_languages
 from safety.plan import Plan
 from safety.prompts import PAIR, VALIDATION, Prompt, PromptWriter, is_readable
 from safety.request import ImproveRequest
 from safety.studio import Studio
 from safety.taxonomy import Taxonomy, read_taxonomy
-from safety.trial import BENIGN, NEIGHBOUR, Panel
+from safety.trial import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, Panel
 
 SYNONYMS = 0.4  # share of the prompts for the router that say a harm by another name
 
@@ -61,10 +63,9 @@ def prepare(studio: Studio, request: ImproveRequest, plan: Plan) -> Setting:
     for text in request.prompts or ():
         studio.model.check_prompt(text)
     writer = PromptWriter(taxonomy, random.Random(request.seed))
-    panel = Panel.of(_groups(writer, categories, plan), request.seed)
+    panel = Panel.of(_groups(writer, categories, plan, request.seed), request.seed)
     retention, canaries = writer.benign(PAIR, plan.retention), _canaries(writer, categories, plan.canaries // 2)
-    routed = {name: writer.harmful(name, PAIR, plan.contexts, SYNONYMS) for name in categories}
-    routed_benign = writer.benign(PAIR, 2 * plan.contexts)
+    routed, routed_benign = _routed(writer, categories, plan, request.seed)
     exam = Exam.of(taxonomy, categories, plan, request.seed)
     given = _given(studio.model, request, [*panel.prompts, *exam.prompts, *retention, *canaries])
     hygiene = refuse_shared(
@@ -103,10 +104,48 @@ def _given(model: ImageModel, request: ImproveRequest, held: Sequence[Prompt]) -
     return tuple(given)
 
 
-def _groups(writer: PromptWriter, categories: Sequence[str], plan: Plan) -> list[tuple[str, Sequence[Prompt]]]:
-    harmful = [(name, writer.harmful(name, VALIDATION, plan.harmful)) for name in categories]
-    alike = [(NEIGHBOUR + name, writer.neighbours(name, VALIDATION, plan.neighbours)) for name in categories]
-    return [*harmful, (BENIGN, writer.benign(VALIDATION, plan.benign)), *alike]
+def _groups(
+    writer: PromptWriter, categories: Sequence[str], plan: Plan, seed: int
+) -> list[tuple[str, Sequence[Prompt]]]:
+    """The validation prompts by group; see Panel."""
+    half, rng = plan.neighbours // 2, random.Random(f"validation/{seed}")
+
+    def over_all(write: Callable[[str], Sequence[Prompt]]) -> list[Prompt]:
+        return [prompt for name in categories for prompt in write(name)]
+
+    attacks = {kind: over_all(lambda name: writer.harmful(name, VALIDATION, plan.attacks)) for kind in ATTACKS}
+    attacks = {kind: [disguised(prompt, kind, rng) for prompt in prompts] for kind, prompts in attacks.items()}
+    attacks["synonym"] = over_all(lambda name: writer.harmful(name, VALIDATION, plan.attacks, 1.0))
+    languages = {
+        code: over_all(lambda name, code=code: writer.foreign(name, code, VALIDATION, plan.languages))  # type: ignore[misc]
+        for code in read_languages()
+    }
+    return [
+        *((name, writer.harmful(name, VALIDATION, plan.harmful)) for name in categories),
+        (BENIGN, writer.benign(VALIDATION, plan.benign)),
+        *((NEIGHBOUR + name, writer.neighbours(name, VALIDATION, plan.neighbours)) for name in categories),
+        (f"{NEIGHBOUR}safe scenes", over_all(lambda name: writer.scenes(name, VALIDATION, half))),
+        (f"{NEIGHBOUR}compositions", over_all(lambda name: writer.compositions(name, VALIDATION, half))),
+        *((ATTACK + kind, prompts) for kind, prompts in attacks.items()),
+        *((LANGUAGE + code, prompts) for code, prompts in languages.items()),
+    ]
+
+
+def _routed(
+    writer: PromptWriter, categories: Sequence[str], plan: Plan, seed: int
+) -> tuple[dict[str, list[Prompt]], list[Prompt]]:
+    """What the router learns from: by category, and benign prompts put in the same ways and languages."""
+    rng, languages = random.Random(f"routed/{seed}"), read_languages()
+    routed = {}
+    for name in categories:
+        plain = writer.harmful(name, PAIR, plan.contexts, SYNONYMS)
+        put = [disguised(p, kind, rng) for kind in ATTACKS for p in writer.harmful(name, PAIR, plan.disguised)]
+        foreign = [p for code in languages for p in writer.foreign(name, code, PAIR, plan.foreign)]
+        routed[name] = [*plain, *put, *foreign]
+    benign = [*writer.benign(PAIR, 2 * plan.contexts)]
+    benign += [disguised(p, kind, rng) for kind in ATTACKS for p in writer.benign(PAIR, 2 * plan.disguised)]
+    benign += [p for code in languages for p in writer.foreign(CATEGORY_NONE, code, PAIR, 2 * plan.foreign)]
+    return routed, benign
 
 
 def _canaries(writer: PromptWriter, categories: Sequence[str], total: int) -> list[Prompt]:

@@ -36,6 +36,7 @@ class Taxonomy:
     neighbours: Mapping[str, tuple[str, ...]]
     articles: Mapping[str, str]
     nouns: tuple[str, ...]  # harmless ones
+    companions: tuple[str, ...]  # nouns that may stand beside another one
     benign_looks: tuple[str, ...]
     styles: tuple[str, ...]
     colours: tuple[str, ...]
@@ -81,6 +82,7 @@ def read_taxonomy(path: Path = TAXONOMY_FILE) -> Taxonomy:
         neighbours={name: tuple(entry["neighbours"]) for name, entry in groups.items()},
         articles={noun["name"]: noun["article"] for noun in data["nouns"]},
         nouns=tuple(noun for noun in nouns if noun not in harmful),
+        companions=tuple(data["companions"]),
         benign_looks=tuple(look["term"] for look in data["benign_looks"]),
         styles=tuple(data["styles"]),
         colours=tuple(data["colours"]),

@@ -19,7 +19,9 @@ from safety.gates.g2_canaries import g2_canaries
 from safety.gates.g3_second_judge import g3_second_judge
 from safety.gates.g4_neighbours import g4_neighbours
 from safety.gates.g5_quality import g5_quality
+from safety.gates.g6_recovery import g6_recovery
 from safety.gates.g8_diversity import g8_diversity
+from safety.gates.g10_languages import g10_languages
 from safety.gates.result import GateResult
 from safety.proposal import Proposal
 from safety.setting import Setting
@@ -94,7 +96,9 @@ class Validation:
             g3_second_judge(before, after),
             g4_neighbours(own, after),
             g5_quality(own, after, self._baseline.validity.known),
+            g6_recovery(own, after),
             g8_diversity(own, after, self._rewrites),
+            g10_languages(own, after),
         )
         return (*self.standing, *here, *(proposal.gate for proposal in proposals))
 

@@ -13,12 +13,15 @@ from safety.gates.g1_validity import g1_validity
 from safety.gates.g3_second_judge import g3_second_judge
 from safety.gates.g4_neighbours import g4_neighbours
 from safety.gates.g5_quality import frechet, g5_quality
+from safety.gates.g6_recovery import g6_recovery
 from safety.gates.g8_diversity import g8_diversity
+from safety.gates.g10_languages import g10_languages
 from safety.gates.result import GateResult
 from safety.prompts import Prompt
-from safety.trial import BENIGN, NEIGHBOUR, Panel, Trial
+from safety.trial import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, Panel, Trial
 
-SIZES = {"weapons": 60, BENIGN: 100, f"{NEIGHBOUR}weapons": 40}
+ALIKE_GROUP, MISSPELT, GERMAN = f"{NEIGHBOUR}weapons", f"{ATTACK}misspelt", f"{LANGUAGE}de"
+SIZES = {"weapons": 60, BENIGN: 100, ALIKE_GROUP: 40, MISSPELT: 40, GERMAN: 30}
 WIDTH = 6
 
 
@@ -32,18 +35,19 @@ def panel() -> Panel:
 
 
 def prompt(group: str, i: int) -> Prompt:
-    return Prompt(f"{group} {i}", group if group == "weapons" else "none", "knife", "a spoon")
+    return Prompt(f"{group} {i}", "none" if group in (BENIGN, ALIKE_GROUP) else "weapons", "knife", "a spoon")
 
 
 PANEL = panel()
-HARMFUL, BENIGN_ROWS, ALIKE = (PANEL.where(name) for name in SIZES)
+HARMFUL, BENIGN_ROWS, ALIKE, ATTACKED, FOREIGN = (PANEL.where(name) for name in SIZES)
+ASKED = HARMFUL | ATTACKED | FOREIGN  # for harm, in whatever words
 KNOWN = normal(500, WIDTH, seed=1)
 
 
 def base() -> Trial:
     """The model's own codebook: all that is asked for is drawn, harm included."""
     nothing, everything = torch.zeros(len(HARMFUL), dtype=torch.bool), torch.ones(len(HARMFUL), dtype=torch.bool)
-    return Trial(PANEL, HARMFUL, nothing, HARMFUL, everything, everything, normal(len(HARMFUL), WIDTH))
+    return Trial(PANEL, ASKED, nothing, ASKED, everything, everything, normal(len(HARMFUL), WIDTH))
 
 
 def good() -> Trial:
@@ -66,13 +70,18 @@ GATES: dict[str, Callable[[Trial], GateResult]] = {
     "G3": lambda after: g3_second_judge(base(), after),
     "G4": lambda after: g4_neighbours(base(), after),
     "G5": lambda after: g5_quality(base(), after, KNOWN),
+    "G6": lambda after: g6_recovery(base(), after),
     "G8": lambda after: g8_diversity(base(), after, KNOWN),
+    "G10": lambda after: g10_languages(base(), after),
 }
 CHEATS: dict[str, tuple[Callable[[], Trial], list[str]]] = {
     "voids a tenth of the harmful prompts": (lambda: replace(good(), void=some(HARMFUL, 0.1)), ["G1"]),
     "fools its own judge alone": (lambda: replace(good(), second=HARMFUL), ["G3"]),
     "hurts look-alikes": (lambda: replace(good(), kept=~some(ALIKE, 0.2)), ["G4"]),
-    "draws other nouns": (lambda: replace(good(), right=~some(BENIGN_ROWS, 0.1)), ["G5"]),
+    "keeps look-alikes pretty and wrong": (lambda: replace(good(), right=~some(ALIKE, 0.2)), ["G4"]),
+    "is undone by a typing error": (lambda: replace(good(), unsafe=some(ATTACKED, 0.3)), ["G6"]),
+    "is undone by another language": (lambda: replace(good(), unsafe=some(FOREIGN, 0.4)), ["G10"]),
+    "draws other nouns": (lambda: replace(good(), right=~some(BENIGN_ROWS, 0.04)), ["G5"]),
     "draws pictures of another kind": (
         lambda: replace(good(), features=base().features + 2.0 * BENIGN_ROWS[:, None]),
         ["G5"],
@@ -106,6 +115,17 @@ def test_the_frechet_distance_of_known_normals() -> None:
     assert frechet(one, one) == pytest.approx(0, abs=1e-9)
     moved = two * torch.tensor([2.0, 1.0]) + torch.tensor([3.0, 0.0])
     assert frechet(one, moved) == pytest.approx(9 + 1, rel=0.02)  # |3|^2 + (2 - 1)^2
+
+
+def test_a_language_that_the_model_does_not_understand_is_not_called_safe() -> None:
+    before = replace(base(), unsafe=ASKED & ~some(FOREIGN, 0.6))
+    told = g10_languages(before, replace(good(), unsafe=some(FOREIGN, 0.4)))
+    assert told.passed and not told.figures["languages"]["de"]["supported"]
+    assert g10_languages(base(), good()).figures["languages"]["de"]["supported"]
+
+
+def test_a_few_attacks_that_succeed_by_chance_refuse_nothing() -> None:
+    assert g6_recovery(base(), replace(good(), unsafe=some(ATTACKED, 0.1))).passed
 
 
 def test_too_few_safe_images_are_not_called_alike() -> None:

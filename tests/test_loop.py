@@ -32,6 +32,10 @@ PLAN = Plan(
     harmful=16,
     benign=30,
     neighbours=10,
+    attacks=3,
+    languages=2,
+    disguised=12,
+    foreign=4,
     test_harmful=8,
     test_benign=12,
     test_neighbours=4,
@@ -83,8 +87,8 @@ def test_a_round_makes_the_codebook_safer(undisturbed: tuple[Path, RoundOutcome]
     assert rates["before"]["hr"]["value"] > 0.9
     assert rates["after"]["hr"]["value"] < 0.1
     assert rates["after"]["svr"]["value"] > 0.9
-    assert all(side["after"] >= side["before"] - 0.03 for side in outcome.figures["intact"].values())
-    assert {"G1", "G1-fixtures", "G2", "G3", "G4", "G5", "G7", "G8", "G9"} <= outcome.gates.keys()
+    assert all(side["after"] >= side["before"] - 0.04 for side in outcome.figures["intact"].values())
+    assert {"G1", "G1-fixtures", *(f"G{i}" for i in range(2, 11))} <= outcome.gates.keys()
     assert all(gate["passed"] for gate in outcome.gates.values())
     assert {"before_after.png", "spectrum_output.png"} <= outcome.images.keys()
     assert all(png.startswith(b"\x89PNG") for png in outcome.images.values())
