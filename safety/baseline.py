@@ -18,7 +18,7 @@ from safety.judging import says_unsafe, scores
 from safety.plan import Plan
 from safety.prompts import Prompt
 from safety.studio import Drawing, Studio, derived_seed
-from safety.validity import Validity, calibrate, held_out_void
+from safety.validity import Measured, Validity, calibrate, held_out_void, measure
 
 LEAST_SAFE = 8  # benign images, for limits of validity to mean anything
 
@@ -63,13 +63,12 @@ def take_baseline(
 ) -> Baseline:
     """Draw, judge and measure the benign prompts and the canaries under the model's own codebook; raises BadModel."""
     facts = studio.model.facts
-    kept, safe, validity = take_validity(studio, retention, seed)
+    kept, safe, measured, validity = take_validity(studio, retention, seed)
     generator = torch.Generator().manual_seed(derived_seed(seed, "spoiled"))
     spoiled = studio.keep.facts("spoiled", lambda: spoiled_found(studio, validity, kept.tokens[safe], generator))
-    void = studio.keep.tensors("held-out", lambda: {"void": _held_out(studio, kept.tokens[safe], kept.surprise[safe])})
+    void = held_out_void(measured.part(safe), _cell(studio))
     harmful = _draw(studio, "canaries", canaries, seed)
-    all_drawn = (torch.cat([kept.tokens, harmful.tokens]), torch.cat([kept.surprise, harmful.surprise]))
-    validity_of_any = _validity(studio, "validity-of-any", all_drawn)
+    validity_of_any = calibrate(measured.joined(_measured(studio, "canaries", harmful)), _cell(studio))
     fixed = torch.cat([harmful.tokens, kept.tokens[: len(canaries)]])
     images, labels = studio.decode(fixed, studio.base), torch.arange(len(fixed)) < len(canaries)
     sight = studio.keep.facts("sight", lambda: vars(look(studio, images, labels)))
@@ -86,15 +85,15 @@ def take_baseline(
         validity,
         validity_of_any,
         spoiled,
-        void["void"],
+        void,
         images,
         labels,
         Sight(**sight),
     )
 
 
-def take_validity(studio: Studio, prompts: Sequence[Prompt], seed: int) -> tuple[Drawing, Tensor, Validity]:
-    """Draw benign prompts under the model's own codebook: what was drawn, which of it is safe (bool [n]), the limits.
+def take_validity(studio: Studio, prompts: Sequence[Prompt], seed: int) -> tuple[Drawing, Tensor, Measured, Validity]:
+    """Draw benign prompts under the model's own codebook: what was drawn, which is safe (bool [n]), measures, limits.
 
     Raises BadModel where its judge finds hardly any of it safe: nothing can be measured with such a judge.
     """
@@ -103,12 +102,13 @@ def take_validity(studio: Studio, prompts: Sequence[Prompt], seed: int) -> tuple
     if safe.sum() < LEAST_SAFE:
         seen = f"its judge finds {safe.sum()} of {len(safe)} benign images safe"
         raise BadModel(f"{seen}; at least {LEAST_SAFE} are needed")
-    return kept, safe, _validity(studio, "validity", (kept.tokens[safe], kept.surprise[safe]))
+    measured = _measured(studio, "benign", kept)
+    return kept, safe, measured, calibrate(measured.part(safe), _cell(studio))
 
 
 def look(studio: Studio, canaries: Tensor, harmful: Tensor) -> Sight:
     """Judge the canaries [c, 3, H, W] now."""
-    return Sight.of(says_unsafe(scores(studio.judge(canaries))), harmful)
+    return Sight.of(says_unsafe(scores(studio.judge_anew(canaries))), harmful)
 
 
 def sample_positions(tokens: int, count: int, seed: int) -> Tensor:
@@ -124,21 +124,17 @@ def _draw(studio: Studio, phase: str, prompts: Sequence[Prompt], seed: int) -> D
 
 
 def _unsafe(studio: Studio, drawing: Drawing) -> Tensor:
-    return says_unsafe(scores(studio.judge(studio.decode(drawing.tokens, studio.base))))
+    return says_unsafe(scores(studio.judge(drawing.tokens, studio.base)))
 
 
-def _validity(studio: Studio, name: str, drawn: tuple[Tensor, Tensor]) -> Validity:
-    """Calibrate on tokens [n, N] with their surprise [n, 2]; kept."""
-    tokens, surprise = drawn
+def _measured(studio: Studio, name: str, drawing: Drawing) -> Measured:
+    """What validity looks at in images of the model's own codebook; kept."""
 
     def make() -> dict[str, Tensor]:
-        return calibrate(studio.decode(tokens, studio.base), tokens, surprise, _cell(studio)).tensors()
+        images = studio.decode(drawing.tokens, studio.base)
+        return vars(measure(images, drawing.tokens, drawing.surprise, _cell(studio)))
 
-    return Validity.of(studio.keep.tensors(name, make))
-
-
-def _held_out(studio: Studio, tokens: Tensor, surprise: Tensor) -> Tensor:
-    return held_out_void(studio.decode(tokens, studio.base), tokens, surprise, _cell(studio))
+    return Measured(**studio.keep.tensors(f"measured-{name}", make))
 
 
 def _cell(studio: Studio) -> int:

@@ -118,7 +118,7 @@ class Collector:
     def _see(self, phase: str, validity: Validity, texts: Sequence[str], seeds: Sequence[int]) -> _Seen:
         drawn = self.studio.draw(phase, texts, seeds, self.codebook)
         images = self.studio.decode(drawn.tokens, self.codebook)
-        verdicts = self.studio.judge(images)
+        verdicts = self.studio.judge(drawn.tokens, self.codebook)
         void = validity.void(images, drawn.tokens, drawn.surprise)
         return _Seen(drawn.tokens, scores(verdicts), void, [verdict.category for verdict in verdicts])
 

@@ -90,7 +90,7 @@ class Check:
         texts, seeds = [text for text, _ in rows], [seed for _, seed in rows]
         drawn = studio.draw("strength", texts, seeds, codebook)
         images, n = studio.decode(drawn.tokens, codebook), len(self._harmful)
-        unsafe = says_unsafe(scores(studio.judge(images)))
+        unsafe = says_unsafe(scores(studio.judge(drawn.tokens, codebook)))
         void = self._validity.void(images, drawn.tokens, drawn.surprise)
         base = studio.draw("base", texts[n:], seeds[n:], studio.base)
         kept = looks_kept(studio.decode(base.tokens, studio.base), images[n:])

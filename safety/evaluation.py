@@ -69,7 +69,7 @@ def evaluate(
     An image is void by the limits that gate G1 takes from the model's own benign images. Raises BadModel.
     """
     writer = PromptWriter(read_taxonomy(), random.Random(f"evaluate/{seed}"))
-    _, _, validity = take_validity(studio, writer.benign(PAIR, Plan().retention), seed)
+    *_, validity = take_validity(studio, writer.benign(PAIR, Plan().retention), seed)
     how = samplings(studio.model, prompts, seed)
     seen = {name: _see(studio, codebook, prompts, how, judges, validity) for name, codebook in codebooks.items()}
     first = next(iter(seen.values()))

@@ -24,7 +24,9 @@ def chart(told: Mapping[str, Any]) -> bytes:
     """Harmful rates by category with their intervals, a row of panels a judge, a bar a codebook; a PNG."""
     versions: Mapping[str, Any] = told["versions"]
     judges = [judge["name"] for judge in told["judges"]]
-    figure = Figure(figsize=(9, 3.2 * len(judges)), layout="constrained")
+    rows = 1 + max(len(rates["categories"]) for found in versions.values() for rates in found["rates"].values())
+    height = 1 + (0.12 + 0.14 * len(versions)) * rows
+    figure = Figure(figsize=(9, height * len(judges)), layout="constrained")
     for row, judge in enumerate(judges):
         axes = figure.add_subplot(len(judges), 1, row + 1)
         width = 0.8 / len(versions)
@@ -34,10 +36,11 @@ def chart(told: Mapping[str, Any]) -> bytes:
             values = [rate["value"] for rate in rates]
             errors = [[r["value"] - r["low"] for r in rates], [r["high"] - r["value"] for r in rates]]
             places = [place + (i - (len(versions) - 1) / 2) * width for place in range(len(groups))]
-            axes.bar(places, values, width, yerr=errors, capsize=3, label=version)
-            axes.set_xticks(range(len(groups)), list(groups))
-        axes.set_ylim(0, 1)
-        axes.set_ylabel("harmful rate")
+            axes.barh(places, values, width, xerr=errors, capsize=3, label=version)
+            axes.set_yticks(range(len(groups)), list(groups))
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("harmful rate")
         axes.set_title(f"judge: {judge}")
         axes.legend(frameon=False)
     return figure_png(figure)

@@ -17,17 +17,21 @@ from codebook.atomic import replace_file
 
 
 class Keep:
-    """A folder of finished results. One process at a time."""
+    """A folder of finished results. No two processes make the same one at once."""
 
     def __init__(self, folder: Path) -> None:
         """Use `folder`, made if missing."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
 
+    def has(self, name: str) -> bool:
+        """Whether tensors are kept as `name`."""
+        return (self.folder / f"{name}.safetensors").exists()
+
     def tensors(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Return the tensors kept as `name`, making and keeping them first if there are none."""
         path = self.folder / f"{name}.safetensors"
-        if not path.exists():
+        if not self.has(name):
             replace_file(path, save({key: t.detach().cpu().contiguous() for key, t in make().items()}))
         return load(path.read_bytes())
 

@@ -6,7 +6,7 @@ that was killed and is called again goes on to the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -18,6 +18,7 @@ from codebook.tensors import codebook_hash
 from codebook.value import Codebook
 from engine.model import ImageModel
 from safety.collection import collect
+from safety.crew import Alone, Crew
 from safety.editor import Check, Editor
 from safety.keep import Keep
 from safety.material import Material, enough, gather_material
@@ -63,6 +64,7 @@ def improve(
     watch: Watch,
     second_judge: SecondJudge,
     plan: Plan | None = None,
+    crew: Callable[[Keep], Crew] = Alone,
 ) -> Iterator[RoundOutcome]:
     """Improve the codebook `start`, yielding the outcome of each round; the best is the last accepted one.
 
@@ -70,7 +72,8 @@ def improve(
     Raises BadInput for a request that cannot be met, and whatever the watcher raises (Cancelled).
     """
     plan = plan or Plan()
-    studio = Studio(model, Keep(work), watch, plan.batch)
+    keep = Keep(work)
+    studio = Studio(model, keep, watch, plan.batch, crew(keep))
     setting = prepare(studio, request, plan)
     standing = Standing(start, (), {"pixel": {}, "output": {}})
     reasons: list[str] = []

@@ -8,14 +8,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from codebook.tensors import codebook_hash
+from codebook.tensors import codebook_hash, content_hash
 from codebook.value import Codebook
-from engine.model import ImageModel, ImageRequest, Sampling, Verdict
+from engine.model import CATEGORY_NONE, ImageModel, ImageRequest, Sampling, Verdict
+from safety.crew import Alone, Crew, DrawTask, JudgeTask, Task
+from safety.judging import scores
 from safety.keep import Keep
 from safety.watch import Watch
 
@@ -39,9 +40,10 @@ def derived_seed(seed: int, *names: str | int) -> int:
 class Studio:
     """One run's way to its model. `round` is what progress is reported under; the loop moves it on."""
 
-    def __init__(self, model: ImageModel, keep: Keep, watch: Watch, batch: int) -> None:
-        """`batch`: images drawn, decoded and judged together."""
+    def __init__(self, model: ImageModel, keep: Keep, watch: Watch, batch: int, crew: Crew | None = None) -> None:
+        """`batch`: images drawn, decoded and judged together; `crew`: who does so, this process alone by default."""
         self.model, self.keep, self.batch = model, keep, batch
+        self._crew = crew or Alone(keep)
         self.base = model.base_codebook()
         self.round = 0
         self._watch = watch
@@ -60,12 +62,12 @@ class Studio:
 
     def sample(self, phase: str, prompts: Sequence[str], how: Sequence[Sampling], codebook: Codebook) -> Drawing:
         """Draw one image a prompt under the codebook. Each batch is kept, by what its tokens depend on."""
-        parts = []
+        tasks = []
         for start in range(0, len(prompts), self.batch):
-            texts, samplings = prompts[start : start + self.batch], how[start : start + self.batch]
+            texts, samplings = tuple(prompts[start : start + self.batch]), tuple(how[start : start + self.batch])
             name = f"drawn-{self._sampling_key(texts, samplings, codebook)}"
-            on_step = self._counting(phase, start, len(texts), len(prompts))
-            parts.append(self.keep.tensors(name, partial(self._batch, texts, samplings, codebook, on_step)))
+            tasks.append(DrawTask(name, texts, samplings, codebook))
+        parts = self._results(phase, tasks, len(prompts))
         tokens, surprise = (torch.cat([part[name] for part in parts]) for name in ("tokens", "surprise"))
         return Drawing(tuple(prompts), tuple(sampling.seed for sampling in how), tokens, surprise)
 
@@ -74,17 +76,56 @@ class Studio:
         parts = []
         for start in range(0, tokens.shape[0], self.batch):
             self.tell("decode", start, tokens.shape[0])
-            with torch.no_grad():
-                parts.append(self.model.decode(tokens[start : start + self.batch], codebook.pixel).cpu())
+            parts.append(self._decode(tokens[start : start + self.batch], codebook))
         return torch.cat(parts)
 
-    def judge(self, images: Tensor) -> list[Verdict]:
-        """The model's verdicts on images [n, 3, H, W]."""
+    def judge(self, tokens: Tensor, codebook: Codebook) -> list[Verdict]:
+        """The model's verdicts on the images of tokens [n, N] under the codebook. Each batch is kept."""
+        pixel = content_hash({"pixel": codebook.pixel})
+        tasks = []
+        for part in torch.split(tokens, self.batch):
+            name = content_hash({"tokens": part.contiguous()}) + pixel
+            tasks.append(JudgeTask(f"judged-{hashlib.sha256(name.encode()).hexdigest()[:32]}", part, codebook))
+        names = (*self.model.facts.categories, CATEGORY_NONE)  # -1 is the last of them
+        return [
+            Verdict(tuple(scores), names[category])
+            for found in self._results("judge", tasks, len(tokens))
+            for scores, category in zip(found["scores"].tolist(), found["category"].tolist(), strict=True)
+        ]
+
+    def judge_anew(self, images: Tensor) -> list[Verdict]:
+        """The model's verdicts on images [n, 3, H, W] as it judges now: nothing is kept."""
         verdicts: list[Verdict] = []
         for start in range(0, images.shape[0], self.batch):
             self.tell("judge", start, images.shape[0])
             verdicts += self.model.judge(images[start : start + self.batch])
         return verdicts
+
+    def make(self, task: Task, on_step: Callable[[int], None] | None = None) -> dict[str, Tensor]:
+        """Do a task here; what it says that it is kept as."""
+        if isinstance(task, DrawTask):
+            requests = [ImageRequest(p, how, task.codebook) for p, how in zip(task.prompts, task.how, strict=True)]
+            tokens = self.model.draw(requests, on_step).cpu()
+            return {"tokens": tokens, "surprise": self.surprise(tokens)}
+        verdicts = self.model.judge(self._decode(task.tokens, task.codebook))
+        categories = self.model.facts.categories
+        places = [categories.index(v.category) if v.category in categories else -1 for v in verdicts]
+        return {"scores": scores(verdicts), "category": torch.tensor(places)}
+
+    def _results(self, phase: str, tasks: Sequence[Task], total: int) -> list[dict[str, Tensor]]:
+        """The results of tasks of `batch` images each; tells of images as they are drawn here."""
+        first = {task.name: i * self.batch for i, task in enumerate(tasks)}
+
+        def make(task: Task) -> dict[str, Tensor]:
+            done = first[task.name]
+            self.tell(phase, done, total)
+            return self.make(task, self._counting(phase, done, min(self.batch, total - done), total))
+
+        return self._crew.results(tasks, make, lambda done: self.tell(phase, min(done * self.batch, total), total))
+
+    @torch.no_grad()
+    def _decode(self, tokens: Tensor, codebook: Codebook) -> Tensor:
+        return self.model.decode(tokens, codebook.pixel).cpu()
 
     @torch.no_grad()
     def surprise(self, tokens: Tensor) -> Tensor:
@@ -103,13 +144,6 @@ class Studio:
     def _counting(self, phase: str, done: int, drawing: int, total: int) -> Callable[[int], None]:
         """A callback for token i of a batch of `drawing` images; tells in whole images."""
         return lambda i: self.tell(phase, done + i * drawing // self.model.facts.tokens, total)
-
-    def _batch(
-        self, prompts: Sequence[str], how: Sequence[Sampling], codebook: Codebook, on_step: Callable[[int], None]
-    ) -> dict[str, Tensor]:
-        requests = [ImageRequest(p, sampling, codebook) for p, sampling in zip(prompts, how, strict=True)]
-        tokens = self.model.draw(requests, on_step).cpu()
-        return {"tokens": tokens, "surprise": self.surprise(tokens)}
 
     def _sampling_key(self, prompts: Sequence[str], how: Sequence[Sampling], codebook: Codebook) -> str:
         """What tokens depend on: prompts, samplings, and the tables that take part in sampling."""

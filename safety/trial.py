@@ -130,7 +130,7 @@ def _observe(
     images = studio.decode(after.tokens, codebook)
     shown = second.noun(images)
     return {
-        "unsafe": says_unsafe(scores(studio.judge(images))),
+        "unsafe": says_unsafe(scores(studio.judge(after.tokens, codebook))),
         "void": validity.void(images, after.tokens, after.surprise),
         "second": second.harmful(images) > 0.5,
         "kept": looks_kept(studio.decode(before.tokens, studio.base), images),

@@ -23,6 +23,22 @@ JPEG_QUALITY = 85
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What is looked at in n images: measures [n, 11] and layouts [n, f], float64; see the functions of these names."""
+
+    measures: Tensor
+    layouts: Tensor
+
+    def part(self, rows: Tensor) -> Measured:
+        """Some of the images."""
+        return Measured(self.measures[rows], self.layouts[rows])
+
+    def joined(self, other: Measured) -> Measured:
+        """These images and then the others."""
+        return Measured(*(torch.cat(both) for both in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+@dataclass(frozen=True)
 class Validity:
     """The limits of a valid image, and the frozen feature space of base safe outputs.
 
@@ -39,59 +55,44 @@ class Validity:
 
     def void(self, images: Tensor, tokens: Tensor, surprise: Tensor) -> Tensor:
         """Bool [B]: which images [B, 3, H, W] in [-1, 1], of tokens [B, N] with surprise [B, 2], are no pictures."""
-        return self.outside(measures(images, tokens, surprise, self.cell), layout(images))
+        return self.outside(measure(images, tokens, surprise, self.cell))
 
     def features(self, images: Tensor) -> Tensor:
         """Where images [B, 3, H, W] lie in the frozen feature space, [B, c] float64."""
         return project(layout(images), self.centre, self.axes)
 
-    def outside(self, measured: Tensor, laid: Tensor) -> Tensor:
-        """Bool [B]: the same from measures [B, 11] and layouts [B, f]."""
-        far = nearest(project(laid, self.centre, self.axes), self.known)
-        everything = torch.cat([measured, far[:, None]], 1)
+    def outside(self, measured: Measured) -> Tensor:
+        """Bool [B]: the same for images that were measured."""
+        far = nearest(project(measured.layouts, self.centre, self.axes), self.known)
+        everything = torch.cat([measured.measures, far[:, None]], 1)
         return ((everything < self.low) | (everything > self.high)).any(1)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All of it as tensors by name; `Validity.of` reads them back."""
-        names = ("low", "high", "centre", "axes", "known")
-        return {name: getattr(self, name) for name in names} | {"cell": torch.tensor(self.cell)}
 
-    @classmethod
-    def of(cls, tensors: dict[str, Tensor]) -> Validity:
-        """The inverse of `tensors`."""
-        rest = {name: tensor for name, tensor in tensors.items() if name != "cell"}
-        return cls(**rest, cell=int(tensors["cell"]))
-
-
-def calibrate(images: Tensor, tokens: Tensor, surprise: Tensor, cell: int) -> Validity:
-    """Measure base safe outputs [n, 3, H, W] in [-1, 1] with tokens [n, N] and surprise [n, 2].
-
-    The method asks for n >= 500.
-    """
-    return _limits(measures(images, tokens, surprise, cell), layout(images), cell)
+def calibrate(measured: Measured, cell: int) -> Validity:
+    """The limits that base safe outputs set; the method asks for 500 of them or more."""
+    centre = measured.layouts.mean(0)
+    _, sizes, right = torch.linalg.svd(measured.layouts - centre, full_matrices=False)
+    kept = min(COMPONENTS, int((sizes > 1e-6).sum()))
+    axes = right[:kept].T * (len(measured.layouts) ** 0.5 / sizes[:kept])
+    known = project(measured.layouts, centre, axes)
+    everything = torch.cat([measured.measures, nearest(known, known)[:, None]], 1)
+    low, high = everything.quantile(OUTER, 0), everything.quantile(1 - OUTER, 0)
+    slack = SLACK * (high - low) + 1e-9
+    return Validity(low - slack, high + slack, centre, axes, known, cell)
 
 
-def held_out_void(images: Tensor, tokens: Tensor, surprise: Tensor, cell: int) -> Tensor:
+def held_out_void(measured: Measured, cell: int) -> Tensor:
     """Bool [n]: which base safe outputs are void by the limits that the others set, in FOLDS folds."""
-    measured, laid = measures(images, tokens, surprise, cell), layout(images)
-    void = torch.zeros(len(images), dtype=torch.bool)
+    void = torch.zeros(len(measured.measures), dtype=torch.bool)
     for fold in range(FOLDS):
-        held = torch.arange(len(images)) % FOLDS == fold
-        void[held] = _limits(measured[~held], laid[~held], cell).outside(measured[held], laid[held])
+        held = torch.arange(len(void)) % FOLDS == fold
+        void[held] = calibrate(measured.part(~held), cell).outside(measured.part(held))
     return void
 
 
-def _limits(measured: Tensor, laid: Tensor, cell: int) -> Validity:
-    """From measures [n, 11] and layouts [n, f]."""
-    centre = laid.mean(0)
-    _, sizes, right = torch.linalg.svd(laid - centre, full_matrices=False)
-    kept = min(COMPONENTS, int((sizes > 1e-6).sum()))
-    axes = right[:kept].T * (laid.shape[0] ** 0.5 / sizes[:kept])
-    known = project(laid, centre, axes)
-    measured = torch.cat([measured, nearest(known, known)[:, None]], 1)
-    low, high = measured.quantile(OUTER, 0), measured.quantile(1 - OUTER, 0)
-    slack = SLACK * (high - low) + 1e-9
-    return Validity(low - slack, high + slack, centre, axes, known, cell)
+def measure(images: Tensor, tokens: Tensor, surprise: Tensor, cell: int) -> Measured:
+    """Measure images [n, 3, H, W] in [-1, 1] with tokens [n, N] and surprise [n, 2]."""
+    return Measured(measures(images, tokens, surprise, cell), layout(images))
 
 
 def measures(images: Tensor, tokens: Tensor, surprise: Tensor, cell: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""The RQ job that runs one function and no other.
+"""The RQ job that runs one of two functions and no other.
 
 JSON keeps code out of the queue, but RQ would still import and call whatever dotted name a job carries, and four
-kinds of call-backs besides. Here a job names the one function, or it fails.
+kinds of call-backs besides. Here a job names an improve job's function or a helper's, or it fails.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from rq.job import Job
 
 from codebook.errors import BadInput
 
+HELPER = "worker.jobs.help_improve"
+
 
 class AllowedJob(Job):
-    """A job that may run `function` only. A subclass names another one."""
+    """A job that may run `function` or HELPER only. A subclass names another function."""
 
     function: ClassVar[str] = "worker.jobs.improve"
 
     @property
     def func(self) -> Callable[..., Any] | None:
-        """The function to run. Raises BadInput for any but the allowed one, before anything is imported."""
-        if self.func_name != self.function or self.instance is not None:
-            raise BadInput("function", self.func_name, self.function)
+        """The function to run. Raises BadInput for any but the allowed ones, before anything is imported."""
+        if self.func_name not in (self.function, HELPER) or self.instance is not None:
+            raise BadInput("function", self.func_name, f"{self.function} or {HELPER}")
         found: Callable[..., Any] | None = super().func
         return found
 

@@ -70,7 +70,9 @@ def run(asked: argparse.Namespace, settings: Settings) -> str:
     store.initialise(model.base_codebook(), asdict(model.facts))
     codebooks = _codebooks(store, asked.versions.split(","))
     prompts = readable(model, given)
-    studio = Studio(model, Keep(asked.out / "work"), Told(), Plan().batch)
+    # Named by what the calibration depends on, so that a folder may be used for another seed or model.
+    work = asked.out / "work" / f"{model.facts.model_hash[:16]}-{asked.seed}"
+    studio = Studio(model, Keep(work), Told(), Plan().batch)
     told = evaluate(studio, codebooks, prompts, judges, asked.seed)
     told |= {"file": asked.prompts.name, "unreadable": len(given) - len(prompts)}
     if asked.show_prompts:

@@ -1,4 +1,4 @@
-"""The one job of the queue: improve the active codebook by the model's own judgement.
+"""The jobs of the queue: improve the active codebook by the model's own judgement, and help with that.
 
 Only joins the parts: which model, which judges, which loop. What an attempt is, and what survives a crash, is in
 `worker/attempt.py`.
@@ -7,7 +7,7 @@ Only joins the parts: which model, which judges, which loop. What an attempt is,
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from codebook.value import Codebook
 from engine.loading import load_model
 from engine.model import ImageModel
 from safety.assessment import assess
+from safety.crew import Crew
 from safety.judges import REFEREE, classifier_beside
 from safety.keep import Keep
 from safety.loop import ImproveRequest, RoundOutcome, Watch
@@ -25,6 +26,8 @@ from safety.plan import Plan
 from safety.setting import prepare
 from safety.studio import Studio
 from worker.attempt import Loop, run
+from worker.crew import Shared
+from worker.helpers import Caller, help_with
 
 SECOND_JUDGE = "second_judge"  # a folder beside the weights
 
@@ -34,7 +37,13 @@ def improve(job_id: str) -> None:
 
     The settings are those of the worker's environment. Raises what ended the job, after it is in the job's record.
     """
-    run(job_id, Settings.from_environ(os.environ), _load, SelfImprovement())
+    settings = Settings.from_environ(os.environ)
+    run(job_id, settings, _load, SelfImprovement(Caller(settings.redis_url, job_id)))
+
+
+def help_improve(job_id: str) -> None:
+    """Take batches off the running improve job `job_id` until it ends."""
+    help_with(job_id, Settings.from_environ(os.environ), _load, Plan())
 
 
 def _load(settings: Settings) -> ImageModel:
@@ -42,7 +51,10 @@ def _load(settings: Settings) -> ImageModel:
 
 
 class SelfImprovement(Loop):
-    """The loop of `safety`, with the judges that lie beside the model's weights."""
+    """The loop of `safety`, with the judges that lie beside the model's weights; `call` asks for helpers."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
 
     def rounds(
         self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Watch
@@ -51,7 +63,7 @@ class SelfImprovement(Loop):
         second = classifier_beside(model, SECOND_JUDGE)
         if second is None:
             raise BadModel(f"{model.facts.model_id}: no folder {SECOND_JUDGE!r} beside the weights; gate G3 needs one")
-        return improve_codebook(model, start, request, work, watch, second)
+        return improve_codebook(model, start, request, work, watch, second, crew=self._crew)
 
     def assess(
         self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Watch
@@ -60,4 +72,9 @@ class SelfImprovement(Loop):
         referee, plan = classifier_beside(model, REFEREE), Plan()
         if referee is None:
             return None
-        return assess(prepare(Studio(model, Keep(work), watch, plan.batch), request, plan), start, end, referee)
+        keep = Keep(work)
+        studio = Studio(model, keep, watch, plan.batch, self._crew(keep))
+        return assess(prepare(studio, request, plan), start, end, referee)
+
+    def _crew(self, keep: Keep) -> Crew:
+        return Shared(keep, self._call)

@@ -1,4 +1,4 @@
-"""The RQ worker: takes improve jobs from the queue, runs each in a fresh process, and looks after the dead ones.
+"""The RQ worker: takes improve jobs, or helps with one, each in a fresh process, and looks after the dead ones.
 
 Spawned, not forked: a forked process deadlocks once torch has run in its parent.
 """
@@ -18,7 +18,7 @@ from codebook.journal import Journal
 from worker.allowed import AllowedJob
 from worker.recovery import recover
 
-QUEUE = "improve"
+QUEUE, HELP_QUEUE = "improve", "help"
 WORKER_TTL_S = 25  # RQ waits for a job this long less 15 s, so the look for lost jobs comes round every 10 s
 
 
@@ -33,7 +33,7 @@ class Station(SpawnWorker):
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run `job` in its own process; if that died, put the job back at once."""
         super().execute_job(job, queue)
-        recover(self.journal, queue, self.job_class.function)
+        recover(self.journal, self.queues[0], self.job_class.function)
 
     def run_maintenance_tasks(self) -> None:
         """Tidy RQ's registries and bring back lost jobs.
@@ -45,7 +45,7 @@ class Station(SpawnWorker):
             queue.finished_job_registry.cleanup()
             queue.failed_job_registry.cleanup()
             clean_worker_registry(queue)
-            recover(self.journal, queue, self.job_class.function)
+        recover(self.journal, self.queues[0], self.job_class.function)
         self.last_cleaned_at = None  # due again at every turn of the work loop
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
@@ -58,8 +58,9 @@ class Station(SpawnWorker):
 
 def open_station(connection: Redis[bytes], journal: Journal, job_class: type[AllowedJob] = AllowedJob) -> Station:
     """A worker on `connection` that looks after the jobs of `journal`; `work()` runs it until a signal."""
+    names = (QUEUE, HELP_QUEUE)  # improve jobs first
     station = Station(
-        [Queue(QUEUE, connection=connection, job_class=job_class, serializer="json")],
+        [Queue(name, connection=connection, job_class=job_class, serializer="json") for name in names],
         connection=connection,
         job_class=job_class,
         serializer="json",
