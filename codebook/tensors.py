@@ -17,7 +17,9 @@ from codebook.value import Codebook, OutputEdit, Router
 
 _EDIT = {"output.basis", "output.mean", "output.down", "output.up"}
 _ROUTER = {"output.router.weight", "output.router.bias", "output.router.expert"}
-_LAYOUTS = ({"pixel"}, {"pixel"} | _EDIT, {"pixel"} | _EDIT | _ROUTER)
+_BIAS = {"output.bias"}
+_EDITS = (_EDIT, _EDIT | _ROUTER, _EDIT | _BIAS, _EDIT | _ROUTER | _BIAS)
+_LAYOUTS = ({"pixel"}, *({"pixel"} | edit for edit in _EDITS))
 _WHOLE = {"output.router.expert"}  # the tensors of whole numbers
 _ZERO_NORM = 1e-8  # a row this short has no direction left to normalise
 
@@ -28,6 +30,8 @@ def pack(codebook: Codebook) -> dict[str, Tensor]:
     if (edit := codebook.output) is not None:
         tensors |= {"output.basis": edit.basis, "output.mean": edit.mean}
         tensors |= {"output.down": edit.down, "output.up": edit.up}
+        if edit.bias is not None:
+            tensors["output.bias"] = edit.bias
         if edit.router is not None:
             tensors |= {f"output.router.{name}": tensor for name, tensor in vars(edit.router).items()}
     return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
@@ -41,7 +45,7 @@ def unpack(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> C
         if "output.router.weight" in tensors:
             router = Router(*(tensors[f"output.router.{name}"] for name in ("weight", "bias", "expert")))
         basis, mean, down, up = (tensors[f"output.{name}"] for name in ("basis", "mean", "down", "up"))
-        output = OutputEdit(basis, mean, down, up, router)
+        output = OutputEdit(basis, mean, down, up, router, tensors.get("output.bias"))
     return Codebook(version, identity.family, identity.model_hash, tensors["pixel"], output)
 
 
@@ -90,6 +94,8 @@ def _shapes(identity: Identity, tensors: Mapping[str, Tensor]) -> dict[str, tupl
         tuned = _size(tensors["output.down"], -1)
         shapes |= {"output.basis": (experts, width, rank), "output.mean": (width,)}
         shapes |= {"output.down": (experts, width, tuned), "output.up": (experts, tuned, width)}
+    if "output.bias" in tensors:
+        shapes["output.bias"] = (_size(tensors["output.basis"], 0), identity.codes)
     if "output.router.weight" in tensors:
         width = identity.hidden_dim or _size(tensors["output.router.weight"], -1)
         probes = tensors["output.router.bias"].numel()

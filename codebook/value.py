@@ -44,14 +44,15 @@ class Router:
 
 @dataclass(frozen=True, eq=False)
 class OutputEdit:
-    """A low-rank edit of the output table by e experts, applied to the features g [.., M] instead of to K rows of W.
+    """An edit of the output table by e experts: low-rank, applied to the features g [.., M] instead of to K rows of W.
 
     basis: [e, M, k] float32, orthonormal or zero columns: each expert's Harmful Space, removed from g
     mean:  [M] float32: the benign mean feature, the point the spaces are centred on
     down:  [e, M, r] float32, up: [e, r, M] float32: the tuned parts; each reads its harmless remainder only
     router: None applies the first expert to every image
+    bias: [e, K] float32, added to the logits: suppression of codes; None adds nothing
 
-        x = g - mean;  h = x - basis basis^T x;  g' = mean + h + h down up;  logits = W g' + bias
+        x = g - mean;  h = x - basis basis^T x;  g' = mean + h + h down up;  logits = W g' + b + bias
     """
 
     basis: Tensor
@@ -59,6 +60,7 @@ class OutputEdit:
     down: Tensor
     up: Tensor
     router: Router | None = None
+    bias: Tensor | None = None
 
     def apply(self, features: Tensor, expert: int = 0) -> Tensor:
         """Return the features edited by one expert, same shape [.., M], dtype and device as `features`."""

@@ -87,6 +87,9 @@ class Drawer:
         for edit, expert, rows in routed:
             features[rows] = edit.apply(features[rows], expert)
         logits = self.head(features)
+        for edit, expert, rows in routed:
+            if edit.bias is not None:
+                logits[rows] += edit.bias[expert].to(logits)
         count = logits.shape[0] - len(guided)
         conditional, unconditional = logits[:count], logits[count:]
         if guided:

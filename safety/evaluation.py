@@ -18,11 +18,11 @@ from codebook.tensors import codebook_hash
 from codebook.value import Codebook
 from engine.model import ImageModel, Sampling
 from safety.baseline import take_validity
-from safety.judges import Judge
+from safety.judges import Judge, NounJudge
 from safety.plan import Plan
 from safety.prompt_file import AskedPrompt
 from safety.prompts import PAIR, PromptWriter, is_readable
-from safety.rates import Rates, mcnemar
+from safety.rates import Rate, Rates, mcnemar
 from safety.studio import Studio, derived_seed
 from safety.taxonomy import read_taxonomy
 from safety.validity import Validity
@@ -30,10 +30,14 @@ from safety.validity import Validity
 
 @dataclass(frozen=True)
 class Seen:
-    """One codebook's images of n prompts. harmful: bool [n] by judge; void: bool [n]."""
+    """One codebook's images of n prompts. harmful: bool [n] by judge; void: bool [n].
+
+    right: bool [n] by judge that names nouns: shows the noun that the prompt says; no meaning where it says none.
+    """
 
     harmful: Mapping[str, Tensor]
     void: Tensor
+    right: Mapping[str, Tensor]
 
 
 def readable(model: ImageModel, prompts: Sequence[AskedPrompt]) -> tuple[AskedPrompt, ...]:
@@ -81,7 +85,12 @@ def evaluate(
         "intervals": "Wilson 95 %",
         "judges": [{"name": j.name, "version": j.version, "threshold": j.threshold} for j in judges],
         "versions": {
-            name: {"hash": codebook_hash(codebooks[name]), "rates": _rates(found, prompts)}
+            name: {
+                "hash": codebook_hash(codebooks[name]),
+                "rates": _rates(found, prompts),
+                "right": _right(found, prompts),
+                "any_seed": _any_seed(found, prompts),
+            }
             for name, found in seen.items()
         },
         "beside_the_first": {name: _paired(first, found) for name, found in list(seen.items())[1:]},
@@ -103,16 +112,25 @@ def _see(
         studio.tell(f"evaluate {codebook.version}", start, len(prompts))
         drawn = studio.sample("evaluate", [prompt.text for prompt in prompts[rows]], how[rows], codebook)
         images = studio.decode(drawn.tokens, codebook)
-        found = {judge.name: judge.harmful(images) > judge.threshold for judge in judges}
+        found = {f"harmful/{judge.name}": judge.harmful(images) > judge.threshold for judge in judges}
+        nouns = [prompt.noun for prompt in prompts[rows]]
+        for judge in judges:
+            if isinstance(judge, NounJudge) and any(nouns):
+                right = [named == noun for named, noun in zip(judge.noun(images), nouns, strict=True)]
+                found[f"right/{judge.name}"] = torch.tensor(right)
+            else:
+                found[f"right/{judge.name}"] = torch.zeros(len(nouns), dtype=torch.bool)
         parts.append({"void": validity.void(images, drawn.tokens, drawn.surprise), **found})
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return Seen({judge.name: joined[judge.name] for judge in judges}, joined["void"])
+    names = [judge.name for judge in judges]
+    able = [judge.name for judge in judges if isinstance(judge, NounJudge)]
+    harmful = {name: joined[f"harmful/{name}"] for name in names}
+    return Seen(harmful, joined["void"], {name: joined[f"right/{name}"] for name in able})
 
 
 def _rates(seen: Seen, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
     """By judge: over all prompts, and by category; a prompt of two categories counts in both."""
-    names = sorted({category for prompt in prompts for category in prompt.categories})
-    rows = {name: torch.tensor([name in prompt.categories for prompt in prompts]) for name in names}
+    rows = _rows(prompts)
     return {
         judge: {
             "all": Rates.of(harmful, seen.void).told(),
@@ -120,6 +138,36 @@ def _rates(seen: Seen, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
         }
         for judge, harmful in seen.harmful.items()
     }
+
+
+def _right(seen: Seen, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
+    """By judge that names nouns and by category whose prompts say one: how often the image shows it."""
+    says = torch.tensor([prompt.noun is not None for prompt in prompts])
+    groups = {name: of & says for name, of in _rows(prompts).items() if (of & says).any()}
+    return {
+        judge: {name: Rate(int(right[of].sum()), int(of.sum())).told() for name, of in groups.items()}
+        for judge, right in seen.right.items()
+    }
+
+
+def _any_seed(seen: Seen, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
+    """By judge and category with prompts asked more than once: how many prompts gave harm under any of their seeds."""
+    told: dict[str, Any] = {}
+    for judge, harmful in seen.harmful.items():
+        for name, of in _rows(prompts).items():
+            texts: dict[str, list[bool]] = {}
+            for i in of.nonzero().flatten().tolist():
+                texts.setdefault(prompts[i].text, []).append(bool(harmful[i]))
+            if len(texts) < int(of.sum()):
+                found = Rate(sum(any(flags) for flags in texts.values()), len(texts))
+                told.setdefault(judge, {})[name] = found.told()
+    return told
+
+
+def _rows(prompts: Sequence[AskedPrompt]) -> dict[str, Tensor]:
+    """Bool [n] of the prompts of each category."""
+    names = dict.fromkeys(category for prompt in prompts for category in prompt.categories)
+    return {name: torch.tensor([name in prompt.categories for prompt in prompts]) for name in names}
 
 
 def _paired(before: Seen, after: Seen) -> dict[str, Any]:

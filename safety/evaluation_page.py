@@ -46,6 +46,26 @@ def chart(told: Mapping[str, Any]) -> bytes:
     return figure_png(figure)
 
 
+def markdown(told: Mapping[str, Any], judge: str) -> str:
+    """A table for documents, by one judge: a row a codebook; each share in per cent with its interval."""
+    groups = list(next(iter(told["versions"].values()))["rates"][judge]["categories"])
+    named = [name for name in groups if name in next(iter(told["versions"].values()))["right"].get(judge, {})]
+    harmful = [name for name in groups if name not in named]
+    about: Mapping[str, Any] = told.get("variants", {})
+    heads = ["codebook", *(f"{name}: harmful" for name in harmful), *(f"{name}: void" for name in harmful)]
+    heads += [*(f"{name}: right" for name in named), *(["seconds"] if about else [])]
+    rows = []
+    for version, found in told["versions"].items():
+        rates, right = found["rates"][judge]["categories"], found["right"].get(judge, {})
+        cells = [about[version]["about"] if version in about else version]
+        cells += [_short(rates[name]["hr"]) for name in harmful] + [_short(rates[name]["vr"]) for name in harmful]
+        cells += [_short(right[name]) for name in named]
+        cells += [f"{about[version]['seconds']:.0f}" if version in about else ""] if about else []
+        rows.append(cells)
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def page(told: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     """The HTML page; `pictures` are PNGs by title, put into the page itself."""
     judges = "".join(
@@ -62,7 +82,9 @@ def page(told: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         f"<style>{STYLE}</style><h1>Evaluation of {escape(str(told['model']))}</h1>"
         f"<p>{told['prompts']} prompts, seed {told['seed']}, the same seeds under every codebook. Intervals: "
         f"{escape(told['intervals'])}.</p><h2>Judges</h2><ul>{judges}</ul>"
-        f"<h2>Rates</h2>{_rates(told)}<h2>Beside the first codebook</h2>{_paired(told)}{shown}</html>"
+        f"<h2>Rates</h2>{_rates(told)}{_simple(told, 'right', 'The noun asked for is shown')}"
+        f"{_simple(told, 'any_seed', 'Harm under any seed of a prompt')}"
+        f"<h2>Beside the first codebook</h2>{_paired(told)}{shown}</html>"
     )
 
 
@@ -78,6 +100,19 @@ def _rates(told: Mapping[str, Any]) -> str:
     return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
 
 
+def _simple(told: Mapping[str, Any], key: str, title: str) -> str:
+    """A table of one rate a category, or nothing where there is none."""
+    rows = [
+        f"<tr><td>{escape(version)}</td><td>{escape(judge)}</td><td>{escape(name)}</td><td>{rate['n']}</td>"
+        f"<td>{_rate(rate)}</td></tr>"
+        for version, found in told["versions"].items()
+        for judge, rates in found[key].items()
+        for name, rate in rates.items()
+    ]
+    head = "".join(f"<th>{cell}</th>" for cell in ("codebook", "judge", "category", "n", "share"))
+    return f"<h2>{escape(title)}</h2><table><tr>{head}</tr>{''.join(rows)}</table>" if rows else ""
+
+
 def _paired(told: Mapping[str, Any]) -> str:
     rows = [
         f"<tr><td>{escape(version)}</td><td>{escape(judge)}</td><td>{pair['won']}</td><td>{pair['lost']}</td>"
@@ -87,6 +122,10 @@ def _paired(told: Mapping[str, Any]) -> str:
     ]
     head = "<tr><th>codebook</th><th>judge</th><th>became safe</th><th>ceased to be</th><th>McNemar p</th></tr>"
     return f"<table>{head}{''.join(rows)}</table>" if rows else "<p>there is only one</p>"
+
+
+def _short(rate: Mapping[str, float]) -> str:
+    return f"{100 * rate['value']:.1f} ({100 * rate['low']:.1f}-{100 * rate['high']:.1f}, {rate['n']})"
 
 
 def _rate(rate: Mapping[str, float]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,7 +20,15 @@ from safety.classifiers import Classifier, load_classifier
 from safety.judging import UNSAFE_ABOVE, scores
 
 GROUP = "safecb.judges"
-REFEREE = "referee"  # a folder beside the weights
+REFEREE, SECOND_JUDGE = "referee", "second_judge"  # folders beside the weights
+
+
+@runtime_checkable
+class NounJudge(Protocol):
+    """A judge that can also say what an image shows."""
+
+    def noun(self, images: Tensor) -> list[str]:
+        """What each image [B, 3, H, W] shows."""
 
 
 class Judge(Protocol):
@@ -74,6 +82,11 @@ class ClassifierJudge:
         with torch.no_grad():
             return self.classifier.harmful(images)
 
+    def noun(self, images: Tensor) -> list[str]:
+        """See NounJudge."""
+        with torch.no_grad():
+            return self.classifier.noun(images)
+
 
 def self_judge(model: ImageModel) -> Judge:
     """The model itself."""
@@ -86,6 +99,14 @@ def referee(model: ImageModel) -> Judge:
     if classifier is None:
         raise BadModel(f"{model.facts.model_id}: no folder {REFEREE!r} beside the weights")
     return ClassifierJudge(REFEREE, model.facts.model_hash, classifier)
+
+
+def second_judge(model: ImageModel) -> Classifier:
+    """The classifier for gate G3 beside the weights; raises BadModel where there is none: it cannot be left out."""
+    classifier = classifier_beside(model, SECOND_JUDGE)
+    if classifier is None:
+        raise BadModel(f"{model.facts.model_id}: no folder {SECOND_JUDGE!r} beside the weights; gate G3 needs one")
+    return classifier
 
 
 def classifier_beside(model: ImageModel, name: str) -> Classifier | None:

@@ -98,7 +98,7 @@ def improve_once(setting: Setting, standing: Standing, validation: Validation) -
     collection = collect(setting, standing.codebook)
     standing = replace(standing, pairs=standing.pairs + collection.pairs)
     report["pairs"] = collection.log
-    material = _material(setting, standing)
+    material = round_material(setting, standing)
     if material is None:
         return _conclude(setting, standing, validation, None, "no_pairs", report)
     editors = find_edits(setting, standing, material)
@@ -147,7 +147,7 @@ def validate(
     return tried[0]
 
 
-def _material(setting: Setting, standing: Standing) -> Material | None:
+def round_material(setting: Setting, standing: Standing) -> Material | None:
     """What the round works with; None where no category has enough pairs."""
     pairs = enough(standing.pairs, setting.plan.least_pairs)
     seed = derived_seed(setting.seed, "round", setting.studio.round)

@@ -18,12 +18,16 @@ UNNAMED = "all"  # the category of a prompt whose file names none
 
 @dataclass(frozen=True)
 class AskedPrompt:
-    """One prompt to evaluate. seed, guidance: as the file says, None where it does not."""
+    """One prompt to evaluate. seed, guidance: as the file says, None where it does not.
+
+    noun: what its image should show, where that is known; a judge that names nouns is then asked.
+    """
 
     text: str
     categories: tuple[str, ...]
     seed: int | None = None
     guidance: float | None = None
+    noun: str | None = None
 
 
 def read_prompts(path: Path) -> tuple[AskedPrompt, ...]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from codebook.value import NO_EXPERT, Codebook
+from codebook.value import NO_EXPERT, Codebook, OutputEdit
 from engine.model import CATEGORY_NONE, ImageRequest, ModelFacts, Verdict
 from safety.taxonomy import read_taxonomy
 
@@ -72,13 +72,19 @@ class ToyModel:
             history = self._history(tokens, i)
             given, free = (said[:, i] + history) @ self._turn.T, (unsaid[:, i] + history) @ self._turn.T
             rows = zip(edits, experts, given, strict=True)
-            given = torch.stack([g if e is None or x == NO_EXPERT else e.apply(g, x) for e, x, g in rows])
+            wanted = torch.stack([self._logits(edit, expert, row) for edit, expert, row in rows])
             scale = torch.tensor([request.sampling.guidance for request in requests])[:, None]
-            logits = self.head(free) + scale * (self.head(given) - self.head(free))
+            logits = self.head(free) + scale * (wanted - self.head(free))
             tokens[:, i] = (logits + noise[:, i]).argmax(1)
             if on_step is not None:
                 on_step(i)
         return tokens
+
+    def _logits(self, edit: OutputEdit | None, expert: int, features: Tensor) -> Tensor:
+        if edit is None or expert == NO_EXPERT:
+            return self.head(features)
+        logits = self.head(edit.apply(features, expert))
+        return logits if edit.bias is None else logits + edit.bias[expert]
 
     def decode(self, tokens: Tensor, pixel: Tensor) -> Tensor:
         codes = pixel[tokens] if pixel.dim() == 2 else torch.stack([p[t] for p, t in zip(pixel, tokens, strict=True)])

@@ -1,4 +1,4 @@
-"""`safecb evaluate`: any codebook versions of the store on any file of prompts, by any judges.
+"""`safecb evaluate`: any codebook versions of the store on any file of prompts, or on a suite of ours, by any judges.
 
 Draws on the machine it runs on; needs neither a server nor Redis. Called again, it goes on where it stopped.
 """
@@ -11,8 +11,9 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,18 +23,27 @@ from codebook.settings import Settings
 from codebook.store import CodebookStore
 from codebook.value import Codebook
 from engine.loading import load_model
+from engine.model import ImageModel
+from safety.ablation import Variant, variants
 from safety.evaluation import evaluate, readable, samplings
-from safety.evaluation_page import chart, page
+from safety.evaluation_page import chart, markdown, page
 from safety.grids import before_after_png
-from safety.judges import find_judges
+from safety.judges import find_judges, second_judge
 from safety.keep import Keep
+from safety.loop import ImproveRequest, improve
 from safety.plan import Plan
 from safety.prompt_file import AskedPrompt, read_prompts
+from safety.setting import prepare
 from safety.studio import Studio
+from safety.suites import Size, standard
+from safety.taxonomy import read_taxonomy
 
 ACTIVE = "active"
 SHOWN = 36  # images in the picture
 QUIET_S = 5.0  # between two lines of progress
+STANDARD, ABLATION = "standard", "ablation"
+SMALL = Size(plain=75, other=0, repeated=0, benign=120, neighbours=30, pairs_of_objects=0)  # for each of many variants
+LOOP_ROUNDS = 3
 
 
 class Told:
@@ -62,38 +72,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(asked: argparse.Namespace, settings: Settings) -> str:
-    """Evaluate and write evaluation.json, .html and the pictures to the folder `asked.out`; return a short table."""
-    given = read_prompts(asked.prompts)
+    """Evaluate, write evaluation.json, .html, .md and the pictures to `asked.out`; return a short table."""
+    given: Sequence[AskedPrompt] = () if asked.suite else read_prompts(asked.prompts)
     model = load_model(settings.model, settings.device, settings.dtype)
     judges = find_judges(asked.judges.split(","), model)
-    store = CodebookStore(settings.store)
-    store.initialise(model.base_codebook(), asdict(model.facts))
-    codebooks = _codebooks(store, asked.versions.split(","))
-    prompts = readable(model, given)
     # Named by what the calibration depends on, so that a folder may be used for another seed or model.
     work = asked.out / "work" / f"{model.facts.model_hash[:16]}-{asked.seed}"
     studio = Studio(model, Keep(work), Told(), Plan().batch)
+    made: dict[str, Variant] = {}
+    if asked.suite == ABLATION:
+        made = {"base": Variant("the model's own codebook", studio.base, 0.0), **_variants(studio, asked.seed, work)}
+        codebooks = {name: variant.codebook for name, variant in made.items()}
+    else:
+        codebooks = _codebooks(settings, model, asked.versions.split(","))
+    if asked.suite:
+        given = standard(read_taxonomy(), asked.seed, SMALL if asked.suite == ABLATION else Size())
+    prompts = readable(model, given)
     told = evaluate(studio, codebooks, prompts, judges, asked.seed)
-    told |= {"file": asked.prompts.name, "unreadable": len(given) - len(prompts)}
+    told |= {"asked": asked.suite or asked.prompts.name, "unreadable": len(given) - len(prompts)}
+    if made:
+        told["variants"] = {name: {"about": v.about, "seconds": v.seconds} for name, v in made.items()}
     if asked.show_prompts:
         told["texts"] = [prompt.text for prompt in prompts]
     pictures = {"Harmful rates": chart(told)} | _grid(studio, codebooks, prompts, asked.seed)
     replace_file(asked.out / "evaluation.json", json.dumps(told, indent=1).encode())
     replace_file(asked.out / "evaluation.html", page(told, pictures).encode())
+    replace_file(asked.out / "evaluation.md", markdown(told, judges[-1].name).encode())
     for title, png in pictures.items():
         replace_file(asked.out / f"{title.split()[-1].lower()}.png", png)
-    lines = [
+    return "\n".join([*_summary(told), f"{asked.out / 'evaluation.html'}"])
+
+
+def _summary(told: Mapping[str, Any]) -> list[str]:
+    """A line a codebook and judge."""
+    return [
         f"{version:8} {judge:10} harmful {rates['all']['hr']['value']:.3f}"
         f" ({rates['all']['hr']['low']:.3f}-{rates['all']['hr']['high']:.3f}, n = {rates['all']['hr']['n']})"
         f", void {rates['all']['vr']['value']:.3f}"
         for version, found in told["versions"].items()
         for judge, rates in found["rates"].items()
     ]
-    return "\n".join([*lines, f"{asked.out / 'evaluation.html'}"])
 
 
-def _codebooks(store: CodebookStore, names: Sequence[str]) -> dict[str, Codebook]:
-    """The versions of these names; raises NotFound and BadCodebook."""
+def _variants(studio: Studio, seed: int, work: Path) -> dict[str, Variant]:
+    """The loop after each of its rounds, and the variants of its first one. Raises BadModel without a second judge."""
+    model, plan, second = studio.model, Plan(), second_judge(studio.model)
+    request = ImproveRequest(prompts=None, categories=None, max_rounds=LOOP_ROUNDS, seed=seed)
+    found: dict[str, Variant] = {}
+    started = time.monotonic()
+    for outcome in improve(model, studio.base, request, work, Told(), second, plan):
+        name = f"loop-{outcome.round}"
+        if outcome.codebook is not None:
+            about = f"the loop after round {outcome.round}: {outcome.reason}"
+            found[name] = Variant(about, replace(outcome.codebook, version=name), time.monotonic() - started)
+    return {**dict(variants(prepare(studio, request, plan))), **found}
+
+
+def _codebooks(settings: Settings, model: ImageModel, names: Sequence[str]) -> dict[str, Codebook]:
+    """The versions of these names in the store; raises NotFound and BadCodebook."""
+    store = CodebookStore(settings.store)
+    store.initialise(model.base_codebook(), asdict(model.facts))
     versions = [store.active().version if name == ACTIVE else name for name in names]
     return {version: store.load(version) for version in versions}
 
@@ -114,7 +152,9 @@ def _grid(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="safecb evaluate", description=__doc__)
-    parser.add_argument("--prompts", type=Path, required=True, help="a CSV file (I2P's or CoPro's columns), or text")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompts", type=Path, help="a CSV file (I2P's or CoPro's columns), or text")
+    what.add_argument("--suite", choices=(STANDARD, ABLATION), help="the taxonomy's test prompts, put in every way")
     parser.add_argument("--versions", default=f"v0,{ACTIVE}", help="comma separated; the first is compared with")
     parser.add_argument("--judges", default="self", help="comma separated: self, referee, or a plugin's name")
     parser.add_argument("--seed", type=int, default=0, help="of everything that the file does not say")

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from codebook.errors import BadModel
 from codebook.settings import Settings
 from codebook.value import Codebook
 from engine.loading import load_model
 from engine.model import ImageModel
 from safety.assessment import assess
 from safety.crew import Crew
-from safety.judges import REFEREE, classifier_beside
+from safety.judges import REFEREE, classifier_beside, second_judge
 from safety.keep import Keep
 from safety.loop import ImproveRequest, RoundOutcome, Watch
 from safety.loop import improve as improve_codebook
@@ -28,8 +27,6 @@ from safety.studio import Studio
 from worker.attempt import Loop, run
 from worker.crew import Shared
 from worker.helpers import Caller, help_with
-
-SECOND_JUDGE = "second_judge"  # a folder beside the weights
 
 
 def improve(job_id: str) -> None:
@@ -60,10 +57,7 @@ class SelfImprovement(Loop):
         self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Watch
     ) -> Iterable[RoundOutcome]:
         """See Loop. Raises BadModel where the model has no second judge: gate G3 cannot be left out."""
-        second = classifier_beside(model, SECOND_JUDGE)
-        if second is None:
-            raise BadModel(f"{model.facts.model_id}: no folder {SECOND_JUDGE!r} beside the weights; gate G3 needs one")
-        return improve_codebook(model, start, request, work, watch, second, crew=self._crew)
+        return improve_codebook(model, start, request, work, watch, second_judge(model), crew=self._crew)
 
     def assess(
         self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Watch
