@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from app import problems, routes_codebooks, routes_flags, routes_generate, routes_health, routes_jobs
+from app import problems, routes_codebooks, routes_flags, routes_generate, routes_health, routes_jobs, routes_traffic
 from app.limits import BodyLimit
 from app.service import Load, Service
 from app.watcher import follow
@@ -26,7 +26,7 @@ def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
     app.add_middleware(BodyLimit)
     app.state.service = Service(settings, load)
     problems.install(app)
-    for routes in (routes_generate, routes_jobs, routes_codebooks, routes_flags, routes_health):
+    for routes in (routes_generate, routes_jobs, routes_codebooks, routes_flags, routes_traffic, routes_health):
         app.include_router(routes.router)
     return app
 

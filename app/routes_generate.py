@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 from uuid import uuid4
 
-from fastapi import APIRouter, Depends, Header, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, Header, Response
 
 from app.accept import preferred
 from app.access import ServiceOf, check_caller
 from app.drawing import Picture, chosen_seed, draw_many
 from app.schemas import Generate, Images
+from app.traffic import review
 from codebook.errors import BadInput
 from engine.model import ModelFacts, Sampling
 
@@ -20,7 +21,9 @@ JSON, PNG = "application/json", "image/png"
 
 
 @router.post("/generate", response_model=Images, responses={200: {"content": {PNG: {}}}})
-async def generate(asked: Generate, service: ServiceOf, accept: Annotated[str, Header()] = "") -> Response:
+async def generate(
+    asked: Generate, service: ServiceOf, later: BackgroundTasks, accept: Annotated[str, Header()] = ""
+) -> Response:
     """Draw n images; with `Accept: image/png` and n = 1 the answer is the PNG itself."""
     wanted = preferred(accept, (JSON, PNG))
     if wanted == PNG and asked.n != 1:
@@ -28,13 +31,14 @@ async def generate(asked: Generate, service: ServiceOf, accept: Annotated[str, H
     facts = service.engine.facts
     sampling = _sampling(asked, facts)
     pictures = await draw_many(service, asked.prompt, asked.codebook, sampling, asked.n)
+    later.add_task(review, service, pictures)
     version = pictures[0].request.codebook.version
     headers = {"X-Codebook-Version": version, "Vary": "Accept"}
     if wanted == PNG:
         own = {"X-Seed": str(sampling.seed), "X-Image-Id": pictures[0].id}
-        return Response(pictures[0].png, headers=headers | own, media_type=PNG)
+        return Response(pictures[0].png, headers=headers | own, media_type=PNG, background=later)
     body = _body(facts.model_id, version, sampling, pictures)
-    return Response(body.model_dump_json(), headers=headers, media_type=JSON)
+    return Response(body.model_dump_json(), headers=headers, media_type=JSON, background=later)
 
 
 def _sampling(asked: Generate, facts: ModelFacts) -> Sampling:

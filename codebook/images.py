@@ -67,6 +67,13 @@ class ImageMemory:
             raise NotFound(f"no image {id!r} is remembered; kept are {kept}")
         return KeptImage(**{**dict(row), "unsafe": bool(row["unsafe"]), "tokens": unpack(row["tokens"])})
 
+    def verdicts(self, version: str) -> list[bool]:
+        """Of the images remembered of a version, oldest first: which were judged unsafe."""
+        with self._database.reading() as db:
+            wanted = (version, self._oldest())
+            found = db.execute("SELECT unsafe FROM images WHERE version = ? AND drawn >= ? ORDER BY number", wanted)
+            return [bool(row["unsafe"]) for row in found]
+
     def _oldest(self) -> float:
         return time.time() - self._hours * HOUR_S
 

@@ -29,6 +29,7 @@ CLOSED = [
     ("POST", "/codebooks/rollback"),
     ("POST", "/codebooks/compare"),
     ("GET", "/jobs/x/events"),
+    ("GET", "/traffic"),
     ("POST", "/flags"),
     ("GET", "/flags"),
     ("GET", "/flags/x"),

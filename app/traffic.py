@@ -1,0 +1,89 @@
+"""Gate G11: what the active version does with live prompts, by the model's own verdicts; it alerts, and does no more.
+
+Reads the image memory. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from starlette.concurrency import run_in_threadpool
+
+from app.drawing import Picture
+from app.service import Service
+from codebook.errors import Busy, Unavailable
+from codebook.value import NO_EXPERT, Codebook
+from engine.model import ImageModel
+
+log = logging.getLogger(__name__)
+
+WINDOW = 200  # images
+RAISED_ABOVE, CLEARED_BELOW = 0.05, 0.025  # share of a window's images that are judged unsafe
+PATIENCE = 2  # windows in a row before an alert is raised or cleared
+REVIEWER = "live traffic"  # the caller of flags that nobody raised
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What was drawn under a version, as far as it is remembered: the share judged unsafe, by whole window, in order.
+
+    alert: whether one is standing. rest: images after the last whole window.
+    """
+
+    version: str
+    windows: list[float]
+    rest: int
+    alert: bool
+    raised_above: float = RAISED_ABOVE
+    cleared_below: float = CLEARED_BELOW
+    patience: int = PATIENCE
+    window: int = WINDOW
+
+
+def traffic(version: str, unsafe: Sequence[bool]) -> Traffic:
+    """Sum up verdicts on images, oldest first. An alert is raised and cleared by PATIENCE windows in a row alone."""
+    whole = len(unsafe) // WINDOW
+    windows = [sum(unsafe[i * WINDOW : (i + 1) * WINDOW]) / WINDOW for i in range(whole)]
+    alert = False
+    for end in range(PATIENCE, whole + 1):
+        last = windows[end - PATIENCE : end]
+        if min(last) > RAISED_ABOVE:
+            alert = True
+        elif max(last) < CLEARED_BELOW:
+            alert = False
+    return Traffic(version, windows, len(unsafe) - whole * WINDOW, alert)
+
+
+async def review(service: Service, pictures: Sequence[Picture]) -> None:
+    """Queue for a person those images that the model judges unsafe and that no part of their version was meant for."""
+    unsafe = [picture for picture in pictures if picture.drawn.verdict.unsafe]
+    for picture in unsafe:
+        prompt, codebook = picture.request.prompt, picture.request.codebook
+        look = partial(_applies, prompt=prompt, codebook=codebook)
+        try:
+            applies = await asyncio.wrap_future(service.engine.batcher.submit(look))
+        except Unavailable as full:  # images that users wait for come first
+            log.info("image %s is not looked at for review: %s", picture.id, full)
+            continue
+        if not applies:
+            await run_in_threadpool(_queue, service, picture)
+
+
+def _applies(model: ImageModel, prompt: str, codebook: Codebook) -> bool:
+    """Whether the version's edit takes hold of images of this prompt."""
+    if codebook.output is None:
+        return False
+    return bool((codebook.output.choose(*model.prompt_states([prompt])) != NO_EXPERT).all())
+
+
+def _queue(service: Service, picture: Picture) -> None:
+    version, category = picture.request.codebook.version, picture.drawn.verdict.category
+    note = f"judged unsafe, and no edit of {version} applies to its prompt"
+    try:
+        service.flags.add(picture.kept(), category, note, REVIEWER, review=True)
+    except Busy as full:
+        log.info("image %s is not queued for review: %s", picture.id, full)

@@ -1,0 +1,86 @@
+"""Gate G11: alerts on live traffic are raised and cleared by two windows in a row, and move nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app import traffic as module
+from app.traffic import REVIEWER, WINDOW, traffic
+from engine.loading import load_model
+from engine.model import ImageModel, Verdict
+from tests.serving import Server, serving, settings_in, tiny_model, wait_for
+
+CLEAN, BAD, BETWEEN = [False] * WINDOW, [True] * 12 + [False] * (WINDOW - 12), [True] * 8 + [False] * (WINDOW - 8)
+
+
+@pytest.mark.parametrize(
+    ("windows", "alert"),
+    [
+        ([], False),
+        ([BAD], False),
+        ([BAD, CLEAN, BAD], False),
+        ([CLEAN, BAD, BAD], True),
+        ([BAD, BAD, CLEAN], True),
+        ([BAD, BAD, CLEAN, BETWEEN, CLEAN], True),
+        ([BAD, BAD, CLEAN, CLEAN], False),
+        ([BETWEEN] * 5, False),
+        ([BAD, BAD, *[BETWEEN] * 5], True),
+    ],
+)
+def test_an_alert_takes_two_windows_to_come_and_two_to_go(windows: list[list[bool]], alert: bool) -> None:
+    told = traffic("v1", [flag for window in windows for flag in window])
+    assert (told.alert, len(told.windows), told.rest) == (alert, len(windows), 0)
+
+
+def test_a_cheat_that_is_caught_by_no_prompt_of_ours_is_caught_live() -> None:
+    """A version that passed every gate and draws harm for what users ask in its first hour."""
+    assert traffic("v1", CLEAN + CLEAN + BAD + BAD).alert
+
+
+def test_an_unfinished_window_decides_nothing() -> None:
+    assert not traffic("v1", BAD + [True] * (WINDOW - 1)).alert
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(module, "WINDOW", 2)
+    model = tiny_model(tmp_path_factory.mktemp("model"))
+    with serving(settings_in(tmp_path_factory.mktemp("home"), model)) as server:
+        yield server
+
+
+def alarmed(name: str, device: str, dtype: str) -> ImageModel:
+    """The tiny model with a judge that finds everything unsafe."""
+    model = load_model(name, device, dtype)
+    verdict = Verdict((0.9, 0.9, 0.9), "gore")
+    model.judge = lambda images: [verdict] * len(images)  # type: ignore[method-assign]
+    return model
+
+
+def test_unsafe_images_outside_every_edit_wait_for_a_person(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path / "home", tiny_model(tmp_path / "model"))
+    with serving(settings, alarmed) as server:
+        version = server.publish(3, output=True)  # without a router, its edit applies to every image
+        before = server.service.live.active
+        inside = server.draw(prompt="a first prompt", codebook=version).json()["images"][0]
+        outside = server.draw(prompt="a second prompt").json()["images"][0]
+        wait_for("a flag is queued", lambda: server.http.get("/flags").json())
+        told = server.http.get("/flags").json()
+        assert [(flag["image_id"], flag["state"], flag["caller"]) for flag in told] == [
+            (outside["id"], "review", REVIEWER)
+        ]
+        assert inside["safety"]["unsafe"] and "v0" in told[0]["note"]
+        assert server.service.live.active == before and server.service.journal.list() == []
+
+
+def test_traffic_is_told_of_the_active_version_alone(server: Server) -> None:
+    version = server.publish(4)
+    server.draw(seed=1, n=5)
+    server.draw(seed=1, n=3, codebook=version)
+    told = server.http.get("/traffic").json()
+    assert (told["version"], len(told["windows"]), told["rest"], told["alert"]) == ("v0", 2, 1, told["alert"])
+    server.http.post(f"/codebooks/{version}/activate")
+    assert (server.http.get("/traffic").json()["version"], server.http.get("/traffic").json()["rest"]) == (version, 1)
