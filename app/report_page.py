@@ -5,6 +5,7 @@ Pure text to text; everything shown is escaped. Knows the shape of a rate and of
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from codebook.store import Manifest
 
 _RATE = {"value", "n", "low", "high"}
+_SIDES, _KINDS = ("before", "after"), {"hr": "harmful", "vr": "void", "svr": "safe and valid"}
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}
 body{color:#1d2430;background:#fbfaf7}
@@ -24,21 +26,51 @@ img{max-width:100%;image-rendering:pixelated;border:1px solid #e4e1d8}details{ma
 """
 
 
-def page(manifest: Manifest, report: Mapping[str, Any], images: Mapping[str, str]) -> str:
-    """Return the page of one version; `images` are addresses by file name."""
+def page(manifest: Manifest, report: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
+    """Return the page of one version, which opens alone: `images` are PNGs by file name, put into it."""
     version = escape(manifest.version)
     origin = f"made from {manifest.parent} by job {manifest.job}, round {manifest.round}" if manifest.job else "base"
     tables = ", ".join(manifest.tables) or "nothing"
+    encoded = {name: base64.b64encode(png).decode() for name, png in images.items()}
     pictures = "".join(
-        f'<h3>{escape(name)}</h3><img alt="{escape(name)}" src="{escape(address)}">' for name, address in images.items()
+        f'<h3>{escape(name)}</h3><img alt="{escape(name)}" src="data:image/png;base64,{data}">'
+        for name, data in encoded.items()
     )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Codebook {version}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>'
         f"<h1>Codebook {version}</h1><p>{escape(origin)}, {escape(manifest.created)}; it edits: {tables}.</p>"
-        f"<h2>Rates</h2>{_shown(manifest.figures)}<h2>Gates</h2>{_gates(manifest.gates)}"
+        f"<h2>Rates</h2>{_figures(manifest.figures)}<h2>Gates</h2>{_gates(manifest.gates)}"
         f"<h2>Pictures</h2>{pictures or '<p>none</p>'}"
         f"<details><summary>All of the report</summary>{_shown(report)}</details></html>"
+    )
+
+
+def _figures(figures: Mapping[str, Any]) -> str:
+    """The rates before and after, a row a group of prompts; what is of another shape beneath, as it is."""
+    rows, rest = [], {}
+    for title, value in figures.items():
+        groups = {title: value} if _is_compared(value) else value
+        if isinstance(groups, Mapping) and groups and all(_is_compared(group) for group in groups.values()):
+            rows += [(f"{title}: {name}" if name != title else title, group) for name, group in groups.items()]
+        else:
+            rest[title] = value
+    head = "".join(f"<th>{kind}, {side}</th>" for kind in _KINDS.values() for side in _SIDES)
+    body = "".join(
+        f"<tr><th>{escape(name)}</th>"
+        + "".join(f"<td>{_shown(group[side].get(kind))}</td>" for kind in _KINDS for side in _SIDES)
+        + "</tr>"
+        for name, group in rows
+    )
+    return (f"<table><tr><th></th>{head}</tr>{body}</table>" if rows else "") + (_shown(rest) if rest else "")
+
+
+def _is_compared(value: object) -> bool:
+    """Whether it is rates before and after."""
+    return (
+        isinstance(value, Mapping)
+        and value.keys() == set(_SIDES)
+        and all(isinstance(side, Mapping) and "hr" in side for side in value.values())
     )
 
 

@@ -50,7 +50,8 @@ def report(version: str, service: ServiceOf, accept: Annotated[str, Header()] = 
     images = {name: f"/codebooks/{version}/report/{name}" for name in service.store.images(version)}
     headers = {"Vary": "Accept"}
     if preferred(accept, (JSON, HTML)) == HTML:
-        return HTMLResponse(page(manifest, told, images), headers=headers)
+        pictures = {name: service.store.image(version, name) for name in images}
+        return HTMLResponse(page(manifest, told, pictures), headers=headers)
     body = {"version": version, "figures": manifest.figures, "gates": manifest.gates, "report": told, "images": images}
     return JSONResponse(body, headers=headers)
 

@@ -46,6 +46,28 @@ def weights_png(weights: Sequence[float]) -> bytes:
     return figure_png(figure)
 
 
+def rates_png(figures: Mapping[str, Any]) -> bytes:
+    """Harmful rates before and after with their intervals: in all, by category, by attack, by language."""
+    groups = {"all": figures["harmful"]}
+    for kind in ("categories", "attacks", "languages"):
+        groups |= figures[kind]
+    figure = Figure(figsize=(7, 1 + 0.4 * len(groups)), layout="constrained")
+    axes = figure.add_subplot()
+    for shift, (side, colour) in zip((-0.2, 0.2), (("before", "#c9c4b6"), ("after", "#a3262a")), strict=True):
+        rates = [group[side]["hr"] for group in groups.values()]
+        ends = [[r["value"] - r["low"] for r in rates], [r["high"] - r["value"] for r in rates]]
+        # An interval's end may miss its value by a rounding error.
+        errors = [[max(0.0, length) for length in side] for side in ends]
+        places = [place + shift for place in range(len(groups))]
+        axes.barh(places, [r["value"] for r in rates], 0.36, xerr=errors, color=colour, capsize=2, label=side)
+    axes.set_yticks(range(len(groups)), list(groups))
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("harmful rate, Wilson 95 %")
+    axes.legend(frameon=False)
+    return figure_png(figure)
+
+
 def figure_png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
     file = io.BytesIO()

@@ -28,7 +28,7 @@ from safety.pairs import Pair
 from safety.pixel_editor import pixel_editors
 from safety.plan import Plan
 from safety.proposal import Proposal, propose, tuned
-from safety.report import before_after, figures, provenance
+from safety.report import figures, pictures, provenance
 from safety.request import ImproveRequest
 from safety.setting import Setting, prepare
 from safety.stopping import stop_reason
@@ -169,14 +169,13 @@ def _conclude(
     told = {gate.name: gate.told() for gate in gates}
     accepted = tried is not None and tried.decision.accepted
     codebook = tried.codebook if tried is not None and accepted else None
-    images = {} if tried is None else before_after(setting.studio, standing.codebook, tried)
+    told_figures = figures(before, after)
+    images = {} if tried is None else pictures(setting.studio, standing.codebook, tried, told_figures)
     for proposal in () if tried is None else tried.proposals:
         images |= proposal.editor.pictures()
     after_hash = None if tried is None else codebook_hash(tried.codebook)
     report = {**report, "codebook_after": after_hash, "gates": told}
-    outcome = RoundOutcome(
-        setting.studio.round, accepted, reason, codebook, figures(before, after), told, report, images
-    )
+    outcome = RoundOutcome(setting.studio.round, accepted, reason, codebook, told_figures, told, report, images)
     return outcome, standing if codebook is None or tried is None else _moved(standing, codebook, tried.proposals)
 
 

@@ -9,8 +9,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from codebook.tensors import codebook_hash
 from codebook.value import Codebook
+from safety.charts import rates_png
 from safety.grids import before_after_png
 from safety.judging import UNSAFE_ABOVE
 from safety.setting import Setting
@@ -56,14 +60,25 @@ def provenance(setting: Setting, start: Codebook) -> dict[str, Any]:
     }
 
 
-def before_after(studio: Studio, start: Codebook, tried: Tried) -> dict[str, bytes]:
-    """Harmful validation prompts before and after, spread over the categories."""
+def pictures(studio: Studio, start: Codebook, tried: Tried, told: Mapping[str, Any]) -> dict[str, bytes]:
+    """A chart of the figures, and validation prompts before and after: harmful ones, and what should stay as it is."""
     panel = tried.trial.panel
-    harmful: list[int] = panel.harmful.nonzero().flatten().tolist()
-    rows = harmful[:: max(1, len(harmful) // SHOWN)][:SHOWN]
-    texts, seeds = [panel.prompts[i].text for i in rows], [panel.seeds[i] for i in rows]
+    alike = torch.tensor([name.startswith(NEIGHBOUR) for name in panel.groups])
+    return {
+        "rates.png": rates_png(told),
+        "before_after.png": _before_after(studio, start, tried, panel.harmful),
+        "neighbours.png": _before_after(studio, start, tried, alike),
+    }
+
+
+def _before_after(studio: Studio, start: Codebook, tried: Tried, of: Tensor) -> bytes:
+    """Some of the prompts `of` (bool [n]), spread over their groups, as they were drawn for the trials."""
+    panel = tried.trial.panel
+    rows = of.nonzero().flatten()
+    rows = rows[:: max(1, len(rows) // SHOWN)][:SHOWN]
+    texts = [prompt.text for prompt in panel.prompts]
     before, after = (
-        studio.decode(studio.draw("pictures", texts, seeds, codebook).tokens, codebook)
+        studio.decode(studio.draw("pictures", texts, panel.seeds, codebook).tokens[rows], codebook)
         for codebook in (start, tried.codebook)
     )
-    return {"before_after.png": before_after_png(before, after)}
+    return before_after_png(before, after)

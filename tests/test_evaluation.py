@@ -12,11 +12,13 @@ from torch import Tensor
 
 from codebook.errors import BadInput
 from safety.evaluation import evaluate, readable, samplings
-from safety.evaluation_page import chart, page
+from safety.evaluation_page import chart, markdown, page
 from safety.judges import SelfJudge, find_judges
 from safety.keep import Keep
 from safety.prompt_file import AskedPrompt, read_prompts
 from safety.studio import Studio
+from safety.suites import BEST_OF, Size, standard
+from safety.taxonomy import read_taxonomy
 from tests.test_loop import Heard
 from tests.tiny import build_tiny
 from tests.toy_model import ToyModel
@@ -158,3 +160,38 @@ def test_the_command_says_what_is_wrong(
         assert main(["--prompts", str(prompts), "--out", str(tmp_path / "out"), *extra]) == 2
         assert named in capsys.readouterr().err
     assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+def test_the_standard_suite_asks_in_every_way_and_says_what_should_be_seen() -> None:
+    size = Size(plain=3, other=2, repeated=1, benign=4, neighbours=2, pairs_of_objects=4)
+    asked = standard(read_taxonomy(), 5, size)
+    groups = {prompt.categories[0] for prompt in asked}
+    assert {"pattern", "object, synonym", "pattern, misspelt", "object, ru", "benign", "two objects"} <= groups
+    harmful = {"pattern", "object"}
+    assert all((prompt.noun is None) == (prompt.categories[0].split(",")[0] in harmful) for prompt in asked)
+    assert asked == standard(read_taxonomy(), 5, size) != standard(read_taxonomy(), 6, size)
+    texts = [prompt.text for prompt in asked if BEST_OF not in prompt.categories[0]]
+    assert len(texts) == len(set(texts))
+
+
+class Names(SelfJudge):
+    """Names the noun of every second image rightly."""
+
+    def noun(self, images: Tensor) -> list[str]:
+        return ["cat" if i % 2 == 0 else "dog" for i in range(len(images))]
+
+
+def test_nouns_and_repeated_prompts_are_told(tmp_path: Path) -> None:
+    model = ToyModel()
+    said = [AskedPrompt(f"a cat on a {c} background", ("benign",), noun="cat") for c in ("white", "blue")]
+    again = [AskedPrompt("a knife", ("weapons",), seed=seed) for seed in range(5)]
+    studio = Studio(model, Keep(tmp_path), Heard(), 64)
+    told = evaluate(studio, {"v0": model.base_codebook()}, [*said, *again], [Names(model)], 1)
+    found = told["versions"]["v0"]
+    assert found["right"]["self"]["benign"]["value"] == 0.5
+    assert (found["any_seed"]["self"]["weapons"]["n"], found["any_seed"]["self"]["weapons"]["value"]) == (1, 1.0)
+    assert "benign" not in found["any_seed"]["self"]
+    assert "The noun asked for is shown" in page(told, {})
+    table = markdown(told, "self").splitlines()
+    assert table[0] == "| codebook | weapons: harmful | weapons: void | benign: right |"
+    assert table[2].startswith("| v0 | 100.0 (56.6-100.0, 5) | 0.0")

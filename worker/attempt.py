@@ -112,7 +112,7 @@ def _publish(store: CodebookStore, outcome: RoundOutcome, draft: Codebook, paren
         round=outcome.round,
         figures=outcome.figures,
         gates=outcome.gates,
-        report=outcome.report,
+        report={**outcome.report, "seconds": watch.seconds()},
         images=outcome.images,
         fence=watch.fence,
         activate=False,

@@ -6,12 +6,15 @@ An attempt that was overtaken by a later one can write nothing: every call raise
 from __future__ import annotations
 
 import time
+from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 from codebook.errors import Conflict
 from codebook.journal import JobRecord, Journal
 from safety.watch import Cancelled
 
+LONGEST_PAUSE_S = 60.0  # between two events; what is longer was a dead worker's time
 WRITE_EVERY_S = 1.0  # the loop may report a hundred times a second; readers need one report in five seconds
 
 
@@ -44,6 +47,16 @@ class JournalWatch:
         told = [r for r in self.journal.get(self.job_id).rounds if r["round"] != summary["round"]]
         self._write(rounds=[*told, summary])
         self.journal.append_event(self.job_id, {"event": "round", **summary})
+
+    def seconds(self) -> dict[str, float]:
+        """How long the job was in each phase, over all its attempts, by its events: what it waited is not counted."""
+        told = [e for e in self.journal.events(self.job_id, 0) if e["event"] == "progress"]
+        spent: dict[str, float] = {}
+        for one, next_one in pairwise(told):
+            gap = (datetime.fromisoformat(next_one["at"]) - datetime.fromisoformat(one["at"])).total_seconds()
+            if gap < LONGEST_PAUSE_S:
+                spent[one["phase"]] = round(spent.get(one["phase"], 0.0) + gap, 1)
+        return spent
 
     def end(self, status: str, *, result: dict[str, Any] | None = None, error: str | None = None) -> None:
         """Close the record with `status`: "finished", "failed" or "cancelled"."""
