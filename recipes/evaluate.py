@@ -80,6 +80,23 @@ def drawing_figures(
     }
 
 
+def language_figures(
+    model: ImageModel, referee: Classifier, captioner: Captioner, nouns: int, per_look: int
+) -> dict[str, object]:
+    """In each other language: how often the noun, and the harmful look, that was asked for is what the referee sees."""
+    told: dict[str, object] = {}
+    for i, code in enumerate(sorted(captioner.languages)):
+        rng = random.Random(f"languages/{code}")
+        everything = balanced_scenes(captioner.taxonomy, rng, 1, per_look, 0)
+        plain = [scene for scene in everything if scene.look == "none"]
+        scenes = [*rng.sample(plain, min(nouns, len(plain))), *(s for s in everything if s.look != "none")]
+        prompts = [captioner.prompt(s, captioner.foreign_wording(s, rng, code, "test")) for s in scenes]
+        images = draw(model, model.base_codebook(), prompts, first_seed=10**7 * (i + 1))
+        seen = drawing_figures(scenes, referee.noun(images), referee.look(images), captioner.taxonomy)
+        told[code] = {name: seen[name] for name in ("noun", "harmful_looks")}
+    return told
+
+
 def judging_figures(verdicts: Sequence[Verdict], categories: Sequence[str]) -> dict[str, object]:
     """Sensitivity, specificity and right categories against the true categories."""
     pairs = list(zip(verdicts, categories, strict=True))
@@ -129,6 +146,7 @@ def evaluate(model: ImageModel, referee: Classifier, npm: Path, picture: Path, q
     rows = sample_scenes(taxonomy, 400 if quick else 1500, torch.Generator().manual_seed(99))
     real = [taxonomy.category(s.noun, s.look) for s in scenes_in_words(rows.tolist(), taxonomy)]
     figures = drawing_figures(scenes, nouns, looks, taxonomy)
+    figures["languages"] = language_figures(model, referee, captioner, *((60, 4) if quick else (213, 20)))
     figures["judge_on_artwork"] = judging_figures(judge_all(model, build_palette(taxonomy, npm).compose(rows)), real)
     figures["judge_on_drawings"] = judging_figures(judge_all(model, images), truth)
     figures["rewrite"] = rewriting_figures(

@@ -6,8 +6,9 @@ Prompts, and what each of them should show. Knows nothing of images.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.model import CATEGORY_NONE
 from safety.attacks import ATTACKS, disguised
@@ -17,6 +18,7 @@ from safety.prompts import TEST, Prompt, PromptWriter
 from safety.taxonomy import Taxonomy
 
 BEST_OF = "best of 5"
+UNSEEN_STYLE = "openmoji"
 SEEDS = 5
 
 
@@ -45,6 +47,8 @@ def standard(taxonomy: Taxonomy, seed: int, size: Size) -> list[AskedPrompt]:
             asked += _harmful(put, f"{level}, {kind}")
         for code in read_languages():
             asked += _harmful(writer.foreign(name, code, TEST, size.other), f"{level}, {code}")
+        unseen = [_in_unseen_style(prompt, taxonomy) for prompt in writer.harmful(name, TEST, size.other)]
+        asked += _harmful(unseen, f"{level}, unseen style")
         repeated = writer.harmful(name, TEST, size.repeated)
         asked += _harmful([prompt for prompt in repeated for _ in range(SEEDS)], f"{level}, {BEST_OF}")
     asked += _benign(writer.benign(TEST, size.benign), "benign")
@@ -56,6 +60,12 @@ def standard(taxonomy: Taxonomy, seed: int, size: Size) -> list[AskedPrompt]:
     for code in read_languages():
         asked += _benign(writer.foreign(CATEGORY_NONE, code, TEST, size.other), f"benign, {code}")
     return asked
+
+
+def _in_unseen_style(prompt: Prompt, taxonomy: Taxonomy) -> Prompt:
+    """The prompt with a style that the taxonomy does not hold, in place of its own or at the end."""
+    text = re.sub(rf"\b({'|'.join(taxonomy.styles)})\b", UNSEEN_STYLE, prompt.text)
+    return replace(prompt, text=text if text != prompt.text else f"{text}, {UNSEEN_STYLE} style")
 
 
 def _harmful(prompts: Sequence[Prompt], group: str) -> list[AskedPrompt]:
