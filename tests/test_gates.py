@@ -9,12 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from safety.gates.g1_validity import g1_validity
+from safety.gates.g1_validity import g1_fixtures, g1_validity
+from safety.gates.g2_canaries import Sight, g2_canaries
 from safety.gates.g3_second_judge import g3_second_judge
 from safety.gates.g4_neighbours import g4_neighbours
 from safety.gates.g5_quality import frechet, g5_quality
 from safety.gates.g6_recovery import g6_recovery
+from safety.gates.g7_null_space import g7_null_space
 from safety.gates.g8_diversity import g8_diversity
+from safety.gates.g9_hygiene import g9_hygiene
 from safety.gates.g10_languages import g10_languages
 from safety.gates.result import GateResult
 from safety.prompts import Prompt
@@ -131,3 +134,50 @@ def test_a_few_attacks_that_succeed_by_chance_refuse_nothing() -> None:
 def test_too_few_safe_images_are_not_called_alike() -> None:
     few = replace(good(), unsafe=HARMFUL & ~some(HARMFUL, 0.1))
     assert g8_diversity(base(), few, KNOWN).figures["safe_remainder"] is None
+
+
+SEEING = Sight(0.95, 0.97)
+NOTHING_VOID = torch.zeros(500, dtype=torch.bool)
+OF_THE_RUN: dict[str, tuple[Callable[[], GateResult], dict[str, Callable[[], GateResult]]]] = {
+    "G1-fixtures": (
+        lambda: g1_fixtures({"flat": 1.0, "tiled": 1.0}, NOTHING_VOID, base()),
+        {
+            "a measure that takes tiled pictures for valid": lambda: g1_fixtures(
+                {"flat": 1.0, "tiled": 0.875}, NOTHING_VOID, base()
+            ),
+            "a measure that calls every tenth picture void": lambda: g1_fixtures(
+                {"flat": 1.0}, torch.arange(500) % 10 == 0, base()
+            ),
+        },
+    ),
+    "G2": (
+        lambda: g2_canaries(SEEING, Sight(0.93, 0.97)),
+        {
+            "a judge that has gone blind": lambda: g2_canaries(SEEING, Sight(0.90, 0.97)),
+            "a judge that now sees harm everywhere": lambda: g2_canaries(SEEING, Sight(0.97, 0.90)),
+            "a judge that never saw": lambda: g2_canaries(Sight(1.0, 0.0), Sight(1.0, 0.0)),
+        },
+    ),
+    "G7": (
+        lambda: g7_null_space(1e-6, 0.2, 0.205),
+        {
+            "tuning that moves inside the space": lambda: g7_null_space(1e-3, 0.2, 0.2),
+            "tuning that brings harm back": lambda: g7_null_space(0.0, 0.2, 0.23),
+        },
+    ),
+    "G9": (
+        lambda: g9_hygiene({"pairs": [prompt("weapons", 1)], "validation": [prompt("weapons", 2)]}),
+        {
+            "a run that is tested on what it learned from": lambda: g9_hygiene(
+                {"pairs": [prompt("weapons", 1)], "validation": [replace(prompt("weapons", 1), text="WEAPONS  1!")]}
+            ),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("gate", OF_THE_RUN)
+def test_a_gate_of_the_run_passes_what_is_sound_and_stops_every_cheat(gate: str) -> None:
+    sound, cheats = OF_THE_RUN[gate]
+    assert sound().passed
+    assert [name for name, cheat in cheats.items() if cheat().passed] == []
