@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from app.drawing import Picture
 from app.service import Service
 from codebook.errors import Busy, Unavailable
-from codebook.value import NO_EXPERT, Codebook
+from codebook.value import NO_EXPERT, OutputEdit
 from engine.model import ImageModel
 
 log = logging.getLogger(__name__)
@@ -63,21 +63,21 @@ async def review(service: Service, pictures: Sequence[Picture]) -> None:
     unsafe = [picture for picture in pictures if picture.drawn.verdict.unsafe]
     for picture in unsafe:
         prompt, codebook = picture.request.prompt, picture.request.codebook
-        look = partial(_applies, prompt=prompt, codebook=codebook)
-        try:
-            applies = await asyncio.wrap_future(service.engine.batcher.submit(look))
-        except Unavailable as full:  # images that users wait for come first
-            log.info("image %s is not looked at for review: %s", picture.id, full)
-            continue
-        if not applies:
-            await run_in_threadpool(_queue, service, picture)
+        if codebook.output is not None:  # else nobody need ask the model, which others wait for
+            look = partial(_applies, prompt=prompt, edit=codebook.output)
+            try:
+                applies = await asyncio.wrap_future(service.engine.batcher.submit(look))
+            except Unavailable as full:  # images that users wait for come first
+                log.info("image %s is not looked at for review: %s", picture.id, full)
+                continue
+            if applies:
+                continue
+        await run_in_threadpool(_queue, service, picture)
 
 
-def _applies(model: ImageModel, prompt: str, codebook: Codebook) -> bool:
-    """Whether the version's edit takes hold of images of this prompt."""
-    if codebook.output is None:
-        return False
-    return bool((codebook.output.choose(*model.prompt_states([prompt])) != NO_EXPERT).all())
+def _applies(model: ImageModel, prompt: str, edit: OutputEdit) -> bool:
+    """Whether the edit takes hold of images of this prompt."""
+    return bool((edit.choose(*model.prompt_states([prompt])) != NO_EXPERT).all())
 
 
 def _queue(service: Service, picture: Picture) -> None:
