@@ -81,7 +81,10 @@ def run(asked: argparse.Namespace, settings: Settings) -> str:
     studio = Studio(model, Keep(work), Told(), Plan().batch)
     made: dict[str, Variant] = {}
     if asked.suite == ABLATION:
-        made = {"base": Variant("the model's own codebook", studio.base, 0.0), **_variants(studio, asked.seed, work)}
+        made = {
+            "base": Variant("the model's own codebook", studio.base, 0.0),
+            **_variants(model, asked.seed, work / "loop"),
+        }
         codebooks = {name: variant.codebook for name, variant in made.items()}
     else:
         codebooks = _codebooks(settings, model, asked.versions.split(","))
@@ -114,9 +117,13 @@ def _summary(told: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _variants(studio: Studio, seed: int, work: Path) -> dict[str, Variant]:
-    """The loop after each of its rounds, and the variants of its first one. Raises BadModel without a second judge."""
-    model, plan, second = studio.model, Plan(), second_judge(studio.model)
+def _variants(model: ImageModel, seed: int, work: Path) -> dict[str, Variant]:
+    """The loop after each of its rounds, and the variants of its first one. Raises BadModel without a second judge.
+
+    work: a folder of its own; the evaluation keeps its own calibration under the same names.
+    """
+    plan, second = Plan(), second_judge(model)
+    studio = Studio(model, Keep(work), Told(), plan.batch)
     request = ImproveRequest(prompts=None, categories=None, max_rounds=LOOP_ROUNDS, seed=seed)
     found: dict[str, Variant] = {}
     started = time.monotonic()
