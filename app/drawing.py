@@ -25,7 +25,7 @@ from codebook.errors import BadInput, Busy, NotFound, Unavailable
 from codebook.images import ImageMemory, KeptImage
 from codebook.live import LiveCodebooks
 from codebook.value import Codebook
-from engine.batcher import Drawn
+from engine.calls import Drawn
 from engine.model import ImageRequest, ModelFacts, Sampling
 from engine.png import encode_png
 
@@ -83,32 +83,36 @@ async def leased(live: LiveCodebooks, version: str, field: str) -> AsyncIterator
         yield codebook
 
 
-async def draw(service: Service, prompt: str, versions: Sequence[tuple[str, str]], sampling: Sampling) -> list[Picture]:
+async def draw(
+    service: Service, caller: str, prompt: str, versions: Sequence[tuple[str, str]], sampling: Sampling
+) -> list[Picture]:
     """Draw `prompt` with one sampling under each version, given as (version, field that named it)."""
     engine = service.engine
     async with AsyncExitStack() as leases:
         codebooks = [await leases.enter_async_context(leased(service.live, *version)) for version in versions]
         requests = [ImageRequest(prompt, sampling, codebook) for codebook in codebooks]
-        return await finish(engine, service.images, requests)
+        return await finish(engine, service.images, caller, requests)
 
 
-async def draw_many(service: Service, prompt: str, version: str, sampling: Sampling, n: int) -> list[Picture]:
+async def draw_many(
+    service: Service, caller: str, prompt: str, version: str, sampling: Sampling, n: int
+) -> list[Picture]:
     """Draw `prompt` n times under one version, image i with seed + i."""
     engine = service.engine
     if sampling.top_k > engine.facts.codes:
         raise BadInput("top_k", sampling.top_k, f"a whole number from 0 to {engine.facts.codes}")
     async with leased(service.live, version, "codebook") as codebook:
         each = [replace(sampling, seed=nth_seed(sampling.seed, i)) for i in range(n)]
-        return await finish(engine, service.images, [ImageRequest(prompt, one, codebook) for one in each])
+        return await finish(engine, service.images, caller, [ImageRequest(prompt, one, codebook) for one in each])
 
 
-async def finish(engine: Engine, memory: ImageMemory, requests: list[ImageRequest]) -> list[Picture]:
+async def finish(engine: Engine, memory: ImageMemory, caller: str, requests: list[ImageRequest]) -> list[Picture]:
     """Wait for the batcher's images, write their files, and remember them.
 
     Raises BadInput for a prompt that the model cannot read, Busy where the batcher takes nothing more.
     """
     try:
-        future = engine.batcher.submit_draw(requests)
+        future = engine.batcher.submit_draw(requests, caller)
     except Unavailable as full:
         raise Busy(str(full), full.retry_after) from None
     drawn = await asyncio.wrap_future(future)

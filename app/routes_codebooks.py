@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from app.accept import preferred
-from app.access import ServiceOf, check_caller
+from app.access import Caller, ServiceOf, check_caller
 from app.comparing import compared
+from app.connection import while_connected
 from app.drawing import chosen_seed, draw
 from app.report_page import page
 from app.schemas import Activate, Compare, Comparison, Rollback
@@ -78,12 +79,12 @@ def activate(version: str, service: ServiceOf, asked: Activate | None = None) ->
 
 
 @router.post("/compare")
-async def compare(asked: Compare, service: ServiceOf) -> Comparison:
+async def compare(asked: Compare, request: Request, service: ServiceOf, caller: Caller) -> Comparison:
     """Draw one prompt under two versions with the same seed, and tell where the pixels differ."""
     facts = service.engine.facts
     sampling = facts.sampling(chosen_seed(asked.seed))
     versions = [(version, f"versions.{index}") for index, version in enumerate(asked.versions)]
-    left, right = await draw(service, asked.prompt, versions, sampling)
+    left, right = await while_connected(request, draw(service, caller, asked.prompt, versions, sampling))
     return await run_in_threadpool(compared, facts.model_id, left, right)
 
 

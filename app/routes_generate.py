@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 from uuid import uuid4
 
-from fastapi import APIRouter, BackgroundTasks, Depends, Header, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, Header, Request, Response
 
 from app.accept import preferred
-from app.access import ServiceOf, check_caller
+from app.access import Caller, ServiceOf, check_caller
+from app.connection import while_connected
 from app.drawing import Picture, chosen_seed, draw_many
 from app.schemas import Generate, Images
 from app.traffic import review
@@ -22,7 +23,12 @@ JSON, PNG = "application/json", "image/png"
 
 @router.post("/generate", response_model=Images, responses={200: {"content": {PNG: {}}}})
 async def generate(
-    asked: Generate, service: ServiceOf, later: BackgroundTasks, accept: Annotated[str, Header()] = ""
+    asked: Generate,
+    request: Request,
+    service: ServiceOf,
+    caller: Caller,
+    later: BackgroundTasks,
+    accept: Annotated[str, Header()] = "",
 ) -> Response:
     """Draw n images; with `Accept: image/png` and n = 1 the answer is the PNG itself."""
     wanted = preferred(accept, (JSON, PNG))
@@ -30,7 +36,8 @@ async def generate(
         raise BadInput("n", asked.n, f"1 where the answer is to be {PNG}")
     facts = service.engine.facts
     sampling = _sampling(asked, facts)
-    pictures = await draw_many(service, asked.prompt, asked.codebook, sampling, asked.n)
+    work = draw_many(service, caller, asked.prompt, asked.codebook, sampling, asked.n)
+    pictures = await while_connected(request, work)
     later.add_task(review, service, pictures)
     version = pictures[0].request.codebook.version
     headers = {"X-Codebook-Version": version, "Vary": "Accept"}

@@ -18,11 +18,14 @@ from codebook.live import LiveCodebooks
 from codebook.settings import Settings
 from codebook.store import CodebookStore
 from engine.batcher import Batcher
-from engine.model import ImageModel, ImageRequest, ModelFacts, Sampling
+from engine.model import ImageRequest, ModelFacts, Sampling
+from engine.slots import Served
 
 log = logging.getLogger(__name__)
 
-Load = Callable[[str, str, str], ImageModel]  # name, device, dtype
+ROWS = 32  # drawn at once: 16 images under guidance
+
+Load = Callable[[str, str, str], Served]  # name, device, dtype
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Service:
             self.live.refresh()
             # Without a usable active version this server has nothing to serve: the first lease says why.
             with self.live.lease() as codebook:
-                batcher = Batcher(model)
+                batcher = Batcher(model, ROWS)
                 batcher.submit_draw([ImageRequest("warm-up", Sampling(seed=0), codebook)]).result()
         except SafeCBError as error:
             self.failure = error

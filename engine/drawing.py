@@ -1,4 +1,4 @@
-"""The token loop: prompts to image tokens under guidance, and the same path teacher-forced.
+"""What drawing an image needs of a model: its prompt read, logits under guidance, and the same path teacher-forced.
 
 Features here are what the output table multiplies: the input of the image head's last layer. Knows nothing of pixels.
 """
@@ -6,6 +6,7 @@ Features here are what the output table multiplies: the input of the image head'
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,109 +14,127 @@ from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusModel
 
 from codebook.value import NO_EXPERT, OutputEdit
-from engine.language import LanguageStack
+from engine.language import Context, LanguageStack, blocks
+from engine.linear import Linear
 from engine.model import ImageRequest
 from engine.prompting import Chat
-from engine.sampling import choose
 
-# An edit, its expert, and the int64 rows it applies to, from the first token to the last.
-Routed = list[tuple[OutputEdit, int, Tensor]]
+# An edit, its expert, and the int64 rows it applies to.
+Routed = Sequence[tuple[OutputEdit, int, Tensor]]
+
+# Rows are edited this many at a time, so that a row's last bits do not depend on how many are.
+EDITED_TOGETHER = 16
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """A prompt that has been read: row `row` of `context`, and the last hidden state [H], from which drawing goes on.
+
+    length: in tokens; expert: the expert of the request's output edit that applies to the image, or NO_EXPERT.
+    """
+
+    context: Context
+    row: int
+    length: int
+    hidden: Tensor
+    expert: int = NO_EXPERT
 
 
 class Drawer:
-    """Draws image tokens with a transformers JanusModel's language model and image head."""
+    """A transformers JanusModel's language model and image head."""
 
     def __init__(self, janus: JanusModel, language: LanguageStack, chat: Chat, tokens: int) -> None:
         """Take the parts; `tokens` is N, the tokens of an image."""
-        self._language, self._chat, self._tokens = language, chat, tokens
-        self._head = janus.generation_head
+        self.language, self.tokens = language, tokens
+        self._chat, self._table = chat, janus.generation_head.vision_head
+        self._output, self._project = Linear([self._table]), Linear([janus.generation_head.proj_out])
+        self._activate: Callable[[Tensor], Tensor] = janus.generation_head.activation_fn
+        self._unconditional: dict[int, Prefill] = {}  # by length: it says nothing but how long the prompt was
         with torch.no_grad():
             # What the language model reads for each code, [K, H]: no codebook version edits it, so once is enough.
-            self._codes: Tensor = janus.generation_aligner(janus.generation_embeddings.weight)
+            self.codes: Tensor = janus.generation_aligner(janus.generation_embeddings.weight)
 
-    def draw(self, requests: Sequence[ImageRequest], on_step: Callable[[int], None] | None) -> Tensor:
-        """Sample [B, N] int64 tokens. Raises BadInput for a prompt that cannot be read."""
-        # Made outside inference mode, so that autograd may later index with it.
-        tokens = torch.zeros(len(requests), self._tokens, dtype=torch.int64, device=self._codes.device)
-        if requests:
-            with torch.inference_mode():
-                self._fill(tokens, requests, on_step)
-        return tokens
+    def prefill(self, requests: Sequence[ImageRequest]) -> list[tuple[Prefill, Prefill | None]]:
+        """Read the prompts: each with its unconditional twin, where it is guided. Raises BadInput for a bad one.
+
+        Prompts of as many blocks are read together, so that the shapes follow from each prompt alone.
+        """
+        ids = [self._chat.drawing(request.prompt) for request in requests]
+        buckets: dict[int, list[int]] = {}
+        for b, row in enumerate(ids):
+            buckets.setdefault(blocks(len(row)), []).append(b)
+        read: dict[int, Prefill] = {}
+        for members in buckets.values():
+            asked = [requests[b] for b in members]
+            read |= zip(members, self._read(asked, [ids[b] for b in members]), strict=True)
+        return [
+            (read[b], self._twin(ids[b]) if request.sampling.guidance != 1.0 else None)
+            for b, request in enumerate(requests)
+        ]
 
     def features(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:
         """Teacher-forced features [B, N, M] float32 of tokens [B, N] under the prompts."""
-        tokens = tokens.to(self._codes.device)
+        tokens = tokens.to(self.codes.device)
         with torch.no_grad():
-            states, context = self._language.begin([self._chat.drawing(p) for p in prompts], self._tokens - 1)
-            rest = self._language.read(self._codes[tokens[:, :-1]], context)
-            return self._features(torch.cat([states[:, -1:], rest], 1))
+            _, last, context = self.language.begin([self._chat.drawing(p) for p in prompts], self.tokens - 1)
+            rest = self.language.read(self.codes[tokens[:, :-1]], context)
+            return self._features(torch.cat([last[:, None], rest], 1))
 
     def prompt_states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Last hidden states [B, T, H] float32 of the prompts and bool [B, T], False at padding."""
         with torch.no_grad():
-            states, context = self._language.begin([self._chat.drawing(p) for p in prompts], 0)
-            return states.float(), context.visible
+            states, _, context = self.language.begin([self._chat.drawing(p) for p in prompts], 0)
+            return states.float(), _seen(states, context)
 
     def head(self, features: Tensor) -> Tensor:
         """Features [.., M] -> logits [.., K] float32; differentiable in `features`."""
-        table = self._head.vision_head
-        return F.linear(features.to(table.weight), table.weight, table.bias).float()
+        return F.linear(features.to(self._table.weight), self._table.weight, self._table.bias).float()
 
-    def _fill(self, tokens: Tensor, requests: Sequence[ImageRequest], on_step: Callable[[int], None] | None) -> None:
-        samplings = [request.sampling for request in requests]
-        # The conditional rows come first, then one unconditional row for each image that is guided.
-        guided = [b for b, sampling in enumerate(samplings) if sampling.guidance != 1.0]
-        scales = torch.tensor([samplings[b].guidance for b in guided], device=tokens.device)[:, None]
-        rows = torch.tensor([*range(len(requests)), *guided], device=tokens.device)
-        prompts = [self._chat.drawing(request.prompt) for request in requests]
-        prompts += [self._chat.unconditional(prompts[b]) for b in guided]
-        states, context = self._language.begin(prompts, self._tokens - 1)
-        routed = route(requests, states, context.visible[:, : states.shape[1]])
-        hidden = states[:, -1]
-        for step in range(self._tokens):
-            logits = self._guide(hidden, routed, guided, scales)
-            tokens[:, step] = choose(logits, samplings, step)
-            if on_step is not None:
-                on_step(step)
-            if step + 1 < self._tokens:
-                drawn = self._codes[tokens[rows, step]]
-                hidden = self._language.read(drawn[:, None], context)[:, -1]
-
-    def _guide(self, hidden: Tensor, routed: Routed, guided: list[int], scales: Tensor) -> Tensor:
-        """Hidden states [B + guided, H] -> logits [B, K]: unconditional + scale * (conditional - unconditional)."""
+    def logits(self, hidden: Tensor, routed: Routed) -> Tensor:
+        """Hidden states [R, H] -> logits [R, K] float32, edited where `routed` says."""
         features = self._features(hidden)
         for edit, expert, rows in routed:
-            features[rows] = edit.apply(features[rows], expert)
-        logits = self.head(features)
+            features[rows] = _edited(edit, expert, features[rows])
+        logits = self._output(features.to(self._table.weight)).float()
         for edit, expert, rows in routed:
             if edit.bias is not None:
                 logits[rows] += edit.bias[expert].to(logits)
-        count = logits.shape[0] - len(guided)
-        conditional, unconditional = logits[:count], logits[count:]
-        if guided:
-            conditional[guided] = unconditional + scales * (conditional[guided] - unconditional)
-        return conditional
+        return logits
 
     def _features(self, hidden: Tensor) -> Tensor:
         """Hidden states [.., H] -> features [.., M] float32."""
-        features: Tensor = self._head.activation_fn(self._head.proj_out(hidden)).float()
-        return features
+        return self._activate(self._project(hidden)).float()
+
+    def _read(self, requests: Sequence[ImageRequest], ids: Sequence[Sequence[int]]) -> list[Prefill]:
+        states, last, context = self.language.begin(ids, 0)
+        experts = route(requests, states, _seen(states, context))
+        return [Prefill(context, row, len(ids[row]), hidden, experts[row]) for row, hidden in enumerate(last)]
+
+    def _twin(self, ids: list[int]) -> Prefill:
+        if len(ids) not in self._unconditional:
+            _, last, context = self.language.begin([self._chat.unconditional(ids)], 0)
+            self._unconditional[len(ids)] = Prefill(context, 0, len(ids), last[0])
+        return self._unconditional[len(ids)]
 
 
-def route(requests: Sequence[ImageRequest], states: Tensor, seen: Tensor) -> Routed:
-    """Decide once an image which expert of its version's output edit applies, if any; conditional rows only.
+def route(requests: Sequence[ImageRequest], states: Tensor, seen: Tensor) -> list[int]:
+    """Decide for each image, once, which expert of its version's output edit applies, or NO_EXPERT.
 
-    states [B or more, T, H], seen bool [B or more, T]: row b is the prompt of requests[b], as in Router.scores.
+    states [B, T, H], seen bool [B, T]: row b is the prompt of requests[b], as in Router.scores.
     """
-    groups: dict[int, tuple[OutputEdit, list[int]]] = {}
+    experts = [NO_EXPERT] * len(requests)
     for b, request in enumerate(requests):
         if request.codebook.output is not None:
-            groups.setdefault(id(request.codebook.output), (request.codebook.output, []))[1].append(b)
-    routed: Routed = []
-    for edit, members in groups.values():
-        rows = torch.tensor(members, device=states.device)
-        chosen = edit.choose(states[rows], seen[rows])
-        for expert in sorted(set(chosen.tolist())):
-            if expert != NO_EXPERT:
-                routed.append((edit, expert, rows[chosen == expert]))
-    return routed
+            experts[b] = int(request.codebook.output.choose(states[b : b + 1], seen[b : b + 1]))
+    return experts
+
+
+def _seen(states: Tensor, context: Context) -> Tensor:
+    """Bool [B, T], False where a row of states [B, T, H] is padding."""
+    return torch.arange(states.shape[1], device=states.device) < context.lengths[:, None]
+
+
+def _edited(edit: OutputEdit, expert: int, features: Tensor) -> Tensor:
+    count = features.shape[0]
+    padded = F.pad(features, (0, 0, 0, -count % EDITED_TOGETHER))
+    return torch.cat([edit.apply(part, expert) for part in torch.split(padded, EDITED_TOGETHER)])[:count]

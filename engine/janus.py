@@ -18,15 +18,16 @@ from engine.drawing import Drawer
 from engine.instructions import Instructions
 from engine.judging import Judge
 from engine.language import LanguageStack
-from engine.model import ImageModel, ImageRequest, ModelFacts, Verdict
+from engine.model import ImageRequest, ModelFacts, Verdict
 from engine.prompting import Chat
 from engine.rewriting import Rewriter
+from engine.slots import Served, Slots, rows_of
 
 FAMILY = "janus"
 LONGEST_PROMPT = 512  # tokens: far above any description, far below what a long context would cost
 
 
-class JanusModel(ImageModel):
+class JanusModel(Served):
     """A loaded Janus checkpoint.
 
     A request's tokens follow from the request alone. Batch mates change the shapes of matrix products and with them
@@ -75,7 +76,20 @@ class JanusModel(ImageModel):
 
     def draw(self, requests: Sequence[ImageRequest], on_step: Callable[[int], None] | None = None) -> Tensor:
         """See ImageModel. An empty prompt draws unconditionally. Raises BadInput as check_prompt does."""
-        return self._drawer.draw(requests, on_step)
+        tokens = torch.zeros(len(requests), self._facts.tokens, dtype=torch.int64, device=self._drawer.codes.device)
+        longest = max((self._chat.length(request.prompt) for request in requests), default=0)
+        slots = Slots(self._drawer, sum(map(rows_of, requests)), longest + self._facts.tokens)
+        places = {slot: b for b, slot in enumerate(slots.admit(requests))}
+        for step in range(self._facts.tokens if requests else 0):
+            for slot, drawn in slots.step():
+                tokens[places[slot]] = drawn
+            if on_step is not None:
+                on_step(step)
+        return tokens
+
+    def slots(self, rows: int) -> Slots:
+        """See Served."""
+        return Slots(self._drawer, rows, self._facts.max_prompt_tokens + self._facts.tokens)
 
     def decode(self, tokens: Tensor, pixel: Tensor) -> Tensor:
         """See ImageModel; differentiable in `pixel`."""

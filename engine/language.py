@@ -1,10 +1,12 @@
-"""The Llama stack of a model, read step by step: rows of unequal length, padded on the left, over preallocated keys.
+"""The Llama stack of a model, read step by step: rows of unequal length over preallocated keys and values.
 
-One code path reads prompts, single tokens and whole teacher-forced images. Knows no images and no chat format.
+One code path reads prompts, single tokens and whole teacher-forced images. What a row reads depends on that row alone:
+on the CPU bit for bit, whoever its batch mates are. Knows no images and no chat format.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -13,136 +15,164 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaModel
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from engine.linear import Linear
+
+BLOCK = 16  # attention reads this many places at a time: with whole blocks a row's sums do not depend on their number
 
 
 @dataclass
 class Context:
     """What R rows have read so far; `LanguageStack.read` extends it in place.
 
-    keys, values: [layers, R, heads, S, d]; visible: [R, S] bool, False at padding; lengths: [R] int64 tokens read,
-    padding not counted; filled: how many of the S places are taken.
+    keys, values: [layers, R, heads, S, d]; lengths: [R] int64, how many of its S places each row has read.
+    longest: at least the largest of the lengths, known without asking the device.
     """
 
     keys: Tensor
     values: Tensor
-    visible: Tensor
     lengths: Tensor
-    filled: int = 0
+    longest: int = 0
 
     def fork(self, times: int, room: int) -> Context:
         """Return a context of R * times rows, row r `times` times in a row, with `room` free places."""
+        spare = blocks(self.longest + room) - self.longest
 
         def widen(cache: Tensor) -> Tensor:
-            return F.pad(cache[:, :, :, : self.filled].repeat_interleave(times, 1), (0, 0, 0, room))
+            return F.pad(cache[:, :, :, : self.longest].repeat_interleave(times, 1), (0, 0, 0, spare))
 
-        visible = F.pad(self.visible[:, : self.filled].repeat_interleave(times, 0), (0, room))
         lengths = self.lengths.repeat_interleave(times, 0)
-        return Context(widen(self.keys), widen(self.values), visible, lengths, self.filled)
+        return Context(widen(self.keys), widen(self.values), lengths, self.longest)
+
+    def put(self, row: int, other: Context, its: int) -> None:
+        """Make row `row` what row `its` of `other` is; both may be the same context."""
+        places = other.longest
+        self.keys[:, row, :, :places] = other.keys[:, its, :, :places]
+        self.values[:, row, :, :places] = other.values[:, its, :, :places]
+        self.lengths[row] = other.lengths[its]
+        self.longest = max(self.longest, places)
+
+
+class _Layer:
+    """One decoder layer's weights, fused: query, key and value in one product, gate and up in another."""
+
+    def __init__(self, layer: LlamaDecoderLayer) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.before, self.between = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+        self.epsilon: float = layer.input_layernorm.variance_epsilon
+        self.attend = Linear([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.project = Linear([attention.o_proj])
+        self.widen = Linear([mlp.gate_proj, mlp.up_proj])
+        self.narrow = Linear([mlp.down_proj])
 
 
 class LanguageStack:
-    """Reads embeddings with the weights of a transformers LlamaModel; the weights stay where they are."""
+    """Reads embeddings with the weights of a transformers LlamaModel. Holds no state: many threads may read at once."""
 
     def __init__(self, llama: LlamaModel, positions: int) -> None:
-        """Take the model's layers; `positions` is the longest row that will be read, in tokens."""
-        self._llama = llama
-        self._layers = cast(list[LlamaDecoderLayer], list(llama.layers))
-        attention = self._layers[0].self_attn
+        """Take the layers out of `llama`, which is left without; `positions` is the longest row to read, in tokens."""
+        layers = cast(list[LlamaDecoderLayer], llama.layers)
+        attention = layers[0].self_attn
         self._head_dim: int = attention.head_dim
-        self._heads = attention.k_proj.out_features // self._head_dim  # of keys and values
-        places = torch.arange(positions, device=llama.embed_tokens.weight.device)[None]
+        self._heads: int = attention.k_proj.out_features // self._head_dim  # of keys and values
+        self._embed, self._norm, self._epsilon = llama.embed_tokens, llama.norm.weight, llama.norm.variance_epsilon
+        places = torch.arange(blocks(positions), device=self._norm.device)[None]
         with torch.no_grad():
-            cos, sin = llama.rotary_emb(llama.embed_tokens.weight, places)
+            cos, sin = llama.rotary_emb(self._norm, places)
+            self._layers = []
+            while len(layers):  # one by one, so that no more than one layer is there twice
+                self._layers.append(_Layer(layers[0]))
+                del layers[0]
         self._cos, self._sin = cos[0], sin[0]  # [positions, d]
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [..] -> embeddings [.., H]."""
-        embedded: Tensor = self._llama.embed_tokens(ids)
+        embedded: Tensor = self._embed(ids)
         return embedded
 
     def context(self, rows: int, places: int) -> Context:
-        """Return an empty context of `rows` rows with `places` places each."""
-        weight = self._llama.embed_tokens.weight
-        shape = (len(self._layers), rows, self._heads, places, self._head_dim)
-        return Context(
-            weight.new_zeros(shape),
-            weight.new_zeros(shape),
-            torch.zeros(rows, places, dtype=torch.bool, device=weight.device),
-            torch.zeros(rows, dtype=torch.int64, device=weight.device),
-        )
+        """Return an empty context of `rows` rows with at least `places` places each."""
+        shape = (len(self._layers), rows, self._heads, blocks(places), self._head_dim)
+        lengths = torch.zeros(rows, dtype=torch.int64, device=self._norm.device)
+        return Context(self._norm.new_zeros(shape), self._norm.new_zeros(shape), lengths)
 
-    def begin(self, rows: Sequence[Sequence[int]], room: int) -> tuple[Tensor, Context]:
-        """Read token rows of unequal length; return their last states [R, T, H] and a context with `room` places.
+    def begin(self, rows: Sequence[Sequence[int]], room: int) -> tuple[Tensor, Tensor, Context]:
+        """Read token rows of unequal length into a new context with `room` more places.
 
-        Rows are padded on the left: the last state is that of the last token.
+        Returns the states [R, T, H], the rows padded on the right to whole blocks, the states [R, H] of each row's last
+        token, and the context.
         """
-        width = max(map(len, rows))
-        device = self._llama.embed_tokens.weight.device
-        ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        visible = torch.arange(width, device=device) >= width - lengths[:, None]
+        lengths = [len(row) for row in rows]
+        width, device = blocks(max(lengths)), self._norm.device
+        ids = torch.tensor([[*row, *itertools.repeat(0, width - len(row))] for row in rows], device=device)
         context = self.context(len(rows), width + room)
-        return self.read(self.embed(ids), context, visible), context
+        states = self.read(self.embed(ids), context)
+        context.lengths, context.longest = torch.tensor(lengths, device=device), max(lengths)
+        return states, states[torch.arange(len(rows), device=device), context.lengths - 1], context
 
-    def read(self, embeddings: Tensor, context: Context, visible: Tensor | None = None) -> Tensor:
-        """Read T more embeddings a row, [R, T, H]; return their last hidden states [R, T, H] and extend `context`.
+    def read(self, embeddings: Tensor, context: Context) -> Tensor:
+        """Read T more embeddings [R, T, H] into the first R rows of `context`; return their last hidden states.
 
-        visible: [R, T] bool, False where a row is padded; None reads all. At padded places the result means nothing.
+        A row that is padded on the right reads its padding too, to no effect on the tokens before: whoever pads sets
+        `context.lengths` back, and what is read next takes the places of the padding.
         """
-        start, stop = context.filled, context.filled + embeddings.shape[1]
-        context.visible[:, start:stop] = True if visible is None else visible
-        new = context.visible[:, start:stop]
-        places = (context.lengths[:, None] + new.cumsum(1) - 1).clamp(min=0)
-        cos, sin = self._cos[places][:, None], self._sin[places][:, None]  # [R, 1, T, d]
-        mask = self._mask(context, start, stop, embeddings.dtype)
+        rows, count = embeddings.shape[:2]
+        places = context.lengths[:rows, None] + torch.arange(count, device=embeddings.device)  # [R, T]
+        bound = blocks(context.longest + count)
+        where = torch.arange(rows, device=embeddings.device)[:, None], places
+        turn = self._cos[places][:, :, None], self._sin[places][:, :, None]  # [R, T, 1, d]
+        unseen = torch.arange(bound, device=embeddings.device) > places[:, :, None]
+        mask = torch.zeros(unseen.shape, dtype=embeddings.dtype, device=embeddings.device)
+        mask = mask.masked_fill_(unseen, -torch.inf)[:, None]  # [R, 1, T, bound]
         hidden = embeddings
-        for number, layer in enumerate(self._layers):
-            keys, values = context.keys[number, :, :, :stop], context.values[number, :, :, :stop]
-            hidden = hidden + self._attend(layer, hidden, keys, values, cos, sin, mask)
-            hidden = hidden + layer.mlp(self._norm(layer.post_attention_layernorm, hidden))
-        context.filled = stop
-        context.lengths = context.lengths + new.sum(1)
-        return self._norm(self._llama.norm, hidden)
+        for layer, keys, values in zip(self._layers, context.keys, context.values, strict=True):
+            query, key, value = self._split(layer.attend(_normed(hidden, layer.before, layer.epsilon)))
+            keys.transpose(1, 2)[where] = _turned(key, *turn)
+            values.transpose(1, 2)[where] = value
+            seen = _attention(_turned(query, *turn), keys[:rows, :, :bound], values[:rows, :, :bound], mask)
+            hidden = hidden + layer.project(seen)
+            gate, up = layer.widen(_normed(hidden, layer.between, layer.epsilon)).chunk(2, -1)
+            hidden = hidden + layer.narrow(F.silu(gate) * up)
+        context.lengths[:rows] += count
+        context.longest += count
+        return _normed(hidden, self._norm, self._epsilon)
 
-    def _attend(
-        self,
-        layer: LlamaDecoderLayer,
-        hidden: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor,
-    ) -> Tensor:
-        attention, rows, count = layer.self_attn, hidden.shape[0], hidden.shape[1]
-        normed = self._norm(layer.input_layernorm, hidden)
-        query, key, value = (
-            project(normed).view(rows, count, -1, self._head_dim).transpose(1, 2)
-            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    def _split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[R, T, (heads + 2 key heads) * d] -> query [R, T, heads, d], key and value [R, T, key heads, d]."""
+        heads = projected.view(*projected.shape[:2], -1, self._head_dim)
+        return (
+            heads[:, :, : -2 * self._heads],
+            heads[:, :, -2 * self._heads : -self._heads],
+            heads[:, :, -self._heads :],
         )
-        keys[:, :, -count:] = _rotate(key, cos, sin)
-        values[:, :, -count:] = value
-        grouped = query.shape[1] != keys.shape[1]
-        seen = F.scaled_dot_product_attention(_rotate(query, cos, sin), keys, values, mask, enable_gqa=grouped)
-        projected: Tensor = attention.o_proj(seen.transpose(1, 2).reshape(rows, count, -1))
-        return projected
-
-    @staticmethod
-    def _mask(context: Context, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """Additive mask [R, 1, T, stop]: 0 at earlier visible places and at oneself, -inf elsewhere."""
-        place = torch.arange(stop, device=context.visible.device)
-        query = place[start:, None]
-        # Oneself also at padding: a row with nothing to look at would be NaN.
-        seen = (context.visible[:, None, :stop] & (place < query)) | (place == query)
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)[:, None]
-
-    @staticmethod
-    def _norm(norm: LlamaRMSNorm, hidden: Tensor) -> Tensor:
-        return F.rms_norm(hidden, hidden.shape[-1:], norm.weight, norm.variance_epsilon)
 
 
-def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions, the halves convention: heads [R, heads, T, d], cos and sin [R, 1, T, d]."""
+def blocks(places: int) -> int:
+    """The smallest number of whole blocks that holds `places`, in places."""
+    return -(-places // BLOCK) * BLOCK
+
+
+def _normed(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    return F.rms_norm(hidden, hidden.shape[-1:], weight, epsilon)
+
+
+def _turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions, the halves convention: heads [R, T, heads, d], cos and sin [R, T, 1, d]."""
     first, second = heads.chunk(2, -1)
     return heads * cos + torch.cat([-second, first], -1) * sin
+
+
+def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Attend: query [R, T, heads, d], keys and values [R, key heads, S, d], mask [R, 1, T, S] -> [R, T, heads * d]."""
+    grouped = query.shape[2] != keys.shape[1]
+    query = query.transpose(1, 2)
+    if query.is_cuda:
+        seen = F.scaled_dot_product_attention(query, keys, values, mask, enable_gqa=grouped)
+    else:
+        # Spelt out: the fused CPU kernel gives a row other last bits among other batch mates.
+        if grouped:
+            keys, values = (cache.repeat_interleave(query.shape[1] // cache.shape[1], 1) for cache in (keys, values))
+        scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(2, 3) + mask
+        seen = scores.softmax(-1) @ values
+    return seen.transpose(1, 2).flatten(2)

@@ -19,13 +19,13 @@ from transformers import JanusForConditionalGeneration, JanusProcessor
 from codebook.errors import BadModel
 from engine.instructions import read_instructions
 from engine.janus import FAMILY, JanusModel
-from engine.model import ImageModel
+from engine.slots import Served
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "checkpoints" / "embedded"
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
-def load_model(name: str, device: str, dtype: str) -> ImageModel:
+def load_model(name: str, device: str, dtype: str) -> Served:
     """Load "embedded", a folder, or a hub repository such as "owner/model", ready to draw.
 
     device: "cpu", "cuda", "cuda:N" or "auto" (a GPU if there is one); dtype: "float32", "bfloat16", "float16" or

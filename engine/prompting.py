@@ -37,6 +37,10 @@ class Chat:
         ids = self._user(prompt, after=self._processor.image_start_token)
         return ids if prompt else self.unconditional(ids)
 
+    def length(self, prompt: str) -> int:
+        """How many ids ask for an image of `prompt`."""
+        return len(self.drawing(prompt))
+
     def unconditional(self, ids: list[int]) -> list[int]:
         """The guidance branch of `ids`: all but the begin marks is padding, which is attended to, as in training."""
         return [i if i in self._kept else self._pad for i in ids]

@@ -88,8 +88,7 @@ class Rewriter:
 
     def _write(self, rows: list[list[int]], edits: list[Edit], limit: int) -> None:
         """Read rows of ids and write up to `limit` tokens after each, until all have ended."""
-        states, context = self._language.begin(rows, limit)
-        hidden = states[:, -1]
+        _, hidden, context = self._language.begin(rows, limit)
         for _ in range(limit):
             likely = self._lm_head(hidden).float().softmax(-1)
             wanted = torch.tensor([edit.wanted for edit in edits], device=likely.device)

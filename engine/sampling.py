@@ -7,6 +7,7 @@ row's choice follows from its own logits, seed and step, whoever its batch mates
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,38 +19,57 @@ _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: successive multiples of it 
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # with shifts 30, 27, 31: the splitmix64 finaliser
 
 
-def choose(logits: Tensor, samplings: Sequence[Sampling], step: int) -> Tensor:
+@dataclass(frozen=True)
+class Draws:
+    """The samplings of B rows as tensors on the device, so that a step asks nothing of the host.
+
+    seeds: [B] int64, mixed; heat: [B, 1] float32, the temperatures; places: [B, 1] int64, the last rank that top-k
+    keeps, counted from 0; deepest: the largest of those ranks + 1, or 0 where no row asks for top-k.
+    """
+
+    seeds: Tensor
+    heat: Tensor
+    places: Tensor
+    deepest: int
+
+    @classmethod
+    def of(cls, samplings: Sequence[Sampling], codes: int, device: torch.device) -> Draws:
+        """Read them off `samplings`; `codes` is K."""
+        seeds = torch.tensor([_signed(_mix(s.seed & _WORD)) for s in samplings], device=device)
+        heat = torch.tensor([s.temperature for s in samplings], device=device)[:, None]
+        asked = [0 < s.top_k < codes for s in samplings]
+        kept = [s.top_k if limited else codes for s, limited in zip(samplings, asked, strict=True)]
+        places = torch.tensor([k - 1 for k in kept], device=device)[:, None]
+        return cls(seeds, heat, places, max(kept) if any(asked) else 0)
+
+
+def choose(logits: Tensor, draws: Draws, steps: Tensor) -> Tensor:
     """Draw one token a row: argmax(logits / T + Gumbel noise), which samples the softmax of logits / T exactly.
 
-    logits: [B, K] float32; row b is drawn as samplings[b] says, and greedily where its temperature is 0.
+    logits: [B, K] float32; row b is drawn as draws say, at its step steps[b], and greedily where its temperature is 0.
     Returns [B] int64 in [0, K).
     """
-    heat = torch.tensor([s.temperature for s in samplings], device=logits.device)[:, None]
-    noise = gumbel([s.seed for s in samplings], step, logits.shape[1], logits.device)
+    noise = gumbel(draws.seeds, steps, logits.shape[1])
     # Scaling the noise, not the logits, needs no division: argmax(l / T + n) = argmax(l + T n), also at T = 0.
-    return (_keep_top(logits, samplings) + torch.where(heat > 0, heat * noise, 0.0)).argmax(1)
+    return (_keep_top(logits, draws) + torch.where(draws.heat > 0, draws.heat * noise, 0.0)).argmax(1)
 
 
-def gumbel(seeds: Sequence[int], step: int, codes: int, device: torch.device) -> Tensor:
-    """Standard Gumbel noise [B, codes] float32; row b is a function of (seeds[b] mod 2^64, step) only."""
-    keys = torch.tensor([_signed(_mix(_mix(s & _WORD) + step)) for s in seeds], device=device)[:, None]
-    counters = torch.arange(1, codes + 1, device=device) * _signed(_GOLDEN)
+def gumbel(seeds: Tensor, steps: Tensor, codes: int) -> Tensor:
+    """Standard Gumbel noise [B, codes] float32; row b is a function of (seeds[b], steps[b]) only."""
+    keys = _mix_tensor(seeds + steps + _signed(_GOLDEN))[:, None]
+    counters = torch.arange(1, codes + 1, device=seeds.device) * _signed(_GOLDEN)
     bits = _shift(_mix_tensor(keys + counters), 11) | 1  # 53 bits, never zero
     # A small u decides who wins, and float32 is finest there; u that rounds to 1 gives -inf: never chosen.
     u = bits.float() * 2.0**-53
     return -torch.log(-torch.log1p(-u))
 
 
-def _keep_top(logits: Tensor, samplings: Sequence[Sampling]) -> Tensor:
+def _keep_top(logits: Tensor, draws: Draws) -> Tensor:
     """Put -inf in place of all but the top_k logits of the rows that ask for it."""
-    rows = [b for b, s in enumerate(samplings) if 0 < s.top_k < logits.shape[1]]
-    if not rows:
+    if not draws.deepest:
         return logits
-    kept = logits.clone()
-    for b in rows:
-        floor = logits[b].topk(samplings[b].top_k).values[-1]
-        kept[b] = logits[b].masked_fill(logits[b] < floor, -torch.inf)
-    return kept
+    floors = logits.topk(draws.deepest).values.gather(1, draws.places)
+    return logits.masked_fill(logits < floors, -torch.inf)
 
 
 def _mix(word: int) -> int:

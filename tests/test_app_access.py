@@ -11,7 +11,7 @@ import pytest
 
 from app.schemas import Generate
 from engine.loading import load_model
-from engine.model import ImageModel
+from engine.slots import Served
 from tests.serving import Server, serving, settings_in, tiny_model, wait_for
 
 CLOSED = [
@@ -110,7 +110,7 @@ def test_the_console_is_whole(server: Server) -> None:
 def test_until_the_model_is_there_calls_are_told_to_wait(model: Path, tmp_path: Path) -> None:
     go_on = threading.Event()
 
-    def load(name: str, device: str, dtype: str) -> ImageModel:
+    def load(name: str, device: str, dtype: str) -> Served:
         go_on.wait()
         return load_model(name, device, dtype)
 
@@ -126,7 +126,7 @@ def test_until_the_model_is_there_calls_are_told_to_wait(model: Path, tmp_path: 
 
 
 def test_a_loader_that_breaks_is_told(tmp_path: Path) -> None:
-    def load(name: str, device: str, dtype: str) -> ImageModel:
+    def load(name: str, device: str, dtype: str) -> Served:
         raise OSError("no space left")
 
     with serving(settings_in(tmp_path, tmp_path), load, ready=False) as server:

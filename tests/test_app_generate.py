@@ -5,16 +5,15 @@ from __future__ import annotations
 import base64
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx2
 import pytest
-from torch import Tensor
 
-from engine.janus import JanusModel
 from engine.loading import load_model
-from engine.model import ImageModel, ImageRequest
+from engine.slots import Served, Slots
 from tests.serving import Server, pixels, serving, settings_in, texts, tiny_model, wait_for
 
 
@@ -111,23 +110,22 @@ def test_several_images_are_not_one_png(server: Server) -> None:
 
 
 class Gate:
-    """Wraps a model's draw so that a test decides when it goes on."""
+    """Holds the thread that draws, before it begins an image, so that a test decides when it goes on."""
 
     def __init__(self) -> None:
         self.entered, self.open, self.shut = threading.Semaphore(0), threading.Event(), False
 
-    def load(self, name: str, device: str, dtype: str) -> ImageModel:
+    def load(self, name: str, device: str, dtype: str) -> Served:
         model = load_model(name, device, dtype)
-        assert isinstance(model, JanusModel)
-        gate, inner = self, model.draw
+        gate, inner = self, model.check_prompt
 
-        def draw(requests: Sequence[ImageRequest], on_step: Callable[[int], None] | None = None) -> Tensor:
+        def check_prompt(prompt: str) -> None:
             if gate.shut:
                 gate.entered.release()
                 gate.open.wait()
-            return inner(requests, on_step)
+            inner(prompt)
 
-        model.draw = draw  # type: ignore[method-assign]
+        model.check_prompt = check_prompt  # type: ignore[method-assign]
         return model
 
 
@@ -182,6 +180,34 @@ def test_a_full_queue_is_429_with_retry_after(gated: Server, gate: Gate) -> None
         assert refused.json()["type"] == "urn:safecb:problem:busy"
         gate.open.set()
         assert {call.result().status_code for call in [first, *rest]} == {200}
+
+
+def test_a_caller_that_hangs_up_is_drawn_no_more(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, allowed, step = [], threading.Semaphore(0), Slots.step
+
+    def slow(slots: Slots) -> object:
+        steps.append([slot.request.prompt for slot in slots.drawing])
+        allowed.acquire()
+        return step(slots)
+
+    monkeypatch.setattr(Slots, "step", slow)
+    with httpx2.Client(base_url=server.url) as impatient, pytest.raises(httpx2.ReadTimeout):
+        impatient.post("/generate", json={"prompt": "a long one"}, timeout=0.3)
+    leave = server.service.engine.batcher._let_go
+    gone = threading.Event()
+
+    def let_go() -> None:
+        leave()
+        gone.set()
+
+    monkeypatch.setattr(server.service.engine.batcher, "_let_go", let_go)
+    assert steps == [["a long one"]]
+    while not gone.is_set() or server.service.engine.batcher._drawing:
+        allowed.release()
+        gone.wait(0.05)
+        assert len(steps) < server.service.engine.facts.tokens
+    allowed.release(10_000)
+    assert server.draw().status_code == 200
 
 
 def test_a_thousand_swaps_while_four_clients_draw(server: Server) -> None:

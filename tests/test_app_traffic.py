@@ -10,7 +10,8 @@ import pytest
 from app import traffic as module
 from app.traffic import REVIEWER, WINDOW, traffic
 from engine.loading import load_model
-from engine.model import ImageModel, Verdict
+from engine.model import Verdict
+from engine.slots import Served
 from tests.serving import Server, serving, settings_in, tiny_model, wait_for
 
 CLEAN, BAD, BETWEEN = [False] * WINDOW, [True] * 12 + [False] * (WINDOW - 12), [True] * 8 + [False] * (WINDOW - 8)
@@ -52,7 +53,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
         yield server
 
 
-def alarmed(name: str, device: str, dtype: str) -> ImageModel:
+def alarmed(name: str, device: str, dtype: str) -> Served:
     """The tiny model with a judge that finds everything unsafe."""
     model = load_model(name, device, dtype)
     verdict = Verdict((0.9, 0.9, 0.9), "gore")

@@ -1,108 +1,142 @@
-"""The batcher: one thread, many callers; nobody pays for a batch mate's mistake."""
+"""The batcher: many callers, one step for all; nobody pays for a batch mate's mistake, and none crowds others out."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from codebook.errors import BadInput, Unavailable
 from codebook.value import Codebook
-from engine.batcher import Batcher, Drawn
+from engine.batcher import Batcher
+from engine.calls import Call, Drawn, Line
 from engine.loading import load_model
-from engine.model import ImageModel, ImageRequest, Sampling
+from engine.model import ImageRequest, Sampling
+from engine.schedule import starts
+from engine.slots import Served, Slots
+from tests.serving import wait_for
 from tests.tiny import build_tiny
+
+ROWS = 8
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ImageModel:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Served:
     torch.set_num_threads(1)
     return load_model(str(build_tiny(tmp_path_factory.mktemp("tiny"))), "cpu", "float32")
 
 
 @pytest.fixture(scope="module")
-def base(model: ImageModel) -> Codebook:
+def base(model: Served) -> Codebook:
     return model.base_codebook()
 
 
+class Gate:
+    """Lets the batcher draw `allowed` more steps, and notes what each step draws."""
+
+    def __init__(self) -> None:
+        self.allowed, self.steps = threading.Semaphore(0), list[list[int]]()
+
+    def step(self, slots: Slots) -> None:
+        self.steps.append([slot.request.sampling.seed for slot in slots.drawing])
+        assert self.allowed.acquire(timeout=60)
+
+    def let_all(self) -> None:
+        self.allowed.release(10_000)
+
+
 @pytest.fixture
-def batcher(model: ImageModel) -> Iterator[Batcher]:
-    batcher = Batcher(model, max_batch=4, max_wait_s=0.05, queue_limit=16)
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    gate, step = Gate(), Slots.step
+
+    def gated(slots: Slots) -> object:
+        gate.step(slots)
+        return step(slots)
+
+    monkeypatch.setattr(Slots, "step", gated)
+    return gate
+
+
+@pytest.fixture
+def batcher(model: Served) -> Iterator[Batcher]:
+    batcher = Batcher(model, ROWS, queue_limit=16)
     yield batcher
     batcher.close()
 
 
-def held(batcher: Batcher) -> tuple[threading.Event, Future[bool]]:
-    """Keep the batcher's thread busy until the event is set; returns once it is."""
-    begun, go = threading.Event(), threading.Event()
-
-    def wait(model: ImageModel) -> bool:
-        begun.set()
-        return go.wait(60)
-
-    future = batcher.submit(wait)
-    assert begun.wait(60)
-    return go, future
+def wanted(base: Codebook, *seeds: int, guidance: float = 2.0) -> list[ImageRequest]:
+    return [ImageRequest("a cat", Sampling(seed, guidance), base) for seed in seeds]
 
 
-def test_calls_waiting_together_are_drawn_together_and_as_alone(
-    batcher: Batcher, model: ImageModel, base: Codebook, monkeypatch: pytest.MonkeyPatch
+def test_an_image_joins_between_steps_and_is_drawn_as_alone(
+    gate: Gate, batcher: Batcher, model: Served, base: Codebook
 ) -> None:
-    sizes: list[int] = []
-    draw = model.draw
-
-    def counting(requests: Sequence[ImageRequest], on_step: Callable[[int], None]) -> Tensor:
-        sizes.append(len(requests))
-        return draw(requests, on_step)
-
-    monkeypatch.setattr(model, "draw", counting)
-    go, _ = held(batcher)
-    requests = [ImageRequest("a cat", Sampling(seed), base) for seed in range(6)]
-    futures = [batcher.submit_draw([one]) for one in requests]
-    go.set()
-    found = [future.result(60)[0].tokens for future in futures]
-    assert sizes == [4, 2]
-    assert torch.equal(torch.stack(found), draw(requests))
+    first = batcher.submit_draw(wanted(base, 1))
+    wait_for("the first step", lambda: gate.steps)
+    second = batcher.submit_draw(wanted(base, 2, guidance=1.0))
+    gate.let_all()
+    found = [future.result(60)[0].tokens for future in (first, second)]
+    assert gate.steps[0] == [1] and [1, 2] in gate.steps and gate.steps[-1] == [2]
+    assert torch.equal(torch.stack(found), model.draw(wanted(base, 1) + wanted(base, 2, guidance=1.0)))
 
 
-def test_one_call_may_be_larger_than_a_batch(batcher: Batcher, base: Codebook) -> None:
-    counts: list[tuple[int, int]] = []
-    requests = [ImageRequest("a cat", Sampling(seed), base) for seed in range(10)]
-    drawn = batcher.submit_draw(requests, lambda done, total: counts.append((done, total))).result(60)
-    assert len(drawn) == 10
-    assert counts == sorted(counts) and counts[-1] == (160, 160)
+def test_one_call_may_be_larger_than_the_room(batcher: Batcher, model: Served, base: Codebook) -> None:
+    requests = wanted(base, *range(10))
+    drawn = batcher.submit_draw(requests).result(60)
+    assert torch.equal(torch.stack([image.tokens for image in drawn]), model.draw(requests))
+
+
+def test_callers_take_turns(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+    many = batcher.submit_draw(wanted(base, *range(4)), "a")
+    wait_for("the first step", lambda: gate.steps)
+    more = batcher.submit_draw(wanted(base, *range(10, 18)), "a")
+    few = batcher.submit_draw(wanted(base, 20, 21), "b")
+    gate.let_all()
+    for future in (many, more, few):
+        future.result(60)
+    joined = list(dict.fromkeys(seed for step in gate.steps for seed in step))
+    assert joined == [0, 1, 2, 3, 10, 20, 11, 21, 12, 13, 14, 15, 16, 17]
 
 
 def test_a_bad_prompt_fails_alone(batcher: Batcher, base: Codebook) -> None:
-    go, _ = held(batcher)
-    bad = batcher.submit_draw([ImageRequest("<begin_of_image>", Sampling(1), base)])
-    good = batcher.submit_draw([ImageRequest("a cat", Sampling(1), base)])
-    go.set()
+    bad = batcher.submit_draw([*wanted(base, 1), replace(wanted(base, 2)[0], prompt="<begin_of_image>")])
+    good = batcher.submit_draw(wanted(base, 1))
     assert len(good.result(60)) == 1
     with pytest.raises(BadInput):
         bad.result(60)
 
 
-def test_a_cancelled_call_is_not_drawn(batcher: Batcher, base: Codebook) -> None:
-    go, _ = held(batcher)
-    future = batcher.submit_draw([ImageRequest("a cat", Sampling(1), base)])
-    assert batcher.waiting() == 1
-    assert future.cancel()
-    go.set()
-    assert batcher.submit(lambda model: 5).result(60) == 5
-    assert batcher.waiting() == 0
+def test_a_cancelled_image_frees_its_rows_at_the_next_step(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+    given_up, kept = batcher.submit_draw(wanted(base, 1)), batcher.submit_draw(wanted(base, 2))
+    gate.allowed.release(5)
+    wait_for("six steps have begun", lambda: len(gate.steps) == 6)
+    assert gate.steps[-1] == [1, 2]
+    before = len(gate.steps)
+    assert given_up.cancel()
+    gate.let_all()
+    assert len(kept.result(60)) == 1
+    assert all(step == [2] for step in gate.steps[before:])
 
 
-def test_each_image_is_decoded_under_its_own_version(batcher: Batcher, model: ImageModel, base: Codebook) -> None:
+def test_a_cancelled_call_leaves_the_line(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+    drawing = batcher.submit_draw(wanted(base, *range(4)))
+    wait_for("the first step", lambda: gate.steps)
+    waiting = batcher.submit_draw(wanted(base, 7, 8))
+    assert batcher.waiting() == 2
+    assert waiting.cancel()
+    gate.let_all()
+    assert len(drawing.result(60)) == 4
+    wait_for("the line is empty", lambda: batcher.waiting() == 0)
+    assert 7 not in {seed for step in gate.steps for seed in step}
+
+
+def test_each_image_is_decoded_under_its_own_version(batcher: Batcher, base: Codebook) -> None:
     other = replace(base, version="v1", pixel=base.pixel.flip(0))
-    go, _ = held(batcher)
     futures = [batcher.submit_draw([ImageRequest("a cat", Sampling(1), book)]) for book in (base, other)]
-    go.set()
     one, two = (future.result(60)[0] for future in futures)
     assert torch.equal(one.tokens, two.tokens)
     for found, book in ((one, base), (two, other)):
@@ -111,31 +145,84 @@ def test_each_image_is_decoded_under_its_own_version(batcher: Batcher, model: Im
     assert not torch.equal(one.image, two.image)
 
 
-def test_a_full_queue_says_when_to_come_back(batcher: Batcher, base: Codebook) -> None:
-    go, _ = held(batcher)
-    requests = [ImageRequest("a cat", Sampling(seed), base) for seed in range(16)]
-    future = batcher.submit_draw(requests)
-    with pytest.raises(Unavailable) as refused:
-        batcher.submit_draw(requests[:1])
-    assert refused.value.retry_after >= 1
-    go.set()
-    assert len(future.result(60)) == 16
+def test_a_full_queue_says_when_there_is_room(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+    drawing = batcher.submit_draw(wanted(base, *range(4)))
+    gate.allowed.release(6)
+    wait_for("seven steps have begun", lambda: len(gate.steps) == 7)
+    waiting = batcher.submit_draw(wanted(base, *range(16)))
+    batcher._step_s = 2.0
+    for more, steps in ((1, 10), (4, 10), (5, 26), (16, 58)):  # 6 of 16 steps are done; four images fit at once
+        with pytest.raises(Unavailable) as refused:
+            batcher.submit_draw(wanted(base, *range(more)))
+        assert refused.value.retry_after == 2.0 * steps
+    gate.let_all()
+    assert len(drawing.result(60)) == 4 and len(waiting.result(60)) == 16
 
 
-def test_closing_finishes_what_was_accepted(model: ImageModel, base: Codebook) -> None:
-    batcher = Batcher(model)
-    future = batcher.submit_draw([ImageRequest("a cat", Sampling(1), base)])
+def test_the_schedule_knows_when_every_image_begins() -> None:
+    # Rows: 8. Two images of 2 rows with 3 and 9 steps left; then a row is free for the small one at once.
+    assert starts([(2, 3), (2, 9)], [2, 2, 2, 1, 2, 2], 8, 16) == [0, 0, 3, 9, 16, 16]
+    assert starts([], [], 8, 16) == []
+
+
+def test_a_line_of_nobody_is_empty(base: Codebook) -> None:
+    line = Line()
+    assert len(line) == 0 and line.first() is None and line.order() == []
+    calls = [Call(wanted(base, *seeds), caller) for seeds, caller in (((1, 2, 3), "a"), ((4,), "a"), ((5,), "b"))]
+    for call in calls:
+        line.join(call)
+    assert [request.sampling.seed for request in line.order()] == [1, 5, 2, 3, 4]
+    calls[0].future.cancel()
+    line.leave()
+    assert [line.take().request.sampling.seed for _ in range(len(line))] == [4, 5]
+
+
+def test_closing_finishes_what_was_accepted(model: Served, base: Codebook) -> None:
+    batcher = Batcher(model, ROWS)
+    future = batcher.submit_draw(wanted(base, 1))
     batcher.close()
     assert len(future.result(0)) == 1
     with pytest.raises(Unavailable):
         batcher.submit(lambda model: None)
+    with pytest.raises(Unavailable):
+        batcher.submit_draw(wanted(base, 1))
 
 
+def test_other_uses_of_the_model_take_their_turn(batcher: Batcher) -> None:
+    assert batcher.submit(lambda model: model.facts.codes).result(60) == 64
+    with pytest.raises(ZeroDivisionError):
+        batcher.submit(lambda model: 1 // 0).result(60)
+
+
+@pytest.mark.parametrize("what", ["decode", "step", "prefill"])
 def test_a_failing_model_fails_the_calls_and_goes_on(
-    batcher: Batcher, model: ImageModel, base: Codebook, monkeypatch: pytest.MonkeyPatch
+    what: str, batcher: Batcher, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    right = model.draw(wanted(base, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(model, "decode", lambda tokens, pixel: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            batcher.submit_draw([ImageRequest("a cat", Sampling(1), base)]).result(60)
-    assert len(batcher.submit_draw([ImageRequest("a cat", Sampling(1), base)]).result(60)) == 1
+        match what:
+            case "decode":
+                patch.setattr(model, "decode", lambda tokens, pixel: 1 / 0)
+            case "step":
+                patch.setattr(Slots, "_read", lambda slots, plan: 1 / 0)
+            case "prefill":
+                patch.setattr(Slots, "admit", lambda slots, requests: 1 / 0)
+        futures: list[Future[list[Drawn]]] = [batcher.submit_draw(wanted(base, seed)) for seed in (1, 2)]
+        for future in futures:
+            with pytest.raises(ZeroDivisionError):
+                future.result(60)
+    assert torch.equal(batcher.submit_draw(wanted(base, 1)).result(60)[0].tokens[None], right)
+
+
+def test_a_full_gpu_is_a_matter_of_time(
+    batcher: Batcher, base: Codebook, model: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(slots: Slots, plan: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Slots, "_read", full)
+        with pytest.raises(Unavailable) as refused:
+            batcher.submit_draw(wanted(base, 1)).result(60)
+    assert refused.value.retry_after > 0
+    assert len(batcher.submit_draw(wanted(base, 1)).result(60)) == 1

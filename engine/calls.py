@@ -1,0 +1,112 @@
+"""Calls for images, and the line in which they wait: one image of each caller in turn, so that none crowds others out.
+
+Knows requests and futures; knows nothing of models and threads.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import zip_longest
+
+from torch import Tensor
+
+from engine.model import ImageRequest, Verdict
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One finished image: tokens [N] int64, image [H, W, 3] uint8, both on the CPU, and the model's own verdict."""
+
+    tokens: Tensor
+    image: Tensor
+    verdict: Verdict
+
+
+@dataclass(eq=False)
+class Call:
+    """A list of images that somebody asked for. `begun` of them have left the line; `drawn` are finished, by index.
+
+    The future stays pending until the end, so that it can be cancelled at any time.
+    """
+
+    requests: Sequence[ImageRequest]
+    caller: str
+    future: Future[list[Drawn]] = field(default_factory=Future)
+    begun: int = 0
+    drawn: dict[int, Drawn] = field(default_factory=dict)
+
+    def add(self, index: int, drawn: Drawn) -> None:
+        """Take a finished image; the last one settles the call."""
+        self.drawn[index] = drawn
+        if len(self.drawn) == len(self.requests):
+            with suppress(InvalidStateError):  # cancelled a moment ago
+                self.future.set_result([self.drawn[i] for i in range(len(self.requests))])
+
+    def fail(self, error: BaseException) -> None:
+        """Settle the call with an error, unless it is settled."""
+        with suppress(InvalidStateError):
+            self.future.set_exception(error)
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """Image `index` of a call."""
+
+    call: Call
+    index: int
+
+    @property
+    def request(self) -> ImageRequest:
+        """What is to be drawn."""
+        return self.call.requests[self.index]
+
+
+class Line:
+    """Calls whose images wait to be drawn. Images of one caller keep their order; callers take turns."""
+
+    def __init__(self) -> None:
+        self._callers: dict[str, deque[Call]] = {}  # whose turn it is comes first
+
+    def __len__(self) -> int:
+        return sum(len(call.requests) - call.begun for calls in self._callers.values() for call in calls)
+
+    def join(self, call: Call) -> None:
+        """Put a call of at least one image at the end of its caller's line."""
+        self._callers.setdefault(call.caller, deque()).append(call)
+
+    def first(self) -> Wanted | None:
+        """The image whose turn it is."""
+        for calls in self._callers.values():
+            return Wanted(calls[0], calls[0].begun)
+        return None
+
+    def take(self) -> Wanted:
+        """Take the image whose turn it is out of the line."""
+        caller, calls = next(iter(self._callers.items()))
+        call = calls[0]
+        wanted = Wanted(call, call.begun)
+        call.begun += 1
+        if call.begun == len(call.requests):
+            calls.popleft()
+        del self._callers[caller]
+        if calls:
+            self._callers[caller] = calls  # behind the others
+        return wanted
+
+    def leave(self) -> None:
+        """Let go of calls that are settled: cancelled or failed."""
+        for caller, calls in list(self._callers.items()):
+            waiting = deque(call for call in calls if not call.future.done())
+            if waiting:
+                self._callers[caller] = waiting
+            else:
+                del self._callers[caller]
+
+    def order(self) -> list[ImageRequest]:
+        """The images in the order in which they would be taken."""
+        lines = [[r for call in calls for r in call.requests[call.begun :]] for calls in self._callers.values()]
+        return [request for turn in zip_longest(*lines) for request in turn if request is not None]

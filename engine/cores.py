@@ -1,0 +1,33 @@
+"""The processor's cores, shared between the threads that compute: two at work get half of the cores each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+
+import torch
+
+
+class Cores:
+    """As many cores as torch uses where it is made. On a GPU they hardly matter."""
+
+    def __init__(self) -> None:
+        self._all, self._busy, self._lock = torch.get_num_threads(), 0, Lock()
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Count the calling thread among those at work."""
+        with self._lock:
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy -= 1
+
+    def share(self) -> None:
+        """Give the calling thread its share for the work that it is about to do."""
+        fair = max(1, self._all // max(1, self._busy))
+        if torch.get_num_threads() != fair:
+            torch.set_num_threads(fair)

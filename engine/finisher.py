@@ -1,0 +1,149 @@
+"""One thread that makes pictures of tokens and has them judged, so that drawing goes on; and lets others use the model.
+
+On a GPU its work runs on a stream of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from codebook.errors import Unavailable
+from engine.calls import Drawn, Wanted
+from engine.cores import Cores
+from engine.model import ImageModel
+from engine.pixels import to_bytes
+
+Result = TypeVar("Result")
+
+DECODED_TOGETHER = 8  # images that finish while others are decoded wait for a batch of at most this many
+USES = 64  # other uses of the model that may wait
+
+
+@dataclass(frozen=True, eq=False)
+class _Tokens:
+    """The tokens [N] of a wanted image; on a GPU `ready` says when they are there."""
+
+    wanted: Wanted
+    tokens: Tensor
+    ready: torch.cuda.Event | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Use:
+    """Any other use of the model."""
+
+    function: Callable[[ImageModel], Any]
+    future: Future[Any]
+
+
+class Finisher:
+    """Decodes and judges. Images come before other uses; each kind is taken in the order it came."""
+
+    def __init__(self, model: ImageModel, cores: Cores) -> None:
+        """Start the thread."""
+        self._model, self._cores = model, cores
+        self._images: deque[_Tokens] = deque()
+        self._uses: deque[_Use] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="finisher", daemon=True)
+        self._thread.start()
+
+    def finish(self, wanted: Wanted, tokens: Tensor) -> None:
+        """Decode and judge an image, and hand it to its call."""
+        ready = torch.cuda.current_stream().record_event() if tokens.is_cuda else None
+        with self._changed:
+            self._images.append(_Tokens(wanted, tokens, ready))
+            self._changed.notify()
+
+    def use(self, function: Callable[[ImageModel], Result]) -> Future[Result]:
+        """Call `function` with the model when its turn comes. Raises Unavailable when too many wait."""
+        future: Future[Result] = Future()
+        with self._changed:
+            if len(self._uses) >= USES:
+                raise Unavailable(f"{USES} uses of the model wait")
+            self._uses.append(_Use(function, future))
+            self._changed.notify()
+        return future
+
+    def close(self) -> None:
+        """Do what was handed in and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with _side_stream():
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._images or self._uses or self._closed)
+                    if not self._images and not self._uses:
+                        return
+                    count = min(len(self._images), DECODED_TOGETHER)
+                    images = [self._images.popleft() for _ in range(count)]
+                    use = None if images else self._uses.popleft()
+                with self._cores.working():
+                    self._cores.share()
+                    if use is not None:
+                        _settle(use.future, lambda use=use: use.function(self._model))  # type: ignore[misc]
+                    elif images := [image for image in images if not image.wanted.call.future.done()]:
+                        self._finish(images)
+
+    def _finish(self, images: list[_Tokens]) -> None:
+        try:
+            finished = self._drawn(images)
+        except BaseException as error:
+            for image in images:
+                image.wanted.call.fail(explained(error))
+            return
+        for image, drawn in zip(images, finished, strict=True):
+            image.wanted.call.add(image.wanted.index, drawn)
+
+    def _drawn(self, images: list[_Tokens]) -> list[Drawn]:
+        for image in images:
+            if image.ready is not None:
+                torch.cuda.current_stream().wait_event(image.ready)
+        tokens = torch.stack([image.tokens for image in images])
+        tables = [image.wanted.request.codebook.pixel for image in images]
+        same = all(table is tables[0] for table in tables)
+        with torch.no_grad():
+            pictures = self._model.decode(tokens, tables[0] if same else torch.stack(tables))
+        self._cores.share()
+        verdicts = self._model.judge(pictures)
+        return [Drawn(*parts) for parts in zip(tokens.cpu(), to_bytes(pictures), verdicts, strict=True)]
+
+
+def explained(error: BaseException) -> BaseException:
+    """The error for a caller: a full GPU is a matter of time."""
+    if not isinstance(error, torch.OutOfMemoryError):
+        return error
+    torch.cuda.empty_cache()
+    return Unavailable("the GPU is out of memory", retry_after=5.0)
+
+
+def _side_stream() -> AbstractContextManager[Any]:
+    if not torch.cuda.is_available():
+        return nullcontext()
+    return torch.cuda.stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
+
+
+def _settle(future: Future[Result], compute: Callable[[], Result]) -> None:
+    """Run `compute` into the future, unless that was cancelled."""
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = compute()
+    except BaseException as error:
+        future.set_exception(explained(error))
+    else:
+        future.set_result(result)

@@ -1,0 +1,199 @@
+"""The images that are being drawn, each at its own step: they join at any step and leave when they are complete.
+
+What is drawn of an image follows from its request alone, whoever else is being drawn. Knows tensors and requests;
+knows nothing of queues, callers and time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from codebook.value import NO_EXPERT, OutputEdit
+from engine.drawing import Drawer, Prefill, Routed
+from engine.model import ImageModel, ImageRequest
+from engine.sampling import Draws, choose
+
+
+@dataclass(eq=False)
+class Slot:
+    """One image being drawn. place: its row of the token table; prompt: its tokens; step: tokens drawn so far.
+
+    rows: the rows of the context that read for it, the conditional one first, then the unconditional one, if any.
+    """
+
+    request: ImageRequest
+    place: int
+    prompt: int
+    expert: int
+    rows: list[int] = field(default_factory=list)
+    step: int = 0
+
+
+def rows_of(request: ImageRequest) -> int:
+    """How many rows an image takes: one, and one more if it is guided."""
+    return 1 if request.sampling.guidance == 1.0 else 2
+
+
+class Slots:
+    """The images being drawn with one model, in at most `rows` rows. One caller at a time."""
+
+    def __init__(self, drawer: Drawer, rows: int, places: int) -> None:
+        """Reserve `rows` rows of `places` tokens each."""
+        self._drawer, self._rows = drawer, rows
+        self._context = drawer.language.context(rows, places)
+        self._hidden = drawer.codes.new_zeros(rows, drawer.codes.shape[1])
+        self._tokens = torch.zeros(rows, drawer.tokens, dtype=torch.int64, device=drawer.codes.device)
+        self._places = list(range(rows))  # free rows of the token table
+        self._slots: list[Slot] = []
+        self._owners: list[Slot] = []  # of each row in use: these are the first ones, without a gap
+        self._plan: _Plan | None = None  # made anew when an image has joined or left
+
+    @property
+    def drawing(self) -> Sequence[Slot]:
+        """The images being drawn, in the order in which they joined."""
+        return tuple(self._slots)
+
+    @property
+    def free(self) -> int:
+        """How many rows are free."""
+        return self._rows - len(self._owners)
+
+    def admit(self, requests: Sequence[ImageRequest]) -> list[Slot]:
+        """Read prompts and begin their images, for which there must be room. Raises BadInput for a bad prompt."""
+        with torch.inference_mode():
+            read = self._drawer.prefill(requests)
+            return [self._join(request, *prefills) for request, prefills in zip(requests, read, strict=True)]
+
+    def step(self) -> list[tuple[Slot, Tensor]]:
+        """Draw one more token of every image; those that are complete leave, each with its tokens [N] int64."""
+        with torch.inference_mode():
+            plan = self._planned()
+            logits = self._drawer.logits(self._hidden[: len(self._owners)], plan.routed)
+            self._tokens[plan.places, plan.steps] = choose(plan.guide(logits), plan.draws, plan.steps)
+            plan.steps.add_(1)
+            for slot in self._slots:
+                slot.step += 1
+            done = [slot for slot in self._slots if slot.step == self._drawer.tokens]
+            for slot in done:
+                self._leave(slot)
+            if self._slots:
+                self._read(self._planned())
+        # Cloned outside inference mode, so that autograd may later index with it.
+        return [(slot, self._tokens[slot.place].clone()) for slot in done]
+
+    def drop(self, slot: Slot) -> None:
+        """Stop drawing an image."""
+        with torch.inference_mode():
+            self._leave(slot)
+
+    def clear(self) -> None:
+        """Stop drawing all images."""
+        self._owners.clear()
+        self._slots.clear()
+        self._places, self._plan = list(range(self._rows)), None
+
+    def _read(self, plan: _Plan) -> None:
+        """Let every row read the token that its image has just got."""
+        drawn = self._tokens[plan.places, plan.steps - 1][plan.owners]
+        self._context.longest = max(slot.prompt + slot.step - 1 for slot in self._slots)
+        states = self._drawer.language.read(self._drawer.codes[drawn][:, None], self._context)
+        self._hidden[: len(self._owners)] = states[:, 0]
+
+    def _join(self, request: ImageRequest, read: Prefill, twin: Prefill | None) -> Slot:
+        slot = Slot(request, self._places.pop(), read.length, read.expert)
+        for prefill in (read,) if twin is None else (read, twin):
+            row = len(self._owners)
+            slot.rows.append(row)
+            self._owners.append(slot)
+            self._context.put(row, prefill.context, prefill.row)
+            self._hidden[row] = prefill.hidden
+        self._slots.append(slot)
+        self._plan = None
+        return slot
+
+    def _leave(self, slot: Slot) -> None:
+        """Free the rows of an image; the last rows in use move to where they were."""
+        for row in sorted(slot.rows, reverse=True):
+            last = len(self._owners) - 1
+            mover = self._owners.pop()
+            if row != last:
+                self._context.put(row, self._context, last)
+                self._hidden[row] = self._hidden[last]
+                self._owners[row] = mover
+                mover.rows[mover.rows.index(last)] = row
+        self._slots.remove(slot)
+        self._places.append(slot.place)
+        self._plan = None
+
+    def _planned(self) -> _Plan:
+        if self._plan is None:
+            self._plan = _Plan.of(self._slots, self._owners, self._tokens.device, self._drawer.codes.shape[0])
+        return self._plan
+
+
+class Served(ImageModel, Protocol):
+    """A model whose images can join and leave at any step."""
+
+    def slots(self, rows: int) -> Slots:
+        """Reserve `rows` rows in which images of any readable prompt can be drawn."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the steps have in common until an image joins or leaves, as tensors: n images in R rows, g of them guided.
+
+    places, steps: [n] int64; owners: [R] int64, which image a row reads for; conditional: [n] int64, the image's row;
+    guided: [g] int64, which images; unconditional: [g] int64, their rows; scales: [g, 1] float32.
+    """
+
+    places: Tensor
+    steps: Tensor
+    owners: Tensor
+    conditional: Tensor
+    guided: Tensor
+    unconditional: Tensor
+    scales: Tensor
+    draws: Draws
+    routed: Routed
+
+    @classmethod
+    def of(cls, slots: Sequence[Slot], owners: Sequence[Slot], device: torch.device, codes: int) -> _Plan:
+        number = {slot: n for n, slot in enumerate(slots)}
+        guided = [slot for slot in slots if len(slot.rows) == 2]
+
+        def whole(values: Iterable[int]) -> Tensor:
+            return torch.tensor(list(values), dtype=torch.int64, device=device)
+
+        scales = torch.tensor([slot.request.sampling.guidance for slot in guided], device=device)
+        return cls(
+            places=whole(slot.place for slot in slots),
+            steps=whole(slot.step for slot in slots),
+            owners=whole(number[slot] for slot in owners),
+            conditional=whole(slot.rows[0] for slot in slots),
+            guided=whole(number[slot] for slot in guided),
+            unconditional=whole(slot.rows[1] for slot in guided),
+            scales=scales[:, None],
+            draws=Draws.of([slot.request.sampling for slot in slots], codes, device),
+            routed=[(edit, expert, whole(rows)) for edit, expert, rows in _routed(slots)],
+        )
+
+    def guide(self, logits: Tensor) -> Tensor:
+        """Logits [R, K] of rows -> [n, K] of images: unconditional + scale * (conditional - unconditional)."""
+        conditional, unconditional = logits[self.conditional], logits[self.unconditional]
+        guided = unconditional + self.scales * (conditional[self.guided] - unconditional)
+        return conditional.index_copy(0, self.guided, guided)
+
+
+def _routed(slots: Sequence[Slot]) -> list[tuple[OutputEdit, int, list[int]]]:
+    """The conditional rows to which each expert of each version's edit applies."""
+    groups: dict[tuple[int, int], tuple[OutputEdit, int, list[int]]] = {}
+    for slot in slots:
+        edit = slot.request.codebook.output
+        if edit is not None and slot.expert != NO_EXPERT:
+            groups.setdefault((id(edit), slot.expert), (edit, slot.expert, []))[2].append(slot.rows[0])
+    return list(groups.values())

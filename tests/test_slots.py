@@ -1,0 +1,165 @@
+"""Images that join and leave at any step: what is drawn of each follows from its request alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codebook.value import Codebook, OutputEdit
+from engine.drawing import Drawer, Routed
+from engine.linear import Linear, can_pack
+from engine.loading import EMBEDDED, load_model
+from engine.model import ImageRequest, Sampling
+from engine.slots import Served, rows_of
+from tests.tiny import build_tiny
+
+PROMPTS = (
+    "a red apple",
+    "a dog covered in snow on a blue background",
+    "x",
+    "two keys and a hat in the noto style, on a yellow background, drawn with care for somebody who likes long prompts",
+    "a cat",
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    torch.set_num_threads(1)
+    return load_model(str(build_tiny(tmp_path_factory.mktemp("tiny"))), "cpu", "float32")
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Served:
+    torch.set_num_threads(1)
+    return load_model(str(EMBEDDED), "cpu", "float32")
+
+
+def books(model: Served) -> list[Codebook]:
+    """The model's own codebook, and one whose edit applies to every image."""
+    base, noise = model.base_codebook(), torch.Generator().manual_seed(0)
+    width = model.facts.feature_dim
+    basis = torch.linalg.qr(torch.randn(1, width, 8, generator=noise)).Q
+    down, up = torch.randn(1, width, 2, generator=noise) / 9, torch.randn(1, 2, width, generator=noise) / 9
+    bias = torch.randn(1, model.facts.codes, generator=noise)
+    edit = OutputEdit(basis, torch.zeros(width), down, up, bias=bias)
+    return [base, replace(base, version="v1", output=edit)]
+
+
+def random_requests(model: Served, count: int) -> list[ImageRequest]:
+    chance, codebooks = random.Random(1), books(model)
+    return [
+        ImageRequest(
+            chance.choice(PROMPTS),
+            Sampling(seed, chance.choice([1.0, 2.0, 3.5]), chance.choice([0.0, 0.7, 1.0]), chance.choice([0, 0, 3])),
+            chance.choice(codebooks),
+        )
+        for seed in range(count)
+    ]
+
+
+def in_company(model: Served, requests: Sequence[ImageRequest], rows: int) -> Tensor:
+    """Draw them in `rows` rows: each joins when there is room and chance wants it; some are given up and begin anew."""
+    chance, slots, waiting = random.Random(2), model.slots(rows), list(enumerate(requests))
+    tokens = torch.zeros(len(requests), model.facts.tokens, dtype=torch.int64)
+    drawing: dict[object, int] = {}
+    while waiting or drawing:
+        while waiting and chance.random() < 0.7 and rows_of(waiting[0][1]) <= slots.free:
+            number, request = waiting.pop(0)
+            drawing[slots.admit([request])[0]] = number
+        if slots.drawing and chance.random() < 0.02:
+            slot = chance.choice(slots.drawing)
+            slots.drop(slot)
+            waiting.append((drawing.pop(slot), slot.request))
+        if slots.drawing:
+            for slot, drawn in slots.step():
+                tokens[drawing.pop(slot)] = drawn
+    assert slots.free == rows
+    return tokens
+
+
+def test_two_hundred_images_are_the_same_alone_and_in_random_company(tiny: Served) -> None:
+    requests = random_requests(tiny, 200)
+    alone = torch.cat([tiny.draw([request]) for request in requests])
+    assert len(set(map(tuple, alone.tolist()))) > 100  # a third are greedy
+    assert torch.equal(alone, in_company(tiny, requests, 32))
+
+
+def test_the_embedded_model_draws_the_same_alone_and_in_random_company(embedded: Served) -> None:
+    requests = random_requests(embedded, 16)
+    assert torch.equal(torch.cat([embedded.draw([one]) for one in requests]), in_company(embedded, requests, 12))
+
+
+def test_logits_are_the_same_to_the_last_bit_whoever_else_is_drawn(
+    embedded: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    logits = Drawer.logits
+
+    def spied(drawer: Drawer, hidden: Tensor, routed: Routed) -> Tensor:
+        found = logits(drawer, hidden, routed)
+        seen.append(found.clone())
+        return found
+
+    monkeypatch.setattr(Drawer, "logits", spied)
+    requests = random_requests(embedded, 7)
+    for number, request in enumerate(requests):
+        slots, rows = embedded.slots(16), rows_of(request)
+        slots.admit([request])
+        for _ in range(20):
+            slots.step()
+        alone, before = [found[:rows] for found in seen], sum(map(rows_of, requests[:number]))
+        seen.clear()
+        slots = embedded.slots(16)
+        slots.admit(requests)
+        for _ in range(20):
+            slots.step()
+        company = [found[before : before + rows] for found in seen]
+        seen.clear()
+        assert all(map(torch.equal, alone, company))
+
+
+def test_a_full_table_of_slots_is_used_again(tiny: Served) -> None:
+    slots, request = tiny.slots(4), random_requests(tiny, 1)[0]
+    request = replace(request, sampling=Sampling(3))
+    right = tiny.draw([request])[0]
+    for _ in range(3):
+        slots.admit([request, request])
+        assert slots.free == 0
+        finished = list(chain.from_iterable(slots.step() for _ in range(tiny.facts.tokens)))
+        assert all(torch.equal(tokens, right) for _, tokens in finished) and len(finished) == 2
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("biased", [True, False])
+def test_stacked_layers_multiply_like_each_of_them(kind: torch.dtype, biased: bool) -> None:
+    layers = [nn.Linear(50, outputs, bias=biased, dtype=kind) for outputs in (100, 7)]
+    linear = Linear(layers)
+    x = torch.randn(3, 40, 50).to(kind)
+    with torch.no_grad():
+        right = torch.cat([F.linear(x, layer.weight, layer.bias) for layer in layers], -1)
+        tolerance = 2e-2 if kind == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(linear(x), right, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.skipif(not can_pack(torch.zeros(1, 1)), reason="oneDNN is not there: no promise is made")
+def test_a_product_does_not_depend_on_the_number_of_rows() -> None:
+    for inputs, outputs in ((384, 1152), (1024, 384), (50, 100)):
+        linear, x = Linear([nn.Linear(inputs, outputs)]), torch.randn(64, inputs)
+        with torch.no_grad():
+            right = linear(x)
+            for rows in range(1, 64):
+                assert torch.equal(linear(x[-rows:]), right[-rows:])
+
+
+def test_the_model_keeps_one_copy_of_its_layers(tmp_path: Path) -> None:
+    model: Any = load_model(str(build_tiny(tmp_path / "tiny")), "cpu", "float32")
+    assert len(model._judge._model.model.language_model.layers) == 0
