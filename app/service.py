@@ -23,8 +23,6 @@ from engine.slots import Served
 
 log = logging.getLogger(__name__)
 
-ROWS = 32  # drawn at once: 16 images under guidance
-
 Load = Callable[[str, str, str], Served]  # name, device, dtype
 
 
@@ -73,7 +71,7 @@ class Service:
             self.live.refresh()
             # Without a usable active version this server has nothing to serve: the first lease says why.
             with self.live.lease() as codebook:
-                batcher = Batcher(model, ROWS)
+                batcher = Batcher(model, model.rows())
                 batcher.submit_draw([ImageRequest("warm-up", Sampling(seed=0), codebook)]).result()
         except SafeCBError as error:
             self.failure = error

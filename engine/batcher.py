@@ -28,11 +28,12 @@ class Batcher:
     """Serves a model to many threads. Futures may be cancelled at any time: the image is given up at the next step."""
 
     def __init__(self, model: Served, rows: int, queue_limit: int = 64) -> None:
-        """Start the threads. Up to `rows` rows are drawn at once; `queue_limit` images may wait."""
+        """Warm up and start the threads. At most `rows` rows are drawn at once; `queue_limit` images may wait."""
         self._model, self._rows, self._limit = model, rows, queue_limit
         self._cores = Cores()
         self._finisher = Finisher(model, self._cores)
         self._slots = model.slots(rows)
+        self._slots.warm()
         self._drawing: dict[Slot, Wanted] = {}
         self._line = Line()
         self._changed = threading.Condition()  # guards the line and `_closed`

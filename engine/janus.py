@@ -18,6 +18,7 @@ from engine.drawing import Drawer
 from engine.instructions import Instructions
 from engine.judging import Judge
 from engine.language import LanguageStack
+from engine.memory import planned_rows
 from engine.model import ImageRequest, ModelFacts, Verdict
 from engine.prompting import Chat
 from engine.rewriting import Rewriter
@@ -54,6 +55,7 @@ class JanusModel(Served):
         # The longest row is a prompt with an image, or a rewrite question with its answer (16 tokens longer).
         positions = min(longest, 2 * LONGEST_PROMPT + self._facts.tokens)
         language = LanguageStack(inner.language_model, positions)
+        self._places = self._facts.max_prompt_tokens + self._facts.tokens
         self._chat = Chat(processor, self._facts.max_prompt_tokens)
         self._drawer = Drawer(inner, language, self._chat, self._facts.tokens)
         self._judge = Judge(model, language, self._chat, instructions)
@@ -89,7 +91,11 @@ class JanusModel(Served):
 
     def slots(self, rows: int) -> Slots:
         """See Served."""
-        return Slots(self._drawer, rows, self._facts.max_prompt_tokens + self._facts.tokens)
+        return Slots(self._drawer, rows, self._places)
+
+    def rows(self) -> int:
+        """See Served."""
+        return planned_rows(self._drawer.codes.device, self._drawer.language.row_bytes(self._places))
 
     def decode(self, tokens: Tensor, pixel: Tensor) -> Tensor:
         """See ImageModel; differentiable in `pixel`."""

@@ -77,6 +77,7 @@ class LanguageStack:
         self._head_dim: int = attention.head_dim
         self._heads: int = attention.k_proj.out_features // self._head_dim  # of keys and values
         self._embed, self._norm, self._epsilon = llama.embed_tokens, llama.norm.weight, llama.norm.variance_epsilon
+        self.width: int = llama.norm.weight.shape[0]  # H
         places = torch.arange(blocks(positions), device=self._norm.device)[None]
         with torch.no_grad():
             cos, sin = llama.rotary_emb(self._norm, places)
@@ -85,6 +86,11 @@ class LanguageStack:
                 self._layers.append(_Layer(layers[0]))
                 del layers[0]
         self._cos, self._sin = cos[0], sin[0]  # [positions, d]
+
+    def row_bytes(self, places: int) -> int:
+        """Bytes of a context's row of `places` places."""
+        numbers = 2 * len(self._layers) * self._heads * blocks(places) * self._head_dim
+        return numbers * self._norm.element_size()
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [..] -> embeddings [.., H]."""
@@ -118,8 +124,18 @@ class LanguageStack:
         `context.lengths` back, and what is read next takes the places of the padding.
         """
         rows, count = embeddings.shape[:2]
+        hidden = self.layers(embeddings, context, blocks(context.longest + count))
+        context.lengths[:rows] += count
+        context.longest += count
+        return hidden
+
+    def layers(self, embeddings: Tensor, context: Context, bound: int) -> Tensor:
+        """As `read`, but leaves the lengths of `context` as they are; rows attend to their first `bound` places.
+
+        Shapes and addresses are all it takes from the host, so that it can be recorded.
+        """
+        rows, count = embeddings.shape[:2]
         places = context.lengths[:rows, None] + torch.arange(count, device=embeddings.device)  # [R, T]
-        bound = blocks(context.longest + count)
         where = torch.arange(rows, device=embeddings.device)[:, None], places
         turn = self._cos[places][:, :, None], self._sin[places][:, :, None]  # [R, T, 1, d]
         unseen = torch.arange(bound, device=embeddings.device) > places[:, :, None]
@@ -134,8 +150,6 @@ class LanguageStack:
             hidden = hidden + layer.project(seen)
             gate, up = layer.widen(_normed(hidden, layer.between, layer.epsilon)).chunk(2, -1)
             hidden = hidden + layer.narrow(F.silu(gate) * up)
-        context.lengths[:rows] += count
-        context.longest += count
         return _normed(hidden, self._norm, self._epsilon)
 
     def _split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:

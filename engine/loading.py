@@ -1,4 +1,4 @@
-"""From a name to a model: the embedded checkpoint, a local folder, or a repository of the model hub.
+"""From a name to a model: the embedded checkpoint, a local folder, a repository of the model hub, or random weights.
 
 Whatever cannot be served is refused here with a reason, before the first request.
 """
@@ -17,8 +17,9 @@ from torch import nn
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
 from codebook.errors import BadModel
-from engine.instructions import read_instructions
+from engine.instructions import general_chat, read_instructions
 from engine.janus import FAMILY, JanusModel
+from engine.random_model import PREFIX, random_janus
 from engine.slots import Served
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "checkpoints" / "embedded"
@@ -26,17 +27,20 @@ HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
 def load_model(name: str, device: str, dtype: str) -> Served:
-    """Load "embedded", a folder, or a hub repository such as "owner/model", ready to draw.
+    """Load "embedded", a folder, a hub repository such as "owner/model" or "random:janus-pro-1b", ready to draw.
 
     device: "cpu", "cuda", "cuda:N" or "auto" (a GPU if there is one); dtype: "float32", "bfloat16", "float16" or
     "auto" (float32 on the CPU, bfloat16 on a GPU). Raises BadModel.
     """
-    folder = find_model(name)
-    _check_config(folder)
-    model_hash, instructions = hash_weights(folder), read_instructions(folder)
     where = _device(device)
     auto = torch.float32 if where.type == "cpu" else torch.bfloat16
     kind: torch.dtype = auto if dtype == "auto" else getattr(torch, dtype)
+    if name.startswith(PREFIX):
+        model, processor, model_hash = random_janus(name, where, kind)
+        return JanusModel(model, processor, general_chat(), name, model_hash)
+    folder = find_model(name)
+    _check_config(folder)
+    model_hash, instructions = hash_weights(folder), read_instructions(folder)
     try:
         model = JanusForConditionalGeneration.from_pretrained(folder, dtype=kind, local_files_only=True)
         processor = JanusProcessor.from_pretrained(folder, local_files_only=True)
@@ -48,6 +52,8 @@ def load_model(name: str, device: str, dtype: str) -> Served:
 
 def find_model(name: str) -> Path:
     """Return the folder that `name` stands for; a hub repository is downloaded once. Raises BadModel."""
+    if name.startswith(PREFIX):
+        raise BadModel(f"{name}: random weights have no folder, and no judges beside them")
     if name == "embedded":
         if not EMBEDDED.is_dir():
             raise BadModel(f"the embedded model is missing: there is no folder {EMBEDDED}")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from codebook.value import NO_EXPERT, OutputEdit
 from engine.drawing import Drawer, Prefill, Routed
+from engine.graphs import StepReader, recorder
 from engine.model import ImageModel, ImageRequest
 from engine.sampling import Draws, choose
 
@@ -46,6 +47,7 @@ class Slots:
         """Reserve `rows` rows of `places` tokens each."""
         self._drawer, self._rows = drawer, rows
         self._context = drawer.language.context(rows, places)
+        self._read_step = StepReader(drawer.language, self._context, recorder(drawer.codes.device))
         self._hidden = drawer.codes.new_zeros(rows, drawer.codes.shape[1])
         self._tokens = torch.zeros(rows, drawer.tokens, dtype=torch.int64, device=drawer.codes.device)
         self._places = list(range(rows))  # free rows of the token table
@@ -91,6 +93,11 @@ class Slots:
         with torch.inference_mode():
             self._leave(slot)
 
+    def warm(self) -> None:
+        """Prepare all that a step may need, before the first image."""
+        with torch.inference_mode():
+            self._read_step.warm()
+
     def clear(self) -> None:
         """Stop drawing all images."""
         self._owners.clear()
@@ -101,8 +108,7 @@ class Slots:
         """Let every row read the token that its image has just got."""
         drawn = self._tokens[plan.places, plan.steps - 1][plan.owners]
         self._context.longest = max(slot.prompt + slot.step - 1 for slot in self._slots)
-        states = self._drawer.language.read(self._drawer.codes[drawn][:, None], self._context)
-        self._hidden[: len(self._owners)] = states[:, 0]
+        self._hidden[: len(self._owners)] = self._read_step(self._drawer.codes[drawn])
 
     def _join(self, request: ImageRequest, read: Prefill, twin: Prefill | None) -> Slot:
         slot = Slot(request, self._places.pop(), read.length, read.expert)
@@ -141,6 +147,9 @@ class Served(ImageModel, Protocol):
 
     def slots(self, rows: int) -> Slots:
         """Reserve `rows` rows in which images of any readable prompt can be drawn."""
+
+    def rows(self) -> int:
+        """How many rows fit this model's device. Raises BadModel where there is no room for an image."""
 
 
 @dataclass(frozen=True)

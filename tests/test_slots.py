@@ -7,17 +7,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codebook.errors import BadModel
 from codebook.value import Codebook, OutputEdit
 from engine.drawing import Drawer, Routed
+from engine.graphs import Replay, recorder
+from engine.janus import JanusModel
 from engine.linear import Linear, can_pack
 from engine.loading import EMBEDDED, load_model
+from engine.memory import ON_CPU, fitting, planned_rows
 from engine.model import ImageRequest, Sampling
 from engine.slots import Served, rows_of
 from tests.tiny import build_tiny
@@ -163,3 +167,61 @@ def test_a_product_does_not_depend_on_the_number_of_rows() -> None:
 def test_the_model_keeps_one_copy_of_its_layers(tmp_path: Path) -> None:
     model: Any = load_model(str(build_tiny(tmp_path / "tiny")), "cpu", "float32")
     assert len(model._judge._model.model.language_model.layers) == 0
+
+
+def test_rows_are_padded_to_buckets_where_steps_are_recorded(tiny: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths: list[int] = []
+
+    def record(compute: Replay) -> Replay:
+        def replay() -> Tensor:
+            hidden = compute()
+            widths.append(hidden.shape[0])
+            return hidden
+
+        return replay
+
+    requests = random_requests(tiny, 40)
+    right = torch.cat([tiny.draw([request]) for request in requests])
+    monkeypatch.setattr("engine.slots.recorder", lambda device: record)
+    monkeypatch.setattr("engine.graphs.PLACES", 32)
+    assert torch.equal(in_company(tiny, requests, 12), right)
+    assert set(widths) <= {1, 2, 4, 8, 12} and {4, 8, 12} <= set(widths)
+
+
+def test_recordings_are_made_before_the_first_image(tiny: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[int] = []
+
+    def record(compute: Replay) -> Replay:
+        recorded.append(compute().shape[0])
+        return compute
+
+    monkeypatch.setattr("engine.slots.recorder", lambda device: record)
+    slots = tiny.slots(6)
+    slots.warm()
+    known = len(recorded)
+    assert set(recorded) == {1, 2, 4, 6}
+    slots.admit(random_requests(tiny, 3))
+    while slots.drawing:
+        slots.step()
+    assert len(recorded) == known
+
+
+def test_a_gpu_is_recorded_and_a_cpu_is_not() -> None:
+    assert recorder(torch.device("cpu")) is None
+    assert recorder(torch.device("cuda")) is not None
+
+
+def test_rows_are_planned_from_the_memory_that_is_free() -> None:
+    assert fitting(100, 9, 256) == 10
+    assert fitting(10**9, 9, 256) == 256
+    with pytest.raises(BadModel, match="GiB"):
+        fitting(15, 9, 256)
+    with pytest.raises(BadModel):
+        fitting(-5, 9, 256)
+    assert planned_rows(torch.device("cpu"), 1) == ON_CPU
+
+
+def test_a_row_takes_what_is_planned_for_it(tiny: Served) -> None:
+    context = cast(JanusModel, tiny)._drawer.language.context(3, 40)
+    taken = context.keys.nbytes + context.values.nbytes
+    assert taken == 3 * cast(JanusModel, tiny)._drawer.language.row_bytes(40)
