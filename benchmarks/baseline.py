@@ -1,0 +1,122 @@
+"""What one would write without Safe-CB: FastAPI around the `generate` of transformers, same weights, same settings.
+
+`python -m benchmarks.baseline --mode single` draws one image at a time, `batched` whatever waits, up to 8 together, and
+`compiled` the same with the language model compiled. Prints its address when it is ready.
+"""
+
+from __future__ import annotations
+
+import argparse
+import queue
+import socket
+import threading
+from concurrent.futures import Future
+from io import BytesIO
+from typing import Any
+
+import torch
+import uvicorn
+from fastapi import FastAPI, Response
+from pydantic import BaseModel
+from transformers import JanusForConditionalGeneration, JanusProcessor
+
+from engine.instructions import read_instructions
+from engine.loading import EMBEDDED
+
+TOGETHER, WAIT_S = 8, 0.01
+
+
+class Asked(BaseModel):
+    """The part of POST /generate that the benchmark uses; transformers has one random state, the seed has no effect."""
+
+    prompt: str
+    seed: int
+
+
+class Generator:
+    """The model, and one thread that draws closed batches of what waits."""
+
+    def __init__(self, together: int, compiled: bool) -> None:
+        self._model = JanusForConditionalGeneration.from_pretrained(EMBEDDED, dtype=torch.float32)
+        self._model.train(False)
+        if compiled:
+            self._model.model.language_model.compile(dynamic=True)
+        self._settings = read_instructions(EMBEDDED)
+        self._processor = JanusProcessor.from_pretrained(EMBEDDED)
+        self._together = together
+        self._waiting: queue.Queue[tuple[str, Future[bytes]]] = queue.Queue()
+        self._draw(["a red apple"])
+        self._draw(["a red apple", "a cat"])
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def draw(self, prompt: str) -> bytes:
+        """Wait for the PNG of a prompt."""
+        future: Future[bytes] = Future()
+        self._waiting.put((prompt, future))
+        return future.result()
+
+    def _run(self) -> None:
+        while True:
+            batch = [self._waiting.get()]
+            while len(batch) < self._together:
+                try:
+                    batch.append(self._waiting.get(timeout=WAIT_S))
+                except queue.Empty:
+                    break
+            for (_, future), png in zip(batch, self._draw([prompt for prompt, _ in batch]), strict=True):
+                future.set_result(png)
+
+    def _draw(self, prompts: list[str]) -> list[bytes]:
+        texts = [
+            self._processor.apply_chat_template(_talk(prompt), add_generation_prompt=True, tokenize=False)
+            for prompt in prompts
+        ]
+        inputs = self._processor(text=texts, generation_mode="image", return_tensors="pt", padding=True)
+        with torch.no_grad():
+            tokens: Any = self._model.generate(
+                **inputs,
+                generation_mode="image",
+                guidance_scale=self._settings.guidance,
+                temperature=self._settings.temperature,
+                do_sample=True,
+                use_cache=True,
+            )
+            images = self._model.decode_image_tokens(tokens)
+        pictures = self._processor.postprocess(list(images.float()), return_tensors="PIL.Image.Image")
+        return [_png(picture) for picture in pictures["pixel_values"]]
+
+
+def _talk(prompt: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
+
+
+def _png(picture: Any) -> bytes:  # noqa: ANN401 - a PIL image; its processor is not typed
+    file = BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def app_of(generator: Generator) -> FastAPI:
+    """The server: POST /generate answers a PNG."""
+    app = FastAPI()
+
+    @app.post("/generate")
+    def generate(asked: Asked) -> Response:
+        return Response(generator.draw(asked.prompt), media_type="image/png")
+
+    return app
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mode", choices=["single", "batched", "compiled"], required=True)
+    mode = parser.parse_args().mode
+    generator = Generator(1 if mode == "single" else TOGETHER, mode == "compiled")
+    listener = socket.create_server(("127.0.0.1", 0))
+    print(f"ready at http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    uvicorn.Server(uvicorn.Config(app_of(generator), log_level="warning")).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()

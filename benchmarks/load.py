@@ -1,0 +1,110 @@
+"""Callers: a closed loop, in which each asks again once answered, and Poisson arrivals, which do not wait.
+
+Every call is checked: an answer that is no PNG with status 200 counts as failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from dataclasses import dataclass, field
+from statistics import quantiles
+
+import httpx2
+
+PROMPTS = (
+    "a red apple",
+    "a cat on a blue background",
+    "a dog covered in snow in the twemoji style on a green background",
+    "two keys",
+    "a hat in the noto style",
+    "a pear and a star on a yellow background",
+    "a glass of milk",
+    "a picture of an owl, in the fluent style, on a grey background, please",
+)
+HEADERS = {"Accept": "image/png"}
+
+
+@dataclass
+class Load:
+    """What came of a load, by call: seconds from asking to the whole PNG, when that was, and (prompt, seed, PNG)."""
+
+    seconds: list[float] = field(default_factory=list)
+    failed: int = 0
+    took_s: float = 0.0
+    ends: list[float] = field(default_factory=list)
+    pngs: list[tuple[str, int, bytes]] = field(default_factory=list)
+
+    def figures(self) -> dict[str, float]:
+        """Images a second, and percentiles of the latency in ms."""
+        cuts = quantiles(self.seconds, n=100, method="inclusive")
+        return {
+            "images": len(self.seconds),
+            "failed": self.failed,
+            "images_per_s": len(self.seconds) / self.took_s,
+            **{f"p{p}_ms": 1e3 * cuts[p - 1] for p in (50, 95, 99)},
+        }
+
+
+def calls(count: int) -> Iterator[tuple[str, int]]:
+    """The first `count` (prompt, seed) pairs: the same ones for every server and load."""
+    return ((PROMPTS[number % len(PROMPTS)], number) for number in range(count))
+
+
+def closed_loop(url: str, clients: int, wanted: Iterable[tuple[str, int]]) -> Load:
+    """Let `clients` ask for the wanted (prompt, seed) pairs altogether, which may come without end."""
+
+    async def run(ask: Ask) -> None:
+        left = iter(wanted)
+
+        async def client() -> None:
+            for prompt, seed in left:
+                await ask(prompt, seed)
+
+        await asyncio.gather(*(client() for _ in range(clients)))
+
+    return asyncio.run(_measured(url, run))
+
+
+def poisson(url: str, rate: float, count: int) -> Load:
+    """Ask for `count` images at random times, `rate` a second on the average; the times are the same in every run."""
+    gaps = random.Random(0)
+
+    async def run(ask: Ask) -> None:
+        asked = []
+        for prompt, seed in calls(count):
+            asked.append(asyncio.create_task(ask(prompt, seed)))
+            await asyncio.sleep(gaps.expovariate(rate))
+        await asyncio.gather(*asked)
+
+    return asyncio.run(_measured(url, run))
+
+
+class Ask:
+    """One way to ask for an image, noted in a Load."""
+
+    def __init__(self, http: httpx2.AsyncClient, load: Load) -> None:
+        self._http, self._load = http, load
+
+    async def __call__(self, prompt: str, seed: int) -> None:
+        """Ask for one image."""
+        began = time.perf_counter()
+        answer = await self._http.post("/generate", json={"prompt": prompt, "seed": seed}, headers=HEADERS)
+        if answer.status_code != 200 or not answer.content.startswith(b"\x89PNG"):
+            self._load.failed += 1
+            return
+        self._load.seconds.append(time.perf_counter() - began)
+        self._load.ends.append(time.time())
+        self._load.pngs.append((prompt, seed, answer.content))
+
+
+async def _measured(url: str, run: Callable[[Ask], Coroutine[None, None, None]]) -> Load:
+    load = Load()
+    limits = httpx2.Limits(max_connections=None)
+    async with httpx2.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
+        began = time.perf_counter()
+        await run(Ask(http, load))
+        load.took_s = time.perf_counter() - began
+    return load

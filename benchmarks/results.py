@@ -1,0 +1,58 @@
+"""Writes what was measured: JSON with everything, a Markdown page and a picture, all of one name."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from matplotlib.figure import Figure
+
+FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
+
+
+def circumstances() -> dict[str, Any]:
+    """Where and with what something was measured; `load` is the machine's load average at the start."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device,
+        "cores": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def write(name: str, found: Mapping[str, Any], page: Sequence[str], picture: Figure) -> None:
+    """Write NAME.json, NAME.md and NAME.png into docs/benchmarks."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (FOLDER / f"{name}.md").write_text("\n".join(page) + "\n", encoding="utf-8")
+    picture.savefig(FOLDER / f"{name}.png", dpi=100)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A Markdown table; numbers to three digits."""
+    heads = list(rows[0])
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    return lines + [f"| {' | '.join(_cell(row[head]) for head in heads)} |" for row in rows]
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    return str(value)
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,246 @@
+"""What swapping the codebook costs the callers: 1,000 publishes at 10 a second under 32 of them.
+
+Every version has a pixel table of its own, and every image that came back is decoded once more here, under the version
+it names, and compared. The server is loaded in turn without and with swaps; without, the same publisher writes to
+another store, so that its own work weighs alike. `python -m benchmarks.swap` writes docs/benchmarks/swap.{json,md,png}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from io import BytesIO
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import httpx2
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from redis import Redis
+
+from app.watcher import HINT_CHANNEL
+from benchmarks.load import PROMPTS, Load, closed_loop
+from benchmarks.results import circumstances, table, write
+from benchmarks.servers import Running
+from benchmarks.serving import server
+from codebook.live import LiveCodebooks
+from codebook.store import CodebookStore
+from codebook.value import Codebook
+from engine.loading import load_model
+from engine.model import ImageRequest
+from engine.pixels import to_bytes
+
+CLIENTS, EVERY_S = 32, 0.1
+SEEDS = 4  # a prompt: as few different images as tell the versions apart
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of load: how it went, and when each version was published (seconds since the epoch)."""
+
+    swaps: bool
+    load: Load
+    published: dict[str, float]
+
+
+def signed(base: Codebook, number: int) -> Codebook:
+    """The base codebook with its codes moved round by `number`: every version decodes the same tokens otherwise."""
+    return replace(base, version="draft", pixel=base.pixel.roll(number + 1, 0))
+
+
+def publish(folder: Path, first: int, count: int, hint: str | None, told: Any) -> None:  # noqa: ANN401 - a queue
+    """Publish `count` versions into a store, one every EVERY_S; tell each one's name and when its pointer was moved."""
+    torch.set_num_threads(1)
+    store = CodebookStore(folder)
+    base, redis = store.load("v0"), None if hint is None else Redis.from_url(hint)
+    began = time.monotonic()
+    for number in range(first, first + count):
+        time.sleep(max(0.0, began + (number - first) * EVERY_S - time.monotonic()))
+        manifest = store.publish(
+            signed(base, number), parent="v0", job=f"swap-{number}", round=1, figures={}, gates={}, report={}, fence=1,
+            activate=True,
+        )  # fmt: skip
+        told.put((manifest.version, time.time()))
+        if redis is not None:
+            redis.publish(HINT_CHANNEL, manifest.version)
+
+
+def phase(running: Running, store: Path, hint: str | None, first: int, count: int) -> Phase:
+    """Load the server for as long as `count` publishes take; they go to `store`."""
+    context = multiprocessing.get_context("spawn")
+    told = context.Queue()
+    publisher = context.Process(target=publish, args=(store, first, count, hint, told))
+    publisher.start()
+    published = dict([told.get(timeout=60)])  # it is at work
+    load = closed_loop(running.url, CLIENTS, asked_while(publisher.is_alive))
+    while len(published) < count:
+        published |= dict([told.get(timeout=60)])
+    publisher.join()
+    return Phase(hint is not None, load, published)
+
+
+def asked_while(wanted: Callable[[], bool]) -> Iterator[tuple[str, int]]:
+    """The (prompt, seed) pairs, round and round."""
+    for pair in itertools.cycle(itertools.product(PROMPTS, range(SEEDS))):
+        if not wanted():
+            return
+        yield pair
+
+
+def wrong(load: Load, base: Codebook) -> int:
+    """How many images are not what their version makes of their prompt and seed."""
+    model = load_model("embedded", "cpu", "float32")
+    asked = sorted({(prompt, seed) for prompt, seed, _ in load.pngs})
+    requests = [ImageRequest(prompt, model.facts.sampling(seed), base) for prompt, seed in asked]
+    tokens = dict(zip(asked, model.draw(requests), strict=True))
+    found = 0
+    for prompt, seed, png in load.pngs:
+        version, pixels = opened(png)
+        number = int(version[1:])
+        table_of = base.pixel if number == 0 else signed(base, number - 1).pixel
+        right = to_bytes(model.decode(tokens[prompt, seed][None], table_of))[0]
+        found += right.numpy().tobytes() != pixels
+    return found
+
+
+def opened(png: bytes) -> tuple[str, bytes]:
+    """The version that a PNG names, and its pixels."""
+    with Image.open(BytesIO(png)) as image:
+        image.load()
+        return str(image.text["codebook"]), image.tobytes()  # type: ignore[attr-defined]
+
+
+def resident_times(log: Path) -> dict[str, float]:
+    """When the server says that it made each version active, in seconds since the epoch, to the millisecond."""
+    lines = re.findall(r"^(\S+ \S+) \S+ codebook (v\d+) is active", log.read_text(encoding="utf-8"), re.MULTILINE)
+    return {version: datetime.strptime(when, "%Y-%m-%d %H:%M:%S,%f").timestamp() for when, version in lines}
+
+
+def flips(store: Path, times: int = 1000) -> list[float]:
+    """Seconds that a reader of the store takes to follow a move between versions it has in memory."""
+    moved = CodebookStore(store)
+    live, taken = LiveCodebooks(moved), list[float]()
+    for number in range(times):
+        moved.activate(f"v{1 + number % 2}", by="benchmark")
+        began = time.perf_counter()
+        live.refresh()
+        taken.append(time.perf_counter() - began)
+    return taken[2:]
+
+
+def measure(publishes: int, folder: Path) -> dict[str, Any]:
+    """Run the phases in turn and sum them up."""
+    base = load_model("embedded", "cpu", "float32").base_codebook()
+    quiet, half = folder / "elsewhere", publishes // 2
+    CodebookStore(quiet).initialise(base, {})
+    phases: list[Phase] = []
+    with server("c", folder) as running:
+        store, hint = folder / "home" / "store", running.process.environ()["SAFECB_REDIS_URL"]
+        closed_loop(running.url, CLIENTS, itertools.islice(asked_while(lambda: True), 160))
+        memory = [running.memory_mb()]
+        for turn in range(2):
+            phases.append(phase(running, quiet, None, turn * half, half))
+            phases.append(phase(running, store, hint, turn * half, half))
+            memory.append(running.memory_mb())
+        rollbacks = [roll_back(running.url) for _ in range(20)]
+    swapped = [found for found in phases if found.swaps]
+    published = {version: when for found in swapped for version, when in found.published.items()}
+    seen = resident_times(folder / "c.log")
+    return {
+        "publishes": len(published),
+        "images": sum(len(found.load.seconds) for found in phases),
+        "failed": sum(found.load.failed for found in phases),
+        "wrong": sum(wrong(found.load, base) for found in phases),
+        "skipped": sum(version not in seen for version in published),
+        "latency": {"without swaps": latency(phases, False), "with swaps": latency(phases, True)},
+        "publish to resident, ms": spread([1e3 * (seen[v] - when) for v, when in published.items() if v in seen]),
+        "publish to first image, ms": spread([1e3 * taken for found in swapped for taken in first_images(found)]),
+        "flip, ms": spread([1e3 * taken for taken in flips(store)]),
+        "rollback, ms": spread([1e3 * taken for taken in rollbacks]),
+        "memory, MB": memory,
+    }
+
+
+def latency(phases: Sequence[Phase], swaps: bool) -> dict[str, float]:
+    """Percentiles of the callers' seconds, of the phases of one kind."""
+    return spread([1e3 * taken for found in phases if found.swaps == swaps for taken in found.load.seconds])
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, p95, p99 and the largest."""
+    cuts = quantiles(values, n=100, method="inclusive")
+    return {"p50": cuts[49], "p95": cuts[94], "p99": cuts[98], "max": max(values), "n": len(values)}
+
+
+def first_images(found: Phase) -> list[float]:
+    """Seconds from each publish to the first image under that version, where there was one."""
+    first: dict[str, float] = {}
+    for when, (_, _, png) in zip(found.load.ends, found.load.pngs, strict=True):
+        version, _ = opened(png)
+        first.setdefault(version, when)
+    return [first[version] - when for version, when in found.published.items() if version in first]
+
+
+def roll_back(url: str) -> float:
+    """Seconds that POST /codebooks/rollback takes; the next image is drawn under what it says."""
+    with httpx2.Client(base_url=url, timeout=600) as http:
+        began = time.perf_counter()
+        moved = http.post("/codebooks/rollback", json={}).raise_for_status().json()
+        took = time.perf_counter() - began
+        drawn = http.post("/generate", json={"prompt": PROMPTS[0], "seed": 0}).raise_for_status()
+        assert drawn.headers["X-Codebook-Version"] == moved["new"]["version"]
+    return took
+
+
+def page(found: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
+    """The Markdown page."""
+    lines = [
+        "# Swapping",
+        "",
+        f"Written by `python -m benchmarks.swap`: {CLIENTS} callers, {1 / EVERY_S:.0f} a second.",
+        "",
+    ]
+    lines += [f"{key}: {value}  " for key, value in about.items()]
+    counts = {key: value for key, value in found.items() if isinstance(value, int)}
+    ratio = found["latency"]["with swaps"]["p99"] / found["latency"]["without swaps"]["p99"]
+    memory = found["memory, MB"]
+    rows = [{"what": f"latency {kind}, ms", **figures} for kind, figures in found["latency"].items()]
+    rows += [{"what": key, **value} for key, value in found.items() if isinstance(value, dict) and "p99" in value]
+    lines += ["", *table([counts]), "", f"p99 with swaps / without: {ratio:.3f}", "", *table(rows), ""]
+    lines += [f"Memory of the server, MB, before and after each half: {', '.join(f'{m:.0f}' for m in memory)}.", ""]
+    return [*lines, "![Swapping](swap.png)"]
+
+
+def picture(phases: Mapping[str, Any]) -> Figure:
+    """Percentiles of the latency with and without swaps."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for kind, figures in phases["latency"].items():
+        axes.plot(["p50", "p95", "p99", "max"], [figures[p] for p in ("p50", "p95", "p99", "max")], "o-", label=kind)
+    axes.set(ylabel="ms", ylim=(0, None), title=f"{CLIENTS} callers")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--publishes", type=int, default=1000)
+    about = circumstances()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(parser.parse_args().publishes, Path(folder))
+    write("swap", {"about": about, **found}, page(found, about), picture(found))
+
+
+if __name__ == "__main__":
+    main()
