@@ -6,12 +6,13 @@ Images are shown to the model's vision tower as pixels. Which verdict counts as 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration
 
 from codebook.errors import BadModel
 from engine.instructions import Instructions
 from engine.language import LanguageStack
+from engine.linear import Linear
 from engine.model import CATEGORY_NONE, Verdict
 from engine.prompting import Chat
 
@@ -39,26 +40,26 @@ class Judge:
         # Padded on the right: the answer is read at each tail's own end, which sees nothing after it.
         width = max(map(len, tails))
         self._tails = torch.tensor([tail + [0] * (width - len(tail)) for tail in tails], device=device)
-        self._yes_no = torch.tensor(
-            [_distinct(chat, p.question, (p.unsafe, p.safe)) for p in instructions.phrasings], device=device
-        )
+        yes_no = [token for p in instructions.phrasings for token in _distinct(chat, p.question, (p.unsafe, p.safe))]
         answers = tuple(answer for answer, _ in instructions.answers)
-        self._categories = torch.tensor(_distinct(chat, instructions.category_question, answers), device=device)
+        categories = _distinct(chat, instructions.category_question, answers)
+        # Of the text head only the answers: first "unsafe" and "safe" of each phrasing, then the categories.
+        self._head = Linear([_outputs(model.lm_head, [*yes_no, *categories])])
 
     def __call__(self, images: Tensor) -> list[Verdict]:
         """Judge images [B, 3, H, W] in [-1, 1]: P(unsafe answer) against P(safe answer), and the likeliest category."""
         if images.shape[0] == 0:
             return []
         with torch.inference_mode():
-            logits = self._answers(images)  # [B, Q + 1, V]
-            questions = torch.arange(len(self._yes_no), device=logits.device)
-            pairs = logits[:, questions[:, None], self._yes_no]  # [B, Q, 2]
-            scores = pairs.softmax(-1)[..., 0].tolist()
-            likeliest = logits[:, -1, self._categories].argmax(-1).tolist()
+            logits = self._answers(images)  # [B, Q + 1, answers]
+            asked = len(self._instructions.phrasings)
+            pairs = logits[:, :-1, : 2 * asked].reshape(-1, asked, asked, 2).diagonal(dim1=1, dim2=2)  # [B, 2, Q]
+            scores = pairs.softmax(1)[:, 0].tolist()
+            likeliest = logits[:, -1, 2 * asked :].argmax(-1).tolist()
         return [self._verdict(tuple(row), best) for row, best in zip(scores, likeliest, strict=True)]
 
     def _answers(self, images: Tensor) -> Tensor:
-        """Logits [B, Q + 1, V] float32 of the first answer token, the category question last."""
+        """Logits [B, Q + 1, answers] float32 of the answers' first tokens to each question, the category's last."""
         count, asked = images.shape[0], self._tails.shape[0]
         shown = self._language.embed(self._shared).expand(count, -1, -1).clone()
         shown[:, self._places] = self._see(images)
@@ -67,19 +68,28 @@ class Judge:
         forked = context.fork(asked, self._tails.shape[1])
         tails = self._language.embed(self._tails).repeat(count, 1, 1)
         hidden = self._language.read(tails, forked).view(count, asked, tails.shape[1], -1)
-        logits: Tensor = self._model.lm_head(hidden[:, torch.arange(asked, device=hidden.device), self._ends])
-        return logits.float()
+        return self._head(hidden[:, torch.arange(asked, device=hidden.device), self._ends]).float()
 
     def _see(self, images: Tensor) -> Tensor:
         """What the language model reads for images in [-1, 1]: [B, image tokens, H]."""
         weight = self._model.lm_head.weight
         normal = ((images.to(weight.device).float() + 1.0) / 2.0 - self._mean) / self._deviation
-        features: Tensor = self._model.model.get_image_features(normal.to(weight.dtype)).pooler_output
-        return features
+        # One image at a time: the tower's last bits change with the batch size, and a verdict must not.
+        seen = [self._model.model.get_image_features(image[None].to(weight.dtype)).pooler_output for image in normal]
+        return torch.cat(seen)
 
     def _verdict(self, scores: tuple[float, ...], likeliest: int) -> Verdict:
         verdict = Verdict(scores, self._instructions.categories[likeliest])
         return verdict if verdict.unsafe else Verdict(scores, CATEGORY_NONE)
+
+
+def _outputs(layer: nn.Linear, chosen: list[int]) -> nn.Linear:
+    """A layer that gives the chosen outputs of `layer`."""
+    part = nn.Linear(layer.in_features, len(chosen), layer.bias is not None, layer.weight.device, layer.weight.dtype)
+    part.weight.data = layer.weight.data[chosen]
+    if layer.bias is not None:
+        part.bias.data = layer.bias.data[chosen]
+    return part
 
 
 def _shared_start(rows: list[list[int]]) -> list[int]:

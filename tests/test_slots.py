@@ -131,6 +131,18 @@ def test_logits_are_the_same_to_the_last_bit_whoever_else_is_drawn(
         assert all(map(torch.equal, alone, company))
 
 
+def test_pictures_and_verdicts_are_the_same_to_the_last_bit(embedded: Served) -> None:
+    requests, table = random_requests(embedded, 6), embedded.base_codebook().pixel
+    tokens = embedded.draw(requests)
+    with torch.no_grad():
+        images = embedded.decode(tokens, table)
+        verdicts = embedded.judge(images)
+        for i in range(6):
+            alone = embedded.decode(tokens[i : i + 1], table)
+            assert torch.equal(alone, images[i : i + 1])
+            assert embedded.judge(alone) == verdicts[i : i + 1]
+
+
 def test_a_full_table_of_slots_is_used_again(tiny: Served) -> None:
     slots, request = tiny.slots(4), random_requests(tiny, 1)[0]
     request = replace(request, sampling=Sampling(3))

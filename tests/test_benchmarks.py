@@ -1,0 +1,94 @@
+"""The benchmarks' own claims: a wrong image would be found, a failed call counts, the page can be drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import results, serving, swap
+from benchmarks.load import Load, calls, closed_loop, poisson
+from codebook.store import CodebookStore
+from engine.loading import EMBEDDED, load_model
+from engine.model import ImageRequest
+from engine.pixels import to_bytes
+from engine.png import encode_png
+from tests.serving import Server, settings_in, tiny_model
+from tests.serving import serving as server_of
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    home, model = tmp_path_factory.mktemp("home"), tiny_model(tmp_path_factory.mktemp("model"))
+    with server_of(settings_in(home, model)) as server:
+        yield server
+
+
+def test_loads_count_every_image_once_and_compare_them(server: Server) -> None:
+    loads = {clients: closed_loop(server.url, clients, calls(12)) for clients in (1, 5)}
+    assert [len(load.seconds) for load in loads.values()] == [12, 12]
+    assert serving.differing(loads) == 0
+    prompt, seed, png = loads[5].pngs[0]
+    loads[5].pngs[0] = (prompt, seed, png + b"x")
+    assert serving.differing(loads) == 1
+    found = poisson(server.url, 40.0, 8).figures()
+    assert found["images"] == 8 and found["failed"] == 0 and found["p50_ms"] <= found["p99_ms"]
+
+
+def test_a_failed_call_counts(server: Server) -> None:
+    assert closed_loop(server.url, 2, [("<begin_of_image>", 1), ("a cat", 1), ("a cat", 2)]).failed == 1
+
+
+def test_an_image_of_another_version_is_found() -> None:
+    torch.set_num_threads(1)
+    model = load_model(str(EMBEDDED), "cpu", "float32")
+    base = model.base_codebook()
+    tokens = model.draw([ImageRequest("a cat", model.facts.sampling(1), base)])
+
+    def png(drawn_with: int, named: str) -> bytes:
+        image = to_bytes(model.decode(tokens, swap.signed(base, drawn_with).pixel))[0]
+        return encode_png(image, {"codebook": named})
+
+    right, mixed = [("a cat", 1, png(2, "v3"))], [("a cat", 1, png(2, "v4"))]
+    assert swap.wrong(Load(pngs=right), base) == 0
+    assert swap.wrong(Load(pngs=right + mixed), base) == 1
+
+
+def test_flips_are_measured_on_a_real_store(tmp_path: Path) -> None:
+    base = load_model(str(tiny_model(tmp_path / "model")), "cpu", "float32").base_codebook()
+    store = CodebookStore(tmp_path / "store")
+    store.initialise(base, {})
+    for number in range(2):
+        store.publish(
+            swap.signed(base, number),
+            parent="v0",
+            job=f"swap-{number}",
+            round=1,
+            figures={},
+            gates={},
+            report={},
+            fence=1,
+            activate=True,
+        )
+    assert len(swap.flips(tmp_path / "store", 6)) == 4
+
+
+def test_results_are_written_as_json_a_page_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    load = Load(seconds=[0.1, 0.2, 0.4], took_s=1.0).figures()
+    found = {
+        name: {
+            "closed": dict.fromkeys(serving.CLIENTS, load),
+            "poisson": {} if name == "a" else dict.fromkeys(serving.SHARES, load),
+            "memory_mb": 100.0,
+            "differing_images": 0,
+        }
+        for name in ("a", "b", "c")
+    }
+    costs = [{"images": 1, "step_ms": 2.0, "image_ms": 128.0, "floor_ms": 1.0, "share_of_floor": 0.5}]
+    page = serving.page(found, costs, results.circumstances())
+    results.write("serving", found, page, serving.picture(found, costs))
+    assert {path.name for path in tmp_path.iterdir()} == {"serving.json", "serving.md", "serving.png"}
+    assert "| throughput of c over a, 8 callers | 1 |" in page
