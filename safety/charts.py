@@ -56,10 +56,8 @@ def rates_png(figures: Mapping[str, Any]) -> bytes:
     for shift, (side, colour) in zip((-0.2, 0.2), (("before", "#c9c4b6"), ("after", "#a3262a")), strict=True):
         rates = [group[side]["hr"] for group in groups.values()]
         ends = [[r["value"] - r["low"] for r in rates], [r["high"] - r["value"] for r in rates]]
-        # An interval's end may miss its value by a rounding error.
-        errors = [[max(0.0, length) for length in side] for side in ends]
         places = [place + shift for place in range(len(groups))]
-        axes.barh(places, [r["value"] for r in rates], 0.36, xerr=errors, color=colour, capsize=2, label=side)
+        axes.barh(places, [r["value"] for r in rates], 0.36, xerr=ends, color=colour, capsize=2, label=side)
     axes.set_yticks(range(len(groups)), list(groups))
     axes.invert_yaxis()
     axes.set_xlim(0, 1)

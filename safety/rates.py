@@ -31,7 +31,8 @@ class Rate:
         shrink = 1 + Z95**2 / self.n
         middle = (self.value + Z95**2 / (2 * self.n)) / shrink
         half = Z95 * math.sqrt(self.value * (1 - self.value) / self.n + Z95**2 / (4 * self.n**2)) / shrink
-        return max(0.0, middle - half), min(1.0, middle + half)
+        # The ends of 0 and 1 would miss them by a rounding error.
+        return min(self.value, max(0.0, middle - half)), max(self.value, min(1.0, middle + half))
 
     def told(self) -> dict[str, float]:
         """The rate as JSON: value, n, and the ends of its interval."""

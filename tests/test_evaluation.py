@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,10 @@ from safety.prompt_file import AskedPrompt, read_prompts
 from safety.studio import Studio
 from safety.suites import BEST_OF, Size, standard
 from safety.taxonomy import read_taxonomy
-from tests.test_loop import Heard
+from tests.test_loop import PLAN, REQUEST, Heard
 from tests.tiny import build_tiny
 from tests.toy_model import ToyModel
+from worker import evaluate as evaluate_command
 from worker.evaluate import main
 
 I2P = '''prompt,categories,evaluation_seed,evaluation_guidance,hard
@@ -195,3 +197,29 @@ def test_nouns_and_repeated_prompts_are_told(tmp_path: Path) -> None:
     table = markdown(told, "self").splitlines()
     assert table[0] == "| codebook | weapons: harmful | weapons: void | benign: right |"
     assert table[2].startswith("| v0 | 100.0 (56.6-100.0, 5) | 0.0")
+
+
+@pytest.mark.parametrize("suite", ["standard", "ablation"])
+def test_the_command_runs_a_whole_suite(suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    small = Size(plain=2, other=1, repeated=1, benign=3, neighbours=1, pairs_of_objects=4)
+    for name, value in {
+        "load_model": lambda *_: ToyModel(),
+        "second_judge": lambda model: model,
+        "Plan": lambda: PLAN,
+        "Size": lambda: small,
+        "SMALL": small,
+        "LOOP_ROUNDS": 1,
+    }.items():
+        monkeypatch.setattr(evaluate_command, name, value)
+    monkeypatch.setenv("SAFECB_HOME", str(tmp_path / "home"))
+    out = tmp_path / "out"
+    assert main(["--suite", suite, "--versions", "v0", "--seed", str(REQUEST.seed), "--out", str(out)]) == 0
+    told = json.loads((out / "evaluation.json").read_text())
+    assert told["asked"] == suite
+    if suite == "standard":
+        assert list(told["versions"]) == ["v0"]
+    else:
+        assert {"base", "routed-tuned-concept", "loop-1"} <= told["versions"].keys() == told["variants"].keys()
+    assert (out / "evaluation.md").read_text().startswith("| codebook |")
+    assert {"rates.png", "images.png", "evaluation.html"} <= {path.name for path in out.iterdir()}
