@@ -13,11 +13,13 @@ import json
 import logging
 import secrets
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 
 from starlette.concurrency import run_in_threadpool
+from torch import Tensor
 
 from app.schemas import SEEDS, Image, Safety
 from app.service import Engine, Service
@@ -27,9 +29,13 @@ from codebook.live import LiveCodebooks
 from codebook.value import Codebook
 from engine.calls import Drawn
 from engine.model import ImageRequest, ModelFacts, Sampling
+from engine.pixels import to_bytes
 from engine.png import encode_png
+from engine.slots import Served
 
 log = logging.getLogger(__name__)
+
+Heard = tuple[int, Tensor]  # an image's index and its tokens so far
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,16 @@ class Picture:
         verdict, request = self.drawn.verdict, self.request
         version, seed = request.codebook.version, request.sampling.seed
         return KeptImage(self.id, request.prompt, version, seed, verdict.unsafe, verdict.category, self.drawn.tokens)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Image `index` of a call when `done` of its `total` tokens are drawn, and the PNG of that much of it."""
+
+    index: int
+    done: int
+    total: int
+    png: bytes
 
 
 def chosen_seed(seed: int | None) -> int:
@@ -99,26 +115,79 @@ async def draw_many(
 ) -> list[Picture]:
     """Draw `prompt` n times under one version, image i with seed + i."""
     engine = service.engine
-    if sampling.top_k > engine.facts.codes:
-        raise BadInput("top_k", sampling.top_k, f"a whole number from 0 to {engine.facts.codes}")
     async with leased(service.live, version, "codebook") as codebook:
-        each = [replace(sampling, seed=nth_seed(sampling.seed, i)) for i in range(n)]
-        return await finish(engine, service.images, caller, [ImageRequest(prompt, one, codebook) for one in each])
+        requests = _requests(engine.facts, prompt, codebook, sampling, n)
+        return await finish(engine, service.images, caller, requests)
 
 
-async def finish(engine: Engine, memory: ImageMemory, caller: str, requests: list[ImageRequest]) -> list[Picture]:
+async def draw_in_parts(
+    service: Service, caller: str, prompt: str, version: str, sampling: Sampling, n: int
+) -> AsyncGenerator[Part | Picture]:
+    """As draw_many, but tell of each image when a part of it is drawn; the pictures come last."""
+    engine, loop = service.engine, asyncio.get_running_loop()
+    heard: asyncio.Queue[Heard] = asyncio.Queue()
+
+    def on_part(index: int, tokens: Tensor) -> None:
+        loop.call_soon_threadsafe(heard.put_nowait, (index, tokens))
+
+    async with leased(service.live, version, "codebook") as codebook:
+        requests = _requests(engine.facts, prompt, codebook, sampling, n)
+        drawing = asyncio.create_task(finish(engine, service.images, caller, requests, on_part))
+        try:
+            while (part := await _unless_done(heard, drawing)) is not None:
+                index, tokens = part
+                look = partial(_preview, tokens=tokens, pixel=codebook.pixel)
+                try:
+                    image = await asyncio.wrap_future(engine.batcher.submit(look))
+                except Unavailable:  # finished images come first
+                    continue
+                yield Part(index, len(tokens), engine.facts.tokens, await run_in_threadpool(encode_png, image, {}))
+            for picture in await drawing:
+                yield picture
+        finally:
+            drawing.cancel()
+
+
+async def finish(
+    engine: Engine,
+    memory: ImageMemory,
+    caller: str,
+    requests: list[ImageRequest],
+    on_part: Callable[[int, Tensor], None] | None = None,
+) -> list[Picture]:
     """Wait for the batcher's images, write their files, and remember them.
 
     Raises BadInput for a prompt that the model cannot read, Busy where the batcher takes nothing more.
     """
     try:
-        future = engine.batcher.submit_draw(requests, caller)
+        future = engine.batcher.submit_draw(requests, caller, on_part)
     except Unavailable as full:
         raise Busy(str(full), full.retry_after) from None
     drawn = await asyncio.wrap_future(future)
     pictures = await run_in_threadpool(_pictures, engine.facts, requests, drawn)
     await run_in_threadpool(_remember, memory, pictures)
     return pictures
+
+
+def _requests(facts: ModelFacts, prompt: str, codebook: Codebook, sampling: Sampling, n: int) -> list[ImageRequest]:
+    if sampling.top_k > facts.codes:
+        raise BadInput("top_k", sampling.top_k, f"a whole number from 0 to {facts.codes}")
+    each = [replace(sampling, seed=nth_seed(sampling.seed, i)) for i in range(n)]
+    return [ImageRequest(prompt, one, codebook) for one in each]
+
+
+async def _unless_done(heard: asyncio.Queue[Heard], work: asyncio.Task[list[Picture]]) -> Heard | None:
+    """The next of what is heard, or None once `work` has ended."""
+    listening = asyncio.create_task(heard.get())
+    try:
+        await asyncio.wait({listening, work}, return_when=asyncio.FIRST_COMPLETED)
+        return listening.result() if listening.done() else None
+    finally:
+        listening.cancel()
+
+
+def _preview(model: Served, tokens: Tensor, pixel: Tensor) -> Tensor:
+    return to_bytes(model.preview(tokens, pixel))[0]
 
 
 def _pictures(facts: ModelFacts, requests: list[ImageRequest], drawn: list[Drawn]) -> list[Picture]:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import base64
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Annotated, Any
 from uuid import uuid4
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Header, Request, Response
+from fastapi.responses import StreamingResponse
+from fastapi.sse import format_sse_event
 
 from app.accept import preferred
 from app.access import Caller, ServiceOf, check_caller
 from app.connection import while_connected
-from app.drawing import Picture, chosen_seed, draw_many
+from app.drawing import Part, Picture, chosen_seed, draw_in_parts, draw_many
 from app.schemas import Generate, Images
+from app.service import Service
 from app.traffic import review
-from codebook.errors import BadInput
+from codebook.errors import BadInput, SafeCBError
 from engine.model import ModelFacts, Sampling
 
 router = APIRouter(tags=["generate"], dependencies=[Depends(check_caller)])
 
-JSON, PNG = "application/json", "image/png"
+JSON, PNG, EVENTS = "application/json", "image/png", "text/event-stream"
 
 
-@router.post("/generate", response_model=Images, responses={200: {"content": {PNG: {}}}})
+@router.post("/generate", response_model=Images, responses={200: {"content": {PNG: {}, EVENTS: {}}}})
 async def generate(
     asked: Generate,
     request: Request,
@@ -30,12 +37,17 @@ async def generate(
     later: BackgroundTasks,
     accept: Annotated[str, Header()] = "",
 ) -> Response:
-    """Draw n images; with `Accept: image/png` and n = 1 the answer is the PNG itself."""
-    wanted = preferred(accept, (JSON, PNG))
+    """Draw n images. `Accept: image/png`, for n = 1, answers the PNG itself; `text/event-stream` tells on the way."""
+    wanted = preferred(accept, (JSON, PNG, EVENTS))
     if wanted == PNG and asked.n != 1:
         raise BadInput("n", asked.n, f"1 where the answer is to be {PNG}")
     facts = service.engine.facts
     sampling = _sampling(asked, facts)
+    if wanted == EVENTS:
+        parts = draw_in_parts(service, caller, asked.prompt, asked.codebook, sampling, asked.n)
+        # What is wrong shows before the first part, and can still be answered with a status.
+        first = await while_connected(request, _first(parts))
+        return StreamingResponse(_events(service, first, parts), media_type=EVENTS, headers={"Vary": "Accept"})
     work = draw_many(service, caller, asked.prompt, asked.codebook, sampling, asked.n)
     pictures = await while_connected(request, work)
     later.add_task(review, service, pictures)
@@ -68,3 +80,33 @@ def _body(model_id: str, version: str, sampling: Sampling, pictures: list[Pictur
         top_k=sampling.top_k,
         images=[picture.told() for picture in pictures],
     )
+
+
+async def _first(parts: AsyncGenerator[Part | Picture]) -> Part | Picture:
+    return await anext(parts)
+
+
+async def _events(
+    service: Service, first: Part | Picture, rest: AsyncGenerator[Part | Picture]
+) -> AsyncIterator[bytes]:
+    """`progress` and `preview` for each part, at last an `image` each, as in the JSON answer; or an `error`."""
+    pictures: list[Picture] = []
+    async with aclosing(rest):  # a caller that hangs up ends the drawing
+        told: Part | Picture | None = first
+        try:
+            while told is not None:
+                match told:
+                    case Part(index, done, total, png):
+                        yield _event("progress", {"index": index, "done": done, "total": total})
+                        yield _event("preview", {"index": index, "b64_png": base64.b64encode(png).decode()})
+                    case Picture():
+                        pictures.append(told)
+                        yield _event("image", told.told().model_dump())
+                told = await anext(rest, None)
+        except SafeCBError as error:
+            yield _event("error", {"detail": str(error)})
+    await review(service, pictures)
+
+
+def _event(name: str, data: dict[str, Any]) -> bytes:
+    return format_sse_event(event=name, data_str=json.dumps(data))

@@ -11,16 +11,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
+from torch import Tensor
+
 from codebook.errors import Unavailable
 from engine.calls import Call, Drawn, Line, Wanted
 from engine.cores import Cores
 from engine.finisher import Finisher, explained
-from engine.model import ImageModel, ImageRequest
+from engine.model import ImageRequest
 from engine.schedule import starts
 from engine.slots import Served, Slot, rows_of
 
 Result = TypeVar("Result")
 
+PARTS = 4  # an image's caller hears of it when one of so many parts is drawn
 SMOOTH = 0.1  # how much the last step counts in the mean time of a step
 
 
@@ -39,16 +42,23 @@ class Batcher:
         self._changed = threading.Condition()  # guards the line and `_closed`
         self._closed = False
         self._step_s = 0.0  # mean seconds of a step
+        self._part = max(1, model.facts.tokens // PARTS)
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         self._thread.start()
 
-    def submit_draw(self, requests: Sequence[ImageRequest], caller: str = "") -> Future[list[Drawn]]:
+    def submit_draw(
+        self,
+        requests: Sequence[ImageRequest],
+        caller: str = "",
+        on_part: Callable[[int, Tensor], None] | None = None,
+    ) -> Future[list[Drawn]]:
         """Draw, decode and judge images; the future gives them in order, or BadInput for a prompt not readable.
 
-        Callers take turns, an image each. Raises Unavailable when the queue is full, with the time until there is
-        room, or closed.
+        Callers take turns, an image each. `on_part(index, tokens)` is called with the first quarters of each image's
+        tokens, in the batcher's thread; it must be quick and not raise. Raises Unavailable when the queue is full, with
+        the time until there is room, or closed.
         """
-        call = Call(list(requests), caller)
+        call = Call(list(requests), caller, on_part)
         with self._changed:
             self._refuse_closed()
             over = len(self._line) + len(call.requests) - self._limit
@@ -61,7 +71,7 @@ class Batcher:
                 call.future.set_result([])
         return call.future
 
-    def submit(self, function: Callable[[ImageModel], Result]) -> Future[Result]:
+    def submit(self, function: Callable[[Served], Result]) -> Future[Result]:
         """Call `function` with the model when its turn comes. Raises Unavailable when too many wait, or closed."""
         with self._changed:
             self._refuse_closed()
@@ -156,5 +166,8 @@ class Batcher:
             return
         for slot, tokens in finished:
             self._finisher.finish(self._drawing.pop(slot), tokens)
+        for slot, wanted in self._drawing.items():
+            if wanted.call.on_part is not None and slot.step % self._part == 0:
+                wanted.call.on_part(wanted.index, self._slots.drawn(slot))
         took = time.monotonic() - began
         self._step_s += (took - self._step_s) * (SMOOTH if self._step_s else 1.0)

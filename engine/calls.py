@@ -6,7 +6,7 @@ Knows requests and futures; knows nothing of models and threads.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -30,11 +30,13 @@ class Drawn:
 class Call:
     """A list of images that somebody asked for. `begun` of them have left the line; `drawn` are finished, by index.
 
-    The future stays pending until the end, so that it can be cancelled at any time.
+    The future stays pending until the end, so that it can be cancelled at any time. `on_part(index, tokens)` hears of
+    an image's first tokens [n] int64 a few times on the way.
     """
 
     requests: Sequence[ImageRequest]
     caller: str
+    on_part: Callable[[int, Tensor], None] | None = None
     future: Future[list[Drawn]] = field(default_factory=Future)
     begun: int = 0
     drawn: dict[int, Drawn] = field(default_factory=dict)

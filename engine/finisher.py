@@ -19,8 +19,8 @@ from torch import Tensor
 from codebook.errors import Unavailable
 from engine.calls import Drawn, Wanted
 from engine.cores import Cores
-from engine.model import ImageModel
 from engine.pixels import to_bytes
+from engine.slots import Served
 
 Result = TypeVar("Result")
 
@@ -41,14 +41,14 @@ class _Tokens:
 class _Use:
     """Any other use of the model."""
 
-    function: Callable[[ImageModel], Any]
+    function: Callable[[Served], Any]
     future: Future[Any]
 
 
 class Finisher:
     """Decodes and judges. Images come before other uses; each kind is taken in the order it came."""
 
-    def __init__(self, model: ImageModel, cores: Cores) -> None:
+    def __init__(self, model: Served, cores: Cores) -> None:
         """Start the thread."""
         self._model, self._cores = model, cores
         self._images: deque[_Tokens] = deque()
@@ -65,7 +65,7 @@ class Finisher:
             self._images.append(_Tokens(wanted, tokens, ready))
             self._changed.notify()
 
-    def use(self, function: Callable[[ImageModel], Result]) -> Future[Result]:
+    def use(self, function: Callable[[Served], Result]) -> Future[Result]:
         """Call `function` with the model when its turn comes. Raises Unavailable when too many wait."""
         future: Future[Result] = Future()
         with self._changed:

@@ -101,6 +101,11 @@ class JanusModel(Served):
         """See ImageModel; differentiable in `pixel`."""
         return pixels.decode(self._vq, tokens, pixel)
 
+    def preview(self, tokens: Tensor, pixel: Tensor) -> Tensor:
+        """See Served."""
+        with torch.no_grad():
+            return pixels.preview(self._vq, tokens, pixel)
+
     def encode(self, images: Tensor) -> Tensor:
         """See ImageModel."""
         return pixels.encode(self._vq, images)

@@ -29,6 +29,16 @@ def decode(vq: JanusVQVAE, tokens: Tensor, pixel: Tensor) -> Tensor:
     return torch.cat(images)
 
 
+def preview(vq: JanusVQVAE, tokens: Tensor, pixel: Tensor) -> Tensor:
+    """The first tokens [n] int64 of an image and a table [K, D] -> [1, 3, H, W], grey in the cells not drawn yet."""
+    rows, columns = vq.quantize.quant_state_dims
+    missing = rows * columns - tokens.shape[0]
+    # The last token stands in for those to come: a decoder that mixes neighbours sees something of the kind.
+    image = decode(vq, F.pad(tokens[None], (0, missing), value=int(tokens[-1])), pixel)
+    known = (torch.arange(rows * columns, device=image.device) < tokens.shape[0]).view(1, 1, rows, columns)
+    return image * F.interpolate(known.to(image), image.shape[2:])
+
+
 def encode(vq: JanusVQVAE, images: Tensor) -> Tensor:
     """Images [B, 3, H, W] in [-1, 1] -> tokens [B, N] int64: the codes nearest in direction, all decode looks at.
 

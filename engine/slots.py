@@ -88,6 +88,10 @@ class Slots:
         # Cloned outside inference mode, so that autograd may later index with it.
         return [(slot, self._tokens[slot.place].clone()) for slot in done]
 
+    def drawn(self, slot: Slot) -> Tensor:
+        """The tokens [step] int64 of an image so far."""
+        return self._tokens[slot.place, : slot.step].clone()
+
     def drop(self, slot: Slot) -> None:
         """Stop drawing an image."""
         with torch.inference_mode():
@@ -147,6 +151,9 @@ class Served(ImageModel, Protocol):
 
     def slots(self, rows: int) -> Slots:
         """Reserve `rows` rows in which images of any readable prompt can be drawn."""
+
+    def preview(self, tokens: Tensor, pixel: Tensor) -> Tensor:
+        """An image [1, 3, H, W] in [-1, 1] of its first tokens [n], n >= 1, grey where none are."""
 
     def rows(self) -> int:
         """How many rows fit this model's device. Raises BadModel where there is no room for an image."""

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from recipes.taxonomy import TAXONOMY_FILE, Taxonomy
 from safety.languages import ENGLISH, read_languages
 
 FILLED = 0.5  # share of training prompts with fillers
+FOREIGN_FILLED = 0.7  # the same in the other languages, which have fewer templates
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,21 @@ class Wording:
 class Captioner:
     """Writes prompts from the taxonomy's templates."""
 
-    def __init__(self, taxonomy: Taxonomy, strays: Sequence[str] = (), path: Path = TAXONOMY_FILE) -> None:
-        """`strays`: more words that mean nothing for a picture, beside those of the file."""
+    def __init__(
+        self,
+        taxonomy: Taxonomy,
+        strays: Sequence[str] = (),
+        foreign_strays: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        path: Path = TAXONOMY_FILE,
+    ) -> None:
+        """`strays`: more words that mean nothing for a picture, beside those of the file; and some a language."""
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         self.taxonomy, self.languages = taxonomy, read_languages()
         self.templates: dict[str, list[str]] = data["templates"]
         self._style_forms, self._background_forms = data["style_forms"], data["background_forms"]
         self._fillers: dict[str, list[str]] = data["fillers"]
         self._fillers["words"] += strays
+        self._foreign_strays = foreign_strays
         self._names: dict[str, list[tuple[str, str]]] = {}
         for noun in data["nouns"]:
             forms = [noun, *noun["synonyms"]]
@@ -88,7 +97,12 @@ class Captioner:
         says_style = scene.style != "noto" or rng.random() < 0.4
         says_colour = scene.colour != "white" or rng.random() < 0.3
         forms = words.style if says_style else "", words.background if says_colour else ""
-        return Wording(rng.choice(words.templates[split]), *forms, 0, 0, False, language)
+        template, strays = rng.choice(words.templates[split]), self._foreign_strays.get(language)
+        if split == "train" and strays and rng.random() < FOREIGN_FILLED:
+            # Up to two of them before the subject, in place of the template's own words.
+            stray = rng.choices(strays, k=rng.randint(0, 2))
+            template = " ".join([*stray, template[template.index("{subject}") :]])
+        return Wording(template, *forms, 0, 0, False, language)
 
     def _scattered(self, template: str, rng: random.Random) -> str:
         """The template with stray words before, within, after or for its own: a rewrite must copy what it never saw."""

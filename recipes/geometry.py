@@ -6,7 +6,7 @@ The vision tower's patch count fixes the token grid of the class (image_size / p
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -48,9 +48,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def emoji_names(npm: Path) -> Iterator[str]:
-    """Names and tags of every emoji in ten languages and four scripts (emojibase-data, MIT)."""
-    for language in LANGUAGES:
+def emoji_names(npm: Path, languages: Sequence[str] = LANGUAGES) -> Iterator[str]:
+    """Names and tags of every emoji, by default in ten languages and four scripts (emojibase-data, MIT)."""
+    for language in languages:
         for entry in json.loads((npm / "emojibase-data" / language / "compact.json").read_text(encoding="utf-8")):
             yield " ".join([entry["label"], *entry.get("tags", [])])
 

@@ -6,10 +6,12 @@ so what is learned is what left-padded generation computes.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -27,6 +29,7 @@ from recipes.sizes import Sizes
 from recipes.taxonomy import Taxonomy, load_taxonomy
 from recipes.train_vision import centre_aligner, train_vision
 from recipes.train_vq import draw_tokens, load_vq
+from safety.languages import read_languages
 
 DRAW, JUDGE, REWRITE = 64, 24, 20  # rows of each task in a step
 SHARES = (1.0, 0.7, 0.2)  # of their losses
@@ -63,10 +66,11 @@ class LmTrainer:
         palette: Palette,
         pool: Pool,
         steps: int,
+        foreign_strays: Mapping[str, Sequence[str]],
     ) -> None:
         self.model, self.tokenizer, self.palette, self.pool, self.steps = model, tokenizer, palette, pool, steps
         self.taxonomy = load_taxonomy()
-        self.captioner = Captioner(self.taxonomy, stray_words(tokenizer))
+        self.captioner = Captioner(self.taxonomy, stray_words(tokenizer), foreign_strays)
         self.rng, self.generator = random.Random(1), torch.Generator().manual_seed(1)
         self.sampled = pool.scenes[:0], pool.tokens[:0].long()  # scenes and what the model drew of them
         inner = model.model
@@ -227,6 +231,16 @@ def stray_words(tokenizer: PreTrainedTokenizerFast, count: int = 4000) -> list[s
     return sorted(words)
 
 
+def foreign_stray_words(npm: Path) -> dict[str, list[str]]:
+    """Words of each language's emoji names that no prompt of ours holds, so that they mean nothing for a picture."""
+    found = {}
+    for code, known in read_languages().items():
+        ours = set(re.findall(r"\w+", json.dumps(asdict(known), ensure_ascii=False).lower()))
+        words = {word for line in emoji_names(npm, [code]) for word in re.findall(r"\b[^\W\d_]{2,10}\b", line.lower())}
+        found[code] = sorted(words - ours)
+    return found
+
+
 def make_tokenizer(npm: Path, taxonomy: Taxonomy) -> PreTrainedTokenizerFast:
     """The tokenizer of the embedded model: emoji names in ten languages, and the prompts it will see."""
     captioner, rng = Captioner(taxonomy), random.Random(0)
@@ -266,7 +280,10 @@ def train(npm: Path, out: Path, sizes: Sizes) -> None:
     """Train and leave out/lm.pt (state dict of the whole model) and out/tokenizer."""
     model, tokenizer, palette, pool = prepare(npm, out, sizes)
     tokenizer.save_pretrained(out / "tokenizer")
-    trainer, began = LmTrainer(model, tokenizer, palette, pool, sizes.language), time.monotonic()
+    trainer, began = (
+        LmTrainer(model, tokenizer, palette, pool, sizes.language, foreign_stray_words(npm)),
+        time.monotonic(),
+    )
     model.train()
     model.model.vqmodel.eval()
     for i in range(sizes.language):

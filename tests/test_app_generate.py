@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import itertools
+import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -99,7 +102,7 @@ def test_accept_decides_the_kind(server: Server, accept: str, kind: str) -> None
     assert answer.headers["Content-Type"] == kind
 
 
-@pytest.mark.parametrize("accept", ["text/event-stream", "image/png;q=0", "image/webp"])
+@pytest.mark.parametrize("accept", ["text/html", "image/png;q=0", "image/webp"])
 def test_what_is_not_offered_is_406(server: Server, accept: str) -> None:
     assert server.post("/generate", {"prompt": "a"}, Accept=accept).status_code == 406
 
@@ -180,6 +183,56 @@ def test_a_full_queue_is_429_with_retry_after(gated: Server, gate: Gate) -> None
         assert refused.json()["type"] == "urn:safecb:problem:busy"
         gate.open.set()
         assert {call.result().status_code for call in [first, *rest]} == {200}
+
+
+def streamed(answer: httpx2.Response) -> Iterator[tuple[str, Any]]:
+    """The events of a stream as they come."""
+    name = ""
+    for line in answer.iter_lines():
+        if line.startswith("event: "):
+            name = line.removeprefix("event: ")
+        elif line.startswith("data: "):
+            yield name, json.loads(line.removeprefix("data: "))
+
+
+def test_a_stream_tells_of_an_image_on_its_way(server: Server) -> None:
+    body = {"prompt": "a red apple", "seed": 7, "n": 2}
+    with server.http.stream("POST", "/generate", json=body, headers={"Accept": "text/event-stream"}) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        events = list(streamed(answer))
+    parts = [data for name, data in events if name == "progress"]
+    assert {(p["index"], p["done"], p["total"]) for p in parts} <= {(i, d, 16) for i in (0, 1) for d in (4, 8, 12)}
+    assert len(parts) >= 2
+    previews = [base64.b64decode(data["b64_png"]) for name, data in events if name == "preview"]
+    assert len(previews) == len(parts) and len(pixels(previews[0])) == 16 * 16 * 3
+    images = [data for name, data in events if name == "image"]
+    assert images == server.draw(n=2).json()["images"]
+    assert [name for name, _ in events][-2:] == ["image", "image"]
+
+
+def test_a_stream_answers_what_is_wrong_with_a_status(server: Server) -> None:
+    for body, field in (({"prompt": "<begin_of_image>"}, "prompt"), ({"prompt": "a", "top_k": 65}, "top_k")):
+        answer = server.http.post("/generate", json=body, headers={"Accept": "text/event-stream"})
+        assert (answer.status_code, answer.json()["field"]) == (422, field)
+
+
+def test_a_stream_that_nobody_reads_is_drawn_no_more(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed, step, batcher = threading.Semaphore(5), Slots.step, server.service.engine.batcher
+
+    def slow(slots: Slots) -> object:
+        allowed.acquire()
+        return step(slots)
+
+    monkeypatch.setattr(Slots, "step", slow)
+    with httpx2.Client(base_url=server.url) as impatient:
+        body, headers = {"prompt": "a long one"}, {"Accept": "text/event-stream"}
+        with impatient.stream("POST", "/generate", json=body, headers=headers) as answer:
+            assert next(streamed(answer))[1]["done"] == 4
+    for _ in range(8):  # not enough steps to finish it
+        allowed.release()
+        time.sleep(0.1)
+    assert not batcher._drawing
+    allowed.release(10_000)
 
 
 def test_a_caller_that_hangs_up_is_drawn_no_more(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
