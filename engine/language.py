@@ -143,23 +143,16 @@ class LanguageStack:
         mask = mask.masked_fill_(unseen, -torch.inf)[:, None]  # [R, 1, T, bound]
         hidden = embeddings
         for layer, keys, values in zip(self._layers, context.keys, context.values, strict=True):
-            query, key, value = self._split(layer.attend(_normed(hidden, layer.before, layer.epsilon)))
-            keys.transpose(1, 2)[where] = _turned(key, *turn)
-            values.transpose(1, 2)[where] = value
-            seen = _attention(_turned(query, *turn), keys[:rows, :, :bound], values[:rows, :, :bound], mask)
+            heads = layer.attend(_normed(hidden, layer.before, layer.epsilon)).view(rows, count, -1, self._head_dim)
+            turned = _turned(heads[:, :, : -self._heads], *turn)  # queries and keys
+            keys.transpose(1, 2)[where] = turned[:, :, -self._heads :]
+            values.transpose(1, 2)[where] = heads[:, :, -self._heads :]
+            query = turned[:, :, : -self._heads]
+            seen = _attention(query, keys[:rows, :, :bound], values[:rows, :, :bound], mask)
             hidden = hidden + layer.project(seen)
             gate, up = layer.widen(_normed(hidden, layer.between, layer.epsilon)).chunk(2, -1)
             hidden = hidden + layer.narrow(F.silu(gate) * up)
         return _normed(hidden, self._norm, self._epsilon)
-
-    def _split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[R, T, (heads + 2 key heads) * d] -> query [R, T, heads, d], key and value [R, T, key heads, d]."""
-        heads = projected.view(*projected.shape[:2], -1, self._head_dim)
-        return (
-            heads[:, :, : -2 * self._heads],
-            heads[:, :, -2 * self._heads : -self._heads],
-            heads[:, :, -self._heads :],
-        )
 
 
 def blocks(places: int) -> int:
@@ -179,14 +172,16 @@ def _turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     """Attend: query [R, T, heads, d], keys and values [R, key heads, S, d], mask [R, 1, T, S] -> [R, T, heads * d]."""
-    grouped = query.shape[2] != keys.shape[1]
+    heads, groups = query.shape[2], query.shape[2] // keys.shape[1]
     query = query.transpose(1, 2)
     if query.is_cuda:
-        seen = F.scaled_dot_product_attention(query, keys, values, mask, enable_gqa=grouped)
+        seen = F.scaled_dot_product_attention(query, keys, values, mask, enable_gqa=groups > 1)
     else:
         # Spelt out: the fused CPU kernel gives a row other last bits among other batch mates.
-        if grouped:
-            keys, values = (cache.repeat_interleave(query.shape[1] // cache.shape[1], 1) for cache in (keys, values))
-        scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(2, 3) + mask
-        seen = scores.softmax(-1) @ values
+        if groups > 1:
+            keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
+        masks = mask.expand(-1, heads, -1, -1).flatten(0, 1)
+        scale = query.shape[-1] ** -0.5
+        scores = torch.baddbmm(masks, query.flatten(0, 1), keys.flatten(0, 1).mT, alpha=scale)
+        seen = (scores.softmax(-1) @ values.flatten(0, 1)).view(query.shape)
     return seen.transpose(1, 2).flatten(2)

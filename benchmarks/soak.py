@@ -1,0 +1,75 @@
+"""Half an hour at 95 % of what the server can do: whether it loses a request or grows.
+
+`python -m benchmarks.soak` writes docs/benchmarks/soak.{json,md,png}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.load import calls, closed_loop, poisson
+from benchmarks.results import circumstances, table, write
+from benchmarks.serving import server
+
+SHARE = 0.95
+STRETCH_S = 60.0  # memory is read between stretches
+
+
+def measure(minutes: int, folder: Path) -> dict[str, Any]:
+    """Load the server for that long; the first stretch warms it up and does not count."""
+    with server("c", folder) as running:
+        most = closed_loop(running.url, 32, calls(320)).figures()["images_per_s"]
+        rate = SHARE * most
+        stretches = []
+        for _ in range(minutes + 1):
+            figures = poisson(running.url, rate, round(rate * STRETCH_S)).figures()
+            stretches.append({**figures, "memory_mb": running.memory_mb()})
+            print(f"{figures['images_per_s']:.2f}/s  {running.memory_mb():.0f} MB", flush=True)
+    counted = stretches[1:]
+    return {
+        "images": sum(stretch["images"] for stretch in counted),
+        "failed": sum(stretch["failed"] for stretch in counted),
+        "images_per_s asked for": rate,
+        "memory growth": counted[-1]["memory_mb"] / stretches[0]["memory_mb"] - 1.0,
+        "minutes": counted,
+    }
+
+
+def page(found: dict[str, Any], about: dict[str, Any]) -> list[str]:
+    """The Markdown page."""
+    lines = ["# Soak", "", f"Written by `python -m benchmarks.soak`: Poisson arrivals at {SHARE:.0%} of the most.", ""]
+    lines += [f"{key}: {value}  " for key, value in about.items()]
+    summary = {key: value for key, value in found.items() if key != "minutes"}
+    return [*lines, "", *table([summary]), "", *table(found["minutes"]), "", "![Soak](soak.png)"]
+
+
+def picture(found: dict[str, Any]) -> Figure:
+    """Memory and latency by minute."""
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    memory, latency = figure.subplots(1, 2)
+    memory.plot([minute["memory_mb"] for minute in found["minutes"]])
+    memory.set(xlabel="minute", ylabel="MB", ylim=(0, None), title="Memory of the server")
+    for percentile in ("p50_ms", "p99_ms"):
+        latency.plot([minute[percentile] for minute in found["minutes"]], label=percentile)
+    latency.set(xlabel="minute", ylim=(0, None), title="Latency, ms")
+    latency.legend()
+    return figure
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=int, default=30)
+    about = circumstances()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(parser.parse_args().minutes, Path(folder))
+    write("soak", {"about": about, **found}, page(found, about), picture(found))
+
+
+if __name__ == "__main__":
+    main()
