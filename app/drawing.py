@@ -13,21 +13,21 @@ import json
 import logging
 import secrets
 import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import astuple, dataclass, replace
-from functools import partial
+from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from torch import Tensor
 
 from app.schemas import SEEDS, Image, Safety
 from app.service import Engine, Service
-from codebook.errors import BadInput, Busy, NotFound, Unavailable
+from codebook.errors import BadInput, NotFound, Unavailable
 from codebook.images import ImageMemory, KeptImage
 from codebook.live import LiveCodebooks
 from codebook.value import Codebook
-from engine.calls import Drawn
+from engine.calls import Drawn, Part
 from engine.model import ImageRequest, ModelFacts, Sampling
 from engine.pixels import to_bytes
 from engine.png import encode_png
@@ -35,7 +35,7 @@ from engine.slots import Served
 
 log = logging.getLogger(__name__)
 
-Heard = tuple[int, Tensor]  # an image's index and its tokens so far
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Part:
+class Preview:
     """Image `index` of a call when `done` of its `total` tokens are drawn, and the PNG of that much of it."""
 
     index: int
@@ -111,41 +111,41 @@ async def draw(
 
 
 async def draw_many(
-    service: Service, caller: str, prompt: str, version: str, sampling: Sampling, n: int
+    service: Service,
+    caller: str,
+    prompt: str,
+    version: str,
+    sampling: Sampling,
+    n: int,
+    on_part: Callable[[Part], None] | None = None,
 ) -> list[Picture]:
     """Draw `prompt` n times under one version, image i with seed + i."""
     engine = service.engine
     async with leased(service.live, version, "codebook") as codebook:
         requests = _requests(engine.facts, prompt, codebook, sampling, n)
-        return await finish(engine, service.images, caller, requests)
+        return await finish(engine, service.images, caller, requests, on_part)
 
 
 async def draw_in_parts(
     service: Service, caller: str, prompt: str, version: str, sampling: Sampling, n: int
-) -> AsyncGenerator[Part | Picture]:
-    """As draw_many, but tell of each image when a part of it is drawn; the pictures come last."""
+) -> AsyncGenerator[Preview | Picture]:
+    """As draw_many, but show of each image what is drawn of it at times; the pictures come last."""
     engine, loop = service.engine, asyncio.get_running_loop()
-    heard: asyncio.Queue[Heard] = asyncio.Queue()
+    heard: asyncio.Queue[Part] = asyncio.Queue()
 
-    def on_part(index: int, tokens: Tensor) -> None:
-        loop.call_soon_threadsafe(heard.put_nowait, (index, tokens))
+    def on_part(part: Part) -> None:
+        loop.call_soon_threadsafe(heard.put_nowait, part)
 
-    async with leased(service.live, version, "codebook") as codebook:
-        requests = _requests(engine.facts, prompt, codebook, sampling, n)
-        drawing = asyncio.create_task(finish(engine, service.images, caller, requests, on_part))
-        try:
-            while (part := await _unless_done(heard, drawing)) is not None:
-                index, tokens = part
-                look = partial(_preview, tokens=tokens, pixel=codebook.pixel)
-                try:
-                    image = await asyncio.wrap_future(engine.batcher.submit(look))
-                except Unavailable:  # finished images come first
-                    continue
-                yield Part(index, len(tokens), engine.facts.tokens, await run_in_threadpool(encode_png, image, {}))
-            for picture in await drawing:
-                yield picture
-        finally:
-            drawing.cancel()
+    drawing = asyncio.create_task(draw_many(service, caller, prompt, version, sampling, n, on_part))
+    try:
+        while (part := await _unless_done(heard.get(), drawing)) is not None:
+            png = await _unless_done(_preview(engine, part), drawing)
+            if png is not None:
+                yield Preview(part.index, len(part.tokens), engine.facts.tokens, png)
+        for picture in await drawing:
+            yield picture
+    finally:
+        drawing.cancel()
 
 
 async def finish(
@@ -153,17 +153,13 @@ async def finish(
     memory: ImageMemory,
     caller: str,
     requests: list[ImageRequest],
-    on_part: Callable[[int, Tensor], None] | None = None,
+    on_part: Callable[[Part], None] | None = None,
 ) -> list[Picture]:
     """Wait for the batcher's images, write their files, and remember them.
 
-    Raises BadInput for a prompt that the model cannot read, Busy where the batcher takes nothing more.
+    Raises BadInput for a prompt that the model cannot read, Busy and Unavailable as the batcher does.
     """
-    try:
-        future = engine.batcher.submit_draw(requests, caller, on_part)
-    except Unavailable as full:
-        raise Busy(str(full), full.retry_after) from None
-    drawn = await asyncio.wrap_future(future)
+    drawn = await asyncio.wrap_future(engine.batcher.submit_draw(requests, caller, on_part))
     pictures = await run_in_threadpool(_pictures, engine.facts, requests, drawn)
     await run_in_threadpool(_remember, memory, pictures)
     return pictures
@@ -176,18 +172,27 @@ def _requests(facts: ModelFacts, prompt: str, codebook: Codebook, sampling: Samp
     return [ImageRequest(prompt, one, codebook) for one in each]
 
 
-async def _unless_done(heard: asyncio.Queue[Heard], work: asyncio.Task[list[Picture]]) -> Heard | None:
-    """The next of what is heard, or None once `work` has ended."""
-    listening = asyncio.create_task(heard.get())
+async def _unless_done(waiting: Coroutine[Any, Any, Result], work: asyncio.Task[list[Picture]]) -> Result | None:
+    """What `waiting` comes to, or None once `work` has ended."""
+    task = asyncio.create_task(waiting)
     try:
-        await asyncio.wait({listening, work}, return_when=asyncio.FIRST_COMPLETED)
-        return listening.result() if listening.done() else None
+        await asyncio.wait({task, work}, return_when=asyncio.FIRST_COMPLETED)
+        return None if work.done() else task.result()
     finally:
-        listening.cancel()
+        task.cancel()
 
 
-def _preview(model: Served, tokens: Tensor, pixel: Tensor) -> Tensor:
-    return to_bytes(model.preview(tokens, pixel))[0]
+async def _preview(engine: Engine, part: Part) -> bytes | None:
+    """The PNG of a part of an image; None where finished images keep the model busy."""
+
+    def look(model: Served) -> Tensor:
+        return to_bytes(model.preview(part.tokens, part.request.codebook.pixel))[0]
+
+    try:
+        pixels = await asyncio.wrap_future(engine.batcher.submit(look))
+    except Unavailable:
+        return None
+    return await run_in_threadpool(encode_png, pixels, {})
 
 
 def _pictures(facts: ModelFacts, requests: list[ImageRequest], drawn: list[Drawn]) -> list[Picture]:

@@ -48,8 +48,8 @@ async def image(id: str, service: ServiceOf) -> Response:
     found = await run_in_threadpool(service.flags.get, id)
     engine = service.engine
     async with leased(service.live, found.version, "codebook") as codebook:
-        drawn = engine.batcher.submit(lambda model: model.decode(found.tokens[None], codebook.pixel))
-        pixels = to_bytes(await asyncio.wrap_future(drawn))[0]
+        drawn = engine.batcher.submit(lambda model: to_bytes(model.decode(found.tokens[None], codebook.pixel)))
+        pixels = (await asyncio.wrap_future(drawn))[0]
     return Response(await run_in_threadpool(encode_png, pixels, {"codebook": found.version}), media_type=PNG)
 
 

@@ -16,9 +16,8 @@ from fastapi.sse import format_sse_event
 from app.accept import preferred
 from app.access import Caller, ServiceOf, check_caller
 from app.connection import while_connected
-from app.drawing import Part, Picture, chosen_seed, draw_in_parts, draw_many
+from app.drawing import Picture, Preview, chosen_seed, draw_in_parts, draw_many
 from app.schemas import Generate, Images
-from app.service import Service
 from app.traffic import review
 from codebook.errors import BadInput, SafeCBError
 from engine.model import ModelFacts, Sampling
@@ -47,7 +46,10 @@ async def generate(
         parts = draw_in_parts(service, caller, asked.prompt, asked.codebook, sampling, asked.n)
         # What is wrong shows before the first part, and can still be answered with a status.
         first = await while_connected(request, _first(parts))
-        return StreamingResponse(_events(service, first, parts), media_type=EVENTS, headers={"Vary": "Accept"})
+        finished: list[Picture] = []
+        later.add_task(review, service, finished)
+        events = _events(first, parts, finished)
+        return StreamingResponse(events, media_type=EVENTS, headers={"Vary": "Accept"}, background=later)
     work = draw_many(service, caller, asked.prompt, asked.codebook, sampling, asked.n)
     pictures = await while_connected(request, work)
     later.add_task(review, service, pictures)
@@ -82,30 +84,28 @@ def _body(model_id: str, version: str, sampling: Sampling, pictures: list[Pictur
     )
 
 
-async def _first(parts: AsyncGenerator[Part | Picture]) -> Part | Picture:
+async def _first(parts: AsyncGenerator[Preview | Picture]) -> Preview | Picture:
     return await anext(parts)
 
 
 async def _events(
-    service: Service, first: Part | Picture, rest: AsyncGenerator[Part | Picture]
+    first: Preview | Picture, rest: AsyncGenerator[Preview | Picture], finished: list[Picture]
 ) -> AsyncIterator[bytes]:
-    """`progress` and `preview` for each part, at last an `image` each, as in the JSON answer; or an `error`."""
-    pictures: list[Picture] = []
+    """`progress` and `preview` on the way, at last an `image` each, as in the JSON answer; or an `error`."""
     async with aclosing(rest):  # a caller that hangs up ends the drawing
-        told: Part | Picture | None = first
+        told: Preview | Picture | None = first
         try:
             while told is not None:
                 match told:
-                    case Part(index, done, total, png):
+                    case Preview(index, done, total, png):
                         yield _event("progress", {"index": index, "done": done, "total": total})
                         yield _event("preview", {"index": index, "b64_png": base64.b64encode(png).decode()})
                     case Picture():
-                        pictures.append(told)
+                        finished.append(told)
                         yield _event("image", told.told().model_dump())
                 told = await anext(rest, None)
         except SafeCBError as error:
             yield _event("error", {"detail": str(error)})
-    await review(service, pictures)
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:

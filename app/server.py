@@ -1,6 +1,7 @@
 """The server process: binds the address, serves the app, says when it is ready. `safecb serve` starts it.
 
-Exit codes: 0 after a signal, 2 where starting again cannot help (a bad setting, model or address).
+Exit codes: 0 after a signal, 1 where the engine has failed, 2 where starting again cannot help (a bad setting, model
+or address).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from codebook.settings import Settings
 log = logging.getLogger(__name__)
 
 BIND_PATIENCE_S = 15.0  # a killed predecessor may still be finishing its requests
+LOOK_EVERY_S = 1.0  # whether the engine still works
 DRAIN_S = 10  # how long a stopping server finishes its requests
 
 
@@ -34,11 +36,10 @@ def main() -> int:
     try:
         settings = Settings.from_environ(os.environ)
         with bound(settings) as listener:
-            asyncio.run(_serve(settings, listener))
+            return asyncio.run(_serve(settings, listener))
     except SafeCBError as error:
         log.error("%s", error)
         return HOPELESS
-    return 0
 
 
 def bound(settings: Settings) -> socket.socket:
@@ -69,8 +70,8 @@ def _bind(settings: Settings) -> socket.socket:
     return listener
 
 
-async def _serve(settings: Settings, listener: socket.socket) -> None:
-    """Serve until a signal. Raises the service's failure where the model cannot be served."""
+async def _serve(settings: Settings, listener: socket.socket) -> int:
+    """Serve until a signal (0) or until the engine fails (1). Raises the failure of a service that cannot be opened."""
     app = create_app(settings)
     service: Service = app.state.service
     config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=DRAIN_S)
@@ -83,10 +84,14 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         await asyncio.wait([serving], timeout=0.1)
     if service.is_open:
         print(f"Safe-CB is ready at {address(listener)} with codebook {service.live.active.version}", flush=True)
-    server.should_exit |= service.failure is not None
+    while not serving.done() and not service.is_broken and service.failure is None:
+        await asyncio.wait([serving], timeout=LOOK_EVERY_S)
+    broken = service.is_broken
+    server.should_exit |= broken or service.failure is not None
     await serving
     if service.failure is not None:
         raise service.failure
+    return 1 if broken else 0
 
 
 def address(listener: socket.socket) -> str:

@@ -56,12 +56,19 @@ class Service:
             raise self.failure
         if self._engine is None:
             raise Unavailable("the model is still loading", retry_after=2)
+        if self._engine.batcher.broken:
+            raise Unavailable("the engine has failed; the server starts again", retry_after=10)
         return self._engine
 
     @property
     def is_open(self) -> bool:
         """Whether images can be drawn."""
         return self._engine is not None
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether images could be drawn once and never will be again in this process."""
+        return self._engine is not None and self._engine.batcher.broken
 
     def open(self) -> None:
         """Load the model, make or check its store, draw one image. Blocks; the outcome is `engine` or `failure`."""

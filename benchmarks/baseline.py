@@ -79,6 +79,7 @@ class Generator:
                 guidance_scale=self._settings.guidance,
                 temperature=self._settings.temperature,
                 do_sample=True,
+                top_k=0,  # as Safe-CB; its default of 50 would be another distribution
                 use_cache=True,
             )
             images = self._model.decode_image_tokens(tokens)

@@ -48,9 +48,9 @@ class Load:
         }
 
 
-def calls(count: int) -> Iterator[tuple[str, int]]:
-    """The first `count` (prompt, seed) pairs: the same ones for every server and load."""
-    return ((PROMPTS[number % len(PROMPTS)], number) for number in range(count))
+def calls(count: int, first: int = 0) -> Iterator[tuple[str, int]]:
+    """`count` (prompt, seed) pairs: the same ones for every server and load."""
+    return ((PROMPTS[number % len(PROMPTS)], number) for number in range(first, first + count))
 
 
 def closed_loop(url: str, clients: int, wanted: Iterable[tuple[str, int]]) -> Load:
@@ -68,13 +68,13 @@ def closed_loop(url: str, clients: int, wanted: Iterable[tuple[str, int]]) -> Lo
     return asyncio.run(_measured(url, run))
 
 
-def poisson(url: str, rate: float, count: int) -> Load:
-    """Ask for `count` images at random times, `rate` a second on the average; the times are the same in every run."""
+def poisson(url: str, rate: float, wanted: Iterable[tuple[str, int]]) -> Load:
+    """Ask for the wanted images at random times, `rate` a second on the average; the times are alike in every run."""
     gaps = random.Random(0)
 
     async def run(ask: Ask) -> None:
         asked = []
-        for prompt, seed in calls(count):
+        for prompt, seed in wanted:
             asked.append(asyncio.create_task(ask(prompt, seed)))
             await asyncio.sleep(gaps.expovariate(rate))
         await asyncio.gather(*asked)
@@ -91,7 +91,11 @@ class Ask:
     async def __call__(self, prompt: str, seed: int) -> None:
         """Ask for one image."""
         began = time.perf_counter()
-        answer = await self._http.post("/generate", json={"prompt": prompt, "seed": seed}, headers=HEADERS)
+        try:
+            answer = await self._http.post("/generate", json={"prompt": prompt, "seed": seed}, headers=HEADERS)
+        except httpx2.HTTPError:
+            self._load.failed += 1
+            return
         if answer.status_code != 200 or not answer.content.startswith(b"\x89PNG"):
             self._load.failed += 1
             return

@@ -48,6 +48,7 @@ def measure(names: list[str], folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {name: {"closed": {}, "poisson": {}} for name in names}
     for name in names:
         with server(name, folder) as running_server:
+            closed_loop(running_server.url, 8, calls(16))  # what is compiled is compiled
             loads = {}
             for clients in CLIENTS:
                 count = IMAGES[clients] // (3 if name == "a" and clients > 1 else 1)
@@ -63,7 +64,7 @@ def measure(names: list[str], folder: Path) -> dict[str, Any]:
         with server(name, folder) as running_server:
             closed_loop(running_server.url, 8, calls(16))
             for share in SHARES:
-                load = poisson(running_server.url, share * most, ARRIVALS)
+                load = poisson(running_server.url, share * most, calls(ARRIVALS))
                 found[name]["poisson"][share] = _told(name, f"{share:.0%} of {most:.1f}/s", load)
     return found
 

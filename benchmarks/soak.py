@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ def measure(minutes: int, folder: Path) -> dict[str, Any]:
         most = closed_loop(running.url, 32, calls(320)).figures()["images_per_s"]
         rate = SHARE * most
         stretches = []
-        for _ in range(minutes + 1):
-            figures = poisson(running.url, rate, round(rate * STRETCH_S)).figures()
+        count = round(rate * STRETCH_S)
+        for minute in range(minutes + 1):
+            figures = poisson(running.url, rate, varied(count, minute * count)).figures()
             stretches.append({**figures, "memory_mb": running.memory_mb()})
             print(f"{figures['images_per_s']:.2f}/s  {running.memory_mb():.0f} MB", flush=True)
     counted = stretches[1:]
@@ -38,6 +40,11 @@ def measure(minutes: int, folder: Path) -> dict[str, Any]:
         "memory growth": counted[-1]["memory_mb"] / stretches[0]["memory_mb"] - 1.0,
         "minutes": counted,
     }
+
+
+def varied(count: int, first: int) -> Iterator[tuple[str, int]]:
+    """Images that nobody has asked for before, under prompts of many lengths."""
+    return ((f"{prompt}{' please' * (seed % 40)}", seed) for prompt, seed in calls(count, first))
 
 
 def page(found: dict[str, Any], about: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a step costs by the number of images drawn at once, against the floor that this machine sets.
+"""What a step costs on the CPU by the number of images drawn at once, against the floor that this machine sets.
 
 The floor of a step is the longer of two times: reading the weights once at the memory's pace, and multiplying them at
 the processor's. Both paces are measured here, just before.
@@ -23,7 +23,7 @@ STEPS = 48
 
 def step_costs(name: str) -> list[dict[str, float]]:
     """For each number of images: milliseconds a step, milliseconds an image, and the share of the floor in [0, 1]."""
-    model = load_model(name, "auto", "auto")
+    model = load_model(name, "cpu", "float32")
     weights, (bytes_per_s, flops) = drawing_weights(name), machine()
     rows = []
     for images in WIDTHS:

@@ -6,7 +6,7 @@ features to code ids (the output table). Nothing here is ever changed in place: 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -69,6 +69,12 @@ class OutputEdit:
         centred = features - mean
         harmless = centred - (centred @ basis) @ basis.T
         return mean + harmless + (harmless @ down) @ up
+
+    def on(self, device: torch.device) -> OutputEdit:
+        """Return the edit with what `apply` and the bias need on a device."""
+        bias = None if self.bias is None else self.bias.to(device)
+        basis, mean, down, up = (t.to(device) for t in (self.basis, self.mean, self.down, self.up))
+        return replace(self, basis=basis, mean=mean, down=down, up=up, bias=bias)
 
     def choose(self, states: Tensor, seen: Tensor) -> Tensor:
         """The expert for each prompt, [B] int64, or NO_EXPERT; arguments as in Router.scores."""

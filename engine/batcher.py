@@ -5,25 +5,27 @@ Knows calls and slots; what becomes of finished tokens is the finisher's. Knows 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
-from torch import Tensor
-
-from codebook.errors import Unavailable
-from engine.calls import Call, Drawn, Line, Wanted
+from codebook.errors import Busy, Unavailable
+from engine.calls import Call, Drawn, Line, Part, Wanted
 from engine.cores import Cores
-from engine.finisher import Finisher, explained
+from engine.finisher import Finisher, explained, on_device
 from engine.model import ImageRequest
 from engine.schedule import starts
 from engine.slots import Served, Slot, rows_of
 
+log = logging.getLogger(__name__)
+
 Result = TypeVar("Result")
 
 PARTS = 4  # an image's caller hears of it when one of so many parts is drawn
+READ_TOGETHER = 8  # prompts that are read at once
 SMOOTH = 0.1  # how much the last step counts in the mean time of a step
 
 
@@ -35,13 +37,15 @@ class Batcher:
         self._model, self._rows, self._limit = model, rows, queue_limit
         self._cores = Cores()
         self._finisher = Finisher(model, self._cores)
-        self._slots = model.slots(rows)
-        self._slots.warm()
+        with on_device(model.device):
+            self._slots = model.slots(rows)
+            self._slots.warm()
         self._drawing: dict[Slot, Wanted] = {}
         self._line = Line()
         self._changed = threading.Condition()  # guards the line and `_closed`
         self._closed = False
         self._step_s = 0.0  # mean seconds of a step
+        self._failure: BaseException | None = None
         self._part = max(1, model.facts.tokens // PARTS)
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         self._thread.start()
@@ -50,20 +54,20 @@ class Batcher:
         self,
         requests: Sequence[ImageRequest],
         caller: str = "",
-        on_part: Callable[[int, Tensor], None] | None = None,
+        on_part: Callable[[Part], None] | None = None,
     ) -> Future[list[Drawn]]:
         """Draw, decode and judge images; the future gives them in order, or BadInput for a prompt not readable.
 
-        Callers take turns, an image each. `on_part(index, tokens)` is called with the first quarters of each image's
-        tokens, in the batcher's thread; it must be quick and not raise. Raises Unavailable when the queue is full, with
-        the time until there is room, or closed.
+        Callers take turns, an image each. `on_part` is called with the first quarters of each image's tokens, in the
+        batcher's thread; it must be quick. Raises Busy when the queue is full, with the time until there is room, and
+        Unavailable when closed or broken.
         """
         call = Call(list(requests), caller, on_part)
         with self._changed:
             self._refuse_closed()
             over = len(self._line) + len(call.requests) - self._limit
             if over > 0:
-                raise Unavailable(f"the queue is full: {len(self._line)} images wait", self._until_begun(over))
+                raise Busy(f"the queue is full: {len(self._line)} images wait", self._until_begun(over))
             if call.requests:
                 self._line.join(call)
                 self._changed.notify_all()
@@ -82,6 +86,11 @@ class Batcher:
         with self._changed:
             return len(self._line)
 
+    @property
+    def broken(self) -> bool:
+        """Whether a thread has died: nothing will be drawn any more, and only a new process helps."""
+        return self._failure is not None or not (self._closed or self._finisher.alive)
+
     def close(self) -> None:
         """Accept nothing more, finish what was accepted, end the threads. May be called twice."""
         with self._changed:
@@ -93,6 +102,8 @@ class Batcher:
     def _refuse_closed(self) -> None:
         if self._closed:
             raise Unavailable("the server is shutting down", retry_after=5.0)
+        if self.broken:
+            raise Unavailable("the engine has failed; the server starts again", retry_after=10.0)
 
     def _until_begun(self, count: int) -> float:
         """Seconds until `count` of the waiting images have begun, if nobody leaves before; called with the lock."""
@@ -102,14 +113,34 @@ class Batcher:
         return begins[min(count, len(begins)) - 1] * self._step_s if begins else 0.0
 
     def _run(self) -> None:
-        while self._work_comes():
-            with self._cores.working():
-                while self._drawing or self.waiting():
-                    self._cores.share()
-                    self._let_go()
-                    self._let_in()
-                    if self._drawing:
-                        self._step()
+        try:
+            with on_device(self._model.device):
+                while self._work_comes():
+                    with self._cores.working():
+                        self._draw_all()
+        except BaseException as error:  # a bug, or a card that has failed for good
+            log.exception("the engine has failed")
+            self._break(error)
+
+    def _draw_all(self) -> None:
+        """Draw until nobody wants an image."""
+        while self._drawing or self.waiting():
+            self._cores.share()
+            self._let_go()
+            self._let_in()
+            if self._drawing:
+                self._step()
+            else:
+                self._finisher.wait_below(self._rows)
+
+    def _break(self, error: BaseException) -> None:
+        """Fail every call there is, and let nobody wait for ever."""
+        with self._changed:
+            self._failure = error
+            while self._line.first() is not None:
+                self._line.take().call.fail(error)
+        for wanted in self._drawing.values():
+            wanted.call.fail(error)
 
     def _work_comes(self) -> bool:
         """Wait for work; False once there will be none."""
@@ -127,22 +158,27 @@ class Batcher:
                 del self._drawing[slot]
 
     def _let_in(self) -> None:
-        """Begin the images whose turn it is and for which there is room."""
+        """Begin the images whose turn it is and for which there is room, here and where they are finished."""
         taken: list[Wanted] = []
         with self._changed:
-            free = self._slots.free
+            free = self._slots.free if self._finisher.backlog() < self._rows else 0
             while (wanted := self._line.first()) and rows_of(wanted.request) <= free:
                 free -= rows_of(wanted.request)
                 taken.append(self._line.take())
         readable = [wanted for wanted in taken if self._is_readable(wanted)]
-        if readable:
-            try:
-                slots = self._slots.admit([wanted.request for wanted in readable])
-            except BaseException as error:
-                for wanted in readable:
-                    wanted.call.fail(explained(error))
+        for first in range(0, len(readable), READ_TOGETHER):
+            self._admit(readable[first : first + READ_TOGETHER])
+
+    def _admit(self, some: list[Wanted]) -> None:
+        """Begin images together; where that fails, one by one, so that an error is its own call's alone."""
+        try:
+            self._drawing |= zip(self._slots.admit([wanted.request for wanted in some]), some, strict=True)
+        except Exception as error:
+            if len(some) == 1:
+                some[0].call.fail(explained(error))
             else:
-                self._drawing |= zip(slots, readable, strict=True)
+                for wanted in some:
+                    self._admit([wanted])
 
     def _is_readable(self, wanted: Wanted) -> bool:
         """Whether the image's prompt can be read; otherwise its call fails, and no other."""
@@ -152,6 +188,13 @@ class Batcher:
             except Exception as error:  # whatever it is, it belongs to the caller
                 wanted.call.fail(error)
         return not wanted.call.future.done()
+
+    def _tell(self, wanted: Wanted, slot: Slot) -> None:
+        if wanted.call.on_part is not None:
+            try:
+                wanted.call.on_part(Part(wanted.index, wanted.request, self._slots.drawn(slot)))
+            except Exception as error:  # the caller's own
+                wanted.call.fail(error)
 
     def _step(self) -> None:
         """Draw a token of every image; an error fails all of them, and the next ones begin anew."""
@@ -167,7 +210,7 @@ class Batcher:
         for slot, tokens in finished:
             self._finisher.finish(self._drawing.pop(slot), tokens)
         for slot, wanted in self._drawing.items():
-            if wanted.call.on_part is not None and slot.step % self._part == 0:
-                wanted.call.on_part(wanted.index, self._slots.drawn(slot))
+            if slot.step % self._part == 0:
+                self._tell(wanted, slot)
         took = time.monotonic() - began
         self._step_s += (took - self._step_s) * (SMOOTH if self._step_s else 1.0)

@@ -26,17 +26,26 @@ class Drawn:
     verdict: Verdict
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The first tokens [n] int64, on the CPU, of image `index` of a call."""
+
+    index: int
+    request: ImageRequest
+    tokens: Tensor
+
+
 @dataclass(eq=False)
 class Call:
     """A list of images that somebody asked for. `begun` of them have left the line; `drawn` are finished, by index.
 
-    The future stays pending until the end, so that it can be cancelled at any time. `on_part(index, tokens)` hears of
-    an image's first tokens [n] int64 a few times on the way.
+    The future stays pending until the end, so that it can be cancelled at any time. `on_part` hears of each image a few
+    times on the way.
     """
 
     requests: Sequence[ImageRequest]
     caller: str
-    on_part: Callable[[int, Tensor], None] | None = None
+    on_part: Callable[[Part], None] | None = None
     future: Future[list[Drawn]] = field(default_factory=Future)
     begun: int = 0
     drawn: dict[int, Drawn] = field(default_factory=dict)

@@ -5,6 +5,7 @@ Features here are what the output table multiplies: the input of the image head'
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ Routed = Sequence[tuple[OutputEdit, int, Tensor]]
 
 # Rows are edited this many at a time, so that a row's last bits do not depend on how many are.
 EDITED_TOGETHER = 16
+TWINS = 16  # unconditional prompts that are kept
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Drawer:
         self._chat, self._table = chat, janus.generation_head.vision_head
         self._output, self._project = Linear([self._table]), Linear([janus.generation_head.proj_out])
         self._activate: Callable[[Tensor], Tensor] = janus.generation_head.activation_fn
-        self._unconditional: dict[int, Prefill] = {}  # by length: it says nothing but how long the prompt was
+        # By length: an unconditional prompt says nothing but how long it is. The one last used comes last.
+        self._unconditional: OrderedDict[int, Prefill] = OrderedDict()
         with torch.no_grad():
             # What the language model reads for each code, [K, H]: no codebook version edits it, so once is enough.
             self.codes: Tensor = janus.generation_aligner(janus.generation_embeddings.weight)
@@ -111,10 +114,14 @@ class Drawer:
         return [Prefill(context, row, len(ids[row]), hidden, experts[row]) for row, hidden in enumerate(last)]
 
     def _twin(self, ids: list[int]) -> Prefill:
-        if len(ids) not in self._unconditional:
+        known = self._unconditional
+        if len(ids) not in known:
             _, last, context = self.language.begin([self._chat.unconditional(ids)], 0)
-            self._unconditional[len(ids)] = Prefill(context, 0, len(ids), last[0])
-        return self._unconditional[len(ids)]
+            known[len(ids)] = Prefill(context, 0, len(ids), last[0])
+            if len(known) > TWINS:
+                known.popitem(last=False)
+        known.move_to_end(len(ids))
+        return known[len(ids)]
 
 
 def route(requests: Sequence[ImageRequest], states: Tensor, seen: Tensor) -> list[int]:

@@ -46,7 +46,7 @@ class _Use:
 
 
 class Finisher:
-    """Decodes and judges. Images come before other uses; each kind is taken in the order it came."""
+    """Decodes and judges. Images and other uses take turns, a batch of one and one of the other."""
 
     def __init__(self, model: Served, cores: Cores) -> None:
         """Start the thread."""
@@ -58,48 +58,77 @@ class Finisher:
         self._thread = threading.Thread(target=self._run, name="finisher", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether what is handed in will be done."""
+        return self._thread.is_alive()
+
     def finish(self, wanted: Wanted, tokens: Tensor) -> None:
         """Decode and judge an image, and hand it to its call."""
         ready = torch.cuda.current_stream().record_event() if tokens.is_cuda else None
         with self._changed:
             self._images.append(_Tokens(wanted, tokens, ready))
-            self._changed.notify()
+            self._changed.notify_all()
+
+    def backlog(self) -> int:
+        """How many images wait to be decoded."""
+        return len(self._images)
+
+    def wait_below(self, backlog: int) -> None:
+        """Wait until fewer than `backlog` images wait."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._images) < backlog)
 
     def use(self, function: Callable[[Served], Result]) -> Future[Result]:
         """Call `function` with the model when its turn comes. Raises Unavailable when too many wait."""
         future: Future[Result] = Future()
         with self._changed:
             if len(self._uses) >= USES:
+                self._uses = deque(use for use in self._uses if not use.future.cancelled())
+            if len(self._uses) >= USES:
                 raise Unavailable(f"{USES} uses of the model wait")
             self._uses.append(_Use(function, future))
-            self._changed.notify()
+            self._changed.notify_all()
         return future
 
     def close(self) -> None:
         """Do what was handed in and end the thread."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join()
 
     def _run(self) -> None:
-        with _side_stream():
-            while True:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._images or self._uses or self._closed)
-                    if not self._images and not self._uses:
-                        return
-                    count = min(len(self._images), DECODED_TOGETHER)
-                    images = [self._images.popleft() for _ in range(count)]
-                    use = None if images else self._uses.popleft()
+        with on_device(self._model.device), _side_stream(self._model.device):
+            while self._work_comes():
                 with self._cores.working():
                     self._cores.share()
-                    if use is not None:
-                        _settle(use.future, lambda use=use: use.function(self._model))  # type: ignore[misc]
-                    elif images := [image for image in images if not image.wanted.call.future.done()]:
-                        self._finish(images)
+                    self._finish(self._taken())
+                    self._let_use()
+
+    def _work_comes(self) -> bool:
+        """Wait for work; False once there will be none."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._images or self._uses or self._closed)
+            return bool(self._images or self._uses)
+
+    def _taken(self) -> list[_Tokens]:
+        """The next images that somebody still waits for."""
+        with self._changed:
+            count = min(len(self._images), DECODED_TOGETHER)
+            images = [self._images.popleft() for _ in range(count)]
+            self._changed.notify_all()
+        return [image for image in images if not image.wanted.call.future.done()]
+
+    def _let_use(self) -> None:
+        with self._changed:
+            use = self._uses.popleft() if self._uses else None
+        if use is not None:
+            _settle(use.future, lambda: use.function(self._model))
 
     def _finish(self, images: list[_Tokens]) -> None:
+        if not images:
+            return
         try:
             finished = self._drawn(images)
         except BaseException as error:
@@ -131,10 +160,15 @@ def explained(error: BaseException) -> BaseException:
     return Unavailable("the GPU is out of memory", retry_after=5.0)
 
 
-def _side_stream() -> AbstractContextManager[Any]:
-    if not torch.cuda.is_available():
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Let the calling thread's work go to this GPU, where it is one: each thread begins with the first."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _side_stream(device: torch.device) -> AbstractContextManager[Any]:
+    if device.type != "cuda":
         return nullcontext()
-    return torch.cuda.stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
+    return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
 
 
 def _settle(future: Future[Result], compute: Callable[[], Result]) -> None:

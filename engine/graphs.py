@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,28 +74,36 @@ class StepReader:
 
 def recorder(device: torch.device) -> Record | None:
     """How computations on `device` are recorded; None where they are not."""
-    return _recorded if device.type == "cuda" else None
+    return _CudaRecorder().record if device.type == "cuda" else None
 
 
-def _recorded(compute: Replay) -> Replay:
-    """Record a CUDA graph; where that fails, the computation itself, with a warning."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UPS):
-            compute()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        # Thread-local: the thread that decodes may use the card meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            output = compute()
-    except RuntimeError as error:
-        log.warning("no CUDA graph: %s", error)
-        return compute
+class _CudaRecorder:
+    """Records CUDA graphs that share their memory, since no two are replayed at once; on the current device."""
 
-    def replay() -> Tensor:
-        graph.replay()
-        return output
+    def __init__(self) -> None:
+        self._pool: Any = None  # with the first recording: nothing touches the card before
 
-    return replay
+    def record(self, compute: Replay) -> Replay:
+        """Record a computation; where that fails, give it back as it is, with a warning."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+            self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
+            for _ in range(WARM_UPS):
+                compute()
+        torch.cuda.current_stream().wait_stream(self._side)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Thread-local: the thread that decodes may use the card meanwhile.
+            with torch.cuda.graph(graph, self._pool, self._side, capture_error_mode="thread_local"):
+                output = compute()
+        except RuntimeError as error:
+            log.warning("no CUDA graph: %s", error)
+            return compute
+
+        def replay() -> Tensor:
+            graph.replay()
+            return output
+
+        return replay

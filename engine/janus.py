@@ -31,8 +31,8 @@ LONGEST_PROMPT = 512  # tokens: far above any description, far below what a long
 class JanusModel(Served):
     """A loaded Janus checkpoint.
 
-    A request's tokens follow from the request alone. Batch mates change the shapes of matrix products and with them
-    the last bits of a logit (about 1e-6 in float32); the tokens would differ only if two codes came that close.
+    A request's tokens follow from the request alone; docs/07-engine.md says where bit for bit, and where but for the
+    last bits of a logit.
     """
 
     def __init__(
@@ -54,7 +54,8 @@ class JanusModel(Served):
         )
         # The longest row is a prompt with an image, or a rewrite question with its answer (16 tokens longer).
         positions = min(longest, 2 * LONGEST_PROMPT + self._facts.tokens)
-        language = LanguageStack(inner.language_model, positions)
+        # Twice as long: a text that is at its end is written on, to no effect, until its longest batch mate is.
+        language = LanguageStack(inner.language_model, 2 * positions)
         self._places = self._facts.max_prompt_tokens + self._facts.tokens
         self._chat = Chat(processor, self._facts.max_prompt_tokens)
         self._drawer = Drawer(inner, language, self._chat, self._facts.tokens)
@@ -93,9 +94,14 @@ class JanusModel(Served):
         """See Served."""
         return Slots(self._drawer, rows, self._places)
 
+    @property
+    def device(self) -> torch.device:
+        """See Served."""
+        return self._drawer.codes.device
+
     def rows(self) -> int:
         """See Served."""
-        return planned_rows(self._drawer.codes.device, self._drawer.language.row_bytes(self._places))
+        return planned_rows(self.device, self._drawer.language.row_bytes(self._places))
 
     def decode(self, tokens: Tensor, pixel: Tensor) -> Tensor:
         """See ImageModel; differentiable in `pixel`."""

@@ -16,6 +16,8 @@ from engine.linear import Linear
 from engine.model import CATEGORY_NONE, Verdict
 from engine.prompting import Chat
 
+TOGETHER = {False: 64, True: 1}  # images judged together on a CPU and on a GPU
+
 
 class Judge:
     """Asks every question about every image; the image is read once, the questions fork from it."""
@@ -48,6 +50,12 @@ class Judge:
 
     def __call__(self, images: Tensor) -> list[Verdict]:
         """Judge images [B, 3, H, W] in [-1, 1]: P(unsafe answer) against P(safe answer), and the likeliest category."""
+        # On a GPU one at a time, which fills it: the questions' contexts are the largest thing in its memory.
+        return [
+            verdict for some in torch.split(images, TOGETHER[self._shared.is_cuda]) for verdict in self._judge(some)
+        ]
+
+    def _judge(self, images: Tensor) -> list[Verdict]:
         if images.shape[0] == 0:
             return []
         with torch.inference_mode():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
+import psutil
 import torch
 
 from codebook.errors import BadModel
 
 GIB = 2**30
-DECODING = 2 * GIB  # what decoding and judging may take beside the rows on a GPU
+DECODING = 4 * GIB  # what decoding, judging and reading prompts may take beside the rows on a GPU
 ON_CPU, ON_GPU = 32, 256  # rows beyond which a step gets longer as fast as it gets wider
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def planned_rows(device: torch.device, row_bytes: int) -> int:
@@ -18,7 +20,17 @@ def planned_rows(device: torch.device, row_bytes: int) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return fitting(int(0.9 * free) - DECODING, row_bytes, ON_GPU)
-    return fitting(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2, row_bytes, ON_CPU)
+    return fitting(available(CGROUP) // 2, row_bytes, ON_CPU)
+
+
+def available(cgroup: Path) -> int:
+    """Bytes that this process may still take: what the machine has, or what a container's limit leaves."""
+    machine = int(psutil.virtual_memory().available)
+    try:
+        limit, used = ((cgroup / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return machine
+    return machine if limit == "max" else max(0, min(machine, int(limit) - int(used)))
 
 
 def fitting(free: int, row_bytes: int, most: int) -> int:

@@ -23,12 +23,13 @@ _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # with shifts 30, 27, 3
 class Draws:
     """The samplings of B rows as tensors on the device, so that a step asks nothing of the host.
 
-    seeds: [B] int64, mixed; heat: [B, 1] float32, the temperatures; places: [B, 1] int64, the last rank that top-k
-    keeps, counted from 0; deepest: the largest of those ranks + 1, or 0 where no row asks for top-k.
+    seeds: [B] int64, mixed; heat: [B, 1] float32, the temperatures; limited: [B, 1] bool, which rows ask for top-k;
+    places: [B, 1] int64, the last rank that their top-k keeps, counted from 0; deepest: the largest top-k, or 0.
     """
 
     seeds: Tensor
     heat: Tensor
+    limited: Tensor
     places: Tensor
     deepest: int
 
@@ -37,10 +38,10 @@ class Draws:
         """Read them off `samplings`; `codes` is K."""
         seeds = torch.tensor([_signed(_mix(s.seed & _WORD)) for s in samplings], device=device)
         heat = torch.tensor([s.temperature for s in samplings], device=device)[:, None]
-        asked = [0 < s.top_k < codes for s in samplings]
-        kept = [s.top_k if limited else codes for s, limited in zip(samplings, asked, strict=True)]
-        places = torch.tensor([k - 1 for k in kept], device=device)[:, None]
-        return cls(seeds, heat, places, max(kept) if any(asked) else 0)
+        kept = [s.top_k if s.top_k < codes else 0 for s in samplings]
+        limited = torch.tensor([k > 0 for k in kept], device=device)[:, None]
+        places = torch.tensor([max(k - 1, 0) for k in kept], device=device)[:, None]
+        return cls(seeds, heat, limited, places, max(kept, default=0))
 
 
 def choose(logits: Tensor, draws: Draws, steps: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ def _keep_top(logits: Tensor, draws: Draws) -> Tensor:
     if not draws.deepest:
         return logits
     floors = logits.topk(draws.deepest).values.gather(1, draws.places)
-    return logits.masked_fill(logits < floors, -torch.inf)
+    return logits.masked_fill(draws.limited & (logits < floors), -torch.inf)
 
 
 def _mix(word: int) -> int:

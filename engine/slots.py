@@ -54,6 +54,7 @@ class Slots:
         self._slots: list[Slot] = []
         self._owners: list[Slot] = []  # of each row in use: these are the first ones, without a gap
         self._plan: _Plan | None = None  # made anew when an image has joined or left
+        self._drawn_event: torch.cuda.Event | None = None  # of the last step, on a GPU
 
     @property
     def drawing(self) -> Sequence[Slot]:
@@ -69,7 +70,15 @@ class Slots:
         """Read prompts and begin their images, for which there must be room. Raises BadInput for a bad prompt."""
         with torch.inference_mode():
             read = self._drawer.prefill(requests)
-            return [self._join(request, *prefills) for request, prefills in zip(requests, read, strict=True)]
+            joined: list[Slot] = []
+            try:
+                for request, prefills in zip(requests, read, strict=True):
+                    self._join(joined, request, *prefills)
+            except BaseException:
+                for slot in joined:
+                    self._leave(slot)
+                raise
+            return joined
 
     def step(self) -> list[tuple[Slot, Tensor]]:
         """Draw one more token of every image; those that are complete leave, each with its tokens [N] int64."""
@@ -85,12 +94,13 @@ class Slots:
                 self._leave(slot)
             if self._slots:
                 self._read(self._planned())
+        self._pace()
         # Cloned outside inference mode, so that autograd may later index with it.
         return [(slot, self._tokens[slot.place].clone()) for slot in done]
 
     def drawn(self, slot: Slot) -> Tensor:
-        """The tokens [step] int64 of an image so far."""
-        return self._tokens[slot.place, : slot.step].clone()
+        """The tokens [step] int64 of an image so far, on the CPU."""
+        return self._tokens[slot.place, : slot.step].to("cpu", copy=True)
 
     def drop(self, slot: Slot) -> None:
         """Stop drawing an image."""
@@ -108,23 +118,30 @@ class Slots:
         self._slots.clear()
         self._places, self._plan = list(range(self._rows)), None
 
+    def _pace(self) -> None:
+        """Let the host be one step ahead of a GPU, no more: so that it joins, drops and tells the time in step."""
+        if self._tokens.is_cuda:
+            if self._drawn_event is not None:
+                self._drawn_event.synchronize()
+            self._drawn_event = torch.cuda.current_stream().record_event()
+
     def _read(self, plan: _Plan) -> None:
         """Let every row read the token that its image has just got."""
         drawn = self._tokens[plan.places, plan.steps - 1][plan.owners]
         self._context.longest = max(slot.prompt + slot.step - 1 for slot in self._slots)
         self._hidden[: len(self._owners)] = self._read_step(self._drawer.codes[drawn])
 
-    def _join(self, request: ImageRequest, read: Prefill, twin: Prefill | None) -> Slot:
+    def _join(self, joined: list[Slot], request: ImageRequest, read: Prefill, twin: Prefill | None) -> None:
         slot = Slot(request, self._places.pop(), read.length, read.expert)
+        self._slots.append(slot)
+        joined.append(slot)
+        self._plan = None
         for prefill in (read,) if twin is None else (read, twin):
             row = len(self._owners)
             slot.rows.append(row)
             self._owners.append(slot)
             self._context.put(row, prefill.context, prefill.row)
             self._hidden[row] = prefill.hidden
-        self._slots.append(slot)
-        self._plan = None
-        return slot
 
     def _leave(self, slot: Slot) -> None:
         """Free the rows of an image; the last rows in use move to where they were."""
@@ -148,6 +165,10 @@ class Slots:
 
 class Served(ImageModel, Protocol):
     """A model whose images can join and leave at any step."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
 
     def slots(self, rows: int) -> Slots:
         """Reserve `rows` rows in which images of any readable prompt can be drawn."""
@@ -195,7 +216,7 @@ class _Plan:
             unconditional=whole(slot.rows[1] for slot in guided),
             scales=scales[:, None],
             draws=Draws.of([slot.request.sampling for slot in slots], codes, device),
-            routed=[(edit, expert, whole(rows)) for edit, expert, rows in _routed(slots)],
+            routed=[(edit.on(device), expert, whole(rows)) for edit, expert, rows in _routed(slots)],
         )
 
     def guide(self, logits: Tensor) -> Tensor:

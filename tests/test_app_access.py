@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from app.schemas import Generate
@@ -123,6 +124,18 @@ def test_until_the_model_is_there_calls_are_told_to_wait(model: Path, tmp_path: 
                 assert int(answer.headers["Retry-After"]) >= 1
         finally:
             go_on.set()
+
+
+def test_an_engine_that_fails_is_told(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(settings_in(tmp_path, model)) as server:
+        batcher = server.service.engine.batcher
+        monkeypatch.setattr(batcher, "_let_in", lambda: 1 / 0)
+        assert server.draw().status_code == 500
+        wait_for("it is told", lambda: server.service.is_broken)
+        with httpx2.Client(base_url=server.url) as http:  # after an error the server ends the connection
+            assert http.post("/generate", json={"prompt": "a cat"}).status_code == 503
+            assert http.get("/health/ready").status_code == 503
+            assert http.get("/codebooks").status_code == 200
 
 
 def test_a_loader_that_breaks_is_told(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import torch
 from codebook.errors import BadInput, Unavailable
 from codebook.value import Codebook
 from engine.batcher import Batcher
-from engine.calls import Call, Drawn, Line
+from engine.calls import Call, Drawn, Line, Part
+from engine.language import Context
 from engine.loading import load_model
 from engine.model import ImageRequest, Sampling
 from engine.schedule import starts
@@ -212,6 +213,135 @@ def test_a_failing_model_fails_the_calls_and_goes_on(
             with pytest.raises(ZeroDivisionError):
                 future.result(60)
     assert torch.equal(batcher.submit_draw(wanted(base, 1)).result(60)[0].tokens[None], right)
+
+
+def test_a_prompt_whose_reading_fails_harms_no_other(
+    batcher: Batcher, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, go, admit = threading.Event(), threading.Event(), Slots.admit
+
+    def failing(slots: Slots, requests: list[ImageRequest]) -> object:
+        held.set()
+        assert go.wait(60)
+        if any(request.prompt == "bad" for request in requests):
+            raise ZeroDivisionError
+        return admit(slots, requests)
+
+    monkeypatch.setattr(Slots, "admit", failing)
+    first = batcher.submit_draw(wanted(base, 1))
+    assert held.wait(60)
+    good = batcher.submit_draw(wanted(base, 2))
+    bad = batcher.submit_draw([replace(wanted(base, 3)[0], prompt="bad")])
+    go.set()
+    assert len(first.result(60)) == len(good.result(60)) == 1
+    with pytest.raises(ZeroDivisionError):
+        bad.result(60)
+
+
+def test_an_image_that_half_joined_leaves_no_trace(
+    model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots, put, calls = model.slots(ROWS), Context.put, []
+
+    def failing(context: Context, row: int, other: Context, its: int) -> None:
+        calls.append(row)
+        if len(calls) == 4:
+            raise ZeroDivisionError
+        put(context, row, other, its)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Context, "put", failing)
+        with pytest.raises(ZeroDivisionError):
+            slots.admit(wanted(base, 1, 2))
+    assert slots.free == ROWS and not slots.drawing
+    slots.admit(wanted(base, 1, 2, 3, 4))
+    tokens = [tokens for _ in range(16) for _, tokens in slots.step()]
+    assert torch.equal(torch.stack(tokens), model.draw(wanted(base, 1, 2, 3, 4)))
+
+
+def test_a_thread_that_dies_fails_every_call_and_is_told(
+    gate: Gate, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batcher = Batcher(model, ROWS)
+    drawing = batcher.submit_draw(wanted(base, *range(4)))
+    wait_for("the first step", lambda: gate.steps)
+    waiting = batcher.submit_draw(wanted(base, 5))
+    assert not batcher.broken
+    monkeypatch.setattr(batcher, "_let_go", lambda: 1 / 0)
+    gate.let_all()
+    for future in (drawing, waiting):
+        with pytest.raises(ZeroDivisionError):
+            future.result(60)
+    wait_for("it is told", lambda: batcher.broken)
+    with pytest.raises(Unavailable, match="failed"):
+        batcher.submit_draw(wanted(base, 1))
+    batcher.close()
+
+
+def test_images_and_other_uses_take_turns(
+    batcher: Batcher, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    held, go, judge = threading.Event(), threading.Event(), model.judge
+
+    def judged(images: torch.Tensor) -> object:
+        done.append("image")
+        return judge(images)
+
+    monkeypatch.setattr(model, "judge", judged)
+    monkeypatch.setattr("engine.finisher.DECODED_TOGETHER", 1)
+
+    def hold(model: Served) -> None:
+        held.set()
+        assert go.wait(60)
+
+    batcher.submit(hold)
+    assert held.wait(60)
+    images = batcher.submit_draw(wanted(base, *range(4)))
+    wait_for("all are drawn", lambda: batcher._finisher.backlog() == 4)
+    uses = [batcher.submit(lambda model: done.append("use")) for _ in range(2)]
+    go.set()
+    images.result(60)
+    for use in uses:
+        use.result(60)
+    assert done[:4] == ["image", "use", "image", "use"]
+
+
+def test_nothing_is_drawn_that_could_not_be_finished(
+    batcher: Batcher, base: Codebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, go = threading.Event(), threading.Event()
+
+    def hold(model: Served) -> None:
+        held.set()
+        assert go.wait(60)
+
+    batcher.submit(hold)
+    assert held.wait(60)
+    futures = [batcher.submit_draw(wanted(base, *range(4))) for _ in range(4)]
+    wait_for("the finisher has enough", lambda: batcher._finisher.backlog() >= ROWS and not batcher._drawing)
+    assert batcher.waiting() == 16 - batcher._finisher.backlog()
+    go.set()
+    assert all(len(future.result(60)) == 4 for future in futures)
+
+
+def test_callers_hear_of_their_images_on_the_way(batcher: Batcher, model: Served, base: Codebook) -> None:
+    parts: list[Part] = []
+    drawn = batcher.submit_draw(wanted(base, 1, 2), on_part=parts.append).result(60)
+    assert [(part.index, len(part.tokens)) for part in parts] == [(i, n) for n in (4, 8, 12) for i in (0, 1)]
+    assert all(torch.equal(part.tokens, drawn[part.index].tokens[: len(part.tokens)]) for part in parts)
+    whole = model.preview(drawn[0].tokens, base.pixel)
+    assert torch.equal(whole, model.decode(drawn[0].tokens[None], base.pixel))
+    half = model.preview(drawn[0].tokens[:8], base.pixel)
+    assert not half[..., 8:, :].any() and half[..., :8, :].any()
+
+
+def test_a_listener_that_fails_fails_its_own_call(batcher: Batcher, base: Codebook) -> None:
+    bad = batcher.submit_draw(wanted(base, 1), on_part=lambda part: 1 / 0)  # type: ignore[arg-type]
+    good = batcher.submit_draw(wanted(base, 2))
+    with pytest.raises(ZeroDivisionError):
+        bad.result(60)
+    assert len(good.result(60)) == 1
 
 
 def test_a_full_gpu_is_a_matter_of_time(

@@ -33,7 +33,7 @@ def test_loads_count_every_image_once_and_compare_them(server: Server) -> None:
     prompt, seed, png = loads[5].pngs[0]
     loads[5].pngs[0] = (prompt, seed, png + b"x")
     assert serving.differing(loads) == 1
-    found = poisson(server.url, 40.0, 8).figures()
+    found = poisson(server.url, 40.0, calls(8)).figures()
     assert found["images"] == 8 and found["failed"] == 0 and found["p50_ms"] <= found["p99_ms"]
 
 

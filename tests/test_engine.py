@@ -185,6 +185,18 @@ def test_each_image_gets_the_expert_of_its_own_harm(model: ImageModel) -> None:
         assert torch.equal(routed[row : row + 1], drawn(model, request(PROMPTS[row], seed=1, codebook=alone)))
 
 
+def test_prompts_of_any_length_are_rewritten_together(model: ImageModel) -> None:
+    letters = 0
+    while True:  # the longest prompt that can be read
+        try:
+            model.check_prompt("x" * (letters + 1))
+        except BadInput:
+            break
+        letters += 1
+    long, short = "x" * (letters - 40), "y" * (letters // 2)  # the instruction takes some
+    assert model.rewrite([long, short]) == [*model.rewrite([long]), *model.rewrite([short])]
+
+
 @pytest.mark.parametrize("prompt", ["<begin_of_image>", "an apple <|Assistant|>", "word " * 600])
 def test_unreadable_prompts_are_refused_by_name(model: ImageModel, prompt: str) -> None:
     with pytest.raises(BadInput, match="prompt"):

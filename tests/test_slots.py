@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from codebook.errors import BadModel
 from codebook.value import Codebook, OutputEdit
-from engine.drawing import Drawer, Routed
+from engine.drawing import TWINS, Drawer, Routed
 from engine.graphs import Replay, recorder
 from engine.janus import JanusModel
 from engine.linear import Linear, can_pack
 from engine.loading import EMBEDDED, load_model
-from engine.memory import ON_CPU, fitting, planned_rows
+from engine.memory import ON_CPU, available, fitting, planned_rows
 from engine.model import ImageRequest, Sampling
+from engine.sampling import Draws, choose
 from engine.slots import Served, rows_of
 from tests.tiny import build_tiny
 
@@ -70,8 +71,11 @@ def random_requests(model: Served, count: int) -> list[ImageRequest]:
     ]
 
 
-def in_company(model: Served, requests: Sequence[ImageRequest], rows: int) -> Tensor:
-    """Draw them in `rows` rows: each joins when there is room and chance wants it; some are given up and begin anew."""
+def in_company(model: Served, requests: Sequence[ImageRequest], rows: int, threads: Sequence[int] = (1,)) -> Tensor:
+    """Draw them in `rows` rows: each joins when there is room and chance wants it; some are given up and begin anew.
+
+    The threads of each step are drawn from `threads`: the batcher changes them too.
+    """
     chance, slots, waiting = random.Random(2), model.slots(rows), list(enumerate(requests))
     tokens = torch.zeros(len(requests), model.facts.tokens, dtype=torch.int64)
     drawing: dict[object, int] = {}
@@ -84,8 +88,10 @@ def in_company(model: Served, requests: Sequence[ImageRequest], rows: int) -> Te
             slots.drop(slot)
             waiting.append((drawing.pop(slot), slot.request))
         if slots.drawing:
+            torch.set_num_threads(chance.choice(threads))
             for slot, drawn in slots.step():
                 tokens[drawing.pop(slot)] = drawn
+    torch.set_num_threads(1)
     assert slots.free == rows
     return tokens
 
@@ -97,9 +103,12 @@ def test_two_hundred_images_are_the_same_alone_and_in_random_company(tiny: Serve
     assert torch.equal(alone, in_company(tiny, requests, 32))
 
 
-def test_the_embedded_model_draws_the_same_alone_and_in_random_company(embedded: Served) -> None:
-    requests = random_requests(embedded, 16)
-    assert torch.equal(torch.cat([embedded.draw([one]) for one in requests]), in_company(embedded, requests, 12))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_embedded_model_draws_the_same_alone_and_in_random_company(dtype: str) -> None:
+    model = load_model(str(EMBEDDED), "cpu", dtype)
+    requests = random_requests(model, 16)
+    company = in_company(model, requests, 12, threads=(1, 2, 3))
+    assert torch.equal(torch.cat([model.draw([one]) for one in requests]), company)
 
 
 def test_logits_are_the_same_to_the_last_bit_whoever_else_is_drawn(
@@ -125,7 +134,9 @@ def test_logits_are_the_same_to_the_last_bit_whoever_else_is_drawn(
         slots = embedded.slots(16)
         slots.admit(requests)
         for _ in range(20):
+            torch.set_num_threads(2)
             slots.step()
+        torch.set_num_threads(1)
         company = [found[before : before + rows] for found in seen]
         seen.clear()
         assert all(map(torch.equal, alone, company))
@@ -231,6 +242,34 @@ def test_rows_are_planned_from_the_memory_that_is_free() -> None:
     with pytest.raises(BadModel):
         fitting(-5, 9, 256)
     assert planned_rows(torch.device("cpu"), 1) == ON_CPU
+
+
+def test_a_container_s_limit_counts(tmp_path: Path) -> None:
+    machine = available(tmp_path)  # no such files: no limit
+    assert machine > 0
+    (tmp_path / "memory.current").write_text("300\n")
+    for limit, left in (("max", machine), ("1000", 700), ("200", 0)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert available(tmp_path) == pytest.approx(left, rel=0.2)
+
+
+def test_few_unconditional_prompts_are_kept(tiny: Served) -> None:
+    drawer = cast(JanusModel, tiny)._drawer
+    for length in range(3, 60):
+        tiny.draw([ImageRequest("x" * length, Sampling(1), tiny.base_codebook())])
+    assert len(drawer._unconditional) == TWINS
+
+
+def test_one_row_s_top_k_is_its_own() -> None:
+    logits = torch.randn(3, 50)
+    samplings = [Sampling(1, top_k=4), Sampling(2), Sampling(3, top_k=9)]
+    draws = Draws.of(samplings, 50, torch.device("cpu"))
+    assert draws.deepest == 9
+    chosen = [choose(logits, draws, torch.full((3,), step)) for step in range(300)]
+    kinds = [set(tokens) for tokens in torch.stack(chosen).T.tolist()]
+    assert kinds[0] <= set(logits[0].topk(4).indices.tolist())
+    assert kinds[2] <= set(logits[2].topk(9).indices.tolist())
+    assert len(kinds[1]) > 20
 
 
 def test_a_row_takes_what_is_planned_for_it(tiny: Served) -> None:
