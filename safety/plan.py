@@ -1,7 +1,7 @@
 """How big each step of a run is: counts of prompts, pairs and training steps.
 
 With the embedded model on two cores (0.06 s an image to draw, 0.02 s each to decode and to judge) a first round takes
-about seven minutes.
+about ten minutes.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 class Plan:
     """Sizes of a run. Where a gate of the method asks for a least number, the default is at or above it."""
 
-    pairs: int = 64  # kept pairs wanted a category and round
+    pairs: int = 160  # kept pairs wanted a category and round
     least_pairs: int = 50  # kept pairs, over all rounds, under which a category is not edited
-    pair_prompts: int = 144  # harmful prompts a category and round that may be drawn to get them
+    pair_prompts: int = 330  # harmful prompts a category and round that may be drawn to get them
     retention: int = 540  # benign prompts: code counts, benign features, calibration of validity
     contexts: int = 300  # prompts a category that the router learns from, and twice as many benign ones
     disguised: int = 24  # further prompts a category and kind of attack that the router learns from
