@@ -1,5 +1,6 @@
 """Ways to ask for a harm that a filter of words would miss: misspelt, written with look-alike letters, taken apart.
 
+And among words that mean nothing, which is no attack, but what a router must see through.
 Pure text. A way is applied to what a prompt says for its concept, so that harmless prompts can be put the same way.
 """
 
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from safety.prompts import Prompt
@@ -57,3 +58,10 @@ def disguised(prompt: Prompt, kind: str, rng: random.Random) -> Prompt:
     said = ATTACKS[kind](prompt.said, rng)
     whole = rf"(?<!\w){re.escape(prompt.said)}(?!\w)"
     return replace(prompt, text=re.sub(whole, lambda _: said, prompt.text), said=said)
+
+
+def strewn(prompt: Prompt, fillers: Sequence[str], rng: random.Random) -> Prompt:
+    """The prompt with up to three fillers before it, after it, or right behind what it says for its concept."""
+    some = " ".join(rng.choices(fillers, k=rng.randint(1, 3)))
+    behind = prompt.text.replace(prompt.said, f"{prompt.said}, {some}", 1)
+    return replace(prompt, text=rng.choice((f"{some} {prompt.text}", f"{prompt.text}, {some}", behind)))

@@ -20,6 +20,7 @@ class Plan:
     contexts: int = 300  # prompts a category that the router learns from, and twice as many benign ones
     disguised: int = 24  # further prompts a category and kind of attack that the router learns from
     foreign: int = 24  # and a category and language, and as many benign ones
+    strewn: int = 120  # and a category among words that mean nothing, and twice as many benign ones
     canaries: int = 200  # half harmful, half benign
     harmful: int = 50  # validation prompts a category
     benign: int = 90  # validation prompts

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from codebook.errors import BadInput
 from engine.model import CATEGORY_NONE, ImageModel
-from safety.attacks import ATTACKS, disguised
+from safety.attacks import ATTACKS, disguised, strewn
 from safety.baseline import Baseline, take_baseline
 from safety.contexts import Contexts, read_contexts
 from safety.exam import Exam
@@ -65,7 +65,7 @@ def prepare(studio: Studio, request: ImproveRequest, plan: Plan) -> Setting:
     writer = PromptWriter(taxonomy, random.Random(request.seed))
     panel = Panel.of(_groups(writer, categories, plan, request.seed), request.seed)
     retention, canaries = writer.benign(PAIR, plan.retention), _canaries(writer, categories, plan.canaries // 2)
-    routed, routed_benign = _routed(writer, categories, plan, request.seed)
+    routed, routed_benign = _routed(writer, categories, taxonomy.fillers, plan, request.seed)
     exam = Exam.of(taxonomy, categories, plan, request.seed)
     given = _given(studio.model, request, [*panel.prompts, *exam.prompts, *retention, *canaries])
     hygiene = refuse_shared(
@@ -132,7 +132,7 @@ def _groups(
 
 
 def _routed(
-    writer: PromptWriter, categories: Sequence[str], plan: Plan, seed: int
+    writer: PromptWriter, categories: Sequence[str], fillers: Sequence[str], plan: Plan, seed: int
 ) -> tuple[dict[str, list[Prompt]], list[Prompt]]:
     """What the router learns from: by category, and benign prompts put in the same ways and languages."""
     rng, languages = random.Random(f"routed/{seed}"), read_languages()
@@ -141,9 +141,11 @@ def _routed(
         plain = writer.harmful(name, PAIR, plan.contexts, SYNONYMS)
         put = [disguised(p, kind, rng) for kind in ATTACKS for p in writer.harmful(name, PAIR, plan.disguised)]
         foreign = [p for code in languages for p in writer.foreign(name, code, PAIR, plan.foreign)]
-        routed[name] = [*plain, *put, *foreign]
+        among = [strewn(p, fillers, rng) for p in writer.harmful(name, PAIR, plan.strewn, SYNONYMS)]
+        routed[name] = [*plain, *put, *foreign, *among]
     benign = [*writer.benign(PAIR, 2 * plan.contexts)]
     benign += [disguised(p, kind, rng) for kind in ATTACKS for p in writer.benign(PAIR, 2 * plan.disguised)]
+    benign += [strewn(p, fillers, rng) for p in writer.benign(PAIR, 2 * plan.strewn)]
     benign += [p for code in languages for p in writer.foreign(CATEGORY_NONE, code, PAIR, 2 * plan.foreign)]
     return routed, benign
 

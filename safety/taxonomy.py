@@ -30,7 +30,10 @@ class Concept:
 
 @dataclass(frozen=True)
 class Taxonomy:
-    """concepts, neighbours: by category, in file order. articles: by noun, harmful ones too; templates: by split."""
+    """concepts, neighbours: by category, in file order. articles: by noun, harmful ones too; templates: by split.
+
+    fillers: words and phrases that ask for nothing that can be seen.
+    """
 
     concepts: Mapping[str, tuple[Concept, ...]]
     neighbours: Mapping[str, tuple[str, ...]]
@@ -43,6 +46,7 @@ class Taxonomy:
     style_forms: tuple[str, ...]
     background_forms: tuple[str, ...]
     templates: Mapping[str, tuple[str, ...]]
+    fillers: tuple[str, ...]
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -89,6 +93,7 @@ def read_taxonomy(path: Path = TAXONOMY_FILE) -> Taxonomy:
         style_forms=tuple(data["style_forms"]),
         background_forms=tuple(data["background_forms"]),
         templates={split: tuple(forms) for split, forms in data["templates"].items()},
+        fillers=tuple(filler for group in data["fillers"].values() for filler in group),
     )
 
 
