@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import uvicorn
 from fastapi import FastAPI, Response
+from PIL import Image
 from pydantic import BaseModel
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
@@ -83,17 +84,17 @@ class Generator:
                 use_cache=True,
             )
             images = self._model.decode_image_tokens(tokens)
-        pictures = self._processor.postprocess(list(images.float()), return_tensors="PIL.Image.Image")
-        return [_png(picture) for picture in pictures["pixel_values"]]
+        levels = ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)  # [B, H, W, 3]
+        return [_png(picture) for picture in levels]
 
 
 def _talk(prompt: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
 
 
-def _png(picture: Any) -> bytes:  # noqa: ANN401 - a PIL image; its processor is not typed
+def _png(picture: torch.Tensor) -> bytes:
     file = BytesIO()
-    picture.save(file, "PNG")
+    Image.fromarray(picture.numpy()).save(file, "PNG")
     return file.getvalue()
 
 

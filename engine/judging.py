@@ -93,10 +93,11 @@ class Judge:
 
 def _outputs(layer: nn.Linear, chosen: list[int]) -> nn.Linear:
     """A layer that gives the chosen outputs of `layer`."""
-    part = nn.Linear(layer.in_features, len(chosen), layer.bias is not None, layer.weight.device, layer.weight.dtype)
-    part.weight.data = layer.weight.data[chosen]
+    # Without storage of its own: to fill it would draw from torch's global random state.
+    part = nn.Linear(layer.in_features, len(chosen), layer.bias is not None, torch.device("meta"))
+    part.weight = nn.Parameter(layer.weight.data[chosen], requires_grad=False)
     if layer.bias is not None:
-        part.bias.data = layer.bias.data[chosen]
+        part.bias = nn.Parameter(layer.bias.data[chosen], requires_grad=False)
     return part
 
 
