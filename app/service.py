@@ -56,7 +56,7 @@ class Service:
             raise self.failure
         if self._engine is None:
             raise Unavailable("the model is still loading", retry_after=2)
-        if self._engine.batcher.broken:
+        if self.is_broken:
             raise Unavailable("the engine has failed; the server starts again", retry_after=10)
         return self._engine
 

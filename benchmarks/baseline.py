@@ -11,18 +11,18 @@ import queue
 import socket
 import threading
 from concurrent.futures import Future
-from io import BytesIO
 from typing import Any
 
 import torch
 import uvicorn
 from fastapi import FastAPI, Response
-from PIL import Image
 from pydantic import BaseModel
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
 from engine.instructions import read_instructions
 from engine.loading import EMBEDDED
+from engine.pixels import to_bytes
+from engine.png import encode_png
 
 TOGETHER, WAIT_S = 8, 0.01
 
@@ -84,18 +84,11 @@ class Generator:
                 use_cache=True,
             )
             images = self._model.decode_image_tokens(tokens)
-        levels = ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)  # [B, H, W, 3]
-        return [_png(picture) for picture in levels]
+        return [encode_png(picture, {}) for picture in to_bytes(images.float().permute(0, 3, 1, 2))]
 
 
 def _talk(prompt: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
-
-
-def _png(picture: torch.Tensor) -> bytes:
-    file = BytesIO()
-    Image.fromarray(picture.numpy()).save(file, "PNG")
-    return file.getvalue()
 
 
 def app_of(generator: Generator) -> FastAPI:

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
+from transformers import JanusForConditionalGeneration
 
 from benchmarks.load import PROMPTS
-from engine.loading import load_model
+from engine.loading import find_model, load_model
 from engine.model import ImageRequest
 from engine.slots import Served
 
@@ -43,10 +44,6 @@ def step_costs(name: str) -> list[dict[str, float]]:
 
 def drawing_weights(name: str) -> int:
     """Weights that a step multiplies: the decoder layers and the image head."""
-    from transformers import JanusForConditionalGeneration
-
-    from engine.loading import find_model
-
     model = JanusForConditionalGeneration.from_pretrained(find_model(name))
     used = [*model.model.language_model.layers.parameters(), *model.model.generation_head.parameters()]
     return sum(p.numel() for p in used)

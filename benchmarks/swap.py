@@ -159,7 +159,7 @@ def measure(publishes: int, folder: Path) -> dict[str, Any]:
         "publishes": len(published),
         "images": sum(len(found.load.seconds) for found in phases),
         "failed": sum(found.load.failed for found in phases),
-        "wrong": sum(wrong(found.load, base) for found in phases),
+        "wrong": wrong(Load(pngs=[png for found in phases for png in found.load.pngs]), base),
         "skipped": sum(version not in seen for version in published),
         "latency": {"without swaps": latency(phases, False), "with swaps": latency(phases, True)},
         "publish to resident, ms": spread([1e3 * (seen[v] - when) for v, when in published.items() if v in seen]),

@@ -280,10 +280,8 @@ def train(npm: Path, out: Path, sizes: Sizes) -> None:
     """Train and leave out/lm.pt (state dict of the whole model) and out/tokenizer."""
     model, tokenizer, palette, pool = prepare(npm, out, sizes)
     tokenizer.save_pretrained(out / "tokenizer")
-    trainer, began = (
-        LmTrainer(model, tokenizer, palette, pool, sizes.language, foreign_stray_words(npm)),
-        time.monotonic(),
-    )
+    trainer = LmTrainer(model, tokenizer, palette, pool, sizes.language, foreign_stray_words(npm))
+    began = time.monotonic()
     model.train()
     model.model.vqmodel.eval()
     for i in range(sizes.language):
