@@ -6,9 +6,11 @@ Knows SQLite. Knows nothing of what the rows mean.
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from weakref import finalize
 
 PATIENCE_S = 10.0  # how long a writer waits for another
 
@@ -18,6 +20,7 @@ class Database:
 
     def __init__(self, path: Path, schema: str) -> None:
         self._path, self._schema = path, schema
+        self._lock, self._is_held = threading.Lock(), False
 
     @contextmanager
     def changing(self) -> Iterator[sqlite3.Connection]:
@@ -40,8 +43,17 @@ class Database:
             connection.close()
 
     def _open(self) -> sqlite3.Connection:
+        with self._lock:
+            if not self._is_held:
+                # Whoever closes a file last writes its log back and waits for the disk (18 ms, of 0.3 ms for a row).
+                # One connection that stays open as long as this object does spares every use that.
+                finalize(self, self._connect().close)
+                self._is_held = True
+        return self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self._path, PATIENCE_S, isolation_level=None)
+        connection = sqlite3.connect(self._path, PATIENCE_S, isolation_level=None, check_same_thread=False)
         connection.row_factory = sqlite3.Row
         # Readers do not wait for writers, a power cut may cost the last rows but not the file, and what is deleted is
         # overwritten: rows hold what users wrote.
