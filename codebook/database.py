@@ -45,8 +45,9 @@ class Database:
     def _open(self) -> sqlite3.Connection:
         with self._lock:
             if not self._is_held:
-                # Whoever closes a file last writes its log back and waits for the disk (18 ms, of 0.3 ms for a row).
-                # One connection that stays open as long as this object does spares every use that.
+                # Whoever closes a file last writes its log back and waits for the disk: 18 ms, where a row takes 0.3.
+                # One connection that stays open as long as this object does spares every use that; which thread ends
+                # it is not known.
                 finalize(self, self._connect().close)
                 self._is_held = True
         return self._connect()
