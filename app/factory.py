@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from threading import Event, Thread
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
@@ -34,15 +34,16 @@ def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
-    running = asyncio.create_task(_run(service))
+    ended = Event()
+    running = Thread(target=_run, args=(service, ended), name="watcher")
+    running.start()
     yield
-    running.cancel()
-    with suppress(asyncio.CancelledError):
-        await running
+    ended.set()
+    await run_in_threadpool(running.join)
     await run_in_threadpool(service.close)
 
 
-async def _run(service: Service) -> None:
-    await run_in_threadpool(service.open)
+def _run(service: Service, ended: Event) -> None:
+    service.open()
     if service.failure is None:
-        await follow(service.live, service.settings.redis_url)
+        follow(service.live, service.settings.redis_url, ended)

@@ -5,13 +5,13 @@ The hint only saves time. Without Redis, or with a lost hint, the next look find
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from contextlib import suppress
+from threading import Event
+from time import monotonic
 
-from redis.asyncio import Redis
+from redis import Redis
+from redis.client import PubSub
 from redis.exceptions import RedisError
-from starlette.concurrency import run_in_threadpool
 
 from codebook.live import LiveCodebooks
 
@@ -22,30 +22,51 @@ LOOK_EVERY_S = 0.25
 RECONNECT_EVERY_S = 1.0
 
 
-async def follow(live: LiveCodebooks, redis_url: str | None) -> None:
-    """Keep `live` at the store's active version until cancelled."""
-    hint = asyncio.Event()
-    async with asyncio.TaskGroup() as tasks:
-        if redis_url is not None:
-            tasks.create_task(_listen(redis_url, hint))
-        last_error = None
-        while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(hint.wait(), LOOK_EVERY_S)
-            hint.clear()
-            if await run_in_threadpool(live.refresh):
-                log.info("codebook %s is active, epoch %d", live.active.version, live.active.epoch)
-            if live.last_error not in (None, last_error):
-                log.error("codebook %s stays: %s", live.active.version, live.last_error)
-            last_error = live.last_error
+def follow(live: LiveCodebooks, redis_url: str | None, ended: Event) -> None:
+    """Keep `live` at the store's active version until `ended`: the work of a thread of its own.
+
+    Not the event loop's, which has callers to answer: there a hint waits for its turn, and then for a thread's.
+    """
+    hints, last_error = _Hints(redis_url, ended), None
+    while not ended.is_set():
+        if live.refresh():
+            log.info("codebook %s is active, epoch %d", live.active.version, live.active.epoch)
+        if live.last_error not in (None, last_error):
+            log.error("codebook %s stays: %s", live.active.version, live.last_error)
+        last_error = live.last_error
+        hints.wait()
+    hints.close()
 
 
-async def _listen(url: str, hint: asyncio.Event) -> None:
-    while True:
+class _Hints:
+    """What Redis says on the channel; a while of silence where there is no Redis."""
+
+    def __init__(self, url: str | None, ended: Event) -> None:
+        self._url, self._ended = url, ended
+        self._channel: PubSub | None = None
+        self._tried = -RECONNECT_EVERY_S
+
+    def wait(self) -> None:
+        """Return at the next hint, or after LOOK_EVERY_S."""
         try:
-            async with Redis.from_url(url) as redis, redis.pubsub(ignore_subscribe_messages=True) as channel:
-                await channel.subscribe(HINT_CHANNEL)
-                async for _ in channel.listen():
-                    hint.set()
+            channel = self._connected()
+            if channel is not None:
+                channel.get_message(ignore_subscribe_messages=True, timeout=LOOK_EVERY_S)
+                return
         except (RedisError, OSError):
-            await asyncio.sleep(RECONNECT_EVERY_S)
+            self.close()
+        self._ended.wait(LOOK_EVERY_S)
+
+    def close(self) -> None:
+        """Leave the channel."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel.connection_pool.disconnect()
+            self._channel = None
+
+    def _connected(self) -> PubSub | None:
+        if self._channel is None and self._url is not None and monotonic() - self._tried >= RECONNECT_EVERY_S:
+            self._tried = monotonic()
+            self._channel = Redis.from_url(self._url, socket_connect_timeout=RECONNECT_EVERY_S).pubsub()
+            self._channel.subscribe(HINT_CHANNEL)
+        return self._channel

@@ -99,6 +99,7 @@ def asked_while(wanted: Callable[[], bool]) -> Iterator[tuple[str, int]]:
 def wrong(load: Load, base: Codebook) -> int:
     """How many images are not what their version makes of their prompt and seed."""
     model = load_model("embedded", "cpu", "float32")
+    torch.set_num_threads(1)  # as the server decodes
     asked = sorted({(prompt, seed) for prompt, seed, _ in load.pngs})
     requests = [ImageRequest(prompt, model.facts.sampling(seed), base) for prompt, seed in asked]
     tokens = dict(zip(asked, model.draw(requests), strict=True))
@@ -148,9 +149,9 @@ def measure(publishes: int, folder: Path) -> dict[str, Any]:
         closed_loop(running.url, CLIENTS, itertools.islice(asked_while(lambda: True), 160))
         memory = [running.memory_mb()]
         for turn in range(2):
-            phases.append(phase(running, quiet, None, turn * half, half))
-            phases.append(phase(running, store, hint, turn * half, half))
-            memory.append(running.memory_mb())
+            for where, told in ((quiet, None), (store, hint)):
+                phases.append(phase(running, where, told, turn * half, half))
+                memory.append(running.memory_mb())
         rollbacks = [roll_back(running.url) for _ in range(20)]
     swapped = [found for found in phases if found.swaps]
     published = {version: when for found in swapped for version, when in found.published.items()}
@@ -216,7 +217,10 @@ def page(found: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
     rows = [{"what": f"latency {kind}, ms", **figures} for kind, figures in found["latency"].items()]
     rows += [{"what": key, **value} for key, value in found.items() if isinstance(value, dict) and "p99" in value]
     lines += ["", *table([counts]), "", f"p99 with swaps / without: {ratio:.3f}", "", *table(rows), ""]
-    lines += [f"Memory of the server, MB, before and after each half: {', '.join(f'{m:.0f}' for m in memory)}.", ""]
+    lines += [
+        f"Memory of the server, MB, at first and after each stretch: {', '.join(f'{m:.0f}' for m in memory)}.",
+        "",
+    ]
     return [*lines, "![Swapping](swap.png)"]
 
 

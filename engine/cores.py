@@ -28,6 +28,13 @@ class Cores:
 
     def share(self) -> None:
         """Give the calling thread its share for the work that it is about to do."""
-        fair = max(1, self._all // max(1, self._busy))
-        if torch.get_num_threads() != fair:
-            torch.set_num_threads(fair)
+        _take(max(1, self._all // max(1, self._busy)))
+
+    def take_one(self) -> None:
+        """Give the calling thread one core, for work that rounds otherwise on two."""
+        _take(1)
+
+
+def _take(count: int) -> None:
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)

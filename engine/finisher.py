@@ -102,8 +102,8 @@ class Finisher:
         with on_device(self._model.device), _side_stream(self._model.device):
             while self._work_comes():
                 with self._cores.working():
-                    self._cores.share()
                     self._finish(self._taken())
+                    self._cores.share()
                     self._let_use()
 
     def _work_comes(self) -> bool:
@@ -145,6 +145,7 @@ class Finisher:
         tokens = torch.stack([image.tokens for image in images])
         tables = [image.wanted.request.codebook.pixel for image in images]
         same = all(table is tables[0] for table in tables)
+        self._cores.take_one()  # a convolution's sums depend on the number of threads, and pixels must not
         with torch.no_grad():
             pictures = self._model.decode(tokens, tables[0] if same else torch.stack(tables))
         self._cores.share()

@@ -9,8 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.calls import Call, Wanted
+from engine.cores import Cores
+from engine.finisher import Finisher
 from engine.loading import EMBEDDED, load_model
 from engine.model import ImageModel, ImageRequest
+from engine.slots import Served
 from safety.classifiers import Classifier, load_classifier
 from safety.pairs import mentions
 from safety.taxonomy import read_taxonomy
@@ -19,7 +23,7 @@ FILE_LIMIT, FOLDER_LIMIT = 16 * 2**20, 40 * 2**20
 
 
 @pytest.fixture(scope="module")
-def model() -> ImageModel:
+def model() -> Served:
     torch.set_num_threads(2)
     return load_model("embedded", "cpu", "float32")
 
@@ -33,6 +37,25 @@ def drawn(model: ImageModel, prompts: Sequence[str]) -> Tensor:
     base = model.base_codebook()
     requests = [ImageRequest(p, model.facts.sampling(4_000_000 + i), base) for i, p in enumerate(prompts)]
     return model.decode(model.draw(requests), base.pixel)
+
+
+def finished(model: Served, cores: Cores, tokens: Tensor) -> Tensor:
+    call = Call([ImageRequest("a cat", model.facts.sampling(0), model.base_codebook())] * len(tokens), "")
+    finisher = Finisher(model, cores)
+    for index, row in enumerate(tokens):
+        finisher.finish(Wanted(call, index), row)
+    drawn = call.future.result(timeout=120)
+    finisher.close()
+    return torch.stack([one.image for one in drawn])
+
+
+def test_pixels_are_the_same_whether_or_not_the_cores_are_shared(model: Served) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.facts.codes, (24, model.facts.tokens), generator=generator)
+    cores = Cores()
+    alone = finished(model, cores, tokens)
+    with cores.working():
+        assert torch.equal(finished(model, cores, tokens), alone)
 
 
 def test_it_is_small_enough_to_ship_and_has_its_card() -> None:
