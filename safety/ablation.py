@@ -97,7 +97,8 @@ class OutputVariants:
             "routed-suppress": ("routed, suppression of weighted codes", self.suppressed),
             "routed-refit": ("routed, projection refitted to the safe partners", lambda: self.editor.draft(1.0)),
             "routed-tuned-category": ("the same, tuned, a map a category", self.tuned_by_category),
-            "routed-tuned-concept": ("the same, tuned, a map a concept: what ships", self.shipped),
+            "routed-tuned-concept": ("the same, then a map a concept, on the pairs' images", self.tuned_on_pairs),
+            "routed-tuned-own": ("the same, on images that it draws itself: what ships", self.shipped),
             "routed-tuned-suppress": ("the same, with suppression", lambda: self._suppressing(self.shipped())),
         }
 
@@ -115,8 +116,8 @@ class OutputVariants:
 
     def projected_pooled(self) -> Codebook:
         """Plain projections off spaces in which the text's part and the image's are mixed."""
-        evidence, spaces = self.material.evidence, {}
-        differences = evidence.given[:, 0].mean(1) - evidence.wanted[:, 1].mean(1)
+        contrast, spaces = self.material.evidence.contrast, {}
+        differences = contrast.given[:, 0].mean(1) - contrast.wanted[:, 1].mean(1)
         for name in self.editor.spaces:
             rows = self.material.of(name)
             halves, sure = self.material.first_half[rows], self.material.confidence[rows]
@@ -130,9 +131,11 @@ class OutputVariants:
 
     def tuned_by_category(self) -> Codebook:
         """The shipped edit before its concepts part."""
-        plan = replace(self.material.plan, concept_steps=0)
-        coarse = replace(self.editor, material=replace(self.material, plan=plan))
-        return coarse.tune(coarse.draft(1.0))
+        return self.editor.by_category(self.editor.draft(1.0))
+
+    def tuned_on_pairs(self) -> Codebook:
+        """The same with a map a concept, tuned as the categories were: on images drawn without the edit."""
+        return self.editor.by_concept(self.tuned_by_category(), self.material.evidence.contrast)
 
     def shipped(self) -> Codebook:
         """What a round proposes at full strength."""

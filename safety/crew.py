@@ -19,12 +19,13 @@ from safety.keep import Keep
 
 @dataclass(frozen=True)
 class DrawTask:
-    """Draw one image a prompt under the codebook; kept as `name`: tokens [n, N] and surprise [n, 2]."""
+    """Draw an image a prompt under the codebook; kept as `name`: tokens [n, N], and surprise [n, 2] where `weighed`."""
 
     name: str
     prompts: tuple[str, ...]
     how: tuple[Sampling, ...]
     codebook: Codebook
+    weighed: bool = True
 
 
 @dataclass(frozen=True, eq=False)

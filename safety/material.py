@@ -14,7 +14,7 @@ from torch import Tensor
 
 from safety.baseline import Baseline
 from safety.evidence import Evidence, gather_evidence
-from safety.pairs import Pair, first_halves
+from safety.pairs import Pair, first_halves, of_kind
 from safety.plan import Plan
 from safety.studio import Studio, derived_seed
 
@@ -45,7 +45,7 @@ class Material:
 
     def of(self, category: str, concept: str | None = None) -> Tensor:
         """Bool [n]: the pairs of a category, or of one concept of it."""
-        return torch.tensor([p.category == category and concept in (None, p.concept) for p in self.pairs])
+        return of_kind(self.pairs, category, concept)
 
     def generator(self, *names: str | int) -> torch.Generator:
         """A generator for one named purpose, fresh from its start."""

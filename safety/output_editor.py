@@ -16,21 +16,28 @@ from codebook.errors import SafeCBError
 from codebook.value import NO_EXPERT, Codebook, OutputEdit, Router
 from safety.charts import spectra_png
 from safety.contexts import Contexts
+from safety.evidence import Contrast
 from safety.gates.g7_null_space import output_moved
 from safety.material import Material
-from safety.output_update import leading_part, refit, stack, unstack
+from safety.output_update import Lesson, leading_part, refit, stack, unstack
+from safety.pairs import of_kind
 from safety.pixel_editor import largest_rank
+from safety.practice import practise
+from safety.prompts import Prompt
 from safety.router import fit_router
 from safety.space import harmful_space, join
 from safety.studio import Studio
 from safety.tune import OutputLesson, tune_output
 
-LEAST_TAUGHT = 4  # pairs of a concept in either half, under which it stays with its category
+LEAST_TAUGHT = 8  # images of a concept, under which it stays with its category
 
 
 @dataclass(frozen=True)
 class OutputEditor:
-    """spaces: [M, k] by category; concepts: (category, concept), an expert each; router: which images get which."""
+    """spaces: [M, k] by category; concepts: (category, concept), an expert each; router: which images get which.
+
+    practice: the prompts that the concepts are tuned on.
+    """
 
     studio: Studio
     start: Codebook
@@ -38,6 +45,7 @@ class OutputEditor:
     spaces: Mapping[str, Tensor]
     concepts: Sequence[tuple[str, str]]
     router: Router
+    practice: Sequence[Prompt]
     found: dict[str, Any]
     table: str = "output"
 
@@ -53,7 +61,7 @@ class OutputEditor:
             category: refit(
                 leading_part(basis, strength),
                 material.baseline.mean,
-                material.evidence.lesson(material.of(category) & material.first_half),
+                material.evidence.contrast.halves(category)[0],
                 material.baseline.features,
                 material.plan.tuned_rank,
             )
@@ -62,34 +70,48 @@ class OutputEditor:
         return self._with([experts[category] for category, _ in self.concepts])
 
     def tune(self, draft: Codebook) -> Codebook:
-        """The draft with its tuned parts trained on the codes of the safe partner: by category, then by concept."""
-        plan, of = self.material.plan, [category for category, _ in self.concepts]
-        experts, done = unstack(_edit_of(draft)), 0
-        total = plan.output_steps * len(self.spaces) + plan.concept_steps * len(self.concepts)
-        for category in self.spaces:
-            on_step = self.studio.steps("tune output table", total, done)
-            pairs = self.material.of(category)
-            learned = self._tuned(experts[of.index(category)], pairs, plan.output_steps, category, on_step)
+        """The draft with its tuned parts trained on the codes of the safe prompt: by category, then by concept.
+
+        A category learns from its pairs' images. A concept practises on images that the codebook draws by then: those
+        are the histories that its edit meets in use, and the pairs' images, drawn without it, are not.
+        """
+        categories = self.by_category(draft)
+        return self.by_concept(categories, self.images(categories))
+
+    def images(self, codebook: Codebook) -> Contrast:
+        """What concepts practise on from a codebook."""
+        material = self.material
+        return practise(self.studio, self.practice, codebook, material.baseline.positions, material.seed)
+
+    def by_category(self, draft: Codebook) -> Codebook:
+        """The draft after its categories' part of the tuning."""
+        of, steps = [category for category, _ in self.concepts], self.material.plan.output_steps
+        experts = unstack(_edit_of(draft))
+        for i, category in enumerate(self.spaces):
+            on_step = self.studio.steps("tune categories", steps * len(self.spaces), steps * i)
+            halves = self.material.evidence.contrast.halves(category)
+            learned = self._tuned(experts[of.index(category)], halves, steps, category, on_step)
             experts = [learned if name == category else old for name, old in zip(of, experts, strict=True)]
-            done += plan.output_steps
+        return self._with(experts)
+
+    def by_concept(self, codebook: Codebook, images: Contrast) -> Codebook:
+        """The codebook after its concepts' part of the tuning, on these images; not of concepts with hardly any."""
+        steps, experts = self.material.plan.concept_steps, unstack(_edit_of(codebook))
         for i, (category, concept) in enumerate(self.concepts):
-            on_step = self.studio.steps("tune output table", total, done)
-            pairs = self.material.of(category, concept)
-            experts[i] = self._tuned(experts[i], pairs, plan.concept_steps, f"{category}/{concept}", on_step)
-            done += plan.concept_steps
+            if len(of_kind(images.members, category, concept).nonzero()) >= LEAST_TAUGHT:
+                on_step = self.studio.steps("tune concepts", steps * len(self.concepts), steps * i)
+                halves = images.halves(category, concept)
+                experts[i] = self._tuned(experts[i], halves, steps, f"{category}/{concept}", on_step)
         return self._with(experts)
 
     def _tuned(
-        self, expert: OutputEdit, pairs: Tensor, steps: int, name: str, on_step: Callable[[int], None]
+        self, expert: OutputEdit, halves: tuple[Lesson, Lesson], steps: int, name: str, on_step: Callable[[int], None]
     ) -> OutputEdit:
-        """The expert after training on the pairs, bool [n]; as it is where they are too few."""
-        material, half = self.material, self.material.first_half
-        if min((pairs & half).sum(), (pairs & ~half).sum()) < LEAST_TAUGHT:
-            return expert
-        train, check = (material.evidence.lesson(pairs & side) for side in (half, ~half))
-        lesson = OutputLesson(train, material.baseline.features, check)
-        generator = material.generator("tune", self.table, name)
-        return tune_output(expert, self.studio.model.head, lesson, steps, material.plan.tuning_rows, generator, on_step)
+        """The expert after training on half A, checked on half B."""
+        train, check = halves
+        lesson = OutputLesson(train, self.material.baseline.features, check)
+        generator, rows = self.material.generator("tune", self.table, name), self.material.plan.tuning_rows
+        return tune_output(expert, self.studio.model.head, lesson, steps, rows, generator, on_step)
 
     def _with(self, experts: Sequence[OutputEdit]) -> Codebook:
         return replace(self.start, version="draft", output=stack(experts, self.router))
@@ -114,10 +136,15 @@ def _edit_of(codebook: Codebook) -> OutputEdit:
 
 
 def output_editors(
-    studio: Studio, start: Codebook, material: Material, contexts: Contexts, taken: Mapping[str, Tensor]
+    studio: Studio,
+    start: Codebook,
+    material: Material,
+    contexts: Contexts,
+    practice: Sequence[Prompt],
+    taken: Mapping[str, Tensor],
 ) -> list[OutputEditor]:
     """One editor, or none where no category shows a direction; taken: [M, k] spaces of the rounds before."""
-    differences, spaces = material.evidence.text_differences(), dict(taken)
+    differences, spaces = material.evidence.contrast.text_differences(), dict(taken)
     found: dict[str, Any] = {}
     for category in material.categories:
         studio.tell("output space", 0, 1)
@@ -135,7 +162,7 @@ def output_editors(
     sets = [contexts.harmful[category][concept] for category, concept in concepts]
     router = fit_router(sets, contexts.benign)
     found["router"] = _fires(router, contexts, spaces)
-    return [OutputEditor(studio, start, material, spaces, concepts, router, found)]
+    return [OutputEditor(studio, start, material, spaces, concepts, router, practice, found)]
 
 
 def _fires(router: Router, contexts: Contexts, spaces: Mapping[str, Tensor]) -> dict[str, float]:

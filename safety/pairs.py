@@ -46,6 +46,11 @@ def choose_rewrite(prompt: Prompt, rewritten: str, terms: Sequence[str]) -> str 
     return None
 
 
+def of_kind(members: Sequence[Pair | Prompt], category: str, concept: str | None = None) -> Tensor:
+    """Bool [n]: the members of a category, or of one concept of it."""
+    return torch.tensor([m.category == category and concept in (None, m.concept) for m in members])
+
+
 def is_one_span(prompt: Prompt, safe: str) -> bool:
     """Whether `safe` is the prompt with one short span replaced; where it is known, the span that says the concept."""
     cut, fill = changed_words(prompt.text, safe)
@@ -74,11 +79,11 @@ def pair_confidence(unsafe: Tensor, safe: Tensor) -> list[float]:
     return [float(value) for value in confidence(unsafe, safe)]
 
 
-def first_halves(pairs: Sequence[Pair]) -> Tensor:
-    """Bool [n]: half A. Each concept's pairs fall to A and B in turn, so that both halves hold every concept."""
+def first_halves(members: Sequence[Pair | Prompt]) -> Tensor:
+    """Bool [n]: half A. Each concept's members fall to A and B in turn, so that both halves hold every concept."""
     seen: Counter[tuple[str, str]] = Counter()
     flags = []
-    for pair in pairs:
-        flags.append(seen[pair.category, pair.concept] % 2 == 0)
-        seen[pair.category, pair.concept] += 1
+    for member in members:
+        flags.append(seen[member.category, member.concept] % 2 == 0)
+        seen[member.category, member.concept] += 1
     return torch.tensor(flags, dtype=torch.bool)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 class Plan:
     """Sizes of a run. Where a gate of the method asks for a least number, the default is at or above it."""
 
-    pairs: int = 160  # kept pairs wanted a category and round
+    pairs: int = 96  # kept pairs wanted a category and round
     least_pairs: int = 50  # kept pairs, over all rounds, under which a category is not edited
-    pair_prompts: int = 330  # harmful prompts a category and round that may be drawn to get them
+    pair_prompts: int = 200  # harmful prompts a category and round that may be drawn to get them
     retention: int = 540  # benign prompts: code counts, benign features, calibration of validity
-    contexts: int = 300  # prompts a category that the router learns from, and twice as many benign ones
+    contexts: int = 300  # prompts a category that router and concepts learn from, and twice as many benign ones
     disguised: int = 24  # further prompts a category and kind of attack that the router learns from
     foreign: int = 24  # and a category and language, and as many benign ones
     strewn: int = 120  # and a category among words that mean nothing, and twice as many benign ones

@@ -6,8 +6,9 @@ Made once at the start. The rounds themselves are in `safety/loop.py`.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from codebook.errors import BadInput
 from engine.model import CATEGORY_NONE, ImageModel
@@ -30,7 +31,7 @@ SYNONYMS = 0.4  # share of the prompts for the router that say a harm by another
 
 @dataclass(frozen=True)
 class Setting:
-    """given: the operator's own prompts, and flagged ones.
+    """given: the operator's own prompts, and flagged ones. routed, routed_benign: what the router learns from.
 
     writer: goes on writing prompts for pairs, none of which are in a set here. hygiene: G9 over all sets.
     """
@@ -45,8 +46,19 @@ class Setting:
     panel: Panel
     exam: Exam
     baseline: Baseline
-    contexts: Contexts
+    routed: Mapping[str, Sequence[Prompt]]
+    routed_benign: Sequence[Prompt]
     hygiene: GateResult
+
+    @cached_property
+    def contexts(self) -> Contexts:
+        """What the model makes of the router's prompts; read when first asked for."""
+        return read_contexts(self.studio, self.routed, self.routed_benign)
+
+    @property
+    def practice(self) -> list[Prompt]:
+        """What the edit is tuned on: the router's harmful prompts."""
+        return [prompt for prompts in self.routed.values() for prompt in prompts]
 
     def fresh_prompts(self) -> dict[str, tuple[Prompt, ...]]:
         """New prompts for pairs, by category."""
@@ -79,9 +91,20 @@ def prepare(studio: Studio, request: ImproveRequest, plan: Plan) -> Setting:
         }
     )
     baseline = take_baseline(studio, retention, canaries, plan, request.seed)
-    contexts = read_contexts(studio, routed, [*routed_benign, *retention])
     return Setting(
-        studio, plan, request.seed, taxonomy, categories, given, writer, panel, exam, baseline, contexts, hygiene
+        studio=studio,
+        plan=plan,
+        seed=request.seed,
+        taxonomy=taxonomy,
+        categories=categories,
+        given=given,
+        writer=writer,
+        panel=panel,
+        exam=exam,
+        baseline=baseline,
+        routed=routed,
+        routed_benign=[*routed_benign, *retention],
+        hygiene=hygiene,
     )
 
 

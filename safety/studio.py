@@ -62,14 +62,25 @@ class Studio:
 
     def sample(self, phase: str, prompts: Sequence[str], how: Sequence[Sampling], codebook: Codebook) -> Drawing:
         """Draw one image a prompt under the codebook. Each batch is kept, by what its tokens depend on."""
-        tasks = []
-        for start in range(0, len(prompts), self.batch):
-            texts, samplings = tuple(prompts[start : start + self.batch]), tuple(how[start : start + self.batch])
-            name = f"drawn-{self._sampling_key(texts, samplings, codebook)}"
-            tasks.append(DrawTask(name, texts, samplings, codebook))
-        parts = self._results(phase, tasks, len(prompts))
+        parts = self._results(phase, self._draw_tasks(prompts, how, codebook, True), len(prompts))
         tokens, surprise = (torch.cat([part[name] for part in parts]) for name in ("tokens", "surprise"))
         return Drawing(tuple(prompts), tuple(sampling.seed for sampling in how), tokens, surprise)
+
+    def tokens(self, phase: str, prompts: Sequence[str], seeds: Sequence[int], codebook: Codebook) -> Tensor:
+        """What `draw` draws, [n, N] int64, and nothing else: their surprise costs as much as they do."""
+        how = [self.model.facts.sampling(seed) for seed in seeds]
+        parts = self._results(phase, self._draw_tasks(prompts, how, codebook, False), len(prompts))
+        return torch.cat([part["tokens"] for part in parts])
+
+    def _draw_tasks(
+        self, prompts: Sequence[str], how: Sequence[Sampling], codebook: Codebook, weighed: bool
+    ) -> list[Task]:
+        tasks: list[Task] = []
+        for start in range(0, len(prompts), self.batch):
+            texts, samplings = tuple(prompts[start : start + self.batch]), tuple(how[start : start + self.batch])
+            name = f"{'drawn' if weighed else 'tokens'}-{self._sampling_key(texts, samplings, codebook)}"
+            tasks.append(DrawTask(name, texts, samplings, codebook, weighed))
+        return tasks
 
     def decode(self, tokens: Tensor, codebook: Codebook) -> Tensor:
         """Images [n, 3, H, W] float32 in [-1, 1] on the CPU."""
@@ -106,7 +117,7 @@ class Studio:
         if isinstance(task, DrawTask):
             requests = [ImageRequest(p, how, task.codebook) for p, how in zip(task.prompts, task.how, strict=True)]
             tokens = self.model.draw(requests, on_step).cpu()
-            return {"tokens": tokens, "surprise": self.surprise(tokens)}
+            return {"tokens": tokens} | ({"surprise": self.surprise(tokens)} if task.weighed else {})
         verdicts = self.model.judge(self._decode(task.tokens, task.codebook))
         categories = self.model.facts.categories
         places = [categories.index(v.category) if v.category in categories else -1 for v in verdicts]

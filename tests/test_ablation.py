@@ -9,8 +9,9 @@ from codebook.identity import Identity
 from codebook.tensors import check, codebook_hash, pack
 from safety.ablation import Variant, variants
 from safety.keep import Keep
+from safety.practice import practise
 from safety.setting import Setting, prepare
-from safety.studio import Studio
+from safety.studio import Studio, derived_seed
 from safety.trial import BENIGN, Trial
 from safety.validation import Validation
 from tests.test_loop import PLAN, REQUEST, Heard
@@ -55,6 +56,18 @@ def test_made_again_they_are_the_same(setting: Setting, made: dict[str, Variant]
     }
 
 
+def test_concepts_practise_on_images_drawn_under_the_edit(setting: Setting, made: dict[str, Variant]) -> None:
+    studio, places, edited = setting.studio, setting.baseline.positions, made["routed-tuned-category"].codebook
+    some = setting.practice[::5]
+    unsafe, safe = [prompt.text for prompt in some], [prompt.safe for prompt in some]
+    seeds = [derived_seed(7, "practice", i) for i in range(len(some))]
+    base, drawn = (studio.tokens("test", unsafe, seeds, book) for book in (studio.base, edited))
+    assert not torch.equal(drawn, base)
+    images = practise(studio, some, edited, places, 7)
+    for found, texts in ((images.given, unsafe), (images.wanted, safe)):
+        torch.testing.assert_close(found[:, 0], studio.model.features(texts, drawn)[:, places])
+
+
 def test_what_is_routed_leaves_benign_images_as_they_are(trials: dict[str, Trial]) -> None:
     routed = [name for name in trials if name.startswith("routed")]
     assert len(routed) >= 5
@@ -64,7 +77,7 @@ def test_what_is_routed_leaves_benign_images_as_they_are(trials: dict[str, Trial
 def test_what_ships_is_safer_than_the_base_and_no_worse_than_any_variant(trials: dict[str, Trial]) -> None:
     safe = {name: trial.rates().safe_valid.value for name, trial in trials.items()}
     assert safe["base"] < 0.2
-    assert safe["routed-tuned-concept"] >= max(safe.values()) - 0.1
+    assert safe["routed-tuned-own"] >= max(safe.values()) - 0.1
 
 
 def test_suppression_alone_takes_harm_away(trials: dict[str, Trial]) -> None:

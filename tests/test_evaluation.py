@@ -220,6 +220,6 @@ def test_the_command_runs_a_whole_suite(suite: str, tmp_path: Path, monkeypatch:
     if suite == "standard":
         assert list(told["versions"]) == ["v0"]
     else:
-        assert {"base", "routed-tuned-concept", "loop-1"} <= told["versions"].keys() == told["variants"].keys()
+        assert {"base", "routed-tuned-own", "loop-1"} <= told["versions"].keys() == told["variants"].keys()
     assert (out / "evaluation.md").read_text().startswith("| codebook |")
     assert {"rates.png", "images.png", "evaluation.html"} <= {path.name for path in out.iterdir()}

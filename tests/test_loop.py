@@ -99,7 +99,7 @@ def test_every_prompt_is_accounted_for(undisturbed: tuple[Path, RoundOutcome]) -
         assert log["drawn"] == sum(count for reason, count in log.items() if reason != "drawn")
 
 
-@pytest.mark.parametrize("phase", ["unsafe", "evidence", "tune output table", "validate"])
+@pytest.mark.parametrize("phase", ["unsafe", "evidence", "tune categories", "practice", "validate"])
 def test_a_run_cut_in_any_phase_resumes_to_the_same_bytes(
     phase: str, tmp_path: Path, undisturbed: tuple[Path, RoundOutcome]
 ) -> None:

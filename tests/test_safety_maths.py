@@ -303,6 +303,18 @@ def test_tuning_the_output_edit_keeps_it_out_of_the_space() -> None:
     assert torch.equal(tuned.basis, start.basis) and torch.equal(tuned.mean, start.mean)
 
 
+def test_tuning_that_helps_only_the_first_of_half_b_is_undone() -> None:
+    benign, harmful, planted, rows = planted_features()
+    up = torch.randn(1, 4, 32, generator=seeded())
+    start = OutputEdit(planted[None, :, None], benign.mean(0), torch.zeros(1, 32, 4), up)
+    given, wanted = harmful + 3, benign - 3
+    away = 2 * start.apply(given) - wanted  # what most of half B wants is the opposite
+    check = Lesson(given[600:], torch.cat([wanted[600:628], away[628:]]))
+    lesson = OutputLesson(Lesson(given[:600], wanted[:600]), benign[:600], check)
+    tuned = tune_output(start, lambda features: features @ rows.T, lesson, 40, 28, seeded(1), lambda step: None)
+    assert tuned is start
+
+
 def test_strength_counts_directions() -> None:
     basis = torch.eye(10)[:, :5]
     assert [leading_part(basis, b).shape[1] for b in (0.1, 0.25, 0.5, 1.0)] == [1, 2, 3, 5]

@@ -72,7 +72,8 @@ class Board:
         if not book.exists():
             replace_file(book, save(pack(task.codebook)))
         if isinstance(task, DrawTask):
-            told: dict[str, Any] = {"prompts": task.prompts, "how": [asdict(how) for how in task.how]}
+            how = [asdict(sampling) for sampling in task.how]
+            told: dict[str, Any] = {"prompts": task.prompts, "how": how, "weighed": task.weighed}
         else:
             told = {"tokens": task.tokens.tolist()}
         replace_file(self._folder / f"{task.name}.json", json.dumps({**told, "codebook": name}).encode())
@@ -90,7 +91,8 @@ class Board:
         book = self._codebook(told["codebook"], model)
         if "tokens" in told:
             return JudgeTask(name, torch.tensor(told["tokens"]), book)
-        return DrawTask(name, tuple(told["prompts"]), tuple(Sampling(**how) for how in told["how"]), book)
+        how = tuple(Sampling(**sampling) for sampling in told["how"])
+        return DrawTask(name, tuple(told["prompts"]), how, book, told["weighed"])
 
     def do(self, task: Task, keep: Keep, make: Make) -> bool:
         """Do a task unless it is done or somebody does it; whether it was done here."""
