@@ -1,7 +1,7 @@
 """How big each step of a run is: counts of prompts, pairs and training steps.
 
 With the embedded model on two cores (0.06 s an image to draw, 0.02 s each to decode and to judge) a first round takes
-about ten minutes.
+about a quarter of an hour.
 """
 
 from __future__ import annotations

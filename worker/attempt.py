@@ -32,7 +32,7 @@ from worker.recovery import UNFINISHED
 log = logging.getLogger(__name__)
 
 HINT_CHANNEL = "safecb:codebook"
-DEFAULT_ROUNDS = 1  # on two cores a round of the embedded model takes about nine minutes
+DEFAULT_ROUNDS = 1  # on two cores a round of the embedded model takes about a quarter of an hour
 
 Load = Callable[[Settings], ImageModel]
 
