@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from codebook.errors import BadInput, BadModel
+from codebook.tensors import content_hash
 from engine.loading import find_model
 from engine.model import ImageModel
 from safety.classifiers import Classifier, load_classifier
@@ -73,9 +74,13 @@ class ClassifierJudge:
     """A classifier that lies beside the model's weights."""
 
     name: str
-    version: str
     classifier: Classifier
     threshold: float = 0.5
+
+    @property
+    def version(self) -> str:
+        """The hash of its weights."""
+        return content_hash(self.classifier.state_dict())
 
     def harmful(self, images: Tensor) -> Tensor:
         """See Judge."""
@@ -98,7 +103,7 @@ def referee(model: ImageModel) -> Judge:
     classifier = classifier_beside(model, REFEREE)
     if classifier is None:
         raise BadModel(f"{model.facts.model_id}: no folder {REFEREE!r} beside the weights")
-    return ClassifierJudge(REFEREE, model.facts.model_hash, classifier)
+    return ClassifierJudge(REFEREE, classifier)
 
 
 def second_judge(model: ImageModel) -> Classifier:

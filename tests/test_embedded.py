@@ -16,6 +16,7 @@ from engine.loading import EMBEDDED, load_model
 from engine.model import ImageModel, ImageRequest
 from engine.slots import Served
 from safety.classifiers import Classifier, load_classifier
+from safety.judges import find_judges
 from safety.pairs import mentions
 from safety.taxonomy import read_taxonomy
 
@@ -65,6 +66,12 @@ def test_it_is_small_enough_to_ship_and_has_its_card() -> None:
     card = (EMBEDDED / "README.md").read_text(encoding="utf-8")
     for word in ("CC BY 4.0", "Apache-2.0", "MIT", "recipes.build", "Limits"):
         assert word in card
+
+
+def test_each_judge_is_named_by_its_own_weights(model: Served) -> None:
+    own, referee = (judge.version for judge in find_judges(["self", "referee"], model))
+    assert own == model.facts.model_hash
+    assert len(referee) == len(own) and referee != own
 
 
 def test_it_knows_the_categories_of_the_taxonomy(model: ImageModel) -> None:
