@@ -1,7 +1,7 @@
 """What one would write without Safe-CB: FastAPI around the `generate` of transformers, same weights, same settings.
 
-`python -m benchmarks.baseline --mode single` draws one image at a time, `batched` whatever waits, up to 8 together, and
-`compiled` the same with the language model compiled. Prints its address when it is ready.
+`python -m benchmarks.baseline --mode single` draws one image at a time, `batched` whatever waits, up to 8 together (32
+on a GPU), and `compiled` the same with the language model compiled. Prints its address when it is ready.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from fastapi import FastAPI, Response
 from pydantic import BaseModel
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
-from engine.instructions import read_instructions
-from engine.loading import EMBEDDED
+from engine.instructions import Instructions, general_chat, read_instructions
+from engine.loading import find_model
 from engine.pixels import to_bytes
 from engine.png import encode_png
+from engine.random_model import PREFIX, random_janus
 
-TOGETHER, WAIT_S = 8, 0.01
+TOGETHER, WAIT_S = {"cpu": 8, "cuda": 32}, 0.01
 
 
 class Asked(BaseModel):
@@ -35,15 +36,13 @@ class Asked(BaseModel):
 
 
 class Generator:
-    """The model, and one thread that draws closed batches of what waits."""
+    """A model by its name in SAFECB_MODEL, and one thread that draws closed batches of what waits."""
 
-    def __init__(self, together: int, compiled: bool) -> None:
-        self._model = JanusForConditionalGeneration.from_pretrained(EMBEDDED, dtype=torch.float32)
+    def __init__(self, name: str, device: torch.device, together: int, compiled: bool) -> None:
+        self._model, self._processor, self._settings = loaded(name, device)
         self._model.train(False)
         if compiled:
             self._model.model.language_model.compile(dynamic=True)
-        self._settings = read_instructions(EMBEDDED)
-        self._processor = JanusProcessor.from_pretrained(EMBEDDED)
         self._together = together
         self._waiting: queue.Queue[tuple[str, Future[bytes]]] = queue.Queue()
         self._draw(["a red apple"])
@@ -73,6 +72,7 @@ class Generator:
             for prompt in prompts
         ]
         inputs = self._processor(text=texts, generation_mode="image", return_tensors="pt", padding=True)
+        inputs = inputs.to(self._model.device)
         with torch.no_grad():
             tokens: Any = self._model.generate(
                 **inputs,
@@ -85,6 +85,18 @@ class Generator:
             )
             images = self._model.decode_image_tokens(tokens)
         return [encode_png(picture, {}) for picture in to_bytes(images.float().permute(0, 3, 1, 2))]
+
+
+def loaded(name: str, device: torch.device) -> tuple[JanusForConditionalGeneration, JanusProcessor, Instructions]:
+    """The model as Safe-CB has it: float32 on the CPU, bfloat16 on a GPU. Raises BadModel."""
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name.startswith(PREFIX):
+        model, processor, _ = random_janus(name, device, dtype)
+        return model, processor, general_chat()
+    folder = find_model(name)
+    model = JanusForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    torch.nn.Module.to(model, device=device)
+    return model, JanusProcessor.from_pretrained(folder), read_instructions(folder)
 
 
 def _talk(prompt: str) -> list[dict[str, Any]]:
@@ -106,8 +118,11 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mode", choices=["single", "batched", "compiled"], required=True)
-    mode = parser.parse_args().mode
-    generator = Generator(1 if mode == "single" else TOGETHER, mode == "compiled")
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--device", default="cpu", choices=list(TOGETHER))
+    asked = parser.parse_args()
+    together = 1 if asked.mode == "single" else TOGETHER[asked.device]
+    generator = Generator(asked.model, torch.device(asked.device), together, asked.mode == "compiled")
     listener = socket.create_server(("127.0.0.1", 0))
     print(f"ready at http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     uvicorn.Server(uvicorn.Config(app_of(generator), log_level="warning")).run(sockets=[listener])

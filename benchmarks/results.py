@@ -17,12 +17,11 @@ from matplotlib.figure import Figure
 FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
 
 
-def circumstances() -> dict[str, Any]:
-    """Where and with what something was measured; `load` is the machine's load average at the start."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+def circumstances(device: str = "cpu") -> dict[str, Any]:
+    """With what something was measured on a device; `load` is the machine's load average at the start."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device,
+        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "cores": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
         "torch": torch.__version__,

@@ -1,7 +1,7 @@
-"""What a step costs on the CPU by the number of images drawn at once, against the floor that this machine sets.
+"""What a step costs by the number of images drawn at once, against the floor that this machine sets.
 
 The floor of a step is the longer of two times: reading the weights once at the memory's pace, and multiplying them at
-the processor's. Both paces are measured here, just before.
+the processor's, or the card's. Both paces are measured here, just before.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from transformers import JanusForConditionalGeneration
 from benchmarks.load import PROMPTS
 from engine.loading import find_model, load_model
 from engine.model import ImageRequest
+from engine.random_model import PREFIX, random_janus
 from engine.slots import Served
 
-WIDTHS = (1, 2, 4, 8, 16)
+WIDTHS = {"cpu": (1, 2, 4, 8, 16), "cuda": (1, 2, 4, 8, 16, 32, 64, 128)}
 STEPS = 48
 
 
-def step_costs(name: str) -> list[dict[str, float]]:
+def step_costs(name: str, device: str) -> list[dict[str, float]]:
     """For each number of images: milliseconds a step, milliseconds an image, and the share of the floor in [0, 1]."""
-    model = load_model(name, "cpu", "float32")
-    weights, (bytes_per_s, flops) = drawing_weights(name), machine()
+    model, dtype = load_model(name, device, "auto"), torch.float32 if device == "cpu" else torch.bfloat16
+    weights, (bytes_per_s, flops) = drawing_weights(name), machine(model.device, dtype)
     rows = []
-    for images in WIDTHS:
+    for images in (images for images in WIDTHS[device] if 2 * images <= model.rows()):
         step_s = _step_s(model, images)
-        floor_s = max(4 * weights / bytes_per_s, 2 * weights * 2 * images / flops)
+        floor_s = max(dtype.itemsize * weights / bytes_per_s, 2 * weights * 2 * images / flops)
         rows.append(
             {
                 "images": images,
@@ -44,34 +45,42 @@ def step_costs(name: str) -> list[dict[str, float]]:
 
 def drawing_weights(name: str) -> int:
     """Weights that a step multiplies: the decoder layers and the image head."""
-    model = JanusForConditionalGeneration.from_pretrained(find_model(name))
+    if name.startswith(PREFIX):
+        model, _, _ = random_janus(name, torch.device("meta"), torch.bfloat16)
+    else:
+        model = JanusForConditionalGeneration.from_pretrained(find_model(name))
     used = [*model.model.language_model.layers.parameters(), *model.model.generation_head.parameters()]
     return sum(p.numel() for p in used)
 
 
-def machine() -> tuple[float, float]:
-    """Bytes a second that the memory gives, and float32 operations a second that the processor makes."""
-    many = torch.ones(64 * 2**20)  # 256 MB: no cache holds it
-    square = torch.randn(2048, 2048)
-    return many.nbytes / _fastest(many.sum), 2 * 2048**3 / _fastest(lambda: square @ square)
+def machine(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """Bytes a second that the memory gives, and operations a second in this dtype that the device makes."""
+    many = torch.ones(64 * 2**20, device=device)  # 256 MB: no cache holds it
+    side = 2048 if device.type == "cpu" else 8192
+    square = torch.randn(side, side, device=device).to(dtype)
+    return many.nbytes / _fastest(many.sum, device), 2 * side**3 / _fastest(lambda: square @ square, device)
 
 
-def _fastest(work: Callable[[], object], times: int = 5) -> float:
-    taken = []
-    for _ in range(times):
-        began = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - began)
-    return min(taken)
+def _fastest(work: Callable[[], object], device: torch.device, times: int = 5) -> float:
+    return min(_timed(work, device) for _ in range(times))
+
+
+def _timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds until the work is done, on a GPU too."""
+    _wait(device)
+    began = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - began
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _step_s(model: Served, images: int) -> float:
     book = model.base_codebook()
     slots = model.slots(2 * images)
     slots.admit([ImageRequest(PROMPTS[i % len(PROMPTS)], model.facts.sampling(i), book) for i in range(images)])
-    taken = []
-    for _ in range(STEPS):
-        began = time.perf_counter()
-        slots.step()
-        taken.append(time.perf_counter() - began)
-    return median(taken[8:])
+    return median([_timed(slots.step, model.device) for _ in range(min(STEPS, model.facts.tokens))][8:])

@@ -114,6 +114,7 @@ class Batcher:
 
     def _run(self) -> None:
         try:
+            self._cores.step_back()
             with on_device(self._model.device):
                 while self._work_comes():
                     with self._cores.working():

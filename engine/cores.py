@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock
+from threading import Lock, get_native_id
 
 import torch
+
+STEP_BACK = 5  # by how much the priority of a computing thread is lower, in steps of nice
 
 
 class Cores:
@@ -14,6 +18,14 @@ class Cores:
 
     def __init__(self) -> None:
         self._all, self._busy, self._lock = torch.get_num_threads(), 0, Lock()
+
+    def step_back(self) -> None:
+        """Let the process's other threads come first: they have little to do, and somebody waits for it.
+
+        To be called by a computing thread before it computes, so that the threads that help it step back too.
+        """
+        if sys.platform == "linux":  # elsewhere a thread has no priority of its own
+            os.setpriority(os.PRIO_PROCESS, get_native_id(), os.getpriority(os.PRIO_PROCESS, os.getpid()) + STEP_BACK)
 
     @contextmanager
     def working(self) -> Iterator[None]:

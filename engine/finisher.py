@@ -99,6 +99,7 @@ class Finisher:
         self._thread.join()
 
     def _run(self) -> None:
+        self._cores.step_back()
         with on_device(self._model.device), _side_stream(self._model.device):
             while self._work_comes():
                 with self._cores.working():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -14,6 +16,7 @@ from codebook.errors import BadInput, Unavailable
 from codebook.value import Codebook
 from engine.batcher import Batcher
 from engine.calls import Call, Drawn, Line, Part
+from engine.cores import STEP_BACK
 from engine.language import Context
 from engine.loading import load_model
 from engine.model import ImageRequest, Sampling
@@ -334,6 +337,18 @@ def test_callers_hear_of_their_images_on_the_way(batcher: Batcher, model: Served
     assert torch.equal(whole, model.decode(drawn[0].tokens[None], base.pixel))
     half = model.preview(drawn[0].tokens[:8], base.pixel)
     assert not half[..., 8:, :].any() and half[..., :8, :].any()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a thread has no priority of its own")
+def test_threads_that_compute_let_the_others_come_first(batcher: Batcher, base: Codebook) -> None:
+    priorities: list[int] = []
+
+    def note(_: object = None) -> None:
+        priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    batcher.submit_draw(wanted(base, 1), on_part=note).result(60)
+    batcher.submit(note).result(60)
+    assert set(priorities) == {min(19, os.getpriority(os.PRIO_PROCESS, os.getpid()) + STEP_BACK)}
 
 
 def test_a_listener_that_fails_fails_its_own_call(batcher: Batcher, base: Codebook) -> None:

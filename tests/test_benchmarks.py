@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import results, serving, swap
+from benchmarks import baseline, results, serving, steps, swap
 from benchmarks.load import Load, calls, closed_loop, poisson
 from codebook.store import CodebookStore
+from engine import random_model
 from engine.loading import EMBEDDED, load_model
 from engine.model import ImageRequest
 from engine.pixels import to_bytes
@@ -75,20 +76,39 @@ def test_flips_are_measured_on_a_real_store(tmp_path: Path) -> None:
     assert len(swap.flips(tmp_path / "store", 6)) == 4
 
 
+def test_another_model_gets_pages_of_its_own() -> None:
+    assert serving.Subject().page == "serving"
+    assert serving.Subject("random:janus-pro-1b", "cuda").page == "serving-janus-pro-1b"
+    assert serving.Subject("deepseek-community/Janus-Pro-7B", "cuda").page == "serving-Janus-Pro-7B"
+
+
+def test_the_baseline_and_the_steps_take_any_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(random_model.GEOMETRIES, "small", random_model.Geometry(32, 1, 2, 48))
+    folder = str(tiny_model(tmp_path))
+    for name in (folder, f"{random_model.PREFIX}small"):
+        assert steps.drawing_weights(name) > 0
+    drawn = baseline.Generator(folder, torch.device("cpu"), 2, compiled=False).draw("a cat")
+    assert drawn.startswith(b"\x89PNG")
+    costs = steps.step_costs(folder, "cpu")
+    assert [cost["images"] for cost in costs] == list(steps.WIDTHS["cpu"])
+    assert all(0.0 < cost["floor_ms"] < cost["step_ms"] for cost in costs)
+
+
 def test_results_are_written_as_json_a_page_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     load = Load(seconds=[0.1, 0.2, 0.4], took_s=1.0).figures()
     found = {
         name: {
-            "closed": dict.fromkeys(serving.CLIENTS, load),
+            "closed": dict.fromkeys(serving.Subject().images(name), load),
             "poisson": {} if name == "a" else dict.fromkeys(serving.SHARES, load),
             "memory_mb": 100.0,
+            "device_memory_mb": 0.0,
             "differing_images": 0,
         }
         for name in ("a", "b", "c")
     }
     costs = [{"images": 1, "step_ms": 2.0, "image_ms": 128.0, "floor_ms": 1.0, "share_of_floor": 0.5}]
-    page = serving.page(found, costs, results.circumstances())
+    page = serving.page(found, costs, results.circumstances(), "serving")
     results.write("serving", found, page, serving.picture(found, costs))
     assert {path.name for path in tmp_path.iterdir()} == {"serving.json", "serving.md", "serving.png"}
     assert "| throughput of c over a, 8 callers | 1 |" in page

@@ -18,6 +18,7 @@ import pytest
 from app.child import HOPELESS
 from codebook.store import CodebookStore
 from tests.serving import PATIENCE_S, pixels, publish, texts, tiny_model, wait_for
+from worker.main import STEP_BACK
 
 ROOT = Path(__file__).parent.parent
 
@@ -109,7 +110,9 @@ def test_a_signal_ends_all_of_it(model: Path, tmp_path: Path, runs: list[Supervi
     runs.append(run)
     with run.wait_ready() as http:
         wait_for("Redis answers", lambda: redis_of(http) == "ok")
-        children = run.children()
+        redis, worker, server = children = run.children()
+        assert worker.nice() - server.nice() == STEP_BACK  # a job yields to callers
+        assert redis.nice() == server.nice()
         assert run.end(number) == 0, run.told
     assert not any(child.is_running() for child in children)
     assert "Traceback" not in run.told

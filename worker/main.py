@@ -23,11 +23,13 @@ from worker.station import open_station
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 5.0
+STEP_BACK = 15  # by how much a job's priority is lower than a server's on the same cores, in steps of nice
 
 
 def main() -> int:
     """Work with the settings of the environment: 0 after a signal, 1 when Redis was lost, 2 for a bad setting."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    os.nice(STEP_BACK)
     try:
         settings = Settings.from_environ(os.environ)
         return work(settings)
