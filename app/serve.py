@@ -22,6 +22,8 @@ from codebook.settings import Settings
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.2
+# With several heaps for its threads, as glibc has it, a server keeps what was ever needed in each of them, and grows.
+ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
 END_S = 15.0  # longer than a server takes to finish its requests
 
 
@@ -52,7 +54,7 @@ def children(settings: Settings, files: ExitStack) -> list[Child]:
         kept.append(_redis(redis, environ, files, logs))
     worker_log = files.enter_context((logs / "worker.log").open("ab"))
     kept.append(Child("worker", lambda: [sys.executable, "-m", "worker.main"], environ, worker_log))
-    kept.append(Child("server", lambda: [sys.executable, "-m", "app.server"], environ))
+    kept.append(Child("server", lambda: [sys.executable, "-m", "app.server"], ONE_HEAP | environ))
     return kept
 
 

@@ -9,6 +9,7 @@ import argparse
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -19,25 +20,28 @@ from benchmarks.serving import server
 
 SHARE = 0.95
 STRETCH_S = 60.0  # memory is read between stretches
+WARM_UP = 5  # stretches that do not count
 
 
 def measure(minutes: int, folder: Path) -> dict[str, Any]:
-    """Load the server for that long; the first stretch warms it up and does not count."""
+    """Load the server for that long, after WARM_UP; memory growth is from the first five minutes to the last five."""
     with server("c", folder) as running:
-        most = closed_loop(running.url, 32, calls(320)).figures()["images_per_s"]
+        closed_loop(running.url, 32, calls(320))
+        most = closed_loop(running.url, 32, varied(640, 0)).figures()["images_per_s"]
         rate = SHARE * most
         stretches = []
         count = round(rate * STRETCH_S)
-        for minute in range(minutes + 1):
+        for minute in range(1, minutes + 1 + WARM_UP):
             figures = poisson(running.url, rate, varied(count, minute * count)).figures()
             stretches.append({**figures, "memory_mb": running.memory_mb()})
             print(f"{figures['images_per_s']:.2f}/s  {running.memory_mb():.0f} MB", flush=True)
-    counted = stretches[1:]
+    counted = stretches[WARM_UP:]
+    memory = [stretch["memory_mb"] for stretch in counted]
     return {
         "images": sum(stretch["images"] for stretch in counted),
         "failed": sum(stretch["failed"] for stretch in counted),
         "images_per_s asked for": rate,
-        "memory growth": counted[-1]["memory_mb"] / stretches[0]["memory_mb"] - 1.0,
+        "memory growth": fmean(memory[-5:]) / fmean(memory[:5]) - 1.0,
         "minutes": counted,
     }
 

@@ -40,6 +40,8 @@ from engine.model import ImageRequest
 from engine.pixels import to_bytes
 
 CLIENTS, EVERY_S = 32, 0.1
+WARM_UP = 400  # images; then WARM_UP_SWAPS publishes, which fill the server's slots for versions
+WARM_UP_SWAPS, TURNS = 50, 4
 SEEDS = 4  # a prompt: as few different images as tell the versions apart
 
 
@@ -141,16 +143,17 @@ def flips(store: Path, times: int = 1000) -> list[float]:
 def measure(publishes: int, folder: Path) -> dict[str, Any]:
     """Run the phases in turn and sum them up."""
     base = load_model("embedded", "cpu", "float32").base_codebook()
-    quiet, half = folder / "elsewhere", publishes // 2
+    quiet, each = folder / "elsewhere", publishes // TURNS
     CodebookStore(quiet).initialise(base, {})
     phases: list[Phase] = []
     with server("c", folder) as running:
         store, hint = folder / "home" / "store", running.process.environ()["SAFECB_REDIS_URL"]
-        closed_loop(running.url, CLIENTS, itertools.islice(asked_while(lambda: True), 160))
+        closed_loop(running.url, CLIENTS, itertools.islice(asked_while(lambda: True), WARM_UP))
+        phase(running, store, hint, 0, WARM_UP_SWAPS)
         memory = [running.memory_mb()]
-        for turn in range(2):
+        for turn in range(TURNS):
             for where, told in ((quiet, None), (store, hint)):
-                phases.append(phase(running, where, told, turn * half, half))
+                phases.append(phase(running, where, told, WARM_UP_SWAPS + turn * each, each))
                 memory.append(running.memory_mb())
         rollbacks = [roll_back(running.url) for _ in range(20)]
     swapped = [found for found in phases if found.swaps]

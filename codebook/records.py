@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from functools import cache
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -67,8 +68,12 @@ def decode(kind: type[Record], data: bytes) -> Record:
 
 def misfit(kind: type[DataclassInstance], values: Mapping[str, object]) -> str | None:
     """Return the first name in `values` whose value is not of the type of that field of `kind`, or None."""
-    hints = get_type_hints(kind)
+    hints = _hints_of(kind)
     return next((name for name, value in values.items() if not _fits(value, hints[name])), None)
+
+
+# Evaluating the annotations takes longer than all the rest.
+_hints_of = cache(get_type_hints)
 
 
 def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401 - a type hint has no common type

@@ -63,8 +63,8 @@ def check(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> No
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise BadCodebook(version, "finite", f"{name} holds NaN or infinity")
-    experts = tensors.get("output.router.expert", torch.zeros(0))
-    if bool(((experts < 0) | (experts >= _size(tensors.get("output.basis"), 0))).any()):
+    experts = tensors.get("output.router.expert")
+    if experts is not None and bool(((experts < 0) | (experts >= _size(tensors["output.basis"], 0))).any()):
         raise BadCodebook(version, "expert", "the router names an expert that the edit has not")
     short = int((tensors["pixel"].norm(dim=1) <= _ZERO_NORM).sum())
     if short:
@@ -76,7 +76,7 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}\n".encode())
-        digest.update(tensors[name].numpy().tobytes())
+        digest.update(tensors[name].contiguous().numpy().data)
     return digest.hexdigest()
 
 

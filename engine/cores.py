@@ -10,7 +10,7 @@ from threading import Lock, get_native_id
 
 import torch
 
-STEP_BACK = 5  # by how much the priority of a computing thread is lower, in steps of nice
+STEP_BACK = 10  # by how much the priority of a computing thread is lower, in steps of nice
 
 
 class Cores:

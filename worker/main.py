@@ -23,7 +23,7 @@ from worker.station import open_station
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 5.0
-STEP_BACK = 15  # by how much a job's priority is lower than a server's on the same cores, in steps of nice
+STEP_BACK = 19  # by how much a job's priority is lower than a server's on the same cores, in steps of nice
 
 
 def main() -> int:
