@@ -17,13 +17,10 @@ import torch
 import uvicorn
 from fastapi import FastAPI, Response
 from pydantic import BaseModel
-from transformers import JanusForConditionalGeneration, JanusProcessor
 
-from engine.instructions import Instructions, general_chat, read_instructions
-from engine.loading import find_model
+from engine.loading import load_janus
 from engine.pixels import to_bytes
 from engine.png import encode_png
-from engine.random_model import PREFIX, random_janus
 
 TOGETHER, WAIT_S = {"cpu": 8, "cuda": 32}, 0.01
 
@@ -39,7 +36,8 @@ class Generator:
     """A model by its name in SAFECB_MODEL, and one thread that draws closed batches of what waits."""
 
     def __init__(self, name: str, device: torch.device, together: int, compiled: bool) -> None:
-        self._model, self._processor, self._settings = loaded(name, device)
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16  # as Safe-CB has it
+        self._model, self._processor, self._settings, _ = load_janus(name, device, dtype)
         self._model.train(False)
         if compiled:
             self._model.model.language_model.compile(dynamic=True)
@@ -85,18 +83,6 @@ class Generator:
             )
             images = self._model.decode_image_tokens(tokens)
         return [encode_png(picture, {}) for picture in to_bytes(images.float().permute(0, 3, 1, 2))]
-
-
-def loaded(name: str, device: torch.device) -> tuple[JanusForConditionalGeneration, JanusProcessor, Instructions]:
-    """The model as Safe-CB has it: float32 on the CPU, bfloat16 on a GPU. Raises BadModel."""
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    if name.startswith(PREFIX):
-        model, processor, _ = random_janus(name, device, dtype)
-        return model, processor, general_chat()
-    folder = find_model(name)
-    model = JanusForConditionalGeneration.from_pretrained(folder, dtype=dtype)
-    torch.nn.Module.to(model, device=device)
-    return model, JanusProcessor.from_pretrained(folder), read_instructions(folder)
 
 
 def _talk(prompt: str) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
 from codebook.errors import BadModel
-from engine.instructions import general_chat, read_instructions
+from engine.instructions import Instructions, general_chat, read_instructions
 from engine.janus import FAMILY, JanusModel
 from engine.random_model import PREFIX, random_janus
 from engine.slots import Served
@@ -35,19 +35,27 @@ def load_model(name: str, device: str, dtype: str) -> Served:
     where = _device(device)
     auto = torch.float32 if where.type == "cpu" else torch.bfloat16
     kind: torch.dtype = auto if dtype == "auto" else getattr(torch, dtype)
+    model, processor, instructions, model_hash = load_janus(name, where, kind)
+    return JanusModel(model, processor, instructions, name, model_hash)
+
+
+def load_janus(
+    name: str, device: torch.device, dtype: torch.dtype
+) -> tuple[JanusForConditionalGeneration, JanusProcessor, Instructions, str]:
+    """The model of transformers on its device, its processor, how it is asked, and a hash. Raises BadModel."""
     if name.startswith(PREFIX):
-        model, processor, model_hash = random_janus(name, where, kind)
-        return JanusModel(model, processor, general_chat(), name, model_hash)
+        model, processor, model_hash = random_janus(name, device, dtype)
+        return model, processor, general_chat(), model_hash
     folder = find_model(name)
     _check_config(folder)
     model_hash, instructions = hash_weights(folder), read_instructions(folder)
     try:
-        model = JanusForConditionalGeneration.from_pretrained(folder, dtype=kind, local_files_only=True)
+        model = JanusForConditionalGeneration.from_pretrained(folder, dtype=dtype, local_files_only=True)
         processor = JanusProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
         raise BadModel(f"{name}: transformers cannot load {folder}: {error}") from error
-    nn.Module.to(model, device=where)
-    return JanusModel(model, processor, instructions, name, model_hash)
+    nn.Module.to(model, device=device)
+    return model, processor, instructions, model_hash
 
 
 def find_model(name: str) -> Path:
