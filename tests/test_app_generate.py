@@ -195,14 +195,25 @@ def streamed(answer: httpx2.Response) -> Iterator[tuple[str, Any]]:
             yield name, json.loads(line.removeprefix("data: "))
 
 
-def test_a_stream_tells_of_an_image_on_its_way(server: Server) -> None:
+def test_a_stream_tells_of_an_image_on_its_way(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed, step = threading.Semaphore(4), Slots.step  # the next quarter waits until this one is told, else it is old
+
+    def gated(slots: Slots) -> object:
+        assert allowed.acquire(timeout=60)
+        return step(slots)
+
+    monkeypatch.setattr(Slots, "step", gated)
     body = {"prompt": "a red apple", "seed": 7, "n": 2}
     with server.http.stream("POST", "/generate", json=body, headers={"Accept": "text/event-stream"}) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
-        events = list(streamed(answer))
+        events = []
+        for event in streamed(answer):
+            events.append(event)
+            if event[0] == "preview" and event[1]["index"] == 1:
+                allowed.release(4)
+    allowed.release(10_000)
     parts = [data for name, data in events if name == "progress"]
-    assert {(p["index"], p["done"], p["total"]) for p in parts} <= {(i, d, 16) for i in (0, 1) for d in (4, 8, 12)}
-    assert len(parts) >= 2
+    assert [(p["index"], p["done"], p["total"]) for p in parts] == [(i, d, 16) for d in (4, 8, 12) for i in (0, 1)]
     previews = [base64.b64decode(data["b64_png"]) for name, data in events if name == "preview"]
     assert len(previews) == len(parts) and len(pixels(previews[0])) == 16 * 16 * 3
     images = [data for name, data in events if name == "image"]
