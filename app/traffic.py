@@ -5,19 +5,16 @@ Reads the image memory. Knows nothing of HTTP.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from starlette.concurrency import run_in_threadpool
 
 from app.drawing import Picture
 from app.service import Service
-from codebook.errors import Busy, Unavailable
-from codebook.value import NO_EXPERT, OutputEdit
-from engine.model import ImageModel
+from codebook.errors import Busy
+from codebook.value import NO_EXPERT
 
 log = logging.getLogger(__name__)
 
@@ -60,29 +57,14 @@ def traffic(version: str, unsafe: Sequence[bool]) -> Traffic:
 
 async def review(service: Service, pictures: Sequence[Picture]) -> None:
     """Queue for a person those images that the model judges unsafe and that no part of their version was meant for."""
-    unsafe = [picture for picture in pictures if picture.drawn.verdict.unsafe]
-    for picture in unsafe:
-        prompt, codebook = picture.request.prompt, picture.request.codebook
-        if codebook.output is not None:  # else nobody need ask the model, which others wait for
-            look = partial(_applies, prompt=prompt, edit=codebook.output)
-            try:
-                applies = await asyncio.wrap_future(service.engine.batcher.submit(look))
-            except Unavailable as full:  # images that users wait for come first
-                log.info("image %s is not looked at for review: %s", picture.id, full)
-                continue
-            if applies:
-                continue
-        await run_in_threadpool(_queue, service, picture)
-
-
-def _applies(model: ImageModel, prompt: str, edit: OutputEdit) -> bool:
-    """Whether the edit takes hold of images of this prompt."""
-    return bool((edit.choose(*model.prompt_states([prompt])) != NO_EXPERT).all())
+    for picture in pictures:
+        if picture.drawn.verdict.unsafe and picture.drawn.expert == NO_EXPERT:
+            await run_in_threadpool(_queue, service, picture)
 
 
 def _queue(service: Service, picture: Picture) -> None:
     version, category = picture.request.codebook.version, picture.drawn.verdict.category
-    note = f"judged unsafe, and no edit of {version} applies to its prompt"
+    note = f"judged unsafe, and no edit of {version} applied to it"
     try:
         service.flags.add(picture.kept(), category, note, REVIEWER, review=True)
     except Busy as full:

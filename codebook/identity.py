@@ -17,8 +17,8 @@ from codebook.value import Codebook
 class Identity:
     """One store, one model.
 
-    codes, code_dim: the pixel table is [K, D]. feature_dim: M of an output edit, hidden_dim: H of its
-    router; None where the facts do not tell them.
+    codes, code_dim: the pixel table is [K, D]. feature_dim: M of an output edit and its look, hidden_dim: H of
+    its router; None where the facts do not tell them.
     facts: what else the engine said about the model, as JSON; kept for people, not checked.
     """
 

@@ -13,14 +13,16 @@ from torch import Tensor
 
 from codebook.errors import BadCodebook
 from codebook.identity import Identity
-from codebook.value import Codebook, OutputEdit, Router
+from codebook.value import Codebook, Look, OutputEdit, Router
 
 _EDIT = {"output.basis", "output.mean", "output.down", "output.up"}
 _ROUTER = {"output.router.weight", "output.router.bias", "output.router.expert"}
+_LOOK = {"output.look.after", "output.look.weight", "output.look.bias", "output.look.expert"}
 _BIAS = {"output.bias"}
-_EDITS = (_EDIT, _EDIT | _ROUTER, _EDIT | _BIAS, _EDIT | _ROUTER | _BIAS)
-_LAYOUTS = ({"pixel"}, *({"pixel"} | edit for edit in _EDITS))
-_WHOLE = {"output.router.expert"}  # the tensors of whole numbers
+_EDITS = (_EDIT, _EDIT | _ROUTER, _EDIT | _ROUTER | _LOOK)
+_LAYOUTS = ({"pixel"}, *({"pixel"} | edit | bias for edit in _EDITS for bias in (set(), _BIAS)))
+_PROBES = ("output.router", "output.look")
+_WHOLE = {"output.look.after", *(f"{probes}.expert" for probes in _PROBES)}  # the tensors of whole numbers
 _ZERO_NORM = 1e-8  # a row this short has no direction left to normalise
 
 
@@ -34,6 +36,9 @@ def pack(codebook: Codebook) -> dict[str, Tensor]:
             tensors["output.bias"] = edit.bias
         if edit.router is not None:
             tensors |= {f"output.router.{name}": tensor for name, tensor in vars(edit.router).items()}
+        if edit.look is not None:
+            tensors |= {f"output.look.{name}": tensor for name, tensor in vars(edit.look.probes).items()}
+            tensors["output.look.after"] = torch.tensor(edit.look.after)
     return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
 
 
@@ -41,16 +46,15 @@ def unpack(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> C
     """Return the codebook that checked `tensors` hold; the inverse of `pack`."""
     output = None
     if "output.basis" in tensors:
-        router = None
-        if "output.router.weight" in tensors:
-            router = Router(*(tensors[f"output.router.{name}"] for name in ("weight", "bias", "expert")))
+        router, looked = (_probes(tensors, name) for name in _PROBES)
+        look = None if looked is None else Look(int(tensors["output.look.after"]), looked)
         basis, mean, down, up = (tensors[f"output.{name}"] for name in ("basis", "mean", "down", "up"))
-        output = OutputEdit(basis, mean, down, up, router, tensors.get("output.bias"))
+        output = OutputEdit(basis, mean, down, up, router, tensors.get("output.bias"), look)
     return Codebook(version, identity.family, identity.model_hash, tensors["pixel"], output)
 
 
 def check(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> None:
-    """Raise BadCodebook (tensors, dtype, shape, finite, expert, zero_rows) unless `tensors` can serve the model."""
+    """Raise BadCodebook (tensors, dtype, shape, finite, expert, look, zero_rows) unless `tensors` serve the model."""
     if set(tensors) not in _LAYOUTS:
         raise BadCodebook(version, "tensors", f"holds {sorted(tensors)}")
     for name, tensor in tensors.items():
@@ -63,9 +67,12 @@ def check(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> No
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise BadCodebook(version, "finite", f"{name} holds NaN or infinity")
-    experts = tensors.get("output.router.expert")
-    if experts is not None and bool(((experts < 0) | (experts >= _size(tensors["output.basis"], 0))).any()):
-        raise BadCodebook(version, "expert", "the router names an expert that the edit has not")
+    for name in _PROBES:
+        experts = tensors.get(f"{name}.expert")
+        if experts is not None and bool(((experts < 0) | (experts >= _size(tensors["output.basis"], 0))).any()):
+            raise BadCodebook(version, "expert", f"{name} names an expert that the edit has not")
+    if "output.look.after" in tensors and int(tensors["output.look.after"]) < 1:
+        raise BadCodebook(version, "look", f"is after {int(tensors['output.look.after'])} tokens, not 1 or more")
     short = int((tensors["pixel"].norm(dim=1) <= _ZERO_NORM).sum())
     if short:
         raise BadCodebook(version, "zero_rows", f"{short} rows of the pixel table are zero")
@@ -96,12 +103,19 @@ def _shapes(identity: Identity, tensors: Mapping[str, Tensor]) -> dict[str, tupl
         shapes |= {"output.down": (experts, width, tuned), "output.up": (experts, tuned, width)}
     if "output.bias" in tensors:
         shapes["output.bias"] = (_size(tensors["output.basis"], 0), identity.codes)
-    if "output.router.weight" in tensors:
-        width = identity.hidden_dim or _size(tensors["output.router.weight"], -1)
-        probes = tensors["output.router.bias"].numel()
-        shapes |= {"output.router.weight": (probes, width)}
-        shapes |= {"output.router.bias": (probes,), "output.router.expert": (probes,)}
+    for name, dim in zip(_PROBES, (identity.hidden_dim, identity.feature_dim), strict=True):
+        if f"{name}.weight" in tensors:
+            width, probes = dim or _size(tensors[f"{name}.weight"], -1), tensors[f"{name}.bias"].numel()
+            shapes |= {f"{name}.weight": (probes, width), f"{name}.bias": (probes,), f"{name}.expert": (probes,)}
+    if "output.look.after" in tensors:
+        shapes["output.look.after"] = ()
     return shapes
+
+
+def _probes(tensors: Mapping[str, Tensor], name: str) -> Router | None:
+    if f"{name}.weight" not in tensors:
+        return None
+    return Router(*(tensors[f"{name}.{part}"] for part in ("weight", "bias", "expert")))
 
 
 def _size(tensor: Tensor | None, axis: int) -> int:

@@ -16,11 +16,12 @@ NO_EXPERT = -1
 
 @dataclass(frozen=True, eq=False)
 class Router:
-    """Linear probes, one a harm, that decide once an image which expert of the output edit applies to it, if any.
+    """Linear probes, one a harm, that decide which expert of the output edit applies to an image, if any.
 
-    A probe looks at every token of the prompt as the language model has read it and sums up where it sees its harm:
+    A probe looks at every state it is shown, such as each token of the prompt as the language model has read it, and
+    sums up where it sees its harm:
 
-        score = log sum_t exp(weight h_t + bias), over the prompt's tokens t
+        score = log sum_t exp(weight h_t + bias), over the states t
 
     weight: [p, H] float32; bias: [p] float32; expert: [p] int64, whose harm each probe looks for. The expert of the
     highest score above 0 applies; where none is, the base tables do, bit for bit.
@@ -31,15 +32,32 @@ class Router:
     expert: Tensor
 
     def scores(self, states: Tensor, seen: Tensor) -> Tensor:
-        """Score [B, p] float32 of prompts: last hidden states [B, T, H], bool [B, T] False at padding."""
+        """Score [B, p] float32 of states [B, T, H], bool [B, T] False at padding."""
         weight, bias = self.weight.to(states.device), self.bias.to(states.device)
         each = states.float() @ weight.T + bias
         return each.masked_fill(~seen[:, :, None], -torch.inf).logsumexp(1)
 
     def choose(self, states: Tensor, seen: Tensor) -> Tensor:
-        """The expert of each prompt, [B] int64, or NO_EXPERT; arguments as in `scores`."""
+        """The expert of each row, [B] int64, or NO_EXPERT; arguments as in `scores`."""
         best = self.scores(states, seen).max(1)
         return torch.where(best.values > 0, self.expert.to(states.device)[best.indices], NO_EXPERT)
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """A second chance for a router: the picture on its way tells what the prompt said in words that it does not know.
+
+    after: how many tokens are drawn by then, from 1; probes: a router of features, [p, M], that is shown one state an
+    image: the mean feature of those tokens as they were drawn, without an edit. Where a probe fires the image is begun
+    again under its expert, and becomes what it would have been if the prompt had fired.
+    """
+
+    after: int
+    probes: Router
+
+    def choose(self, mean: Tensor) -> Tensor:
+        """The expert of each image, [B] int64, or NO_EXPERT, by its mean feature [B, M]."""
+        return self.probes.choose(mean[:, None], torch.ones(mean.shape[0], 1, dtype=torch.bool, device=mean.device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +67,9 @@ class OutputEdit:
     basis: [e, M, k] float32, orthonormal or zero columns: each expert's Harmful Space, removed from g
     mean:  [M] float32: the benign mean feature, the point the spaces are centred on
     down:  [e, M, r] float32, up: [e, r, M] float32: the tuned parts; each reads its harmless remainder only
-    router: None applies the first expert to every image
+    router: shown the prompt, [p, H]; None applies the first expert to every image
     bias: [e, K] float32, added to the logits: suppression of codes; None adds nothing
+    look: once more, where the router is silent; None where the prompt alone decides
 
         x = g - mean;  h = x - basis basis^T x;  g' = mean + h + h down up;  logits = W g' + b + bias
     """
@@ -61,6 +80,7 @@ class OutputEdit:
     up: Tensor
     router: Router | None = None
     bias: Tensor | None = None
+    look: Look | None = None
 
     def apply(self, features: Tensor, expert: int = 0) -> Tensor:
         """Return the features edited by one expert, same shape [.., M], dtype and device as `features`."""
@@ -77,7 +97,7 @@ class OutputEdit:
         return replace(self, basis=basis, mean=mean, down=down, up=up, bias=bias)
 
     def choose(self, states: Tensor, seen: Tensor) -> Tensor:
-        """The expert for each prompt, [B] int64, or NO_EXPERT; arguments as in Router.scores."""
+        """The expert for each prompt, [B] int64, or NO_EXPERT; its states [B, T, H] and seen [B, T] as in Router."""
         if self.router is None:
             return torch.zeros(states.shape[0], dtype=torch.int64, device=states.device)
         return self.router.choose(states, seen)

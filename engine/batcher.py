@@ -209,9 +209,9 @@ class Batcher:
             self._slots.clear()
             return
         for slot, tokens in finished:
-            self._finisher.finish(self._drawing.pop(slot), tokens)
+            self._finisher.finish(self._drawing.pop(slot), tokens, slot.expert)
         for slot, wanted in self._drawing.items():
-            if slot.step % self._part == 0:
+            if slot.step and slot.step % self._part == 0:
                 self._tell(wanted, slot)
         took = time.monotonic() - began
         self._step_s += (took - self._step_s) * (SMOOTH if self._step_s else 1.0)

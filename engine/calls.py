@@ -19,11 +19,15 @@ from engine.model import ImageRequest, Verdict
 
 @dataclass(frozen=True)
 class Drawn:
-    """One finished image: tokens [N] int64, image [H, W, 3] uint8, both on the CPU, and the model's own verdict."""
+    """One finished image: tokens [N] int64, image [H, W, 3] uint8, both on the CPU, and the model's own verdict.
+
+    expert: the expert of its version's output edit that applied, or NO_EXPERT.
+    """
 
     tokens: Tensor
     image: Tensor
     verdict: Verdict
+    expert: int
 
 
 @dataclass(frozen=True, eq=False)

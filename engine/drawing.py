@@ -48,6 +48,7 @@ class Drawer:
     def __init__(self, janus: JanusModel, language: LanguageStack, chat: Chat, tokens: int) -> None:
         """Take the parts; `tokens` is N, the tokens of an image."""
         self.language, self.tokens = language, tokens
+        self.width: int = janus.generation_head.vision_head.in_features  # M
         self._chat, self._table = chat, janus.generation_head.vision_head
         self._output, self._project = Linear([self._table]), Linear([janus.generation_head.proj_out])
         self._activate: Callable[[Tensor], Tensor] = janus.generation_head.activation_fn
@@ -76,12 +77,12 @@ class Drawer:
         ]
 
     def features(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:
-        """Teacher-forced features [B, N, M] float32 of tokens [B, N] under the prompts."""
+        """Teacher-forced features [B, n, M] float32 of images' first tokens [B, n] under the prompts."""
         tokens = tokens.to(self.codes.device)
         with torch.no_grad():
             _, last, context = self.language.begin([self._chat.drawing(p) for p in prompts], self.tokens - 1)
             rest = self.language.read(self.codes[tokens[:, :-1]], context)
-            return self._features(torch.cat([last[:, None], rest], 1))
+            return self.read_off(torch.cat([last[:, None], rest], 1))
 
     def prompt_states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Last hidden states [B, T, H] float32 of the prompts and bool [B, T], False at padding."""
@@ -93,9 +94,8 @@ class Drawer:
         """Features [.., M] -> logits [.., K] float32; differentiable in `features`."""
         return F.linear(features.to(self._table.weight), self._table.weight, self._table.bias).float()
 
-    def logits(self, hidden: Tensor, routed: Routed) -> Tensor:
-        """Hidden states [R, H] -> logits [R, K] float32, edited where `routed` says."""
-        features = self._features(hidden)
+    def logits(self, features: Tensor, routed: Routed) -> Tensor:
+        """Features [R, M] float32 -> logits [R, K] float32, both edited where `routed` says."""
         for edit, expert, rows in routed:
             features[rows] = _edited(edit, expert, features[rows])
         logits = self._output(features.to(self._table.weight)).float()
@@ -104,7 +104,7 @@ class Drawer:
                 logits[rows] += edit.bias[expert].to(logits)
         return logits
 
-    def _features(self, hidden: Tensor) -> Tensor:
+    def read_off(self, hidden: Tensor) -> Tensor:
         """Hidden states [.., H] -> features [.., M] float32."""
         return self._activate(self._project(hidden)).float()
 

@@ -30,10 +30,11 @@ USES = 64  # other uses of the model that may wait
 
 @dataclass(frozen=True, eq=False)
 class _Tokens:
-    """The tokens [N] of a wanted image; on a GPU `ready` says when they are there."""
+    """The tokens [N] of a wanted image and its expert; on a GPU `ready` says when they are there."""
 
     wanted: Wanted
     tokens: Tensor
+    expert: int
     ready: torch.cuda.Event | None
 
 
@@ -63,11 +64,11 @@ class Finisher:
         """Whether what is handed in will be done."""
         return self._thread.is_alive()
 
-    def finish(self, wanted: Wanted, tokens: Tensor) -> None:
-        """Decode and judge an image, and hand it to its call."""
+    def finish(self, wanted: Wanted, tokens: Tensor, expert: int) -> None:
+        """Decode and judge an image, and hand it to its call; expert: which one of its edit applied."""
         ready = torch.cuda.current_stream().record_event() if tokens.is_cuda else None
         with self._changed:
-            self._images.append(_Tokens(wanted, tokens, ready))
+            self._images.append(_Tokens(wanted, tokens, expert, ready))
             self._changed.notify_all()
 
     def backlog(self) -> int:
@@ -151,7 +152,8 @@ class Finisher:
             pictures = self._model.decode(tokens, tables[0] if same else torch.stack(tables))
         self._cores.share()
         verdicts = self._model.judge(pictures)
-        return [Drawn(*parts) for parts in zip(tokens.cpu(), to_bytes(pictures), verdicts, strict=True)]
+        experts = [image.expert for image in images]
+        return [Drawn(*parts) for parts in zip(tokens.cpu(), to_bytes(pictures), verdicts, experts, strict=True)]
 
 
 def explained(error: BaseException) -> BaseException:

@@ -83,11 +83,12 @@ class JanusModel(Served):
         longest = max((self._chat.length(request.prompt) for request in requests), default=0)
         slots = Slots(self._drawer, sum(map(rows_of, requests)), longest + self._facts.tokens)
         places = {slot: b for b, slot in enumerate(slots.admit(requests))}
-        for step in range(self._facts.tokens if requests else 0):
+        while slots.drawing:
+            furthest = max(slot.step for slot in slots.drawing)
             for slot, drawn in slots.step():
                 tokens[places[slot]] = drawn
             if on_step is not None:
-                on_step(step)
+                on_step(furthest)
         return tokens
 
     def slots(self, rows: int) -> Slots:

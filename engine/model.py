@@ -108,7 +108,8 @@ class ImageModel(Protocol):
     def draw(self, requests: Sequence[ImageRequest], on_step: Callable[[int], None] | None = None) -> Tensor:
         """Sample image tokens, [B, N] int64 in [0, K). Each row depends on its own request only.
 
-        `on_step(i)` is called after token i of all rows; an exception from it ends the drawing.
+        `on_step(i)` is called after each step, i being the token that the rows furthest on have got; an exception from
+        it ends the drawing.
         """
 
     def decode(self, tokens: Tensor, pixel: Tensor) -> Tensor:
@@ -127,8 +128,9 @@ class ImageModel(Protocol):
         """The model's own safe rewrite of each prompt: the unsafe term replaced, the rest kept."""
 
     def features(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:
-        """Teacher-forced head features [B, N, M] float32: row i predicts token i given the prompt and tokens before i.
+        """Teacher-forced head features [B, n, M] float32 of tokens [B, n], an image's first ones, n >= 2.
 
+        Row i predicts token i given the prompt and tokens before i.
         An empty prompt string gives the unconditional features.
         """
 

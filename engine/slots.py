@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from codebook.value import NO_EXPERT, OutputEdit
+from codebook.value import NO_EXPERT, Look, OutputEdit
 from engine.drawing import Drawer, Prefill, Routed
 from engine.graphs import StepReader, recorder
 from engine.model import ImageModel, ImageRequest
@@ -25,6 +25,7 @@ class Slot:
     """One image being drawn. place: its row of the token table; prompt: its tokens; step: tokens drawn so far.
 
     rows: the rows of the context that read for it, the conditional one first, then the unconditional one, if any.
+    began: the hidden states [H] from which they began.
     """
 
     request: ImageRequest
@@ -32,7 +33,14 @@ class Slot:
     prompt: int
     expert: int
     rows: list[int] = field(default_factory=list)
+    began: list[Tensor] = field(default_factory=list)
     step: int = 0
+
+    @property
+    def look(self) -> Look | None:
+        """The look that its edit takes at it, if none of its experts applies yet."""
+        edit = self.request.codebook.output
+        return edit.look if edit is not None and self.expert == NO_EXPERT else None
 
 
 def rows_of(request: ImageRequest) -> int:
@@ -50,6 +58,7 @@ class Slots:
         self._read_step = StepReader(drawer.language, self._context, recorder(drawer.codes.device))
         self._hidden = drawer.codes.new_zeros(rows, drawer.codes.shape[1])
         self._tokens = torch.zeros(rows, drawer.tokens, dtype=torch.int64, device=drawer.codes.device)
+        self._features = torch.zeros(rows, drawer.width, device=drawer.codes.device)  # sums by place, for a look
         self._places = list(range(rows))  # free rows of the token table
         self._slots: list[Slot] = []
         self._owners: list[Slot] = []  # of each row in use: these are the first ones, without a gap
@@ -81,10 +90,16 @@ class Slots:
             return joined
 
     def step(self) -> list[tuple[Slot, Tensor]]:
-        """Draw one more token of every image; those that are complete leave, each with its tokens [N] int64."""
+        """Draw one more token of every image; those that are complete leave, each with its tokens [N] int64.
+
+        An image that shows a harm at its look begins again: its step is 0 then.
+        """
         with torch.inference_mode():
             plan = self._planned()
-            logits = self._drawer.logits(self._hidden[: len(self._owners)], plan.routed)
+            features = self._drawer.read_off(self._hidden[: len(self._owners)])
+            if len(plan.looked):
+                self._features.index_add_(0, plan.looked, features[plan.looking])
+            logits = self._drawer.logits(features, plan.routed)
             self._tokens[plan.places, plan.steps] = choose(plan.guide(logits), plan.draws, plan.steps)
             plan.steps.add_(1)
             for slot in self._slots:
@@ -94,6 +109,9 @@ class Slots:
                 self._leave(slot)
             if self._slots:
                 self._read(self._planned())
+            for slot in self._slots:
+                if slot.look is not None and slot.step == slot.look.after:
+                    self._look(slot, slot.look)
         self._pace()
         # Cloned outside inference mode, so that autograd may later index with it.
         return [(slot, self._tokens[slot.place].clone()) for slot in done]
@@ -131,14 +149,23 @@ class Slots:
         self._context.longest = max(slot.prompt + slot.step - 1 for slot in self._slots)
         self._hidden[: len(self._owners)] = self._read_step(self._drawer.codes[drawn])
 
+    def _look(self, slot: Slot, look: Look) -> None:
+        """Begin an image again under an expert, if what is drawn of it calls for one."""
+        slot.expert = int(look.choose(self._features[slot.place][None] / look.after))
+        if slot.expert != NO_EXPERT:
+            slot.step, self._plan = 0, None
+            for row, hidden in zip(slot.rows, slot.began, strict=True):
+                self._context.lengths[row], self._hidden[row] = slot.prompt, hidden
+
     def _join(self, joined: list[Slot], request: ImageRequest, read: Prefill, twin: Prefill | None) -> None:
         slot = Slot(request, self._places.pop(), read.length, read.expert)
         self._slots.append(slot)
         joined.append(slot)
-        self._plan = None
+        self._features[slot.place], self._plan = 0.0, None
         for prefill in (read,) if twin is None else (read, twin):
             row = len(self._owners)
             slot.rows.append(row)
+            slot.began.append(prefill.hidden)
             self._owners.append(slot)
             self._context.put(row, prefill.context, prefill.row)
             self._hidden[row] = prefill.hidden
@@ -185,7 +212,8 @@ class _Plan:
     """What the steps have in common until an image joins or leaves, as tensors: n images in R rows, g of them guided.
 
     places, steps: [n] int64; owners: [R] int64, which image a row reads for; conditional: [n] int64, the image's row;
-    guided: [g] int64, which images; unconditional: [g] int64, their rows; scales: [g, 1] float32.
+    guided: [g] int64, which images; unconditional: [g] int64, their rows; scales: [g, 1] float32;
+    looked, looking: [l] int64, places and conditional rows of the images that a look may be taken at.
     """
 
     places: Tensor
@@ -195,6 +223,8 @@ class _Plan:
     guided: Tensor
     unconditional: Tensor
     scales: Tensor
+    looked: Tensor
+    looking: Tensor
     draws: Draws
     routed: Routed
 
@@ -202,6 +232,7 @@ class _Plan:
     def of(cls, slots: Sequence[Slot], owners: Sequence[Slot], device: torch.device, codes: int) -> _Plan:
         number = {slot: n for n, slot in enumerate(slots)}
         guided = [slot for slot in slots if len(slot.rows) == 2]
+        looked = [slot for slot in slots if slot.look is not None]
 
         def whole(values: Iterable[int]) -> Tensor:
             return torch.tensor(list(values), dtype=torch.int64, device=device)
@@ -215,6 +246,8 @@ class _Plan:
             guided=whole(number[slot] for slot in guided),
             unconditional=whole(slot.rows[1] for slot in guided),
             scales=scales[:, None],
+            looked=whole(slot.place for slot in looked),
+            looking=whole(slot.rows[0] for slot in looked),
             draws=Draws.of([slot.request.sampling for slot in slots], codes, device),
             routed=[(edit.on(device), expert, whole(rows)) for edit, expert, rows in _routed(slots)],
         )

@@ -151,7 +151,8 @@ class OutputVariants:
         return _projection(torch.zeros(mean.numel(), 1), mean)
 
     def _routed(self, edits: Mapping[str, OutputEdit]) -> Codebook:
-        edit = stack([edits[category] for category, _ in self.editor.concepts], self.editor.router)
+        editor = self.editor
+        edit = stack([edits[category] for category, _ in editor.concepts], editor.router, editor.look)
         return replace(self.editor.start, output=edit)
 
     def _suppressing(self, book: Codebook) -> Codebook:

@@ -120,7 +120,7 @@ def find_edits(setting: Setting, standing: Standing, material: Material) -> dict
     patterns = [name for name in setting.categories if setting.taxonomy.level(name) == PATTERN]
     return {
         "pixel": pixel_editors(setting.studio, start, material, patterns, spaces["pixel"]),
-        "output": output_editors(setting.studio, start, material, setting.contexts, setting.practice, spaces["output"]),
+        "output": output_editors(setting, start, material, spaces["output"]),
     }
 
 

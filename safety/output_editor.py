@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from codebook.errors import SafeCBError
-from codebook.value import NO_EXPERT, Codebook, OutputEdit, Router
+from codebook.value import NO_EXPERT, Codebook, Look, OutputEdit, Router
 from safety.charts import spectra_png
-from safety.contexts import Contexts
+from safety.contexts import Contexts, States
 from safety.evidence import Contrast
 from safety.gates.g7_null_space import output_moved
 from safety.material import Material
@@ -24,17 +25,20 @@ from safety.pairs import of_kind
 from safety.pixel_editor import largest_rank
 from safety.practice import practise
 from safety.prompts import Prompt
-from safety.router import fit_router
+from safety.router import fit_look, fit_router
+from safety.setting import Setting
+from safety.sketches import Sketches
 from safety.space import harmful_space, join
 from safety.studio import Studio
 from safety.tune import OutputLesson, tune_output
 
+HELD = slice(1, None, 2)  # what the probes were not fitted on
 LEAST_TAUGHT = 8  # images of a concept, under which it stays with its category
 
 
 @dataclass(frozen=True)
 class OutputEditor:
-    """spaces: [M, k] by category; concepts: (category, concept), an expert each; router: which images get which.
+    """spaces: [M, k] by category; concepts: (category, concept), an expert each; router, look: which images get which.
 
     practice: the prompts that the concepts are tuned on.
     """
@@ -45,6 +49,7 @@ class OutputEditor:
     spaces: Mapping[str, Tensor]
     concepts: Sequence[tuple[str, str]]
     router: Router
+    look: Look
     practice: Sequence[Prompt]
     found: dict[str, Any]
     table: str = "output"
@@ -114,14 +119,14 @@ class OutputEditor:
         return tune_output(expert, self.studio.model.head, lesson, steps, rows, generator, on_step)
 
     def _with(self, experts: Sequence[OutputEdit]) -> Codebook:
-        return replace(self.start, version="draft", output=stack(experts, self.router))
+        return replace(self.start, version="draft", output=stack(experts, self.router, self.look))
 
     def moved(self, draft: Codebook, tuned: Codebook) -> float:
         """How much of its space any tuned part reads."""
         return max(output_moved(_edit_of(draft)), output_moved(_edit_of(tuned)))
 
     def told(self) -> dict[str, Any]:
-        """Ranks by category, and where the router fires."""
+        """Ranks by category, and where router and look fire."""
         return {"k": sum(basis.shape[1] for basis in self.spaces.values()), **self.found}
 
     def pictures(self) -> dict[str, bytes]:
@@ -136,14 +141,10 @@ def _edit_of(codebook: Codebook) -> OutputEdit:
 
 
 def output_editors(
-    studio: Studio,
-    start: Codebook,
-    material: Material,
-    contexts: Contexts,
-    practice: Sequence[Prompt],
-    taken: Mapping[str, Tensor],
+    setting: Setting, start: Codebook, material: Material, taken: Mapping[str, Tensor]
 ) -> list[OutputEditor]:
     """One editor, or none where no category shows a direction; taken: [M, k] spaces of the rounds before."""
+    studio, contexts, sketches = setting.studio, setting.contexts, setting.sketches
     differences, spaces = material.evidence.contrast.text_differences(), dict(taken)
     found: dict[str, Any] = {}
     for category in material.categories:
@@ -161,17 +162,28 @@ def output_editors(
     concepts = [(category, concept) for category in spaces for concept in contexts.harmful[category]]
     sets = [contexts.harmful[category][concept] for category, concept in concepts]
     router = fit_router(sets, contexts.benign)
-    found["router"] = _fires(router, contexts, spaces)
-    return [OutputEditor(studio, start, material, spaces, concepts, router, practice, found)]
+    begun = [sketches.harmful[category][concept] for category, concept in concepts]
+    look = fit_look(begun, sketches.benign, sketches.after)
+    found["router"], found["look"] = _fires(router, contexts, spaces), _shows(look, sketches, spaces)
+    return [OutputEditor(studio, start, material, spaces, concepts, router, look, setting.practice, found)]
 
 
 def _fires(router: Router, contexts: Contexts, spaces: Mapping[str, Tensor]) -> dict[str, float]:
     """Share of held-out prompts on which the router fires: of each category, and of the benign ones."""
-    held = slice(1, None, 2)
-    groups = {name: [states.part(held) for states in contexts.harmful[name].values()] for name in spaces}
-    groups["benign"] = [contexts.benign.part(held)]
-    told = {}
-    for name, sets in groups.items():
-        fired = [router.choose(states.states, states.seen) != NO_EXPERT for states in sets]
-        told[name] = float(sum(flags.sum() for flags in fired) / sum(len(flags) for flags in fired))
-    return told
+    groups = {name: [*contexts.harmful[name].values()] for name in spaces} | {"benign": [contexts.benign]}
+
+    def fired(states: States) -> Tensor:
+        held = states.part(HELD)
+        return router.choose(held.states, held.seen) != NO_EXPERT
+
+    return {name: _share([fired(states) for states in sets]) for name, sets in groups.items()}
+
+
+def _shows(look: Look, sketches: Sketches, spaces: Mapping[str, Tensor]) -> dict[str, float]:
+    """The same of held-out pictures at the look."""
+    groups = {name: [*sketches.harmful[name].values()] for name in spaces} | {"benign": [sketches.benign]}
+    return {name: _share([look.choose(means[HELD]) != NO_EXPERT for means in sets]) for name, sets in groups.items()}
+
+
+def _share(flags: Sequence[Tensor]) -> float:
+    return float(torch.cat(list(flags)).float().mean())

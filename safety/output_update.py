@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from codebook.value import OutputEdit, Router
+from codebook.value import Look, OutputEdit, Router
 
 RIDGE = 1e-2  # of the mean variance of the harmless features
 BENIGN_WEIGHT = 0.25  # of a benign feature in the refit, next to 1 for one under a harmful prompt
@@ -67,12 +67,12 @@ def without(rows: Tensor, basis: Tensor) -> Tensor:
     return rows - basis @ (basis.T @ rows)
 
 
-def stack(edits: Sequence[OutputEdit], router: Router) -> OutputEdit:
-    """The experts of several edits with one mean and one tuned rank, in order, behind a router."""
+def stack(edits: Sequence[OutputEdit], router: Router, look: Look | None) -> OutputEdit:
+    """The experts of several edits with one mean and one tuned rank, in order, behind a router and, if any, a look."""
     widest = max(edit.basis.shape[2] for edit in edits)
     basis = torch.cat([pad(edit.basis, (0, widest - edit.basis.shape[2])) for edit in edits])
     down, up = torch.cat([edit.down for edit in edits]), torch.cat([edit.up for edit in edits])
-    return OutputEdit(basis, edits[0].mean, down, up, router)
+    return OutputEdit(basis, edits[0].mean, down, up, router, look=look)
 
 
 def unstack(edit: OutputEdit) -> list[OutputEdit]:

@@ -1,6 +1,7 @@
-"""Fitting the probes that decide, from the prompt as the model has read it, which expert of the output edit applies.
+"""Fitting the probes that decide which expert of the output edit applies to an image.
 
-One probe a concept: it learns by itself which tokens of a prompt say it, from prompts that do and prompts that do not.
+One probe a concept: from the prompt as the model has read it, it learns by itself which tokens say it; and one more
+from the picture on its way.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from codebook.value import Router
+from codebook.value import Look, Router
 from safety.contexts import States
 
 RIDGE = 1e-4
@@ -35,6 +36,15 @@ def fit_router(harmful: Sequence[States], benign: States) -> Router:
     held = [states.part(slice(1, None, 2)) for states in harmful]
     threshold = _thresholds(router, held, benign.part(slice(1, None, 2)))
     return Router(router.weight, router.bias - threshold, router.expert)
+
+
+def fit_look(harmful: Sequence[Tensor], benign: Tensor, after: int) -> Look:
+    """A look after so many tokens, as `fit_router` from mean features [n, M] of pictures: one state each."""
+    return Look(after, fit_router([_single(means) for means in harmful], _single(benign)))
+
+
+def _single(means: Tensor) -> States:
+    return States(means[:, None], torch.ones(means.shape[0], 1, dtype=torch.bool))
 
 
 def _scaled(sets: Sequence[States], centre: Tensor, spread: Tensor) -> list[States]:

@@ -22,6 +22,7 @@ from safety.languages import read_languages
 from safety.plan import Plan
 from safety.prompts import PAIR, VALIDATION, Prompt, PromptWriter, is_readable
 from safety.request import ImproveRequest
+from safety.sketches import Sketches, draw_sketches
 from safety.studio import Studio
 from safety.taxonomy import Taxonomy, read_taxonomy
 from safety.trial import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, Panel
@@ -54,6 +55,11 @@ class Setting:
     def contexts(self) -> Contexts:
         """What the model makes of the router's prompts; read when first asked for."""
         return read_contexts(self.studio, self.routed, self.routed_benign)
+
+    @cached_property
+    def sketches(self) -> Sketches:
+        """How the model begins pictures of the router's prompts; drawn when first asked for."""
+        return draw_sketches(self.studio, self.routed, self.routed_benign, self.seed)
 
     @property
     def practice(self) -> list[Prompt]:

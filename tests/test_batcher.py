@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from codebook.errors import BadInput, Unavailable
-from codebook.value import Codebook
+from codebook.value import NO_EXPERT, Codebook, Look, OutputEdit, Router
 from engine.batcher import Batcher
 from engine.calls import Call, Drawn, Line, Part
 from engine.cores import STEP_BACK
@@ -337,6 +337,22 @@ def test_callers_hear_of_their_images_on_the_way(batcher: Batcher, model: Served
     assert torch.equal(whole, model.decode(drawn[0].tokens[None], base.pixel))
     half = model.preview(drawn[0].tokens[:8], base.pixel)
     assert not half[..., 8:, :].any() and half[..., :8, :].any()
+
+
+def test_an_image_that_begins_again_is_told_of_again_and_names_its_expert(
+    batcher: Batcher, model: Served, base: Codebook
+) -> None:
+    width, nothing = model.facts.feature_dim, torch.tensor([0])
+    deaf = Router(torch.zeros(1, model.facts.hidden_dim), torch.tensor([-99.0]), nothing)
+    look = Look(6, Router(torch.zeros(1, width), torch.tensor([1.0]), nothing))
+    still = torch.zeros(1, width, 1)
+    book = replace(base, output=OutputEdit(still, torch.zeros(width), still, still.mT, deaf, look=look))
+    parts: list[Part] = []
+    drawn = batcher.submit_draw(wanted(book, 1), on_part=parts.append).result(60)
+    assert [len(part.tokens) for part in parts] == [4, 4, 8, 12]
+    assert [one.expert for one in drawn] == [0]
+    (bare,) = batcher.submit_draw(wanted(base, 1)).result(60)
+    assert bare.expert == NO_EXPERT and torch.equal(drawn[0].tokens, bare.tokens)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a thread has no priority of its own")

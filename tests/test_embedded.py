@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from codebook.value import NO_EXPERT
 from engine.calls import Call, Wanted
 from engine.cores import Cores
 from engine.finisher import Finisher
@@ -44,7 +45,7 @@ def finished(model: Served, cores: Cores, tokens: Tensor) -> Tensor:
     call = Call([ImageRequest("a cat", model.facts.sampling(0), model.base_codebook())] * len(tokens), "")
     finisher = Finisher(model, cores)
     for index, row in enumerate(tokens):
-        finisher.finish(Wanted(call, index), row)
+        finisher.finish(Wanted(call, index), row, NO_EXPERT)
     drawn = call.future.result(timeout=120)
     finisher.close()
     return torch.stack([one.image for one in drawn])

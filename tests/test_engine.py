@@ -176,7 +176,9 @@ def test_each_image_gets_the_expert_of_its_own_harm(model: ImageModel) -> None:
     bases = torch.linalg.qr(torch.randn(2, model.facts.feature_dim, 8, generator=noise)).Q
     zero = torch.zeros(2, model.facts.feature_dim, 1)
     single = [OutputEdit(bases[i : i + 1], zero[0, :, 0], zero[:1], zero[:1].mT) for i in (0, 1)]
-    edit = stack(single, Router(torch.stack([apart, -apart]), torch.tensor([-middle, middle]), torch.tensor([0, 1])))
+    edit = stack(
+        single, Router(torch.stack([apart, -apart]), torch.tensor([-middle, middle]), torch.tensor([0, 1])), None
+    )
     chosen = edit.choose(states, seen).tolist()
     book = replace(model.base_codebook(), output=edit)
     routed = drawn(model, *(request(prompt, seed=1, codebook=book) for prompt in PROMPTS[:2]))

@@ -17,7 +17,7 @@ from safety.harmfulness import LEAST_RATIO, benign_share, shuffled_ratio, weight
 from safety.output_update import Lesson, harmless, leading_part, refit
 from safety.pixel_update import Partners, project_rows, remap_pixels, update_pixels
 from safety.rates import Rate, Rates, mcnemar
-from safety.router import MOST_BENIGN, fit_router
+from safety.router import MOST_BENIGN, fit_look, fit_router
 from safety.space import agreed_rank, directions, harmful_space, interleave, join, principal_cosines
 from safety.stopping import stop_reason
 from safety.tune import OutputLesson, PixelLesson, divergence, tune_output, tune_pixels
@@ -345,6 +345,20 @@ def test_a_router_names_the_harm_and_spares_benign_prompts() -> None:
     for word, expert in zip(words[57:], (0, 1, 2), strict=True):
         found = with_word(fresh, word)
         assert float((router.choose(found.states, found.seen) == expert).double().mean()) > 0.95
+
+
+def test_a_look_names_what_a_picture_begins_like_and_spares_benign_ones() -> None:
+    generator = seeded()
+    shown = 3 * torch.randn(3, 24, generator=generator)
+
+    def begun(count: int, harm: Tensor | float = 0.0) -> Tensor:
+        return torch.randn(count, 24, generator=generator) + harm
+
+    found = fit_look([begun(60, harm) for harm in shown], begun(900), after=8)
+    assert found.after == 8
+    assert float((found.choose(begun(600)) != NO_EXPERT).double().mean()) <= 3 * MOST_BENIGN
+    for expert, harm in enumerate(shown):
+        assert float((found.choose(begun(200, harm)) == expert).double().mean()) > 0.95
 
 
 def test_a_router_reads_nothing_into_padding() -> None:

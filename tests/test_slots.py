@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codebook.errors import BadModel
-from codebook.value import Codebook, OutputEdit
+from codebook.value import Codebook, Look, OutputEdit, Router
 from engine.drawing import TWINS, Drawer, Routed
 from engine.graphs import Replay, recorder
 from engine.janus import JanusModel
@@ -103,6 +103,36 @@ def test_two_hundred_images_are_the_same_alone_and_in_random_company(tiny: Serve
     assert torch.equal(alone, in_company(tiny, requests, 32))
 
 
+def looking(model: Served, wanted: Tensor, after: int) -> Codebook:
+    """A codebook whose edit applies to no prompt, and after so many tokens to images with a mean feature like `wanted`.
+
+    wanted: [2, M]: what to look for, and what not.
+    """
+    apart, middle = wanted[0] - wanted[1], wanted.mean(0)
+    deaf = Router(torch.zeros(1, model.facts.hidden_dim), torch.tensor([-99.0]), torch.tensor([0]))
+    probes = Router(apart[None], -(apart @ middle)[None], torch.tensor([0]))
+    edited = books(model)[1]
+    assert edited.output is not None
+    return replace(edited, output=replace(edited.output, router=deaf, look=Look(after, probes)))
+
+
+def test_an_image_that_shows_its_harm_on_the_way_is_what_it_would_be_if_its_prompt_had_told(tiny: Served) -> None:
+    plain, edited = books(tiny)
+    requests = random_requests(tiny, 60)
+    bare = torch.cat([tiny.draw([replace(request, codebook=plain)]) for request in requests])
+    with torch.no_grad():
+        seen = tiny.features([request.prompt for request in requests], bare[:, :6]).mean(1)
+    far = torch.cdist(seen, seen).argmax().item()
+    book = looking(tiny, seen[[int(far // 60), int(far % 60)]], 6)
+    looked = [replace(request, codebook=book) for request in requests]
+    drawn = torch.cat([tiny.draw([request]) for request in looked])
+    routed = torch.cat([tiny.draw([replace(request, codebook=edited)]) for request in requests])
+    same = [(torch.equal(a, b), torch.equal(a, c)) for a, b, c in zip(drawn, bare, routed, strict=True)]
+    assert all(quiet or fired for quiet, fired in same)
+    assert min(sum(quiet for quiet, _ in same), sum(fired for _, fired in same)) >= 10
+    assert torch.equal(drawn, in_company(tiny, looked, 16))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_embedded_model_draws_the_same_alone_and_in_random_company(dtype: str) -> None:
     model = load_model(str(EMBEDDED), "cpu", dtype)
@@ -117,8 +147,8 @@ def test_logits_are_the_same_to_the_last_bit_whoever_else_is_drawn(
     seen: list[Tensor] = []
     logits = Drawer.logits
 
-    def spied(drawer: Drawer, hidden: Tensor, routed: Routed) -> Tensor:
-        found = logits(drawer, hidden, routed)
+    def spied(drawer: Drawer, features: Tensor, routed: Routed) -> Tensor:
+        found = logits(drawer, features, routed)
         seen.append(found.clone())
         return found
 

@@ -21,7 +21,7 @@ import torch
 from codebook.errors import BadCodebook, BadInput, Conflict, NotFound
 from codebook.store import CodebookStore, codebook_hash
 from codebook.tensors import pack
-from codebook.value import Codebook, OutputEdit, Router
+from codebook.value import Codebook, Look, OutputEdit, Router
 from tests.books import FACTS, base_book, open_store, output_draft, output_edit, pixel_draft, publish
 from tests.racing import race
 
@@ -161,6 +161,16 @@ def test_a_router_comes_back_exactly(root: Path) -> None:
     assert torch.equal(loaded.output.router.expert, draft.output.router.expert)
 
 
+def test_a_look_comes_back_exactly(root: Path) -> None:
+    probes = Router(torch.randn(2, 6), torch.randn(2), torch.tensor([1, 0]))
+    draft = with_edit(replace(EDIT, look=Look(7, probes)))
+    store = open_store(root)
+    publish(store, draft)
+    loaded = store.load("v1")
+    assert_same(loaded, draft)
+    assert loaded.output is not None and loaded.output.look is not None and loaded.output.look.after == 7
+
+
 def test_tensors_that_share_memory_are_stored(root: Path) -> None:
     table = torch.randn(32, 8)
     draft = replace(pixel_draft(1), pixel=table[::2, ::2])
@@ -181,6 +191,10 @@ def with_pixel(pixel: torch.Tensor) -> Codebook:
 
 def with_edit(edit: OutputEdit) -> Codebook:
     return replace(base_book(), version="draft", output=edit)
+
+
+def look(after: int = 3, width: int = 6, expert: int = 1) -> Look:
+    return Look(after, Router(torch.ones(1, width), torch.zeros(1), torch.tensor([expert])))
 
 
 EDIT = output_edit(1)
@@ -219,6 +233,10 @@ BAD_DRAFTS = {
         with_edit(replace(EDIT, router=Router(torch.ones(2, 5), torch.zeros(2), torch.tensor([0.0, 1.0])))),
         "dtype",
     ),
+    "a look without a router": (with_edit(replace(EDIT, router=None, look=look())), "tensors"),
+    "a look before the first token": (with_edit(replace(EDIT, look=look(after=0))), "look"),
+    "a look at features of another width": (with_edit(replace(EDIT, look=look(width=5))), "shape"),
+    "a look of an expert too many": (with_edit(replace(EDIT, look=look(expert=2))), "expert"),
     "router with NaN": (
         with_edit(replace(EDIT, router=Router(torch.ones(2, 5), torch.tensor([0, math.nan]), torch.zeros(2).long()))),
         "finite",

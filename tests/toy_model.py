@@ -58,16 +58,28 @@ class ToyModel:
         pass
 
     def draw(self, requests: Sequence[ImageRequest], on_step: Callable[[int], None] | None = None) -> Tensor:
-        tokens = torch.zeros(len(requests), GRID**2, dtype=torch.int64)
-        said = self._said([request.prompt for request in requests])
-        unsaid = self._said([""] * len(requests))
-        noise = torch.stack([_gumbel(request.sampling.seed) for request in requests])
         edits = [request.codebook.output for request in requests]
         states, seen = self.prompt_states([request.prompt for request in requests])
         experts = [
             NO_EXPERT if edit is None else int(edit.choose(states[b : b + 1], seen[b : b + 1]))
             for b, edit in enumerate(edits)
         ]
+        tokens = self._drawn(requests, experts, on_step)
+        for b, (request, edit) in enumerate(zip(requests, edits, strict=True)):
+            if edit is not None and edit.look is not None and experts[b] == NO_EXPERT:
+                begun = self.features([request.prompt], tokens[b : b + 1, : edit.look.after])
+                if (expert := int(edit.look.choose(begun.mean(1)))) != NO_EXPERT:
+                    tokens[b] = self._drawn([request], [expert], on_step)
+        return tokens
+
+    def _drawn(
+        self, requests: Sequence[ImageRequest], experts: Sequence[int], on_step: Callable[[int], None] | None
+    ) -> Tensor:
+        tokens = torch.zeros(len(requests), GRID**2, dtype=torch.int64)
+        said = self._said([request.prompt for request in requests])
+        unsaid = self._said([""] * len(requests))
+        noise = torch.stack([_gumbel(request.sampling.seed) for request in requests])
+        edits = [request.codebook.output for request in requests]
         for i in range(GRID**2):
             history = self._history(tokens, i)
             given, free = (said[:, i] + history) @ self._turn.T, (unsaid[:, i] + history) @ self._turn.T
@@ -107,8 +119,8 @@ class ToyModel:
         return [self._rewritten(prompt) for prompt in prompts]
 
     def features(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:
-        history = torch.stack([self._history(tokens, i) for i in range(GRID**2)], 1)
-        features: Tensor = (self._said(prompts) + history) @ self._turn.T
+        history = torch.stack([self._history(tokens, i) for i in range(tokens.shape[1])], 1)
+        features: Tensor = (self._said(prompts)[:, : tokens.shape[1]] + history) @ self._turn.T
         return features
 
     def prompt_states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:

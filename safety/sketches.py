@@ -1,0 +1,62 @@
+"""What a look learns from: pictures on their way, as the model's own codebook draws them for the router's prompts.
+
+Nobody judges them: what a picture begins like is told by what was asked for, in whatever words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from safety.prompts import Prompt
+from safety.studio import Studio, derived_seed
+
+EVERY = 2  # one in so many of a concept's prompts is drawn
+
+
+@dataclass(frozen=True)
+class Sketches:
+    """Mean features [n, M] float32 of pictures' first `after` tokens: harmful ones by category and concept; benign."""
+
+    after: int
+    harmful: Mapping[str, Mapping[str, Tensor]]
+    benign: Tensor
+
+
+def draw_sketches(
+    studio: Studio, harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt], seed: int
+) -> Sketches:
+    """Draw pictures of harmful prompts and of as many harmless ones, their rewrites among these, half of each picture.
+
+    A concept needs two pictures, so that some can be held out: more than EVERY prompts.
+    """
+    groups: dict[tuple[str, str], list[str]] = {}
+    for category, prompts in harmful.items():
+        for prompt in prompts:
+            groups.setdefault((category, prompt.concept), []).append(prompt.text)
+    sets = [texts[::EVERY] for texts in groups.values()]
+    harmless = [prompt.safe for prompts in harmful.values() for prompt in prompts] + [p.text for p in benign]
+    order = torch.randperm(len(harmless), generator=torch.Generator().manual_seed(seed)).tolist()
+    sets.append([harmless[i] for i in order[: sum(map(len, sets))]])
+    after = studio.model.facts.tokens // 2
+    means = _sketched(studio, [text for texts in sets for text in texts], after, seed)
+    *begun, quiet = torch.split(means, [len(texts) for texts in sets])
+    found: dict[str, dict[str, Tensor]] = {category: {} for category in harmful}
+    for (category, concept), each in zip(groups, begun, strict=True):
+        found[category][concept] = each
+    return Sketches(after, found, quiet)
+
+
+def _sketched(studio: Studio, prompts: Sequence[str], after: int, seed: int) -> Tensor:
+    """Mean features [n, M] of the first `after` tokens of a picture a prompt."""
+    seeds = [derived_seed(seed, "sketch", i) for i in range(len(prompts))]
+    tokens = studio.tokens("sketches", prompts, seeds, studio.base)[:, :after]
+    parts = []
+    for start in range(0, len(prompts), studio.batch):
+        studio.tell("read sketches", start, len(prompts))
+        some = slice(start, start + studio.batch)
+        parts.append(studio.model.features(prompts[some], tokens[some]).mean(1).cpu())
+    return torch.cat(parts)
