@@ -18,9 +18,10 @@ from codebook.value import Codebook, Look, OutputEdit, Router
 _EDIT = {"output.basis", "output.mean", "output.down", "output.up"}
 _ROUTER = {"output.router.weight", "output.router.bias", "output.router.expert"}
 _LOOK = {"output.look.after", "output.look.weight", "output.look.bias", "output.look.expert"}
-_BIAS = {"output.bias"}
+_BIAS, _GUIDANCE = {"output.bias"}, {"output.guidance"}
 _EDITS = (_EDIT, _EDIT | _ROUTER, _EDIT | _ROUTER | _LOOK)
-_LAYOUTS = ({"pixel"}, *({"pixel"} | edit | bias for edit in _EDITS for bias in (set(), _BIAS)))
+_FURTHER = (set[str](), _BIAS, _GUIDANCE, _BIAS | _GUIDANCE)
+_LAYOUTS = ({"pixel"}, *({"pixel"} | edit | further for edit in _EDITS for further in _FURTHER))
 _PROBES = ("output.router", "output.look")
 _WHOLE = {"output.look.after", *(f"{probes}.expert" for probes in _PROBES)}  # the tensors of whole numbers
 _ZERO_NORM = 1e-8  # a row this short has no direction left to normalise
@@ -34,6 +35,8 @@ def pack(codebook: Codebook) -> dict[str, Tensor]:
         tensors |= {"output.down": edit.down, "output.up": edit.up}
         if edit.bias is not None:
             tensors["output.bias"] = edit.bias
+        if edit.guidance != 1.0:
+            tensors["output.guidance"] = torch.tensor(edit.guidance)
         if edit.router is not None:
             tensors |= {f"output.router.{name}": tensor for name, tensor in vars(edit.router).items()}
         if edit.look is not None:
@@ -49,12 +52,16 @@ def unpack(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> C
         router, looked = (_probes(tensors, name) for name in _PROBES)
         look = None if looked is None else Look(int(tensors["output.look.after"]), looked)
         basis, mean, down, up = (tensors[f"output.{name}"] for name in ("basis", "mean", "down", "up"))
-        output = OutputEdit(basis, mean, down, up, router, tensors.get("output.bias"), look)
+        guidance = float(tensors.get("output.guidance", 1.0))
+        output = OutputEdit(basis, mean, down, up, router, tensors.get("output.bias"), look, guidance)
     return Codebook(version, identity.family, identity.model_hash, tensors["pixel"], output)
 
 
 def check(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> None:
-    """Raise BadCodebook (tensors, dtype, shape, finite, expert, look, zero_rows) unless `tensors` serve the model."""
+    """Raise BadCodebook unless `tensors` can serve the model.
+
+    Its check is one of tensors, dtype, shape, finite, expert, look, guidance, zero_rows.
+    """
     if set(tensors) not in _LAYOUTS:
         raise BadCodebook(version, "tensors", f"holds {sorted(tensors)}")
     for name, tensor in tensors.items():
@@ -73,6 +80,8 @@ def check(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> No
             raise BadCodebook(version, "expert", f"{name} names an expert that the edit has not")
     if "output.look.after" in tensors and int(tensors["output.look.after"]) < 1:
         raise BadCodebook(version, "look", f"is after {int(tensors['output.look.after'])} tokens, not 1 or more")
+    if "output.guidance" in tensors and not 0 <= float(tensors["output.guidance"]) <= 1:
+        raise BadCodebook(version, "guidance", f"leaves {float(tensors['output.guidance'])} of it, not 0 to 1")
     short = int((tensors["pixel"].norm(dim=1) <= _ZERO_NORM).sum())
     if short:
         raise BadCodebook(version, "zero_rows", f"{short} rows of the pixel table are zero")
@@ -107,8 +116,7 @@ def _shapes(identity: Identity, tensors: Mapping[str, Tensor]) -> dict[str, tupl
         if f"{name}.weight" in tensors:
             width, probes = dim or _size(tensors[f"{name}.weight"], -1), tensors[f"{name}.bias"].numel()
             shapes |= {f"{name}.weight": (probes, width), f"{name}.bias": (probes,), f"{name}.expert": (probes,)}
-    if "output.look.after" in tensors:
-        shapes["output.look.after"] = ()
+    shapes |= {name: () for name in ("output.look.after", "output.guidance") if name in tensors}
     return shapes
 
 

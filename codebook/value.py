@@ -70,6 +70,7 @@ class OutputEdit:
     router: shown the prompt, [p, H]; None applies the first expert to every image
     bias: [e, K] float32, added to the logits: suppression of codes; None adds nothing
     look: once more, where the router is silent; None where the prompt alone decides
+    guidance: in [0, 1], the share left of a request's guidance s where an expert applies: 1 + guidance (s - 1)
 
         x = g - mean;  h = x - basis basis^T x;  g' = mean + h + h down up;  logits = W g' + b + bias
     """
@@ -81,6 +82,7 @@ class OutputEdit:
     router: Router | None = None
     bias: Tensor | None = None
     look: Look | None = None
+    guidance: float = 1.0
 
     def apply(self, features: Tensor, expert: int = 0) -> Tensor:
         """Return the features edited by one expert, same shape [.., M], dtype and device as `features`."""

@@ -42,6 +42,12 @@ class Slot:
         edit = self.request.codebook.output
         return edit.look if edit is not None and self.expert == NO_EXPERT else None
 
+    @property
+    def guidance(self) -> float:
+        """Its classifier-free guidance scale: the request's, or what its edit leaves of it."""
+        asked, edit = self.request.sampling.guidance, self.request.codebook.output
+        return asked if edit is None or self.expert == NO_EXPERT else 1 + edit.guidance * (asked - 1)
+
 
 def rows_of(request: ImageRequest) -> int:
     """How many rows an image takes: one, and one more if it is guided."""
@@ -237,7 +243,7 @@ class _Plan:
         def whole(values: Iterable[int]) -> Tensor:
             return torch.tensor(list(values), dtype=torch.int64, device=device)
 
-        scales = torch.tensor([slot.request.sampling.guidance for slot in guided], device=device)
+        scales = torch.tensor([slot.guidance for slot in guided], device=device)
         return cls(
             places=whole(slot.place for slot in slots),
             steps=whole(slot.step for slot in slots),

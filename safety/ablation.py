@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,13 +20,14 @@ from safety.collection import collect
 from safety.harmfulness import weights
 from safety.loop import Standing, find_edits, round_material
 from safety.material import Material
-from safety.output_editor import OutputEditor
+from safety.output_editor import GUIDANCE, OutputEditor
 from safety.output_update import stack
 from safety.pixel_editor import REMAP, PixelEditor
 from safety.setting import Setting
 from safety.space import harmful_space, join
 
 SUPPRESSION = 6.0  # l: nats by which a code of weight 1 is made less likely
+SHARES = {"all": 1.0, "half": 0.5, "none": 0.0}  # of a request's guidance
 PLAIN_RANK = 4  # directions a category of a plain projection
 
 Makers = dict[str, tuple[str, Callable[[], Codebook]]]  # by name: what it is, and how it is made
@@ -98,8 +100,13 @@ class OutputVariants:
             "routed-refit": ("routed, projection refitted to the safe partners", lambda: self.editor.draft(1.0)),
             "routed-tuned-category": ("the same, tuned, a map a category", self.tuned_by_category),
             "routed-tuned-concept": ("the same, then a map a concept, on the pairs' images", self.tuned_on_pairs),
-            "routed-tuned-own": ("the same, on images that it draws itself: what ships", self.shipped),
-            "routed-tuned-suppress": ("the same, with suppression", lambda: self._suppressing(self.shipped())),
+            "routed-tuned-own": ("the same, on images that it draws itself: what ships", lambda: self.shipped),
+            "without-look": (
+                "what ships, without its look",
+                lambda: self._shipped_but(lambda e: replace(e, look=None)),
+            ),
+            **{f"{name}-guidance": self._guided(name, share) for name, share in SHARES.items()},
+            "with-suppression": ("what ships, with suppression", lambda: self._suppressing(self.shipped)),
         }
 
     def projected_everywhere(self) -> Codebook:
@@ -137,9 +144,23 @@ class OutputVariants:
         """The same with a map a concept, tuned as the categories were: on images drawn without the edit."""
         return self.editor.by_concept(self.tuned_by_category(), self.material.evidence.contrast)
 
+    @cached_property
     def shipped(self) -> Codebook:
         """What a round proposes at full strength."""
         return self.editor.tune(self.editor.draft(1.0))
+
+    def without_look(self) -> Codebook:
+        """What ships, where the prompt alone decides."""
+        return self._shipped_but(lambda edit: replace(edit, look=None))
+
+    def _guided(self, name: str, share: float) -> tuple[str, Callable[[], Codebook]]:
+        about = f"what ships, under {name} of a request's guidance (it leaves {GUIDANCE:g})"
+        return about, lambda: self._shipped_but(lambda edit: replace(edit, guidance=share))
+
+    def _shipped_but(self, change: Callable[[OutputEdit], OutputEdit]) -> Codebook:
+        """What ships with parts of its edit changed, and not tuned again."""
+        edit = self.shipped.output
+        return self.shipped if edit is None else replace(self.shipped, output=change(edit))
 
     def _projections(self, spaces: Mapping[str, Tensor]) -> dict[str, OutputEdit]:
         mean = self.material.baseline.mean
@@ -152,7 +173,7 @@ class OutputVariants:
 
     def _routed(self, edits: Mapping[str, OutputEdit]) -> Codebook:
         editor = self.editor
-        edit = stack([edits[category] for category, _ in editor.concepts], editor.router, editor.look)
+        edit = stack([edits[category] for category, _ in editor.concepts], editor.router, editor.look, GUIDANCE)
         return replace(self.editor.start, output=edit)
 
     def _suppressing(self, book: Codebook) -> Codebook:

@@ -33,6 +33,7 @@ from safety.studio import Studio
 from safety.tune import OutputLesson, tune_output
 
 HELD = slice(1, None, 2)  # what the probes were not fitted on
+GUIDANCE = 0.25  # the share left under an expert: guidance magnifies what the edit does, and too much leaves nothing
 LEAST_TAUGHT = 8  # images of a concept, under which it stays with its category
 
 
@@ -119,7 +120,7 @@ class OutputEditor:
         return tune_output(expert, self.studio.model.head, lesson, steps, rows, generator, on_step)
 
     def _with(self, experts: Sequence[OutputEdit]) -> Codebook:
-        return replace(self.start, version="draft", output=stack(experts, self.router, self.look))
+        return replace(self.start, version="draft", output=stack(experts, self.router, self.look, GUIDANCE))
 
     def moved(self, draft: Codebook, tuned: Codebook) -> float:
         """How much of its space any tuned part reads."""

@@ -67,12 +67,12 @@ def without(rows: Tensor, basis: Tensor) -> Tensor:
     return rows - basis @ (basis.T @ rows)
 
 
-def stack(edits: Sequence[OutputEdit], router: Router, look: Look | None) -> OutputEdit:
-    """The experts of several edits with one mean and one tuned rank, in order, behind a router and, if any, a look."""
+def stack(edits: Sequence[OutputEdit], router: Router, look: Look | None, guidance: float = 1.0) -> OutputEdit:
+    """The experts of several edits with one mean and one tuned rank, in order, and which images get which, and how."""
     widest = max(edit.basis.shape[2] for edit in edits)
     basis = torch.cat([pad(edit.basis, (0, widest - edit.basis.shape[2])) for edit in edits])
     down, up = torch.cat([edit.down for edit in edits]), torch.cat([edit.up for edit in edits])
-    return OutputEdit(basis, edits[0].mean, down, up, router, look=look)
+    return OutputEdit(basis, edits[0].mean, down, up, router, look=look, guidance=guidance)
 
 
 def unstack(edit: OutputEdit) -> list[OutputEdit]:

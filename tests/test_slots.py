@@ -133,6 +133,20 @@ def test_an_image_that_shows_its_harm_on_the_way_is_what_it_would_be_if_its_prom
     assert torch.equal(drawn, in_company(tiny, looked, 16))
 
 
+def test_an_edit_leaves_its_images_a_share_of_their_guidance(tiny: Served) -> None:
+    edited = books(tiny)[1]
+    assert edited.output is not None
+    calm = replace(edited, output=replace(edited.output, guidance=0.25))
+    for asked, left in ((1.0, 1.0), (2.0, 1.25), (5.0, 2.0)):
+        a, b = ([ImageRequest(PROMPTS[0], Sampling(3, s), book)] for s, book in ((asked, calm), (left, edited)))
+        assert torch.equal(tiny.draw(a), tiny.draw(b))
+    deaf = looking(tiny, torch.zeros(2, tiny.facts.feature_dim), 6)
+    assert deaf.output is not None
+    silent = replace(deaf, output=replace(deaf.output, guidance=0.25))
+    plain = [[ImageRequest(PROMPTS[0], Sampling(3, 2.0), book)] for book in (silent, books(tiny)[0])]
+    assert torch.equal(*map(tiny.draw, plain))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_embedded_model_draws_the_same_alone_and_in_random_company(dtype: str) -> None:
     model = load_model(str(EMBEDDED), "cpu", dtype)

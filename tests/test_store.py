@@ -161,14 +161,15 @@ def test_a_router_comes_back_exactly(root: Path) -> None:
     assert torch.equal(loaded.output.router.expert, draft.output.router.expert)
 
 
-def test_a_look_comes_back_exactly(root: Path) -> None:
+def test_a_look_and_a_share_of_guidance_come_back_exactly(root: Path) -> None:
     probes = Router(torch.randn(2, 6), torch.randn(2), torch.tensor([1, 0]))
-    draft = with_edit(replace(EDIT, look=Look(7, probes)))
+    draft = with_edit(replace(EDIT, look=Look(7, probes), guidance=0.25))
     store = open_store(root)
     publish(store, draft)
     loaded = store.load("v1")
     assert_same(loaded, draft)
     assert loaded.output is not None and loaded.output.look is not None and loaded.output.look.after == 7
+    assert loaded.output.guidance == 0.25
 
 
 def test_tensors_that_share_memory_are_stored(root: Path) -> None:
@@ -237,6 +238,7 @@ BAD_DRAFTS = {
     "a look before the first token": (with_edit(replace(EDIT, look=look(after=0))), "look"),
     "a look at features of another width": (with_edit(replace(EDIT, look=look(width=5))), "shape"),
     "a look of an expert too many": (with_edit(replace(EDIT, look=look(expert=2))), "expert"),
+    "more guidance than was asked for": (with_edit(replace(EDIT, guidance=1.5)), "guidance"),
     "router with NaN": (
         with_edit(replace(EDIT, router=Router(torch.ones(2, 5), torch.tensor([0, math.nan]), torch.zeros(2).long()))),
         "finite",

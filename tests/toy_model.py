@@ -85,7 +85,14 @@ class ToyModel:
             given, free = (said[:, i] + history) @ self._turn.T, (unsaid[:, i] + history) @ self._turn.T
             rows = zip(edits, experts, given, strict=True)
             wanted = torch.stack([self._logits(edit, expert, row) for edit, expert, row in rows])
-            scale = torch.tensor([request.sampling.guidance for request in requests])[:, None]
+            scale = torch.tensor(
+                [
+                    request.sampling.guidance
+                    if edit is None or expert == NO_EXPERT
+                    else 1 + edit.guidance * (request.sampling.guidance - 1)
+                    for request, edit, expert in zip(requests, edits, experts, strict=True)
+                ]
+            )[:, None]
             logits = self.head(free) + scale * (wanted - self.head(free))
             tokens[:, i] = (logits + noise[:, i]).argmax(1)
             if on_step is not None:
