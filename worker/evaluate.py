@@ -43,7 +43,7 @@ SHOWN = 36  # images in the picture
 QUIET_S = 5.0  # between two lines of progress
 STANDARD, ABLATION = "standard", "ablation"
 SMALL = Size(plain=75, other=0, repeated=0, benign=120, neighbours=30, pairs_of_objects=0)  # for each of many variants
-LOOP_ROUNDS = 3
+LOOP_ROUNDS = 2
 
 
 class Told:
