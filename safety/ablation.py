@@ -21,7 +21,6 @@ from safety.harmfulness import weights
 from safety.loop import Standing, find_edits, round_material
 from safety.material import Material
 from safety.output_editor import GUIDANCE, OutputEditor
-from safety.output_update import stack
 from safety.pixel_editor import REMAP, PixelEditor
 from safety.setting import Setting
 from safety.space import harmful_space, join
@@ -101,10 +100,7 @@ class OutputVariants:
             "routed-tuned-category": ("the same, tuned, a map a category", self.tuned_by_category),
             "routed-tuned-concept": ("the same, then a map a concept, on the pairs' images", self.tuned_on_pairs),
             "routed-tuned-own": ("the same, on images that it draws itself: what ships", lambda: self.shipped),
-            "without-look": (
-                "what ships, without its look",
-                lambda: self._shipped_but(lambda e: replace(e, look=None)),
-            ),
+            "without-look": ("what ships, without its look", self.without_look),
             **{f"{name}-guidance": self._guided(name, share) for name, share in SHARES.items()},
             "with-suppression": ("what ships, with suppression", lambda: self._suppressing(self.shipped)),
         }
@@ -172,9 +168,7 @@ class OutputVariants:
         return _projection(torch.zeros(mean.numel(), 1), mean)
 
     def _routed(self, edits: Mapping[str, OutputEdit]) -> Codebook:
-        editor = self.editor
-        edit = stack([edits[category] for category, _ in editor.concepts], editor.router, editor.look, GUIDANCE)
-        return replace(self.editor.start, output=edit)
+        return self.editor.with_experts([edits[category] for category, _ in self.editor.concepts])
 
     def _suppressing(self, book: Codebook) -> Codebook:
         """The codebook with suppression added to each expert."""

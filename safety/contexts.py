@@ -38,18 +38,26 @@ class Contexts:
 
 def read_contexts(studio: Studio, harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt]) -> Contexts:
     """Read all prompts, at least one a category."""
+    found: dict[str, dict[str, States]] = {category: {} for category in harmful}
+    for (category, concept), texts in by_concept(harmful).items():
+        found[category][concept] = _read(studio, texts)
+    return Contexts(found, _read(studio, mixed(harmful, benign, 0)))
+
+
+def by_concept(harmful: Mapping[str, Sequence[Prompt]]) -> dict[tuple[str, str], list[str]]:
+    """The texts of each category's concepts."""
     groups: dict[tuple[str, str], list[str]] = {}
     for category, prompts in harmful.items():
         for prompt in prompts:
             groups.setdefault((category, prompt.concept), []).append(prompt.text)
-    rewrites = [prompt.safe for prompts in harmful.values() for prompt in prompts]
-    mixed = [*rewrites, *(prompt.text for prompt in benign)]
-    # Mixed, so that whatever part is taken holds rewrites of every category.
-    order = torch.randperm(len(mixed), generator=torch.Generator().manual_seed(0)).tolist()
-    found: dict[str, dict[str, States]] = {category: {} for category in harmful}
-    for (category, concept), texts in groups.items():
-        found[category][concept] = _read(studio, texts)
-    return Contexts(found, _read(studio, [mixed[i] for i in order]))
+    return groups
+
+
+def mixed(harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt], seed: int) -> list[str]:
+    """The rewrites of all harmful prompts, and benign ones, so mixed that any part holds rewrites of every category."""
+    texts = [prompt.safe for prompts in harmful.values() for prompt in prompts] + [prompt.text for prompt in benign]
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [texts[i] for i in order]
 
 
 def _read(studio: Studio, prompts: Sequence[str]) -> States:

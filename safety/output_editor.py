@@ -16,7 +16,7 @@ from torch import Tensor
 from codebook.errors import SafeCBError
 from codebook.value import NO_EXPERT, Codebook, Look, OutputEdit, Router
 from safety.charts import spectra_png
-from safety.contexts import Contexts, States
+from safety.contexts import States
 from safety.evidence import Contrast
 from safety.gates.g7_null_space import output_moved
 from safety.material import Material
@@ -25,9 +25,8 @@ from safety.pairs import of_kind
 from safety.pixel_editor import largest_rank
 from safety.practice import practise
 from safety.prompts import Prompt
-from safety.router import fit_look, fit_router
+from safety.router import fit_router
 from safety.setting import Setting
-from safety.sketches import Sketches
 from safety.space import harmful_space, join
 from safety.studio import Studio
 from safety.tune import OutputLesson, tune_output
@@ -73,7 +72,7 @@ class OutputEditor:
             )
             for category, basis in self.spaces.items()
         }
-        return self._with([experts[category] for category, _ in self.concepts])
+        return self.with_experts([experts[category] for category, _ in self.concepts])
 
     def tune(self, draft: Codebook) -> Codebook:
         """The draft with its tuned parts trained on the codes of the safe prompt: by category, then by concept.
@@ -98,7 +97,7 @@ class OutputEditor:
             halves = self.material.evidence.contrast.halves(category)
             learned = self._tuned(experts[of.index(category)], halves, steps, category, on_step)
             experts = [learned if name == category else old for name, old in zip(of, experts, strict=True)]
-        return self._with(experts)
+        return self.with_experts(experts)
 
     def by_concept(self, codebook: Codebook, images: Contrast) -> Codebook:
         """The codebook after its concepts' part of the tuning, on these images; not of concepts with hardly any."""
@@ -108,7 +107,7 @@ class OutputEditor:
                 on_step = self.studio.steps("tune concepts", steps * len(self.concepts), steps * i)
                 halves = images.halves(category, concept)
                 experts[i] = self._tuned(experts[i], halves, steps, f"{category}/{concept}", on_step)
-        return self._with(experts)
+        return self.with_experts(experts)
 
     def _tuned(
         self, expert: OutputEdit, halves: tuple[Lesson, Lesson], steps: int, name: str, on_step: Callable[[int], None]
@@ -119,7 +118,8 @@ class OutputEditor:
         generator, rows = self.material.generator("tune", self.table, name), self.material.plan.tuning_rows
         return tune_output(expert, self.studio.model.head, lesson, steps, rows, generator, on_step)
 
-    def _with(self, experts: Sequence[OutputEdit]) -> Codebook:
+    def with_experts(self, experts: Sequence[OutputEdit]) -> Codebook:
+        """The start with these experts, one a concept, for the images that router and look send them."""
         return replace(self.start, version="draft", output=stack(experts, self.router, self.look, GUIDANCE))
 
     def moved(self, draft: Codebook, tuned: Codebook) -> float:
@@ -161,30 +161,20 @@ def output_editors(
         return []
     studio.tell("router", 0, 1)
     concepts = [(category, concept) for category in spaces for concept in contexts.harmful[category]]
-    sets = [contexts.harmful[category][concept] for category, concept in concepts]
-    router = fit_router(sets, contexts.benign)
-    begun = [sketches.harmful[category][concept] for category, concept in concepts]
-    look = fit_look(begun, sketches.benign, sketches.after)
-    found["router"], found["look"] = _fires(router, contexts, spaces), _shows(look, sketches, spaces)
+    router = fit_router([contexts.harmful[category][concept] for category, concept in concepts], contexts.benign)
+    begun = sketches.begun
+    probes = fit_router([begun.harmful[category][concept] for category, concept in concepts], begun.benign)
+    for name, fitted, read in (("router", router, contexts), ("look", probes, begun)):
+        found[name] = _fires(fitted, {category: read.harmful[category] for category in spaces}, read.benign)
+    look = Look(sketches.after, probes)
     return [OutputEditor(studio, start, material, spaces, concepts, router, look, setting.practice, found)]
 
 
-def _fires(router: Router, contexts: Contexts, spaces: Mapping[str, Tensor]) -> dict[str, float]:
-    """Share of held-out prompts on which the router fires: of each category, and of the benign ones."""
-    groups = {name: [*contexts.harmful[name].values()] for name in spaces} | {"benign": [contexts.benign]}
-
-    def fired(states: States) -> Tensor:
-        held = states.part(HELD)
-        return router.choose(held.states, held.seen) != NO_EXPERT
-
-    return {name: _share([fired(states) for states in sets]) for name, sets in groups.items()}
-
-
-def _shows(look: Look, sketches: Sketches, spaces: Mapping[str, Tensor]) -> dict[str, float]:
-    """The same of held-out pictures at the look."""
-    groups = {name: [*sketches.harmful[name].values()] for name in spaces} | {"benign": [sketches.benign]}
-    return {name: _share([look.choose(means[HELD]) != NO_EXPERT for means in sets]) for name, sets in groups.items()}
-
-
-def _share(flags: Sequence[Tensor]) -> float:
-    return float(torch.cat(list(flags)).float().mean())
+def _fires(router: Router, harmful: Mapping[str, Mapping[str, States]], benign: States) -> dict[str, float]:
+    """Share of what was held out on which the router fires: of each category, and of what is benign."""
+    told = {}
+    for name, sets in {**{name: [*group.values()] for name, group in harmful.items()}, "benign": [benign]}.items():
+        held = [states.part(HELD) for states in sets]
+        fired = torch.cat([router.choose(states.states, states.seen) for states in held]) != NO_EXPERT
+        told[name] = float(fired.float().mean())
+    return told

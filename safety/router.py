@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from codebook.value import Look, Router
+from codebook.value import Router
 from safety.contexts import States
 
 RIDGE = 1e-4
@@ -36,15 +36,6 @@ def fit_router(harmful: Sequence[States], benign: States) -> Router:
     held = [states.part(slice(1, None, 2)) for states in harmful]
     threshold = _thresholds(router, held, benign.part(slice(1, None, 2)))
     return Router(router.weight, router.bias - threshold, router.expert)
-
-
-def fit_look(harmful: Sequence[Tensor], benign: Tensor, after: int) -> Look:
-    """A look after so many tokens, as `fit_router` from mean features [n, M] of pictures: one state each."""
-    return Look(after, fit_router([_single(means) for means in harmful], _single(benign)))
-
-
-def _single(means: Tensor) -> States:
-    return States(means[:, None], torch.ones(means.shape[0], 1, dtype=torch.bool))
 
 
 def _scaled(sets: Sequence[States], centre: Tensor, spread: Tensor) -> list[States]:

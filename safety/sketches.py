@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from safety.contexts import Contexts, States, by_concept, mixed
 from safety.prompts import Prompt
 from safety.studio import Studio, derived_seed
 
@@ -19,11 +20,10 @@ EVERY = 2  # one in so many of a concept's prompts is drawn
 
 @dataclass(frozen=True)
 class Sketches:
-    """Mean features [n, M] float32 of pictures' first `after` tokens: harmful ones by category and concept; benign."""
+    """begun: what a look after so many tokens sees, one state [M] a picture: the mean feature of its first tokens."""
 
     after: int
-    harmful: Mapping[str, Mapping[str, Tensor]]
-    benign: Tensor
+    begun: Contexts
 
 
 def draw_sketches(
@@ -33,21 +33,18 @@ def draw_sketches(
 
     A concept needs two pictures, so that some can be held out: more than EVERY prompts.
     """
-    groups: dict[tuple[str, str], list[str]] = {}
-    for category, prompts in harmful.items():
-        for prompt in prompts:
-            groups.setdefault((category, prompt.concept), []).append(prompt.text)
+    groups = by_concept(harmful)
     sets = [texts[::EVERY] for texts in groups.values()]
-    harmless = [prompt.safe for prompts in harmful.values() for prompt in prompts] + [p.text for p in benign]
-    order = torch.randperm(len(harmless), generator=torch.Generator().manual_seed(seed)).tolist()
-    sets.append([harmless[i] for i in order[: sum(map(len, sets))]])
+    sets.append(mixed(harmful, benign, seed)[: sum(map(len, sets))])
     after = studio.model.facts.tokens // 2
     means = _sketched(studio, [text for texts in sets for text in texts], after, seed)
-    *begun, quiet = torch.split(means, [len(texts) for texts in sets])
-    found: dict[str, dict[str, Tensor]] = {category: {} for category in harmful}
+    seen = torch.ones(len(means), 1, dtype=torch.bool)
+    parts = zip(torch.split(means[:, None], [*map(len, sets)]), torch.split(seen, [*map(len, sets)]), strict=True)
+    *begun, quiet = [States(*part) for part in parts]
+    found: dict[str, dict[str, States]] = {category: {} for category in harmful}
     for (category, concept), each in zip(groups, begun, strict=True):
         found[category][concept] = each
-    return Sketches(after, found, quiet)
+    return Sketches(after, Contexts(found, quiet))
 
 
 def _sketched(studio: Studio, prompts: Sequence[str], after: int, seed: int) -> Tensor:

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from codebook.value import NO_EXPERT, OutputEdit, Router
+from codebook.value import NO_EXPERT, Look, OutputEdit, Router
 from safety.contexts import States
 from safety.gates.g7_null_space import g7_null_space, output_moved, pixels_moved
 from safety.harmfulness import LEAST_RATIO, benign_share, shuffled_ratio, weights, z_scores
 from safety.output_update import Lesson, harmless, leading_part, refit
 from safety.pixel_update import Partners, project_rows, remap_pixels, update_pixels
 from safety.rates import Rate, Rates, mcnemar
-from safety.router import MOST_BENIGN, fit_look, fit_router
+from safety.router import MOST_BENIGN, fit_router
 from safety.space import agreed_rank, directions, harmful_space, interleave, join, principal_cosines
 from safety.stopping import stop_reason
 from safety.tune import OutputLesson, PixelLesson, divergence, tune_output, tune_pixels
@@ -354,7 +354,10 @@ def test_a_look_names_what_a_picture_begins_like_and_spares_benign_ones() -> Non
     def begun(count: int, harm: Tensor | float = 0.0) -> Tensor:
         return torch.randn(count, 24, generator=generator) + harm
 
-    found = fit_look([begun(60, harm) for harm in shown], begun(900), after=8)
+    def single(means: Tensor) -> States:
+        return States(means[:, None], torch.ones(len(means), 1, dtype=torch.bool))
+
+    found = Look(8, fit_router([single(begun(60, harm)) for harm in shown], single(begun(900))))
     assert found.after == 8
     assert float((found.choose(begun(600)) != NO_EXPERT).double().mean()) <= 3 * MOST_BENIGN
     for expert, harm in enumerate(shown):
