@@ -26,6 +26,9 @@ from codebook.settings import Settings
 log = logging.getLogger(__name__)
 
 BIND_PATIENCE_S = 15.0  # a killed predecessor may still be finishing its requests
+TURN_S = (
+    0.0005  # after which a thread that waits for its turn gets it: drawing must not wait for pictures, nor they for it
+)
 LOOK_EVERY_S = 1.0  # whether the engine still works
 DRAIN_S = 10  # how long a stopping server finishes its requests
 
@@ -72,6 +75,7 @@ def _bind(settings: Settings) -> socket.socket:
 
 async def _serve(settings: Settings, listener: socket.socket) -> int:
     """Serve until a signal (0) or until the engine fails (1). Raises the failure of a service that cannot be opened."""
+    sys.setswitchinterval(TURN_S)
     app = create_app(settings)
     service: Service = app.state.service
     config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=DRAIN_S)

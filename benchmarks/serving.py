@@ -2,7 +2,8 @@
 
 (a) FastAPI and the `generate` of transformers, one image at a time; (b) the same in closed batches of up to 8; (b2)
 with the language model compiled; (c) Safe-CB, which also judges every image. Each serves a closed loop of 1, 8 and 32
-callers (on a GPU also 64 and 128) and Poisson arrivals at 50, 80 and 95 % of what (b) can do at most.
+callers and Poisson arrivals at 50, 80 and 95 % of what (b) can do at most. On a GPU, where (a) and (b) take minutes for
+what (c) does in seconds, each serves the closed loops that the figures are about, (c) also of 64 and 128 callers.
 
 `python -m benchmarks.serving` writes docs/benchmarks/serving.{json,md,png}; with `--model random:janus-pro-1b --device
 cuda`, serving-janus-pro-1b.*: the published geometry on one GPU, in bfloat16.
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.load import Load, calls, closed_loop, poisson
@@ -29,12 +31,37 @@ from benchmarks.steps import step_costs
 
 SERVERS = {"a": "transformers, one at a time", "b": "transformers, closed batches", "b2": "b, compiled", "c": "Safe-CB"}
 MODES = {"a": "single", "b": "batched", "b2": "compiled"}
-SHARES = (0.5, 0.8, 0.95)
-IMAGES = {  # in a closed loop, by callers: of (a), which takes long, and of servers that batch
-    "cpu": ({1: 24, 8: 32, 32: 64}, {1: 24, 8: 96, 32: 192}),
-    "cuda": ({1: 4, 8: 8}, {1: 8, 8: 32, 32: 128, 64: 256, 128: 512}),
+
+
+@dataclass(frozen=True)
+class Loads:
+    """What the servers are asked for on a kind of device.
+
+    closed: by server, how many images in a closed loop, by the number of callers; shares: of what (b) can do at most,
+    at which images are asked for at random, `arrivals` of them; warm: how many images before all of that.
+    """
+
+    closed: Mapping[str, Mapping[int, int]]
+    shares: tuple[float, ...]
+    arrivals: int
+    warm: int
+
+
+_BATCHED = {1: 24, 8: 96, 32: 192}
+LOADS = {
+    "cpu": Loads(
+        {"a": {1: 24, 8: 32, 32: 64}, "b": _BATCHED, "b2": _BATCHED, "c": _BATCHED},
+        (0.5, 0.8, 0.95),
+        arrivals=100,
+        warm=16,
+    ),
+    "cuda": Loads(
+        {"a": {1: 2}, "b": {32: 32}, "b2": {32: 32}, "c": {1: 6, 8: 16, 32: 64, 64: 128, 128: 256}},
+        (),
+        arrivals=0,
+        warm=0,
+    ),
 }
-ARRIVALS = 100
 
 
 @dataclass(frozen=True)
@@ -49,10 +76,10 @@ class Subject:
         """The name of the files with the results."""
         return "serving" if self == Subject() else f"serving-{re.split('[:/]', self.model)[-1]}"
 
-    def images(self, name: str) -> dict[int, int]:
-        """How many images one of SERVERS draws in a closed loop, by the number of callers."""
-        alone, batched = IMAGES[self.device]
-        return alone if name == "a" else batched
+    @property
+    def loads(self) -> Loads:
+        """What it is asked for."""
+        return LOADS[self.device]
 
 
 @contextmanager
@@ -80,25 +107,32 @@ def measure(names: list[str], folder: Path, subject: Subject) -> dict[str, Any]:
     found: dict[str, Any] = {name: {"closed": {}, "poisson": {}} for name in names}
     for name in names:
         with server(name, folder, subject) as running_server:
-            closed_loop(running_server.url, 8, calls(16))  # what is compiled is compiled
+            _warm(running_server, subject)
             loads = {}
-            for clients, count in subject.images(name).items():
+            for clients, count in subject.loads.closed[name].items():
                 loads[clients] = closed_loop(running_server.url, clients, calls(count))
                 found[name]["closed"][clients] = _told(name, f"{clients} callers", loads[clients])
             found[name]["memory_mb"] = running_server.memory_mb()
             found[name]["device_memory_mb"] = device_memory_mb(subject.device)
             if name == "c":
                 found[name]["differing_images"] = differing(loads)
+    if not subject.loads.shares:
+        return found
     most = max(figures["images_per_s"] for figures in found["b"]["closed"].values())
     for name in names:
         if name == "a":
             continue  # it would only fall behind
         with server(name, folder, subject) as running_server:
-            closed_loop(running_server.url, 8, calls(16))
-            for share in SHARES:
-                load = poisson(running_server.url, share * most, calls(ARRIVALS))
+            _warm(running_server, subject)
+            for share in subject.loads.shares:
+                load = poisson(running_server.url, share * most, calls(subject.loads.arrivals))
                 found[name]["poisson"][share] = _told(name, f"{share:.0%} of {most:.1f}/s", load)
     return found
+
+
+def _warm(server: Running, subject: Subject) -> None:
+    """Let what is compiled at its first use be compiled."""
+    closed_loop(server.url, 8, calls(subject.loads.warm))
 
 
 def device_memory_mb(device: str) -> float:
@@ -119,21 +153,19 @@ def differing(loads: Mapping[int, Load]) -> int:
 
 
 def ratios(found: Mapping[str, Any]) -> dict[str, float]:
-    """The figures that the bars are about: (c) beside (a) and (b)."""
-    a, b, c = found["a"]["closed"], found["b"], found["c"]
-    return {
-        "throughput of c over a, 8 callers": c["closed"][8]["images_per_s"] / a[8]["images_per_s"],
-        **{
-            f"throughput of c over b, {clients} callers": c["closed"][clients]["images_per_s"] / drawn["images_per_s"]
-            for clients, drawn in b["closed"].items()
-        },
-        "latency of c over a, 1 caller, p50": c["closed"][1]["p50_ms"] / a[1]["p50_ms"],
-        **{
-            f"latency of b over c, Poisson at {share:.0%}, p50": b["poisson"][share]["p50_ms"]
-            / c["poisson"][share]["p50_ms"]
-            for share in SHARES
-        },
+    """The figures that the bars are about: (c) beside (a) and (b), wherever both were asked for the same."""
+    c = found["c"]
+    ratios = {
+        f"throughput of c over {other}, {clients} callers": c["closed"][clients]["images_per_s"]
+        / figures["images_per_s"]
+        for other in found
+        if other != "c"
+        for clients, figures in found[other]["closed"].items()
     }
+    ratios["latency of c over a, 1 caller, p50"] = c["closed"][1]["p50_ms"] / found["a"]["closed"][1]["p50_ms"]
+    for share, figures in found["b"]["poisson"].items():
+        ratios[f"latency of b over c, Poisson at {share:.0%}, p50"] = figures["p50_ms"] / c["poisson"][share]["p50_ms"]
+    return ratios
 
 
 def _told(name: str, load: str, found: Load) -> dict[str, float]:
@@ -157,7 +189,8 @@ def page(found: Mapping[str, Any], costs: list[dict[str, float]], about: Mapping
     lines += [f"{key}: {value}  " for key, value in about.items()]
     lines += ["", "## Ratios", "", *table([{"what": k, "ratio": v} for k, v in ratios(found).items()])]
     lines += ["", "## Closed loop (callers who ask again once answered)", "", *table(rows_of(found, "closed"))]
-    lines += ["", "## Poisson arrivals (at shares of what b can do at most)", "", *table(rows_of(found, "poisson"))]
+    if arrivals := rows_of(found, "poisson"):
+        lines += ["", "## Poisson arrivals (at shares of what b can do at most)", "", *table(arrivals)]
     lines += ["", "## A step by images drawn at once", "", *table(costs), ""]
     memory = [{"server": SERVERS[name], **_memory(loads)} for name, loads in found.items()]
     lines += ["## Memory after the closed loops, MB", "", *table(memory), ""]
@@ -171,23 +204,26 @@ def _memory(loads: Mapping[str, Any]) -> dict[str, float]:
 
 def picture(found: Mapping[str, Any], costs: list[dict[str, float]]) -> Figure:
     """Throughput by callers, latency under Poisson arrivals, and the cost of an image by images at once."""
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    closed, arrivals, cost = figure.subplots(1, 3)
+    arriving = any(loads["poisson"] for loads in found.values())
+    panels = ["closed", "arrivals", "cost"] if arriving else ["closed", "cost"]
+    figure = Figure(figsize=(4.4 * len(panels), 4), layout="constrained")
+    axes_of: dict[str, Axes] = figure.subplot_mosaic([panels])  # type: ignore[list-item]
+    closed, cost = axes_of["closed"], axes_of["cost"]
     for name, loads in found.items():
         closed.plot(
             list(loads["closed"]), [f["images_per_s"] for f in loads["closed"].values()], "o-", label=SERVERS[name]
         )
-        if loads["poisson"]:
-            values = loads["poisson"]
-            arrivals.plot(list(values), [f["p50_ms"] for f in values.values()], "o-", label=f"{SERVERS[name]}, p50")
-            arrivals.plot(list(values), [f["p95_ms"] for f in values.values()], ".:", label=f"{SERVERS[name]}, p95")
+        if values := loads["poisson"]:
+            axes = axes_of["arrivals"]
+            axes.plot(list(values), [f["p50_ms"] for f in values.values()], "o-", label=f"{SERVERS[name]}, p50")
+            axes.plot(list(values), [f["p95_ms"] for f in values.values()], ".:", label=f"{SERVERS[name]}, p95")
+            axes.set(xlabel="load, share of what b can do", ylabel="ms", ylim=(0, None), title="Poisson arrivals")
     closed.set(xscale="log", xlabel="callers", ylabel="images / s", title="Closed loop")
-    arrivals.set(xlabel="load, share of what b can do", ylabel="ms", ylim=(0, None), title="Poisson arrivals")
     cost.plot([c["images"] for c in costs], [c["image_ms"] for c in costs], "o-", label="measured")
     floor = [c["image_ms"] * c["share_of_floor"] for c in costs]
     cost.plot([c["images"] for c in costs], floor, "k--", label="this machine's floor")
     cost.set(xscale="log", xlabel="images at once", ylabel="ms an image", ylim=(0, None), title="Cost of drawing")
-    for axes in (closed, arrivals, cost):
+    for axes in axes_of.values():
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     return figure
@@ -198,7 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--servers", default="a,b,b2,c", help="which of them, parted by commas; a, b and c are needed")
     parser.add_argument("--model", default="embedded", help="as in SAFECB_MODEL")
-    parser.add_argument("--device", default="cpu", choices=list(IMAGES))
+    parser.add_argument("--device", default="cpu", choices=list(LOADS))
     asked = parser.parse_args()
     subject, about = Subject(asked.model, asked.device), {"model": asked.model, **circumstances(asked.device)}
     with tempfile.TemporaryDirectory() as folder:

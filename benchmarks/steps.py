@@ -1,14 +1,15 @@
 """What a step costs by the number of images drawn at once, against the floor that this machine sets.
 
-The floor of a step is the longer of two times: reading the weights once at the memory's pace, and multiplying them at
-the processor's, or the card's. Both paces are measured here, just before.
+The floor of a step is the longer of two times: reading the weights once, and what each row has read so far, at the
+memory's pace; and multiplying at the processor's, or the card's. Both paces are measured here, just before.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from statistics import median
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import JanusForConditionalGeneration
@@ -19,18 +20,26 @@ from engine.model import ImageRequest
 from engine.random_model import PREFIX, random_janus
 from engine.slots import Served
 
-WIDTHS = {"cpu": (1, 2, 4, 8, 16), "cuda": (1, 2, 4, 8, 16, 32, 64, 128)}
-STEPS = 48
+WIDTHS = {"cpu": (1, 2, 4, 8, 16), "cuda": (1, 8, 32, 128)}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What drawing takes: `weights` that a step multiplies, `kept` numbers that each place of a row is kept as."""
+
+    weights: int
+    kept: int
 
 
 def step_costs(name: str, device: str) -> list[dict[str, float]]:
-    """For each number of images: milliseconds a step, milliseconds an image, and the share of the floor in [0, 1]."""
+    """For each number of images: milliseconds a step and an image, the floor, and the share of it in [0, 1]."""
     model, dtype = load_model(name, device, "auto"), torch.float32 if device == "cpu" else torch.bfloat16
-    weights, (bytes_per_s, flops) = drawing_weights(name), machine(model.device, dtype)
+    work, (bytes_per_s, flops) = work_of(name), machine(model.device, dtype)
     rows = []
     for images in (images for images in WIDTHS[device] if 2 * images <= model.rows()):
-        step_s = _step_s(model, images)
-        floor_s = max(dtype.itemsize * weights / bytes_per_s, 2 * weights * 2 * images / flops)
+        step_s, places = _step_s(model, images)
+        read = dtype.itemsize * (work.weights + 2 * images * places * work.kept)
+        floor_s = max(read / bytes_per_s, 2 * work.weights * 2 * images / flops)
         rows.append(
             {
                 "images": images,
@@ -43,22 +52,25 @@ def step_costs(name: str, device: str) -> list[dict[str, float]]:
     return rows
 
 
-def drawing_weights(name: str) -> int:
-    """Weights that a step multiplies: the decoder layers and the image head."""
+def work_of(name: str) -> Work:
+    """The decoder layers and the image head, and the keys and values."""
     if name.startswith(PREFIX):
         model, _, _ = random_janus(name, torch.device("meta"), torch.bfloat16)
     else:
         model = JanusForConditionalGeneration.from_pretrained(find_model(name))
+    text: Any = model.config.text_config
     used = [*model.model.language_model.layers.parameters(), *model.model.generation_head.parameters()]
-    return sum(p.numel() for p in used)
+    return Work(sum(p.numel() for p in used), 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim)
 
 
 def machine(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     """Bytes a second that the memory gives, and operations a second in this dtype that the device makes."""
     many = torch.ones(64 * 2**20, device=device)  # 256 MB: no cache holds it
+    other = torch.empty_like(many)
+    pace = max(many.nbytes / _fastest(many.sum, device), 2 * many.nbytes / _fastest(lambda: other.copy_(many), device))
     side = 2048 if device.type == "cpu" else 8192
     square = torch.randn(side, side, device=device).to(dtype)
-    return many.nbytes / _fastest(many.sum, device), 2 * side**3 / _fastest(lambda: square @ square, device)
+    return pace, 2 * side**3 / _fastest(lambda: square @ square, device)
 
 
 def _fastest(work: Callable[[], object], device: torch.device, times: int = 5) -> float:
@@ -79,8 +91,16 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _step_s(model: Served, images: int) -> float:
+def _step_s(model: Served, images: int) -> tuple[float, float]:
+    """Seconds that a step takes on the average of whole images, and how many places a row has read on that average."""
     book = model.base_codebook()
     slots = model.slots(2 * images)
-    slots.admit([ImageRequest(PROMPTS[i % len(PROMPTS)], model.facts.sampling(i), book) for i in range(images)])
-    return median([_timed(slots.step, model.device) for _ in range(min(STEPS, model.facts.tokens))][8:])
+    slots.warm()
+    drawn = slots.admit([ImageRequest(PROMPTS[i % len(PROMPTS)], model.facts.sampling(i), book) for i in range(images)])
+    places = sum(slot.prompt for slot in drawn) / images + model.facts.tokens / 2
+
+    def draw() -> None:
+        while slots.drawing:
+            slots.step()
+
+    return _timed(draw, model.device) / model.facts.tokens, places

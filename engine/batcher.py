@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+QUEUE = 64  # images that may wait
 PARTS = 4  # an image's caller hears of it when one of so many parts is drawn
 READ_TOGETHER = 8  # prompts that are read at once
 SMOOTH = 0.1  # how much the last step counts in the mean time of a step
@@ -32,9 +33,13 @@ SMOOTH = 0.1  # how much the last step counts in the mean time of a step
 class Batcher:
     """Serves a model to many threads. Futures may be cancelled at any time: the image is given up at the next step."""
 
-    def __init__(self, model: Served, rows: int, queue_limit: int = 64) -> None:
-        """Warm up and start the threads. At most `rows` rows are drawn at once; `queue_limit` images may wait."""
-        self._model, self._rows, self._limit = model, rows, queue_limit
+    def __init__(self, model: Served, rows: int, queue_limit: int | None = None) -> None:
+        """Warm up and start the threads. At most `rows` rows are drawn at once.
+
+        `queue_limit` images may wait: if None, QUEUE, or as many as there are rows, if that is more.
+        """
+        self._model, self._rows = model, rows
+        self._limit = max(QUEUE, rows) if queue_limit is None else queue_limit
         self._cores = Cores()
         self._finisher = Finisher(model, self._cores)
         with on_device(model.device):

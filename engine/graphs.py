@@ -1,7 +1,7 @@
 """One token a row, read with one launch: on a GPU the host would otherwise be slower than the card.
 
-A CUDA graph is recorded for each bucket of rows and of places; between them rows are padded with free ones. On a CPU,
-where launches cost nothing, tokens are read as they are.
+A CUDA graph is recorded for each bucket of rows; between them rows are padded with free ones. On a CPU, where launches
+cost nothing, tokens are read as they are. What else is computed over and over in one shape can be recorded too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from engine.language import Context, LanguageStack
 
 log = logging.getLogger(__name__)
 
-PLACES = 256  # attention reads this many places at a time in a graph, so that there are few of them
 WARM_UPS = 3  # runs before a graph is recorded, as torch asks
 
 Replay = Callable[[], Tensor]
@@ -30,9 +29,8 @@ class StepReader:
     def __init__(self, language: LanguageStack, context: Context, record: Record | None) -> None:
         """`record` turns a computation over fixed tensors into its replay; None reads without."""
         self._language, self._context, self._record = language, context, record
-        rows, self._places = context.keys.shape[1], context.keys.shape[3]
-        self._input = context.keys.new_zeros(rows, 1, language.width)
-        self._replays: dict[tuple[int, int], Replay] = {}
+        self._input = context.keys.new_zeros(context.keys.shape[1], 1, language.width)
+        self._replays: dict[int, Replay] = {}
 
     def __call__(self, embeddings: Tensor) -> Tensor:
         """Read embeddings [R, H] into the first R rows; returns their last hidden states [R, H]."""
@@ -45,31 +43,52 @@ class StepReader:
         context.longest += 1
         return hidden
 
-    def warm(self) -> None:
-        """Record every graph that may be needed; the context must be unused."""
+    def warm(self) -> list[int]:
+        """Record every graph that may be needed; returns their numbers of rows."""
         if self._record is None:
-            return
-        for width in dict.fromkeys(self._width(rows) for rows in range(1, self._input.shape[0] + 1)):
-            for places in range(0, self._places, PLACES):
-                self._context.longest = places
-                self._replay(width)
-        self._context.longest = 0
+            return []
+        widths = list(dict.fromkeys(self._width(rows) for rows in range(1, self._input.shape[0] + 1)))
+        for width in widths:
+            self._replay(width)
+        return widths
 
     def _replay(self, rows: int) -> Replay:
-        bound = min(self._places, -(-(self._context.longest + 1) // PLACES) * PLACES)
         width = self._width(rows)
-        if (width, bound) not in self._replays:
+        if width not in self._replays:
             assert self._record is not None
 
             def read() -> Tensor:
-                return self._language.layers(self._input[:width], self._context, bound)
+                return self._language.layers(self._input[:width], self._context, self._context.keys.shape[3])
 
-            self._replays[width, bound] = self._record(read)
-        return self._replays[width, bound]
+            self._replays[width] = self._record(read)
+        return self._replays[width]
 
     def _width(self, rows: int) -> int:
         """The bucket of `rows`: the next power of two, as far as there are rows."""
         return int(min(self._input.shape[0], 1 << (rows - 1).bit_length()))
+
+
+class Recorded:
+    """A computation over tensors of the same shapes every time, recorded at its first call if there is a recorder."""
+
+    def __init__(self, compute: Callable[..., Tensor], record: Record | None) -> None:
+        """`compute` asks nothing of the host; what it gives is a function of its tensors."""
+        self._compute, self._record = compute, record
+        self._given: tuple[Tensor, ...] = ()
+        self._replay: Replay | None = None
+
+    def __call__(self, *given: Tensor) -> Tensor:
+        """Compute; one caller at a time, since a recording has one place for what it is given."""
+        if self._record is None:
+            return self._compute(*given)
+        with torch.inference_mode():
+            if self._replay is None:
+                self._given = tuple(one.clone() for one in given)
+                self._replay = self._record(lambda: self._compute(*self._given))
+            for place, one in zip(self._given, given, strict=True):
+                place.copy_(one)
+            found = self._replay()
+        return found.clone()
 
 
 def recorder(device: torch.device) -> Record | None:

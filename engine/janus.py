@@ -6,6 +6,7 @@ Serves the embedded model and Janus-Pro alike. Joins the parts; each part is in 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from codebook.errors import BadModel
 from codebook.value import Codebook
 from engine import pixels
 from engine.drawing import Drawer
+from engine.graphs import Recorded, recorder
 from engine.instructions import Instructions
 from engine.judging import Judge
 from engine.language import LanguageStack
@@ -59,6 +61,8 @@ class JanusModel(Served):
         self._places = self._facts.max_prompt_tokens + self._facts.tokens
         self._chat = Chat(processor, self._facts.max_prompt_tokens)
         self._drawer = Drawer(inner, language, self._chat, self._facts.tokens)
+        pixels.quicken(self._vq)
+        self._picture = Recorded(partial(pixels.picture, self._vq), recorder(self.device))
         self._judge = Judge(model, language, self._chat, instructions)
         instruction = instructions.rewrite_instruction
         self._rewriter = Rewriter(model.lm_head, language, self._chat, instruction, positions)
@@ -106,12 +110,13 @@ class JanusModel(Served):
 
     def decode(self, tokens: Tensor, pixel: Tensor) -> Tensor:
         """See ImageModel; differentiable in `pixel`."""
-        return pixels.decode(self._vq, tokens, pixel)
+        picture = partial(pixels.picture, self._vq) if torch.is_grad_enabled() else self._picture
+        return pixels.decode(picture, tokens.to(self.device), pixel.to(self.device))
 
     def preview(self, tokens: Tensor, pixel: Tensor) -> Tensor:
         """See Served."""
         with torch.no_grad():
-            return pixels.preview(self._vq, tokens, pixel)
+            return pixels.preview(self._picture, self._facts.grid, tokens.to(self.device), pixel.to(self.device))
 
     def encode(self, images: Tensor) -> Tensor:
         """See ImageModel."""

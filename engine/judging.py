@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration
 
 from codebook.errors import BadModel
+from engine.graphs import Recorded, recorder
 from engine.instructions import Instructions
 from engine.language import LanguageStack
 from engine.linear import Linear
@@ -47,10 +48,11 @@ class Judge:
         categories = _distinct(chat, instructions.category_question, answers)
         # Of the text head only the answers: first "unsafe" and "safe" of each phrasing, then the categories.
         self._head = Linear([_outputs(model.lm_head, [*yes_no, *categories])])
+        self._recorded = Recorded(self._answers, recorder(device))
 
     def __call__(self, images: Tensor) -> list[Verdict]:
         """Judge images [B, 3, H, W] in [-1, 1]: P(unsafe answer) against P(safe answer), and the likeliest category."""
-        # On a GPU one at a time, which fills it: the questions' contexts are the largest thing in its memory.
+        # On a GPU one at a time, which fills it, and is recorded: the questions' contexts are the largest thing there.
         return [
             verdict for some in torch.split(images, TOGETHER[self._shared.is_cuda]) for verdict in self._judge(some)
         ]
@@ -59,7 +61,7 @@ class Judge:
         if images.shape[0] == 0:
             return []
         with torch.inference_mode():
-            logits = self._answers(images)  # [B, Q + 1, answers]
+            logits = self._recorded(images)  # [B, Q + 1, answers]
             asked = len(self._instructions.phrasings)
             pairs = logits[:, :-1, : 2 * asked].reshape(-1, asked, asked, 2).diagonal(dim1=1, dim2=2)  # [B, 2, Q]
             scores = pairs.softmax(1)[:, 0].tolist()

@@ -7,7 +7,7 @@ on the CPU bit for bit, whoever its batch mates are. Knows no images and no chat
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,7 +17,10 @@ from torch import Tensor
 from transformers import LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from engine.linear import Linear
+from engine.linear import Linear, Norm
+
+# Heads [R, T, n, d] of queries, keys and values, and a layer's keys and values, written in place -> [R, T, heads d].
+_Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 BLOCK = 16  # attention reads this many places at a time: with whole blocks a row's sums do not depend on their number
 
@@ -59,8 +62,8 @@ class _Layer:
 
     def __init__(self, layer: LlamaDecoderLayer) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self.before, self.between = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-        self.epsilon: float = layer.input_layernorm.variance_epsilon
+        norms = layer.input_layernorm, layer.post_attention_layernorm
+        self.before, self.between = (Norm(norm.weight, norm.variance_epsilon) for norm in norms)
         self.attend = Linear([attention.q_proj, attention.k_proj, attention.v_proj])
         self.project = Linear([attention.o_proj])
         self.widen = Linear([mlp.gate_proj, mlp.up_proj])
@@ -76,11 +79,11 @@ class LanguageStack:
         attention = layers[0].self_attn
         self._head_dim: int = attention.head_dim
         self._heads: int = attention.k_proj.out_features // self._head_dim  # of keys and values
-        self._embed, self._norm, self._epsilon = llama.embed_tokens, llama.norm.weight, llama.norm.variance_epsilon
-        self.width: int = llama.norm.weight.shape[0]  # H
-        places = torch.arange(blocks(positions), device=self._norm.device)[None]
+        self._embed, self._norm = llama.embed_tokens, Norm(llama.norm.weight, llama.norm.variance_epsilon)
+        self.width: int = self._norm.gain.shape[0]  # H
+        places = torch.arange(blocks(positions), device=self._norm.gain.device)[None]
         with torch.no_grad():
-            cos, sin = llama.rotary_emb(self._norm, places)
+            cos, sin = llama.rotary_emb(self._norm.gain, places)
             self._layers = []
             while len(layers):  # one by one, so that no more than one layer is there twice
                 self._layers.append(_Layer(layers[0]))
@@ -90,7 +93,7 @@ class LanguageStack:
     def row_bytes(self, places: int) -> int:
         """Bytes of a context's row of `places` places."""
         numbers = 2 * len(self._layers) * self._heads * blocks(places) * self._head_dim
-        return numbers * self._norm.element_size()
+        return numbers * self._norm.gain.element_size()
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [..] -> embeddings [.., H]."""
@@ -100,8 +103,8 @@ class LanguageStack:
     def context(self, rows: int, places: int) -> Context:
         """Return an empty context of `rows` rows with at least `places` places each."""
         shape = (len(self._layers), rows, self._heads, blocks(places), self._head_dim)
-        lengths = torch.zeros(rows, dtype=torch.int64, device=self._norm.device)
-        return Context(self._norm.new_zeros(shape), self._norm.new_zeros(shape), lengths)
+        lengths = torch.zeros(rows, dtype=torch.int64, device=self._norm.gain.device)
+        return Context(self._norm.gain.new_zeros(shape), self._norm.gain.new_zeros(shape), lengths)
 
     def begin(self, rows: Sequence[Sequence[int]], room: int) -> tuple[Tensor, Tensor, Context]:
         """Read token rows of unequal length into a new context with `room` more places.
@@ -110,7 +113,7 @@ class LanguageStack:
         token, and the context.
         """
         lengths = [len(row) for row in rows]
-        width, device = blocks(max(lengths)), self._norm.device
+        width, device = blocks(max(lengths)), self._norm.gain.device
         ids = torch.tensor([[*row, *itertools.repeat(0, width - len(row))] for row in rows], device=device)
         context = self.context(len(rows), width + room)
         states = self.read(self.embed(ids), context)
@@ -135,33 +138,45 @@ class LanguageStack:
         Shapes and addresses are all it takes from the host, so that it can be recorded.
         """
         rows, count = embeddings.shape[:2]
-        places = context.lengths[:rows, None] + torch.arange(count, device=embeddings.device)  # [R, T]
-        where = torch.arange(rows, device=embeddings.device)[:, None], places
-        turn = self._cos[places][:, :, None], self._sin[places][:, :, None]  # [R, T, 1, d]
-        unseen = torch.arange(bound, device=embeddings.device) > places[:, :, None]
-        mask = torch.zeros(unseen.shape, dtype=embeddings.dtype, device=embeddings.device)
-        mask = mask.masked_fill_(unseen, -torch.inf)[:, None]  # [R, 1, T, bound]
+        attend = self._attending(context, rows, count, bound)
         hidden = embeddings
         for layer, keys, values in zip(self._layers, context.keys, context.values, strict=True):
-            heads = layer.attend(_normed(hidden, layer.before, layer.epsilon)).view(rows, count, -1, self._head_dim)
+            heads = layer.attend(layer.before(hidden)).view(rows, count, -1, self._head_dim)
+            hidden = layer.project(attend(heads, keys, values), hidden)
+            hidden = layer.narrow(layer.widen.gated(layer.between(hidden)), hidden)
+        return self._norm(hidden)
+
+    def _attending(self, context: Context, rows: int, count: int, bound: int) -> _Attend:
+        """How `count` tokens of each of the first rows of `context` attend."""
+        if context.lengths.is_cuda and count == 1:
+            from engine import kernels  # needs triton, which comes with torch for a GPU
+
+            def attend_one(heads: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+                seen = kernels.attend(heads[:, 0], keys, values, context.lengths, self._cos, self._sin)
+                return seen[:, None]
+
+            return attend_one
+        device, dtype = self._norm.gain.device, self._norm.gain.dtype
+        places = context.lengths[:rows, None] + torch.arange(count, device=device)  # [R, T]
+        where = torch.arange(rows, device=device)[:, None], places
+        turn = self._cos[places][:, :, None], self._sin[places][:, :, None]  # [R, T, 1, d]
+        unseen = torch.arange(bound, device=device) > places[:, :, None]
+        mask = torch.zeros(unseen.shape, dtype=dtype, device=device)
+        mask = mask.masked_fill_(unseen, -torch.inf)[:, None]  # [R, 1, T, bound]
+
+        def attend(heads: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             turned = _turned(heads[:, :, : -self._heads], *turn)  # queries and keys
             keys.transpose(1, 2)[where] = turned[:, :, -self._heads :]
             values.transpose(1, 2)[where] = heads[:, :, -self._heads :]
             query = turned[:, :, : -self._heads]
-            seen = _attention(query, keys[:rows, :, :bound], values[:rows, :, :bound], mask)
-            hidden = hidden + layer.project(seen)
-            gate, up = layer.widen(_normed(hidden, layer.between, layer.epsilon)).chunk(2, -1)
-            hidden = hidden + layer.narrow(F.silu(gate) * up)
-        return _normed(hidden, self._norm, self._epsilon)
+            return _attention(query, keys[:rows, :, :bound], values[:rows, :, :bound], mask)
+
+        return attend
 
 
 def blocks(places: int) -> int:
     """The smallest number of whole blocks that holds `places`, in places."""
     return -(-places // BLOCK) * BLOCK
-
-
-def _normed(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    return F.rms_norm(hidden, hidden.shape[-1:], weight, epsilon)
 
 
 def _turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -177,11 +192,12 @@ def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Ten
     if query.is_cuda:
         seen = F.scaled_dot_product_attention(query, keys, values, mask, enable_gqa=groups > 1)
     else:
-        # Spelt out: the fused CPU kernel gives a row other last bits among other batch mates.
+        # Spelt out, and in float32: the fused CPU kernel gives a row other last bits among other batch mates, and
+        # products in bfloat16 among other numbers of places.
         if groups > 1:
             keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
-        masks = mask.expand(-1, heads, -1, -1).flatten(0, 1)
+        masks = mask.float().expand(-1, heads, -1, -1).flatten(0, 1)
         scale = query.shape[-1] ** -0.5
-        scores = torch.baddbmm(masks, query.flatten(0, 1), keys.flatten(0, 1).mT, alpha=scale)
-        seen = (scores.softmax(-1) @ values.flatten(0, 1)).view(query.shape)
+        scores = torch.baddbmm(masks, query.float().flatten(0, 1), keys.float().flatten(0, 1).mT, alpha=scale)
+        seen = (scores.softmax(-1) @ values.float().flatten(0, 1)).view(query.shape).to(query.dtype)
     return seen.transpose(1, 2).flatten(2)

@@ -5,36 +5,64 @@ Pure functions of their arguments: nothing here writes to the model.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
+Picture = Callable[[Tensor, Tensor], Tensor]  # `picture` of some VQ model
 
-def decode(vq: JanusVQVAE, tokens: Tensor, pixel: Tensor) -> Tensor:
-    """Tokens [B, N] int64 and a table [K, D], or [B, K, D] one an image -> images [B, 3, H, W] float32 in [-1, 1].
 
-    Differentiable in `pixel`. Rows are L2-normalised after the look-up, so only their direction counts.
+def picture(vq: JanusVQVAE, tokens: Tensor, table: Tensor) -> Tensor:
+    """One image's tokens [N] int64 and a table [K, D] -> [1, 3, H, W] float32 in [-1, 1].
+
+    Differentiable in `table`. Its rows are L2-normalised after the look-up, so only their direction counts.
     """
     convolution = vq.post_quant_conv
-    tokens, pixel = tokens.to(convolution.weight.device), pixel.to(convolution.weight.device)
-    tables = pixel.expand(tokens.shape[0], -1, -1)
-    side = vq.quantize.quant_state_dims
-    images = []
+    looked_up = F.normalize(table[tokens], p=2.0, dim=-1).to(convolution.weight.dtype)  # [N, D]
+    grid = (
+        looked_up.view(1, *vq.quantize.quant_state_dims, -1).permute(0, 3, 1, 2).contiguous()
+    )  # [1, D, rows, columns]
+    image: Tensor = vq.decoder(convolution(grid))
+    return image.float().clamp(-1.0, 1.0)
+
+
+class QuickGroupNorm(nn.GroupNorm):
+    """A GroupNorm that is quick on a GPU, where torch takes longer over an image's norms than over its convolutions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As nn.GroupNorm, for one image [1, C, H, W]."""
+        if torch.is_grad_enabled() or not x.is_cuda:
+            return super().forward(x)
+        from engine import kernels  # needs triton, which comes with torch for a GPU
+
+        return kernels.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def quicken(vq: JanusVQVAE) -> None:
+    """Let a VQ model's decoder normalise quickly."""
+    for module in vq.decoder.modules():
+        if type(module) is nn.GroupNorm:
+            module.__class__ = QuickGroupNorm
+
+
+def decode(draw: Picture, tokens: Tensor, pixel: Tensor) -> Tensor:
+    """Tokens [B, N] int64 and a table [K, D], or [B, K, D] one an image -> images [B, 3, H, W] float32 in [-1, 1]."""
     # One image at a time: convolution kernels change with the batch size, and a row must not.
-    for row, table in zip(tokens, tables, strict=True):
-        looked_up = F.normalize(table[row], p=2.0, dim=-1).to(convolution.weight.dtype)  # [N, D]
-        grid = looked_up.view(1, *side, -1).permute(0, 3, 1, 2).contiguous()  # [1, D, rows, columns]
-        images.append(vq.decoder(convolution(grid)).float().clamp(-1.0, 1.0))
-    return torch.cat(images)
+    return torch.cat([draw(*one) for one in zip(tokens, pixel.expand(tokens.shape[0], -1, -1), strict=True)])
 
 
-def preview(vq: JanusVQVAE, tokens: Tensor, pixel: Tensor) -> Tensor:
-    """The first tokens [n] int64 of an image and a table [K, D] -> [1, 3, H, W], grey in the cells not drawn yet."""
-    rows, columns = vq.quantize.quant_state_dims
+def preview(draw: Picture, side: tuple[int, int], tokens: Tensor, pixel: Tensor) -> Tensor:
+    """The first tokens [n] int64 of an image and a table [K, D] -> [1, 3, H, W], grey in the cells not drawn yet.
+
+    side: of the whole image, in rows and columns of tokens.
+    """
+    rows, columns = side
     missing = rows * columns - tokens.shape[0]
     # The last token stands in for those to come: a decoder that mixes neighbours sees something of the kind.
-    image = decode(vq, F.pad(tokens[None], (0, missing), value=int(tokens[-1])), pixel)
+    image = draw(F.pad(tokens, (0, missing), value=int(tokens[-1])), pixel)
     known = (torch.arange(rows * columns, device=image.device) < tokens.shape[0]).view(1, 1, rows, columns)
     return image * F.interpolate(known.to(image), image.shape[2:])
 

@@ -25,7 +25,8 @@ from codebook.errors import BadModel
 
 PREFIX = "random:"
 _PAD, _BOS, _EOS, _USER, _ASSISTANT = "<pad>", "<bos>", "<eos>", "<|User|>", "<|Assistant|>"
-_PICTURE = {"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
+_BEGIN = "<begin_of_image>"
+_PICTURE = {"image_token": "<image_placeholder>", "boi_token": _BEGIN, "eoi_token": "<end_of_image>"}
 _TEMPLATE = (
     "<bos>{% for message in messages %}"
     "{{ '<|User|>' if message['role'] == 'user' else '<|Assistant|>' }}"
@@ -68,6 +69,8 @@ def random_janus(
         model = JanusForConditionalGeneration._from_config(  # type: ignore[no-untyped-call]
             janus_config(geometry, processor), dtype=dtype
         )
+    # Where transformers' own `generate`, beside which ours is measured, looks for it.
+    model.generation_config.generation_kwargs = {"boi_token_id": processor.tokenizer.convert_tokens_to_ids(_BEGIN)}
     model_hash = hashlib.sha256(f"{name} {device.type} {dtype}".encode()).hexdigest()
     return model, processor, model_hash
 

@@ -50,9 +50,14 @@ def choose(logits: Tensor, draws: Draws, steps: Tensor) -> Tensor:
     logits: [B, K] float32; row b is drawn as draws say, at its step steps[b], and greedily where its temperature is 0.
     Returns [B] int64 in [0, K).
     """
-    noise = gumbel(draws.seeds, steps, logits.shape[1])
     # Scaling the noise, not the logits, needs no division: argmax(l / T + n) = argmax(l + T n), also at T = 0.
-    return (_keep_top(logits, draws) + torch.where(draws.heat > 0, draws.heat * noise, 0.0)).argmax(1)
+    logits = _keep_top(logits, draws)
+    if logits.is_cuda:
+        from engine import kernels  # needs triton, which comes with torch for a GPU
+
+        return kernels.draw(logits, draws.seeds, steps, draws.heat)
+    noise = gumbel(draws.seeds, steps, logits.shape[1])
+    return (logits + torch.where(draws.heat > 0, draws.heat * noise, 0.0)).argmax(1)
 
 
 def gumbel(seeds: Tensor, steps: Tensor, codes: int) -> Tensor:

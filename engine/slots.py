@@ -134,7 +134,8 @@ class Slots:
     def warm(self) -> None:
         """Prepare all that a step may need, before the first image."""
         with torch.inference_mode():
-            self._read_step.warm()
+            for width in self._read_step.warm():
+                self._drawer.logits(self._drawer.read_off(self._hidden[:width]), ())
 
     def clear(self) -> None:
         """Stop drawing all images."""
@@ -186,6 +187,7 @@ class Slots:
                 self._hidden[row] = self._hidden[last]
                 self._owners[row] = mover
                 mover.rows[mover.rows.index(last)] = row
+            self._context.lengths[last] = 0  # whoever reads padded rows reads nothing of it
         self._slots.remove(slot)
         self._places.append(slot.place)
         self._plan = None

@@ -86,21 +86,26 @@ def test_the_baseline_and_the_steps_take_any_model(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(random_model.GEOMETRIES, "small", random_model.Geometry(32, 1, 2, 48))
     folder = str(tiny_model(tmp_path))
     for name in (folder, f"{random_model.PREFIX}small"):
-        assert steps.drawing_weights(name) > 0
-    drawn = baseline.Generator(folder, torch.device("cpu"), 2, compiled=False).draw("a cat")
-    assert drawn.startswith(b"\x89PNG")
+        assert steps.work_of(name).weights > steps.work_of(name).kept > 0
+    for name in (folder, f"{random_model.PREFIX}small"):
+        drawn = baseline.Generator(name, torch.device("cpu"), 2, compiled=False).draw("a cat")
+        assert drawn.startswith(b"\x89PNG")
     costs = steps.step_costs(folder, "cpu")
     assert [cost["images"] for cost in costs] == list(steps.WIDTHS["cpu"])
     assert all(0.0 < cost["floor_ms"] < cost["step_ms"] for cost in costs)
 
 
-def test_results_are_written_as_json_a_page_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_results_are_written_as_json_a_page_and_a_picture(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = serving.Subject("embedded", device)
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     load = Load(seconds=[0.1, 0.2, 0.4], took_s=1.0).figures()
     found = {
         name: {
-            "closed": dict.fromkeys(serving.Subject().images(name), load),
-            "poisson": {} if name == "a" else dict.fromkeys(serving.SHARES, load),
+            "closed": dict.fromkeys(subject.loads.closed[name], load),
+            "poisson": {} if name == "a" else dict.fromkeys(subject.loads.shares, load),
             "memory_mb": 100.0,
             "device_memory_mb": 0.0,
             "differing_images": 0,
@@ -111,4 +116,5 @@ def test_results_are_written_as_json_a_page_and_a_picture(tmp_path: Path, monkey
     page = serving.page(found, costs, results.circumstances(), "serving")
     results.write("serving", found, page, serving.picture(found, costs))
     assert {path.name for path in tmp_path.iterdir()} == {"serving.json", "serving.md", "serving.png"}
-    assert "| throughput of c over a, 8 callers | 1 |" in page
+    assert "| throughput of c over b, 32 callers | 1 |" in page
+    assert ("| latency of b over c, Poisson at 95%, p50 | 1 |" in page) == (device == "cpu")

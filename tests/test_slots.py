@@ -250,7 +250,6 @@ def test_rows_are_padded_to_buckets_where_steps_are_recorded(tiny: Served, monke
     requests = random_requests(tiny, 40)
     right = torch.cat([tiny.draw([request]) for request in requests])
     monkeypatch.setattr("engine.slots.recorder", lambda device: record)
-    monkeypatch.setattr("engine.graphs.PLACES", 32)
     assert torch.equal(in_company(tiny, requests, 12), right)
     assert set(widths) <= {1, 2, 4, 8, 12} and {4, 8, 12} <= set(widths)
 

@@ -1,0 +1,86 @@
+"""The kernels of engine/kernels.py, beside torch: on a GPU if there is one, else run by Triton's interpreter."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine import kernels
+from engine.model import Sampling
+from engine.sampling import Draws, gumbel
+
+GPU = torch.cuda.is_available()
+DEVICE, KIND = ("cuda", torch.bfloat16) if GPU else ("cpu", torch.float32)
+TOLERANCE = 3e-2 if GPU else 1e-4
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def near(found: Tensor, wanted: Tensor) -> None:
+    assert found.dtype == KIND
+    torch.testing.assert_close(found.float(), wanted, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def some(*shape: int, scale: float = 1.0) -> Tensor:
+    return (torch.randn(*shape) * scale).to(DEVICE, KIND)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 17])
+def test_products(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_tile", lambda *sizes: kernels.Tile(16, 16, 64, 2, 4))
+    x, weight, bias, plus = some(rows, 160), some(44, 160, scale=0.1), some(44), some(rows, 44)
+    wide = [t.float() for t in (x, weight, bias, plus)]
+    near(kernels.multiply(x, weight, None, None), F.linear(wide[0], wide[1]))
+    near(kernels.multiply(x, weight, bias, plus), F.linear(wide[0], wide[1], wide[2]) + wide[3])
+    gate, up = F.linear(wide[0], wide[1]).chunk(2, -1)
+    near(kernels.gated(x, weight), F.silu(gate) * up)
+
+
+def test_every_tile_sums_in_the_same_order() -> None:
+    x, weight = some(300, 512), some(64, 512, scale=0.1)
+    many = kernels.multiply(x, weight, None, None)
+    for rows in (1, 3, 40, 200):
+        few = kernels.multiply(x[:rows], weight, None, None)
+        if GPU:
+            assert torch.equal(many[:rows], few)
+        else:  # the interpreter multiplies as numpy does
+            torch.testing.assert_close(many[:rows], few)
+
+
+def test_norms() -> None:
+    x, gain, image = some(3, 2, 96), some(96), some(1, 64, 90, 70) + 3.0
+    near(kernels.norm(x, gain, 1e-5), F.rms_norm(x.float(), (96,), gain.float(), 1e-5))
+    weight, bias = some(64), some(64)
+    wanted = F.group_norm(image.float(), 4, weight.float(), bias.float(), 1e-6)
+    near(kernels.group_norm(image, 4, weight, bias, 1e-6), wanted)
+
+
+def test_one_token_attends() -> None:
+    rows, heads, kept, width, places = 5, 4, 2, 32, 208
+    asked = some(rows, heads + 2 * kept, width)
+    keys, values = some(rows + 1, kept, places, width), some(rows + 1, kept, places, width)
+    cos, sin = some(places, width), some(places, width)
+    lengths = torch.tensor([0, 64, 207, 7, 128, 9], device=DEVICE)
+    wanted_keys, wanted_values, wanted = keys.float(), values.float(), []
+    for row, length in enumerate(lengths[:rows].tolist()):
+        own = asked[row].float()
+        first, second = own[:-kept].chunk(2, -1)
+        turned = own[:-kept] * cos[length].float() + torch.cat([-second, first], -1) * sin[length].float()
+        wanted_keys[row, :, length], wanted_values[row, :, length] = turned[heads:], own[-kept:]
+        key, value = (all_[row, :, : length + 1].repeat_interleave(2, 0) for all_ in (wanted_keys, wanted_values))
+        wanted.append(F.scaled_dot_product_attention(turned[:heads, None], key, value).flatten())
+    near(kernels.attend(asked, keys, values, lengths, cos, sin), torch.stack(wanted))
+    near(keys, wanted_keys)
+    near(values, wanted_values)
+
+
+def test_draws_are_those_of_the_reference() -> None:
+    samplings = [Sampling(5), Sampling(7, temperature=0.0), Sampling(2**63 + 5, temperature=3.0), Sampling(9)]
+    logits, draws = torch.randn(4, 3000, device=DEVICE), Draws.of(samplings, 3000, torch.device(DEVICE))
+    for step in range(40):
+        steps = torch.full((4,), step, device=DEVICE)
+        noise = torch.where(draws.heat > 0, draws.heat * gumbel(draws.seeds, steps, 3000), 0.0)
+        assert torch.equal(kernels.draw(logits, draws.seeds, steps, draws.heat), (logits + noise).argmax(1))
