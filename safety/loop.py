@@ -134,12 +134,13 @@ def validate(
 ) -> Tried:
     """The best candidate; while a gate turns it down, the same at half the strength, at most HALVINGS times.
 
-    A candidate that passes its gates and gains too little is not halved: less of it gains less.
+    A candidate that gains too little is not halved: less of it gains less.
     """
     tried = validation.rank(standing.codebook, proposals)
     report["tried"] = [found.told() for found in tried]
     for _ in range(HALVINGS):
-        if not tried[0].decision.reason.startswith("gate:"):
+        decision = tried[0].decision
+        if decision.gain < decision.needed or not decision.reason.startswith("gate:"):
             break
         proposals = [tuned(setting.studio, p.editor, p.strength / 2, check, p.told) for p in proposals]
         tried = validation.rank(standing.codebook, proposals)

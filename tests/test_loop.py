@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from codebook.value import Codebook
 from safety.acceptance import Decision, decide
 from safety.assessment import assess
 from safety.keep import Keep
-from safety.loop import Cancelled, ImproveRequest, Plan, RoundOutcome, improve
+from safety.loop import Cancelled, ImproveRequest, Plan, RoundOutcome, improve, validate
 from safety.setting import Setting, prepare
 from safety.studio import Studio
 from safety.validation import Validation
@@ -217,3 +219,26 @@ def test_flagged_prompts_join_the_pairs_and_never_a_set_to_measure_on(tmp_path: 
 def test_an_unknown_category_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="categories"):
         run(tmp_path, request=replace(REQUEST, categories=("politics",)))
+
+
+@pytest.mark.parametrize(
+    "reason, gain, tried",
+    [("accepted", 0.3, [1.0]), ("gain", 0.001, [1.0]), ("gate:G3", 0.001, [1.0]), ("gate:G3", 0.3, [1.0, 0.5, 0.25])],
+)
+def test_only_what_gains_enough_is_tried_at_half_the_strength(
+    reason: str, gain: float, tried: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strengths: list[float] = []
+
+    def rank(codebook: Codebook, proposals: Any) -> list[Any]:
+        strengths.append(proposals[0].strength)
+        return [SimpleNamespace(decision=Decision(reason, gain, 0.01, 0.01), told=dict)]
+
+    def tuned(studio: Studio, editor: object, strength: float, check: object, told: object) -> SimpleNamespace:
+        return SimpleNamespace(editor=editor, strength=strength, told=told)
+
+    monkeypatch.setattr("safety.loop.tuned", tuned)
+    anything: Any = SimpleNamespace(studio=None, codebook=None, rank=rank)
+    found: Any = SimpleNamespace(editor=None, strength=1.0, told={})
+    validate(anything, anything, anything, [found], anything, {})
+    assert strengths == tried
