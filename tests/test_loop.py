@@ -230,7 +230,7 @@ def test_only_what_gains_enough_is_tried_at_half_the_strength(
 ) -> None:
     strengths: list[float] = []
 
-    def rank(codebook: Codebook, proposals: Any) -> list[Any]:
+    def rank(codebook: Codebook, proposals: list[SimpleNamespace]) -> list[SimpleNamespace]:
         strengths.append(proposals[0].strength)
         return [SimpleNamespace(decision=Decision(reason, gain, 0.01, 0.01), told=dict)]
 
