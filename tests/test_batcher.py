@@ -14,7 +14,7 @@ import torch
 
 from codebook.errors import BadInput, Unavailable
 from codebook.value import NO_EXPERT, Codebook, Look, OutputEdit, Router
-from engine.batcher import Batcher
+from engine.batcher import QUEUE, Batcher
 from engine.calls import Call, Drawn, Line, Part
 from engine.cores import STEP_BACK
 from engine.language import Context
@@ -387,3 +387,9 @@ def test_a_full_gpu_is_a_matter_of_time(
             batcher.submit_draw(wanted(base, 1)).result(60)
     assert refused.value.retry_after > 0
     assert len(batcher.submit_draw(wanted(base, 1)).result(60)) == 1
+
+
+def test_as_many_may_wait_as_there_are_rows(model: Served, base: Codebook) -> None:
+    batcher = Batcher(model, QUEUE + 2)
+    assert len(batcher.submit_draw(wanted(base, *range(QUEUE + 2), guidance=1.0)).result(60)) == QUEUE + 2
+    batcher.close()

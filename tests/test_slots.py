@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from codebook.errors import BadModel
 from codebook.value import Codebook, Look, OutputEdit, Router
 from engine.drawing import TWINS, Drawer, Routed
-from engine.graphs import Replay, recorder
+from engine.graphs import Recorded, Replay, recorder
 from engine.janus import JanusModel
 from engine.linear import Linear, can_pack
 from engine.loading import EMBEDDED, load_model
@@ -270,6 +270,24 @@ def test_recordings_are_made_before_the_first_image(tiny: Served, monkeypatch: p
     while slots.drawing:
         slots.step()
     assert len(recorded) == known
+
+
+def test_what_is_recorded_once_is_computed_from_what_is_given() -> None:
+    recorded: list[Tensor] = []
+
+    def record(compute: Replay) -> Replay:
+        recorded.append(compute())
+
+        def replay() -> Tensor:
+            return recorded[0].copy_(compute())
+
+        return replay
+
+    twice = Recorded(lambda x, y: 2 * x + y, record)
+    with torch.no_grad():
+        first, second = (twice(torch.tensor([x]), torch.tensor([1.0])) for x in (1.0, 5.0))
+    assert (first.tolist(), second.tolist(), len(recorded)) == ([3.0], [11.0], 1)
+    assert not second.is_inference()  # whoever tunes a codebook may index with it
 
 
 def test_a_gpu_is_recorded_and_a_cpu_is_not() -> None:
