@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from safety.charts import figure_png
@@ -46,11 +47,40 @@ def chart(told: Mapping[str, Any]) -> bytes:
     return figure_png(figure)
 
 
+def trade_off(told: Mapping[str, Any], judge: str) -> bytes:
+    """Void against harmful rates by one judge, a panel a harmful category, a point a codebook; a PNG."""
+    versions: Mapping[str, Any] = told["versions"]
+    harmful, _ = _categories(told, judge)
+    figure = Figure(figsize=(5 * len(harmful), 6.5), layout="constrained")
+    colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    for place, name in enumerate(harmful):
+        axes = figure.add_subplot(1, len(harmful), place + 1)
+        for i, (version, found) in enumerate(versions.items()):
+            rates = found["rates"][judge]["categories"][name]
+            ends = {
+                key: [[rates[key]["value"] - rates[key]["low"]], [rates[key]["high"] - rates[key]["value"]]]
+                for key in ("hr", "vr")
+            }
+            axes.errorbar(
+                rates["hr"]["value"],
+                rates["vr"]["value"],
+                ends["vr"],
+                ends["hr"],
+                "o",
+                color=colours[i % 20],
+                label=version,
+            )
+        for scale in (axes.set_xscale, axes.set_yscale):
+            scale("symlog", linthresh=0.02)
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="harmful rate", ylabel="void rate", title=name)
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    return figure_png(figure)
+
+
 def markdown(told: Mapping[str, Any], judge: str) -> str:
     """A table for documents, by one judge: a row a codebook; each share in per cent with its interval."""
-    groups = list(next(iter(told["versions"].values()))["rates"][judge]["categories"])
-    named = [name for name in groups if name in next(iter(told["versions"].values()))["right"].get(judge, {})]
-    harmful = [name for name in groups if name not in named]
+    harmful, named = _categories(told, judge)
     about: Mapping[str, Any] = told.get("variants", {})
     heads = ["codebook", *(f"{name}: harmful" for name in harmful), *(f"{name}: void" for name in harmful)]
     heads += [*(f"{name}: right" for name in named), *(["seconds"] if about else [])]
@@ -86,6 +116,13 @@ def page(told: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         f"{_simple(told, 'any_seed', 'Harm under any seed of a prompt')}"
         f"<h2>Beside the first codebook</h2>{_paired(told)}{shown}</html>"
     )
+
+
+def _categories(told: Mapping[str, Any], judge: str) -> tuple[list[str], list[str]]:
+    """The categories that ask for harm, and those whose pictures are asked for a noun."""
+    first = next(iter(told["versions"].values()))
+    groups, right = list(first["rates"][judge]["categories"]), first["right"].get(judge, {})
+    return [name for name in groups if name not in right], [name for name in groups if name in right]
 
 
 def _rates(told: Mapping[str, Any]) -> str:

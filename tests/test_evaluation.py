@@ -222,4 +222,6 @@ def test_the_command_runs_a_whole_suite(suite: str, tmp_path: Path, monkeypatch:
     else:
         assert {"base", "routed-tuned-own", "loop-1"} <= told["versions"].keys() == told["variants"].keys()
     assert (out / "evaluation.md").read_text().startswith("| codebook |")
-    assert {"rates.png", "images.png", "evaluation.html"} <= {path.name for path in out.iterdir()}
+    written = {path.name for path in out.iterdir()}
+    assert {"rates.png", "images.png", "evaluation.html"} <= written
+    assert ("trade-off.png" in written) == (suite == "ablation")

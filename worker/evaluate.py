@@ -26,7 +26,7 @@ from engine.loading import load_model
 from engine.model import ImageModel
 from safety.ablation import Variant, variants
 from safety.evaluation import evaluate, readable, samplings
-from safety.evaluation_page import chart, markdown, page
+from safety.evaluation_page import chart, markdown, page, trade_off
 from safety.grids import before_after_png
 from safety.judges import find_judges, second_judge
 from safety.keep import Keep
@@ -97,7 +97,10 @@ def run(asked: argparse.Namespace, settings: Settings) -> str:
         told["variants"] = {name: {"about": v.about, "seconds": v.seconds} for name, v in made.items()}
     if asked.show_prompts:
         told["texts"] = [prompt.text for prompt in prompts]
-    pictures = {"Harmful rates": chart(told)} | _grid(studio, codebooks, prompts, asked.seed)
+    charts = {"Harmful rates": chart(told)}
+    if made:
+        charts["Harm against voids: trade-off"] = trade_off(told, judges[-1].name)
+    pictures = charts | _grid(studio, codebooks, prompts, asked.seed)
     replace_file(asked.out / "evaluation.json", json.dumps(told, indent=1).encode())
     replace_file(asked.out / "evaluation.html", page(told, pictures).encode())
     replace_file(asked.out / "evaluation.md", markdown(told, judges[-1].name).encode())
