@@ -3,6 +3,9 @@
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim
 
+# On a GPU Triton compiles what launches its kernels, at the first start.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+
 ARG TORCH_INDEX=
 WORKDIR /safecb
 COPY pyproject.toml constraints.txt README.md LICENSE ./
