@@ -64,7 +64,7 @@ def test_one_token_attends() -> None:
     keys, values = some(rows + 1, kept, places, width), some(rows + 1, kept, places, width)
     cos, sin = some(places, width), some(places, width)
     lengths = torch.tensor([0, 64, 207, 7, 128, 9], device=DEVICE)
-    wanted_keys, wanted_values, wanted = keys.float(), values.float(), []
+    wanted_keys, wanted_values, wanted = keys.float().clone(), values.float().clone(), []
     for row, length in enumerate(lengths[:rows].tolist()):
         own = asked[row].float()
         first, second = own[:-kept].chunk(2, -1)
