@@ -34,7 +34,8 @@ def measure(minutes: int, folder: Path) -> dict[str, Any]:
         for minute in range(1, minutes + 1 + WARM_UP):
             figures = poisson(running.url, rate, varied(count, minute * count)).figures()
             stretches.append({**figures, "memory_mb": running.memory_mb()})
-            print(f"{figures['images_per_s']:.2f}/s  {running.memory_mb():.0f} MB", flush=True)
+            told = f"{figures['images_per_s']:.2f}/s  {figures['failed']} failed  {stretches[-1]['memory_mb']:.0f} MB"
+            print(told, flush=True)
     counted = stretches[WARM_UP:]
     memory = [stretch["memory_mb"] for stretch in counted]
     return {
