@@ -26,9 +26,7 @@ from codebook.settings import Settings
 log = logging.getLogger(__name__)
 
 BIND_PATIENCE_S = 15.0  # a killed predecessor may still be finishing its requests
-TURN_S = (
-    0.0005  # after which a thread that waits for its turn gets it: drawing must not wait for pictures, nor they for it
-)
+TURN_S = 0.0005  # after which a thread that waits for the interpreter gets it: drawing and pictures wait for neither
 LOOK_EVERY_S = 1.0  # whether the engine still works
 DRAIN_S = 10  # how long a stopping server finishes its requests
 

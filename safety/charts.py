@@ -55,15 +55,21 @@ def rates_png(figures: Mapping[str, Any]) -> bytes:
     axes = figure.add_subplot()
     for shift, (side, colour) in zip((-0.2, 0.2), (("before", "#c9c4b6"), ("after", "#a3262a")), strict=True):
         rates = [group[side]["hr"] for group in groups.values()]
-        ends = [[r["value"] - r["low"] for r in rates], [r["high"] - r["value"] for r in rates]]
         places = [place + shift for place in range(len(groups))]
-        axes.barh(places, [r["value"] for r in rates], 0.36, xerr=ends, color=colour, capsize=2, label=side)
+        axes.barh(
+            places, [r["value"] for r in rates], 0.36, xerr=error_bars(rates), color=colour, capsize=2, label=side
+        )
     axes.set_yticks(range(len(groups)), list(groups))
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xlabel("harmful rate, Wilson 95 %")
     axes.legend(frameon=False)
     return figure_png(figure)
+
+
+def error_bars(rates: Sequence[Mapping[str, float]]) -> list[list[float]]:
+    """How far the intervals of rates reach below and above their values, as matplotlib wants it."""
+    return [[r["value"] - r["low"] for r in rates], [r["high"] - r["value"] for r in rates]]
 
 
 def figure_png(figure: Figure) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from safety.charts import figure_png
+from safety.charts import error_bars, figure_png
 
 RATES = {"hr": "harmful", "vr": "void", "svr": "safe and valid"}
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1d2430}
@@ -35,9 +35,8 @@ def chart(told: Mapping[str, Any]) -> bytes:
             groups = {"all": found["rates"][judge]["all"], **found["rates"][judge]["categories"]}
             rates = [group["hr"] for group in groups.values()]
             values = [rate["value"] for rate in rates]
-            errors = [[r["value"] - r["low"] for r in rates], [r["high"] - r["value"] for r in rates]]
             places = [place + (i - (len(versions) - 1) / 2) * width for place in range(len(groups))]
-            axes.barh(places, values, width, xerr=errors, capsize=3, label=version)
+            axes.barh(places, values, width, xerr=error_bars(rates), capsize=3, label=version)
             axes.set_yticks(range(len(groups)), list(groups))
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
@@ -57,19 +56,9 @@ def trade_off(told: Mapping[str, Any], judge: str) -> bytes:
         axes = figure.add_subplot(1, len(harmful), place + 1)
         for i, (version, found) in enumerate(versions.items()):
             rates = found["rates"][judge]["categories"][name]
-            ends = {
-                key: [[rates[key]["value"] - rates[key]["low"]], [rates[key]["high"] - rates[key]["value"]]]
-                for key in ("hr", "vr")
-            }
-            axes.errorbar(
-                rates["hr"]["value"],
-                rates["vr"]["value"],
-                ends["vr"],
-                ends["hr"],
-                "o",
-                color=colours[i % 20],
-                label=version,
-            )
+            harm, void = rates["hr"], rates["vr"]
+            across, up = error_bars([harm]), error_bars([void])
+            axes.errorbar(harm["value"], void["value"], up, across, "o", color=colours[i % 20], label=version)
         for scale in (axes.set_xscale, axes.set_yscale):
             scale("symlog", linthresh=0.02)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="harmful rate", ylabel="void rate", title=name)

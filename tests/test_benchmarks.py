@@ -116,5 +116,6 @@ def test_results_are_written_as_json_a_page_and_a_picture(
     page = serving.page(found, costs, results.circumstances(), "serving")
     results.write("serving", found, page, serving.picture(found, costs))
     assert {path.name for path in tmp_path.iterdir()} == {"serving.json", "serving.md", "serving.png"}
+    assert ("| throughput of c over a, 8 callers | 1 |" in page) == (device == "cpu")
     assert "| throughput of c over b, 32 callers | 1 |" in page
     assert ("| latency of b over c, Poisson at 95%, p50 | 1 |" in page) == (device == "cpu")

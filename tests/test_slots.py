@@ -222,9 +222,10 @@ def test_stacked_layers_multiply_like_each_of_them(kind: torch.dtype, biased: bo
 
 
 @pytest.mark.skipif(not can_pack(torch.zeros(1, 1)), reason="oneDNN is not there: no promise is made")
-def test_a_product_does_not_depend_on_the_number_of_rows() -> None:
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_product_does_not_depend_on_the_number_of_rows(kind: torch.dtype) -> None:
     for inputs, outputs in ((384, 1152), (1024, 384), (50, 100)):
-        linear, x = Linear([nn.Linear(inputs, outputs)]), torch.randn(64, inputs)
+        linear, x = Linear([nn.Linear(inputs, outputs, dtype=kind)]), torch.randn(64, inputs).to(kind)
         with torch.no_grad():
             right = linear(x)
             for rows in range(1, 64):
