@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from app import problems, routes_codebooks, routes_flags, routes_generate, routes_health, routes_jobs, routes_traffic
+from app.heap import trim_until
 from app.limits import BodyLimit
 from app.service import Load, Service
 from app.watcher import follow
@@ -35,11 +36,13 @@ def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     ended = Event()
-    running = Thread(target=_run, args=(service, ended), name="watcher")
-    running.start()
+    watching = Thread(target=_run, args=(service, ended), name="watcher")
+    watching.start()
+    trimming = trim_until(ended)
     yield
     ended.set()
-    await run_in_threadpool(running.join)
+    await run_in_threadpool(watching.join)
+    await run_in_threadpool(trimming.join)
     await run_in_threadpool(service.close)
 
 

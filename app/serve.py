@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Event
 
 from app.child import HOPELESS, Child
+from app.heap import ONE_HEAP
 from app.redis_server import EmbeddedRedis
 from codebook.errors import SafeCBError
 from codebook.settings import Settings
@@ -22,8 +23,6 @@ from codebook.settings import Settings
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.2
-# With several heaps for its threads, as glibc has it, a server keeps what was ever needed in each of them, and grows.
-ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
 END_S = 15.0  # longer than a server takes to finish its requests
 
 

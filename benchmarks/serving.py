@@ -114,6 +114,8 @@ def measure(names: list[str], folder: Path, subject: Subject) -> dict[str, Any]:
                 found[name]["closed"][clients] = _told(name, f"{clients} callers", loads[clients])
             found[name]["memory_mb"] = running_server.memory_mb()
             found[name]["device_memory_mb"] = device_memory_mb(subject.device)
+            memory = "  ".join(f"{what} {mb:.0f} MB" for what, mb in _memory(found[name]).items())
+            print(f"{name:3s} {memory}", flush=True)  # told as it goes: a machine may be lent for minutes
             if name == "c":
                 found[name]["differing_images"] = differing(loads)
     if not subject.loads.shares:

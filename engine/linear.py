@@ -16,6 +16,7 @@ from torch import Tensor, nn
 ROWS = 16  # rows to pack for: any number of rows may be multiplied
 MOST = 512  # rows that our kernel multiplies on a GPU: with more of them torch is faster
 TOGETHER = 32  # rows that are multiplied at once in bfloat16 on a CPU
+STEP = 64  # in float32 on a CPU more rows than this are multiplied as whole steps, and the rest
 
 
 class Norm(NamedTuple):
@@ -68,12 +69,17 @@ class Linear:
     def _multiply(self, x: Tensor) -> Tensor:
         if not self._packed:
             return F.linear(x, self._weight, self._bias)
-        if x.dtype == torch.float32:
-            return self._product(x)
-        # In bfloat16 the sums do depend on the number of rows, and how differs from processor to processor.
         rows = x.flatten(0, -2)
-        padded = F.pad(rows, (0, 0, 0, -len(rows) % TOGETHER))
-        products = [self._product(some) for some in torch.split(padded, TOGETHER)]
+        if x.dtype == torch.float32:
+            # oneDNN keeps half a megabyte for each number of rows that it has met: prompts come in all sizes.
+            whole = len(rows) // STEP * STEP
+            if whole in (0, len(rows)):
+                return self._product(x)
+            products = [self._product(rows[:whole]), self._product(rows[whole:])]
+        else:
+            # In bfloat16 the sums do depend on the number of rows, and how differs from processor to processor.
+            padded = F.pad(rows, (0, 0, 0, -len(rows) % TOGETHER))
+            products = [self._product(some) for some in torch.split(padded, TOGETHER)]
         return torch.cat(products)[: len(rows)].view(*x.shape[:-1], -1)
 
     def _product(self, x: Tensor) -> Tensor:
