@@ -31,7 +31,7 @@ class Client:
     def of(cls, settings: Settings) -> Client:
         """Return a client of the server that the same settings would start."""
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        return cls(f"http://{host}:{settings.port}", next(iter(settings.api_keys), None))
+        return cls(f"http://{host}:{settings.port}", next(iter(settings.operator_keys + settings.api_keys), None))
 
     def close(self) -> None:
         """Close the connections."""

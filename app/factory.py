@@ -10,9 +10,9 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from app import problems, routes_codebooks, routes_flags, routes_generate, routes_health, routes_jobs, routes_traffic
-from app.heap import trim_until
 from app.limits import BodyLimit
 from app.service import Load, Service
+from app.upkeep import keep_up
 from app.watcher import follow
 from codebook.settings import Settings
 from engine.loading import load_model
@@ -36,17 +36,17 @@ def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     ended = Event()
-    watching = Thread(target=_run, args=(service, ended), name="watcher")
-    watching.start()
-    trimming = trim_until(ended)
+    threads = [Thread(target=work, args=(service, ended), name=work.__name__) for work in (_watch, keep_up)]
+    for thread in threads:
+        thread.start()
     yield
     ended.set()
-    await run_in_threadpool(watching.join)
-    await run_in_threadpool(trimming.join)
+    for thread in threads:
+        await run_in_threadpool(thread.join)
     await run_in_threadpool(service.close)
 
 
-def _run(service: Service, ended: Event) -> None:
+def _watch(service: Service, ended: Event) -> None:
     service.open()
     if service.failure is None:
         follow(service.live, service.settings.redis_url, ended)

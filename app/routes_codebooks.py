@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from app.accept import preferred
-from app.access import Caller, ServiceOf, check_caller
+from app.access import OPERATORS, Caller, ServiceOf, check_caller
 from app.comparing import compared
 from app.connection import while_connected
 from app.drawing import chosen_seed, draw
@@ -63,7 +63,7 @@ def report_image(version: str, name: str, service: ServiceOf) -> Response:
     return Response(service.store.image(version, name), media_type="image/png")
 
 
-@router.post("/rollback")
+@router.post("/rollback", dependencies=OPERATORS)
 def rollback(service: ServiceOf, asked: Rollback | None = None) -> dict[str, ActiveRecord]:
     """Go back to the version that was active before, or to `to`."""
     asked = asked or Rollback()
@@ -71,7 +71,7 @@ def rollback(service: ServiceOf, asked: Rollback | None = None) -> dict[str, Act
     return _moved(service, moved)
 
 
-@router.post("/{version}/activate")
+@router.post("/{version}/activate", dependencies=OPERATORS)
 def activate(version: str, service: ServiceOf, asked: Activate | None = None) -> dict[str, ActiveRecord]:
     """Make a version active, after every check; 409 where the pointer has moved on from `expected_epoch`."""
     expected = None if asked is None else asked.expected_epoch

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from fastapi import APIRouter, Depends, Response
 from starlette.concurrency import run_in_threadpool
 
-from app.access import Caller, ServiceOf, check_caller
+from app.access import OPERATORS, Caller, ServiceOf, check_caller
 from app.drawing import leased
 from app.schemas import Approve, Flagged, FlagImage
 from app.service import Service
@@ -27,22 +28,24 @@ def flag(asked: FlagImage, service: ServiceOf, caller: Caller) -> Flagged:
     """Flag an image that is still remembered. A category the model does not know waits for a person."""
     image = service.images.get(asked.image_id)
     review = asked.category is not None and asked.category not in service.engine.facts.categories
-    return _told(service.flags.add(image, asked.category, asked.note, caller, review=review))
+    found = service.flags.add(image, asked.category, asked.note, caller, review=review)
+    # Of a prompt that somebody else has flagged: who that was, and what they say of it, is not for the caller.
+    return _told(found if found.caller == caller else replace(found, note="", caller=""))
 
 
-@router.get("")
+@router.get("", dependencies=OPERATORS)
 def flags(service: ServiceOf, state: State | None = None) -> list[Flagged]:
     """List the flags, or those in a state, newest first."""
     return [_told(found) for found in service.flags.list(state)]
 
 
-@router.get("/{id}")
+@router.get("/{id}", dependencies=OPERATORS)
 def one_flag(id: str, service: ServiceOf) -> Flagged:
     """Tell one flag."""
     return _told(service.flags.get(id))
 
 
-@router.get("/{id}/image", response_class=Response, responses={200: {"content": {PNG: {}}}})
+@router.get("/{id}/image", response_class=Response, responses={200: {"content": {PNG: {}}}}, dependencies=OPERATORS)
 async def image(id: str, service: ServiceOf) -> Response:
     """Give the flagged image, from its tokens, under the version it was drawn with."""
     found = await run_in_threadpool(service.flags.get, id)
@@ -53,7 +56,7 @@ async def image(id: str, service: ServiceOf) -> Response:
     return Response(await run_in_threadpool(encode_png, pixels, {"codebook": found.version}), media_type=PNG)
 
 
-@router.post("/{id}/approve")
+@router.post("/{id}/approve", dependencies=OPERATORS)
 def approve(id: str, service: ServiceOf, asked: Approve | None = None) -> Flagged:
     """Let the next improve job learn from a flag; one of an unknown category needs a known one here."""
     category = (asked or Approve()).category
@@ -61,7 +64,7 @@ def approve(id: str, service: ServiceOf, asked: Approve | None = None) -> Flagge
     return _told(service.flags.settle(id, "accepted", category))
 
 
-@router.post("/{id}/reject")
+@router.post("/{id}/reject", dependencies=OPERATORS)
 def reject(id: str, service: ServiceOf) -> Flagged:
     """Let no job learn from a flag."""
     return _told(service.flags.settle(id, "rejected"))

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, Header, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from app.access import ServiceOf, check_caller
+from app.access import OPERATORS, ServiceOf, check_caller
 from app.schemas import Improve, Job
 from app.service import Service
 from codebook.errors import BadInput, Conflict
@@ -27,7 +27,7 @@ LOOK_EVERY_S = 0.5  # how often a stream of events looks for more
 MOST_EVENTS = 2**53  # an id that no event reaches
 
 
-@router.post("/improve", status_code=202)
+@router.post("/improve", status_code=202, dependencies=OPERATORS)
 async def improve(asked: Improve, service: ServiceOf, response: Response) -> Job:
     """Start an improve job; 409 names the one that has not ended."""
     known = service.engine.facts.categories
@@ -76,7 +76,7 @@ async def events(
         await asyncio.sleep(LOOK_EVERY_S)
 
 
-@router.delete("/jobs/{id}", status_code=202)
+@router.delete("/jobs/{id}", status_code=202, dependencies=OPERATORS)
 def cancel(id: str, service: ServiceOf) -> Job:
     """End a job: at once where it waits, within seconds where it runs. 409 where it has ended."""
     record = service.journal.get(id)

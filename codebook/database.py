@@ -22,6 +22,11 @@ class Database:
         self._path, self._schema = path, schema
         self._lock, self._is_held = threading.Lock(), False
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the file was made."""
+        return self._path.exists()
+
     @contextmanager
     def changing(self) -> Iterator[sqlite3.Connection]:
         """A connection that holds the write lock from the start; what it did counts unless the block raises."""
@@ -41,6 +46,11 @@ class Database:
             yield connection
         finally:
             connection.close()
+
+    def write_back(self) -> None:
+        """Write the log back into the file and empty it, so that what was deleted stands in neither."""
+        with self.reading() as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _open(self) -> sqlite3.Connection:
         with self._lock:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from sqlite3 import Connection, Row
@@ -29,6 +30,7 @@ CREATE TABLE IF NOT EXISTS flags (
   number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, image_id TEXT NOT NULL, prompt TEXT NOT NULL,
   key TEXT NOT NULL, version TEXT NOT NULL, tokens BLOB NOT NULL, category TEXT, note TEXT NOT NULL,
   caller TEXT NOT NULL, state TEXT NOT NULL, made REAL NOT NULL, job TEXT);
+CREATE TABLE IF NOT EXISTS settled (id TEXT PRIMARY KEY, at REAL NOT NULL);
 """
 OPEN_A_CALLER = 20
 OPEN_IN_ALL = 1000
@@ -60,7 +62,7 @@ Flagged: TypeAlias = list[Flag]  # inside Flags the name `list` is a method
 
 
 class Flags:
-    """The flags in the SQLite file `path`; settled ones are forgotten after `hours`."""
+    """The flags in the SQLite file `path`; they are forgotten `hours` after they were settled."""
 
     def __init__(self, path: Path, hours: float) -> None:
         self._database, self._hours = Database(path, _SCHEMA), hours
@@ -68,8 +70,7 @@ class Flags:
     def add(self, image: KeptImage, category: str | None, note: str, caller: str, *, review: bool) -> Flag:
         """Flag an image; an open flag on the same prompt is returned as it is. Raises Busy for a flood."""
         with self._database.changing() as db:
-            horizon = time.time() - self._hours * HOUR_S
-            db.execute("DELETE FROM flags WHERE state NOT IN (?, ?) AND made < ?", (*OPEN, horizon))
+            self._forget(db)
             key = text_key(image.prompt)
             known = db.execute("SELECT * FROM flags WHERE key = ? AND state IN (?, ?)", (key, *OPEN)).fetchone()
             if known is not None:
@@ -81,6 +82,13 @@ class Flags:
             told = (category, note, caller, state, time.time())
             db.execute(f"INSERT INTO flags ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, *told))
             return self._get(db, row[0])
+
+    def forget(self) -> None:
+        """Forget settled flags that are too old by now, for there may be no next flag."""
+        if self._database.is_there:
+            with self._database.changing() as db:
+                self._forget(db)
+            self._database.write_back()
 
     def get(self, id: str) -> Flag:
         """The flag of this id. Raises NotFound."""
@@ -104,6 +112,8 @@ class Flags:
             if (flag := self._get(db, id)).state not in OPEN:
                 raise Conflict(f"flag {id} is {flag.state}")
             db.execute("UPDATE flags SET state = ?, category = ? WHERE id = ?", (state, category or flag.category, id))
+            if state not in OPEN:
+                self._note_settled(db, [id])
             return self._get(db, id)
 
     def take(self, job: str) -> Flagged:
@@ -115,7 +125,19 @@ class Flags:
             waiting = db.execute("SELECT * FROM flags WHERE state = 'accepted' ORDER BY number").fetchall()
             taken = [] if self._used_by(db, job) else _fair([_flag(row) for row in waiting])
             db.executemany("UPDATE flags SET state = 'used', job = ? WHERE id = ?", [(job, flag.id) for flag in taken])
+            self._note_settled(db, [flag.id for flag in taken])
             return self._used_by(db, job)
+
+    def _note_settled(self, db: Connection, ids: Sequence[str]) -> None:
+        db.executemany("INSERT OR REPLACE INTO settled VALUES (?, ?)", [(id, time.time()) for id in ids])
+
+    def _forget(self, db: Connection) -> None:
+        horizon = time.time() - self._hours * HOUR_S
+        # Of flags that were settled before that was noted, when they were made is all there is.
+        noted = "INSERT OR IGNORE INTO settled SELECT id, made FROM flags WHERE state NOT IN (?, ?)"
+        db.execute(noted, OPEN)
+        db.execute("DELETE FROM flags WHERE id IN (SELECT id FROM settled WHERE at < ?)", (horizon,))
+        db.execute("DELETE FROM settled WHERE at < ?", (horizon,))
 
     def _used_by(self, db: Connection, job: str) -> Flagged:
         return [_flag(row) for row in db.execute("SELECT * FROM flags WHERE job = ? ORDER BY number", (job,))]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from sqlite3 import Connection
 
 import numpy
 import torch
@@ -53,8 +54,14 @@ class ImageMemory:
         names = "id, drawn, prompt, version, seed, unsafe, category, tokens"
         with self._database.changing() as db:
             db.executemany(f"INSERT OR REPLACE INTO images ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
-            db.execute("DELETE FROM images WHERE drawn < ?", (self._oldest(),))
-            db.execute("DELETE FROM images WHERE number <= (SELECT max(number) FROM images) - ?", (self._most,))
+            self._forget(db)
+
+    def forget(self) -> None:
+        """Forget what is too old or too many by now, for there may be no next image, or less be allowed than before."""
+        if self._database.is_there:
+            with self._database.changing() as db:
+                self._forget(db)
+            self._database.write_back()
 
     def get(self, id: str) -> KeptImage:
         """The image of this id. Raises NotFound where it is unknown or forgotten."""
@@ -73,6 +80,10 @@ class ImageMemory:
             wanted = (version, self._oldest())
             found = db.execute("SELECT unsafe FROM images WHERE version = ? AND drawn >= ? ORDER BY number", wanted)
             return [bool(row["unsafe"]) for row in found]
+
+    def _forget(self, db: Connection) -> None:
+        db.execute("DELETE FROM images WHERE drawn < ?", (self._oldest(),))
+        db.execute("DELETE FROM images WHERE number <= (SELECT max(number) FROM images) - ?", (self._most,))
 
     def _oldest(self) -> float:
         return time.time() - self._hours * HOUR_S

@@ -24,6 +24,7 @@ _DEFAULTS = {
     "SAFECB_DEVICE": "auto",
     "SAFECB_DTYPE": "auto",
     "SAFECB_API_KEYS": _UNSET,  # no key is asked for
+    "SAFECB_OPERATOR_KEYS": _UNSET,  # whoever may call may do everything
     "SAFECB_KEEP_IMAGES": "2000",
     "SAFECB_KEEP_HOURS": "24",
 }
@@ -34,7 +35,7 @@ _REDIS_URL = re.compile(r"(rediss?|unix)://\S+")
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?")
 _DTYPE = re.compile(r"auto|float32|bfloat16|float16")
 _WHOLE = re.compile(r"[0-9]{1,7}")
-_API_KEYS = re.compile(r"[!-+\--~]+(,[!-+\--~]+)*")  # printable ASCII; the comma parts the keys
+_KEYS = re.compile(r"[!-+\--~]+(,[!-+\--~]+)*")  # printable ASCII; the comma parts the keys
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Settings:
     device: "auto", "cpu", "cuda" or "cuda:N".
     dtype: "auto", "float32", "bfloat16" or "float16".
     api_keys: the keys a caller may use; empty asks for none.
+    operator_keys: the keys with which to improve, move the active version and settle flags; empty asks for none.
     keep_images, keep_hours: how many drawn images are remembered for flags, and for how long; 0 images keeps none.
     """
 
@@ -61,6 +63,7 @@ class Settings:
     device: str
     dtype: str
     api_keys: tuple[str, ...] = field(repr=False)
+    operator_keys: tuple[str, ...] = field(repr=False)
     keep_images: int
     keep_hours: int
 
@@ -80,7 +83,6 @@ class Settings:
         values = _DEFAULTS | given
         home = _folder(values, "SAFECB_HOME")
         redis_url = values["SAFECB_REDIS_URL"] and _redis_url(values)
-        api_keys = values["SAFECB_API_KEYS"] and _api_keys(values)
         return cls(
             home=home,
             model=_matching(values, "SAFECB_MODEL", _MODEL, '"embedded", a model folder or a hub name'),
@@ -90,7 +92,8 @@ class Settings:
             store=_folder(values, "SAFECB_STORE") if values["SAFECB_STORE"] else home / "store",
             device=_matching(values, "SAFECB_DEVICE", _DEVICE, "auto, cpu, cuda or cuda:N"),
             dtype=_matching(values, "SAFECB_DTYPE", _DTYPE, "auto, float32, bfloat16 or float16"),
-            api_keys=tuple(api_keys.split(",")) if api_keys else (),
+            api_keys=_keys(values, "SAFECB_API_KEYS"),
+            operator_keys=_keys(values, "SAFECB_OPERATOR_KEYS"),
             keep_images=int(_matching(values, "SAFECB_KEEP_IMAGES", _WHOLE, "a whole number up to 9999999")),
             keep_hours=int(_matching(values, "SAFECB_KEEP_HOURS", _WHOLE, "a whole number of hours up to 9999999")),
         )
@@ -134,7 +137,9 @@ def _redis_url(values: Mapping[str, str]) -> str:
     return url
 
 
-def _api_keys(values: Mapping[str, str]) -> str:
-    if not _API_KEYS.fullmatch(values["SAFECB_API_KEYS"]):
-        raise BadSetting("SAFECB_API_KEYS", "<hidden>", "keys of printable ASCII without blanks, parted by commas")
-    return values["SAFECB_API_KEYS"]
+def _keys(values: Mapping[str, str], name: str) -> tuple[str, ...]:
+    if not values[name]:
+        return ()
+    if not _KEYS.fullmatch(values[name]):
+        raise BadSetting(name, "<hidden>", "keys of printable ASCII without blanks, parted by commas")
+    return tuple(values[name].split(","))

@@ -36,7 +36,7 @@ class Batcher:
     def __init__(self, model: Served, rows: int, queue_limit: int | None = None) -> None:
         """Warm up and start the threads. At most `rows` rows are drawn at once.
 
-        `queue_limit` images may wait: if None, QUEUE, or as many as there are rows, if that is more.
+        `queue_limit` images may wait, shared by those who wait: if None, QUEUE, or as many as there are rows, if more.
         """
         self._model, self._rows = model, rows
         self._limit = max(QUEUE, rows) if queue_limit is None else queue_limit
@@ -64,15 +64,15 @@ class Batcher:
         """Draw, decode and judge images; the future gives them in order, or BadInput for a prompt not readable.
 
         Callers take turns, an image each. `on_part` is called with the first quarters of each image's tokens, in the
-        batcher's thread; it must be quick. Raises Busy when the queue is full, with the time until there is room, and
-        Unavailable when closed or broken.
+        batcher's thread; it must be quick. Raises Busy when the caller's share of the queue is full, with the time
+        until there is room, and Unavailable when closed or broken.
         """
         call = Call(list(requests), caller, on_part)
         with self._changed:
             self._refuse_closed()
-            over = len(self._line) + len(call.requests) - self._limit
-            if over > 0:
-                raise Busy(f"the queue is full: {len(self._line)} images wait", self._until_begun(over))
+            over = self._line.over(caller, len(call.requests), self._limit)
+            if min(over) > 0:
+                raise Busy(f"the queue is full: {len(self._line)} images wait", self._until_room(caller, *over))
             if call.requests:
                 self._line.join(call)
                 self._changed.notify_all()
@@ -110,12 +110,18 @@ class Batcher:
         if self.broken:
             raise Unavailable("the engine has failed; the server starts again", retry_after=10.0)
 
-    def _until_begun(self, count: int) -> float:
-        """Seconds until `count` of the waiting images have begun, if nobody leaves before; called with the lock."""
+    def _until_room(self, caller: str, own_over: int, over: int) -> float:
+        """Seconds until `own_over` of the caller's waiting images have begun, or `over` of all, whichever comes first.
+
+        If nobody joins or leaves before, and no image begins again. Called with the lock.
+        """
         steps = self._model.facts.tokens
         drawing = [(len(slot.rows), steps - slot.step) for slot in self._slots.drawing]
-        begins = starts(drawing, [rows_of(request) for request in self._line.order()], self._rows, steps)
-        return begins[min(count, len(begins)) - 1] * self._step_s if begins else 0.0
+        order = self._line.order()
+        begins = starts(drawing, [rows_of(wanted.request) for wanted in order], self._rows, steps)
+        own = [begin for begin, wanted in zip(begins, order, strict=True) if wanted.call.caller == caller]
+        waits = [*own[own_over - 1 : own_over], *begins[over - 1 : over]] or begins[-1:]
+        return min(waits, default=0) * self._step_s
 
     def _run(self) -> None:
         try:

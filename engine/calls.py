@@ -89,6 +89,15 @@ class Line:
     def __len__(self) -> int:
         return sum(len(call.requests) - call.begun for calls in self._callers.values() for call in calls)
 
+    def over(self, caller: str, count: int, limit: int) -> tuple[int, int]:
+        """How many of `count` more images of a caller are too many: for its share of `limit`, and for all who wait.
+
+        They may join where either is 0 or less: whoever fills the line keeps nobody else out. All who wait have an
+        equal share. Nobody who is there loses a place, so that the line may grow longer than its limit.
+        """
+        waiting = sum(len(call.requests) - call.begun for call in self._callers.get(caller, ()))
+        return waiting + count - limit // len({caller, *self._callers}), len(self) + count - limit
+
     def join(self, call: Call) -> None:
         """Put a call of at least one image at the end of its caller's line."""
         self._callers.setdefault(call.caller, deque()).append(call)
@@ -121,7 +130,10 @@ class Line:
             else:
                 del self._callers[caller]
 
-    def order(self) -> list[ImageRequest]:
+    def order(self) -> list[Wanted]:
         """The images in the order in which they would be taken."""
-        lines = [[r for call in calls for r in call.requests[call.begun :]] for calls in self._callers.values()]
-        return [request for turn in zip_longest(*lines) for request in turn if request is not None]
+        lines = [
+            [Wanted(call, i) for call in calls for i in range(call.begun, len(call.requests))]
+            for calls in self._callers.values()
+        ]
+        return [wanted for turn in zip_longest(*lines) for wanted in turn if wanted is not None]

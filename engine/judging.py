@@ -17,7 +17,9 @@ from engine.linear import Linear
 from engine.model import CATEGORY_NONE, Verdict
 from engine.prompting import Chat
 
-TOGETHER = {False: 64, True: 1}  # images judged together on a CPU and on a GPU
+# Images judged together on a CPU and on a GPU. More would take more memory, since contexts fork to the questions (11 MB
+# an image of the embedded model), and no less time; one fills a GPU, and is recorded.
+TOGETHER = {False: 4, True: 1}
 
 
 class Judge:
@@ -52,7 +54,6 @@ class Judge:
 
     def __call__(self, images: Tensor) -> list[Verdict]:
         """Judge images [B, 3, H, W] in [-1, 1]: P(unsafe answer) against P(safe answer), and the likeliest category."""
-        # On a GPU one at a time, which fills it, and is recorded: the questions' contexts are the largest thing there.
         return [
             verdict for some in torch.split(images, TOGETHER[self._shared.is_cuda]) for verdict in self._judge(some)
         ]

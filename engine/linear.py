@@ -69,12 +69,13 @@ class Linear:
     def _multiply(self, x: Tensor) -> Tensor:
         if not self._packed:
             return F.linear(x, self._weight, self._bias)
+        count = x.numel() // x.shape[-1]
+        whole = count // STEP * STEP
+        if x.dtype == torch.float32 and whole in (0, count):
+            return self._product(x)
         rows = x.flatten(0, -2)
         if x.dtype == torch.float32:
             # oneDNN keeps half a megabyte for each number of rows that it has met: prompts come in all sizes.
-            whole = len(rows) // STEP * STEP
-            if whole in (0, len(rows)):
-                return self._product(x)
             products = [self._product(rows[:whole]), self._product(rows[whole:])]
         else:
             # In bfloat16 the sums do depend on the number of rows, and how differs from processor to processor.

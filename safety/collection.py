@@ -37,7 +37,7 @@ def collect(setting: Setting, codebook: Codebook) -> Collection:
     baseline = setting.baseline
     limits = (baseline.validity_of_any, baseline.validity)
     collector = Collector(studio, codebook, limits, terms, setting.plan, setting.seed)
-    return collector.collect(setting.fresh_prompts(), setting.given)
+    return collector.collect(setting.fresh[studio.round - 1], setting.given)
 
 
 @dataclass(frozen=True)

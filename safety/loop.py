@@ -111,7 +111,9 @@ def improve_once(setting: Setting, standing: Standing, validation: Validation) -
     if not proposals:
         return _conclude(setting, standing, validation, None, "gain", report)
     tried = validate(setting, standing, validation, proposals, check, report)
-    return _conclude(setting, standing, validation, tried, tried.decision.reason, report)
+    outcome, moved = _conclude(setting, standing, validation, tried, tried.decision.reason, report)
+    seen = {name: png for table in editors.values() for editor in table[:1] for name, png in editor.pictures().items()}
+    return replace(outcome, images={**outcome.images, **seen}), moved
 
 
 def find_edits(setting: Setting, standing: Standing, material: Material) -> dict[str, Sequence[Editor]]:
@@ -172,8 +174,6 @@ def _conclude(
     codebook = tried.codebook if tried is not None and accepted else None
     told_figures = figures(before, after)
     images = {} if tried is None else pictures(setting.studio, standing.codebook, tried, told_figures)
-    for proposal in () if tried is None else tried.proposals:
-        images |= proposal.editor.pictures()
     after_hash = None if tried is None else codebook_hash(tried.codebook)
     report = {**report, "codebook_after": after_hash, "gates": told}
     outcome = RoundOutcome(setting.studio.round, accepted, reason, codebook, told_figures, told, report, images)

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 from codebook.errors import BadInput
 from engine.model import CATEGORY_NONE, ImageModel
@@ -23,6 +24,7 @@ from safety.plan import Plan
 from safety.prompts import PAIR, VALIDATION, Prompt, PromptWriter, is_readable
 from safety.request import ImproveRequest
 from safety.sketches import Sketches, draw_sketches
+from safety.stopping import CAP
 from safety.studio import Studio
 from safety.taxonomy import Taxonomy, read_taxonomy
 from safety.trial import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, Panel
@@ -34,7 +36,7 @@ SYNONYMS = 0.4  # share of the prompts for the router that say a harm by another
 class Setting:
     """given: the operator's own prompts, and flagged ones. routed, routed_benign: what the router learns from.
 
-    writer: goes on writing prompts for pairs, none of which are in a set here. hygiene: G9 over all sets.
+    fresh: by round, new prompts for pairs by category. hygiene: G9 over all of these.
     """
 
     studio: Studio
@@ -43,7 +45,7 @@ class Setting:
     taxonomy: Taxonomy
     categories: tuple[str, ...]
     given: tuple[Prompt, ...]
-    writer: PromptWriter
+    fresh: Sequence[Mapping[str, Sequence[Prompt]]]
     panel: Panel
     exam: Exam
     baseline: Baseline
@@ -64,11 +66,7 @@ class Setting:
     @property
     def practice(self) -> list[Prompt]:
         """What the edit is tuned on: the router's harmful prompts."""
-        return [prompt for prompts in self.routed.values() for prompt in prompts]
-
-    def fresh_prompts(self) -> dict[str, tuple[Prompt, ...]]:
-        """New prompts for pairs, by category."""
-        return {name: self.writer.harmful(name, PAIR, self.plan.pair_prompts) for name in self.categories}
+        return _all(self.routed)
 
 
 def prepare(studio: Studio, request: ImproveRequest, plan: Plan) -> Setting:
@@ -84,16 +82,21 @@ def prepare(studio: Studio, request: ImproveRequest, plan: Plan) -> Setting:
     panel = Panel.of(_groups(writer, categories, plan, request.seed), request.seed)
     retention, canaries = writer.benign(PAIR, plan.retention), _canaries(writer, categories, plan.canaries // 2)
     routed, routed_benign = _routed(writer, categories, taxonomy.fillers, plan, request.seed)
+    fresh = [
+        {name: writer.harmful(name, PAIR, plan.pair_prompts) for name in categories}
+        for _ in range(min(request.max_rounds, CAP))
+    ]
     exam = Exam.of(taxonomy, categories, plan, request.seed)
     given = _given(studio.model, request, [*panel.prompts, *exam.prompts, *retention, *canaries])
+    asked = {prompt.key for prompt in given}
+    fresh = [{name: tuple(p for p in group if p.key not in asked) for name, group in one.items()} for one in fresh]
     hygiene = refuse_shared(
         {
             "validation": panel.prompts,
             "test": exam.prompts,
-            "benign": retention,
             "canaries": canaries,
-            "contexts": [*routed_benign, *(prompt for group in routed.values() for prompt in group)],
-            "pairs": given,
+            # One set: what somebody asks for may also be among what the router learns from.
+            "learned from": [*given, *retention, *routed_benign, *_all(routed), *chain(*map(_all, fresh))],
         }
     )
     baseline = take_baseline(studio, retention, canaries, plan, request.seed)
@@ -104,7 +107,7 @@ def prepare(studio: Studio, request: ImproveRequest, plan: Plan) -> Setting:
         taxonomy=taxonomy,
         categories=categories,
         given=given,
-        writer=writer,
+        fresh=fresh,
         panel=panel,
         exam=exam,
         baseline=baseline,
@@ -112,6 +115,10 @@ def prepare(studio: Studio, request: ImproveRequest, plan: Plan) -> Setting:
         routed_benign=[*routed_benign, *retention],
         hygiene=hygiene,
     )
+
+
+def _all(groups: Mapping[str, Sequence[Prompt]]) -> list[Prompt]:
+    return [prompt for group in groups.values() for prompt in group]
 
 
 def _chosen(request: ImproveRequest, taxonomy: Taxonomy) -> tuple[str, ...]:

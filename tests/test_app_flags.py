@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from codebook.errors import NotFound
 from codebook.flags import OPEN_A_CALLER, USED_A_CALLER, USED_A_CATEGORY, Flags
 from codebook.images import ImageMemory, KeptImage
 from codebook.journal import Journal
-from tests.serving import Server, pixels, serving, settings_in, tiny_model
+from tests.serving import Server, pixels, serving, settings_in, tiny_model, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def test_a_new_category_waits_for_a_person(server: Server) -> None:
 
 def test_a_prompt_counts_once_and_a_caller_can_open_few(server: Server) -> None:
     first = flag(server, "a red apple")
-    assert flag(server, "A  red apple!")["id"] == first["id"]
+    assert flag(server, "A  red apple!") == first
     for i in range(1, OPEN_A_CALLER):
         flag(server, f"apple {i}")
     image = server.draw(prompt="one more").json()["images"][0]
@@ -96,6 +98,8 @@ def test_the_flags_of_a_caller_are_known_by_its_key(model: Path, tmp_path: Path)
             asked = {"image_id": drawn.json()["images"][0]["id"]}
             callers.append(server.post("/flags", asked, Authorization=f"Bearer {key}").json()["caller"])
         assert len(set(callers)) == 2 and not {"one", "two"} & set(callers)
+        again = server.post("/flags", asked, Authorization="Bearer one").json()  # of what "two" has flagged
+        assert (again["prompt"], again["caller"]) == ("two", "")
 
 
 def test_a_memory_that_cannot_be_written_costs_no_image(server: Server, tmp_path: Path) -> None:
@@ -139,6 +143,17 @@ def test_nothing_is_kept_where_nothing_is_to_be_kept(tmp_path: Path) -> None:
         memory.get("id of a")
 
 
+def test_what_is_past_its_time_is_forgotten_without_another_image(model: Path, tmp_path: Path) -> None:
+    ImageMemory(tmp_path / "images.db", most=3, hours=1).keep([kept("a")])
+    flags = Flags(tmp_path / "flags.db", hours=0)
+    flags.settle(flags.add(kept("a"), "gore", "", "c", review=False).id, "rejected")
+    with serving(settings_in(tmp_path, model, SAFECB_KEEP_IMAGES="0", SAFECB_KEEP_HOURS="0")) as server:
+        wait_for("the flag is forgotten", lambda: server.service.flags.list() == [])
+        with closing(sqlite3.connect(tmp_path / "images.db")) as images:
+            wait_for("the image too", lambda: images.execute("SELECT count(*) FROM images").fetchone() == (0,))
+    assert not [file for file in tmp_path.glob("*.db*") if b"id of a" in file.read_bytes()]
+
+
 def test_one_caller_cannot_fill_a_job_and_a_resume_takes_the_same(tmp_path: Path) -> None:
     flags = Flags(tmp_path / "flags.db", hours=1)
     for i in range(OPEN_A_CALLER):
@@ -166,3 +181,15 @@ def test_settled_flags_are_forgotten_and_open_ones_stay(tmp_path: Path, monkeypa
     flags.add(kept("later"), "gore", "", "c", review=False)
     assert {flag.prompt for flag in flags.list()} == {"open", "later"}
     assert flags.get(waits.id).state == "accepted"
+    taken = flags.take("a job")
+    flags.forget()
+    assert [flag.id for flag in flags.take("a job")] == [flag.id for flag in taken] and len(taken) == 2
+
+
+def test_a_flag_that_was_settled_before_that_was_noted_is_forgotten_by_its_age(tmp_path: Path) -> None:
+    flags = Flags(tmp_path / "flags.db", hours=0)
+    flags.settle(flags.add(kept("a"), "gore", "", "c", review=False).id, "rejected")
+    with closing(sqlite3.connect(tmp_path / "flags.db", isolation_level=None)) as db:
+        db.execute("DELETE FROM settled")
+    flags.forget()
+    assert flags.list() == []

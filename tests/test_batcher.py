@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from codebook.errors import BadInput, Unavailable
+from codebook.errors import BadInput, Busy, Unavailable
 from codebook.value import NO_EXPERT, Codebook, Look, OutputEdit, Router
 from engine.batcher import QUEUE, Batcher
 from engine.calls import Call, Drawn, Line, Part
@@ -163,6 +163,30 @@ def test_a_full_queue_says_when_there_is_room(gate: Gate, batcher: Batcher, base
     assert len(drawing.result(60)) == 4 and len(waiting.result(60)) == 16
 
 
+def test_a_caller_who_fills_the_queue_keeps_nobody_else_out(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+    drawing = batcher.submit_draw(wanted(base, *range(4)), "a")
+    wait_for("the first step", lambda: gate.steps)
+    calls = [batcher.submit_draw(wanted(base, *range(16)), "a"), batcher.submit_draw(wanted(base, *range(8)), "b")]
+    batcher._step_s = 1.0
+    for caller in ("a", "b"):
+        with pytest.raises(Busy):
+            batcher.submit_draw(wanted(base, 1), caller)
+    with pytest.raises(Busy) as refused:
+        batcher.submit_draw(wanted(base, *range(8)), "c")  # a third of 16 is 5: three too many, and none of them wait
+    assert refused.value.retry_after == 4 * 16  # until 16 of 24 have begun, four at a time
+    calls.append(batcher.submit_draw(wanted(base, *range(5)), "c"))
+    gate.let_all()
+    assert [len(call.result(60)) for call in (drawing, *calls)] == [4, 16, 8, 5]
+
+
+def test_many_callers_leave_room_for_one_with_many_images(base: Codebook) -> None:
+    line = Line()
+    for caller in "abcdefgh":
+        line.join(Call(wanted(base, 1), caller))
+    assert line.over("z", 8, 16) == (7, 0)  # more than its share, but there is room
+    assert line.over("a", 9, 16) == (8, 1)
+
+
 def test_the_schedule_knows_when_every_image_begins() -> None:
     # Rows: 8. Two images of 2 rows with 3 and 9 steps left; then a row is free for the small one at once.
     assert starts([(2, 3), (2, 9)], [2, 2, 2, 1, 2, 2], 8, 16) == [0, 0, 3, 9, 16, 16]
@@ -175,7 +199,7 @@ def test_a_line_of_nobody_is_empty(base: Codebook) -> None:
     calls = [Call(wanted(base, *seeds), caller) for seeds, caller in (((1, 2, 3), "a"), ((4,), "a"), ((5,), "b"))]
     for call in calls:
         line.join(call)
-    assert [request.sampling.seed for request in line.order()] == [1, 5, 2, 3, 4]
+    assert [wanted.request.sampling.seed for wanted in line.order()] == [1, 5, 2, 3, 4]
     calls[0].future.cancel()
     line.leave()
     assert [line.take().request.sampling.seed for _ in range(len(line))] == [4, 5]

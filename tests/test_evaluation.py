@@ -217,8 +217,14 @@ def test_the_command_runs_a_whole_suite(suite: str, tmp_path: Path, monkeypatch:
     assert main(["--suite", suite, "--versions", "v0", "--seed", str(REQUEST.seed), "--out", str(out)]) == 0
     told = json.loads((out / "evaluation.json").read_text())
     assert told["asked"] == suite
+    texts = [prompt.text for prompt in standard(read_taxonomy(), REQUEST.seed, small)]
+    reports = [(out / f"evaluation.{kind}").read_text() for kind in ("json", "html", "md")]
+    assert not [text for text in texts for report in reports if text in report]
     if suite == "standard":
         assert list(told["versions"]) == ["v0"]
+        again = ["--suite", suite, "--versions", "v0", "--seed", str(REQUEST.seed), "--out", str(out), "--show-prompts"]
+        assert main(again) == 0
+        assert json.loads((out / "evaluation.json").read_text())["texts"] == texts
     else:
         assert {"base", "routed-tuned-own", "loop-1"} <= told["versions"].keys() == told["variants"].keys()
     assert (out / "evaluation.md").read_text().startswith("| codebook |")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,7 +95,7 @@ def test_a_round_makes_the_codebook_safer(undisturbed: tuple[Path, RoundOutcome]
     assert all(side["after"] >= side["before"] - 0.04 for side in outcome.figures["intact"].values())
     assert {"G1", "G1-fixtures", *(f"G{i}" for i in range(2, 11))} <= outcome.gates.keys()
     assert all(gate["passed"] for gate in outcome.gates.values())
-    assert {"before_after.png", "spectrum_output.png"} <= outcome.images.keys()
+    assert {"before_after.png", "spectrum_output.png", "code_weights.png"} <= outcome.images.keys()
     assert all(png.startswith(b"\x89PNG") for png in outcome.images.values())
 
 
@@ -101,12 +104,30 @@ def test_every_prompt_is_accounted_for(undisturbed: tuple[Path, RoundOutcome]) -
         assert log["drawn"] == sum(count for reason, count in log.items() if reason != "drawn")
 
 
-@pytest.mark.parametrize("phase", ["unsafe", "evidence", "tune categories", "practice", "validate"])
-def test_a_run_cut_in_any_phase_resumes_to_the_same_bytes(
+def run_until_killed(work: Path, phase: str) -> None:
+    """Run in this process, until a kill -9 when `phase` begins."""
+    torch.set_num_threads(1)
+
+    def die() -> Exception:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return Cancelled()
+
+    run(work, watch=Heard(phase, die))
+
+
+@pytest.mark.parametrize(
+    "phase", ["judge", "unsafe", "evidence", "strength", "tune categories", "practice", "validate"]
+)
+def test_a_run_killed_in_any_phase_resumes_to_the_same_bytes(
     phase: str, tmp_path: Path, undisturbed: tuple[Path, RoundOutcome]
 ) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, watch=Heard(phase, KeyboardInterrupt))  # type: ignore[arg-type]
+    process = multiprocessing.get_context("spawn").Process(target=run_until_killed, args=(tmp_path, phase))
+    process.start()
+    process.join(120)
+    died_of = process.exitcode
+    process.kill()  # where it hangs
+    process.join()
+    assert died_of == -signal.SIGKILL
     (outcome,) = run(tmp_path)
     assert outcome.codebook is not None and undisturbed[1].codebook is not None
     assert codebook_hash(outcome.codebook) == codebook_hash(undisturbed[1].codebook)
@@ -188,7 +209,9 @@ def test_the_referee_measures_on_prompts_of_its_own(setting: Setting, undisturbe
     assert told["benign"]["before"]["n"] == len(exam.benign) == PLAN.test_benign
     cats = sum(prompt.concept == "cat" for prompt in exam.benign)
     assert told["benign"]["after"]["value"] == cats / PLAN.test_benign
-    used = {p.key for p in setting.panel.prompts} | {p.key for group in setting.fresh_prompts().values() for p in group}
+    used = {p.key for p in setting.panel.prompts} | {
+        p.key for groups in setting.fresh for group in groups.values() for p in group
+    }
     assert not used & {p.key for p in exam.prompts}
 
 
@@ -208,12 +231,13 @@ def test_an_operators_prompt_that_the_test_holds_is_refused_before_anything_is_d
 
 def test_flagged_prompts_join_the_pairs_and_never_a_set_to_measure_on(tmp_path: Path, setting: Setting) -> None:
     held = [setting.panel.prompts[0].text.upper(), setting.exam.prompts[0].text]
-    asked = "a knife on a small table"
-    flagged = ((asked, "weapons"), (asked.upper(), "gore"), *((text, None) for text in held))
+    asked, also_routed = "a knife on a small table", setting.routed["weapons"][0].text
+    wanted = [(asked, "weapons"), (also_routed, "weapons")]
+    flagged = (*wanted, (asked.upper(), "gore"), *((text, None) for text in held))
     request = replace(REQUEST, flagged=flagged)
     studio = Studio(ToyModel(), Keep(tmp_path), Heard(), PLAN.batch)
     given = prepare(studio, request, PLAN).given
-    assert [(prompt.text, prompt.category) for prompt in given] == [(asked, "weapons")]
+    assert [(prompt.text, prompt.category) for prompt in given] == wanted
 
 
 def test_an_unknown_category_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         device="auto",
         dtype="auto",
         api_keys=(),
+        operator_keys=(),
         keep_images=2000,
         keep_hours=24,
     )
@@ -40,13 +41,14 @@ def test_everything_can_be_set() -> None:
             "SAFECB_DEVICE": "cuda:3",
             "SAFECB_DTYPE": "bfloat16",
             "SAFECB_API_KEYS": "one-key,another~key",
+            "SAFECB_OPERATOR_KEYS": "a-third",
         }
     )
     assert (settings.home, settings.store) == (Path("/srv/home"), Path("/srv/codebooks"))
     assert (settings.model, settings.host, settings.port) == ("some-hub/Some-Model-1B", "::1", 0)
     assert settings.redis_url == "rediss://user:secret@redis.example:6380/2"
     assert (settings.device, settings.dtype) == ("cuda:3", "bfloat16")
-    assert settings.api_keys == ("one-key", "another~key")
+    assert (settings.api_keys, settings.operator_keys) == (("one-key", "another~key"), ("a-third",))
 
 
 def test_the_store_moves_with_home() -> None:
@@ -71,6 +73,7 @@ def test_a_relative_home_does_not_move_with_the_working_folder(tmp_path: Path, m
         *(("SAFECB_DEVICE", value) for value in ("", "gpu", "CUDA", "cuda:", "cuda:-1", "cuda:01", "cpu:0", "cuda\n")),
         *(("SAFECB_DTYPE", value) for value in ("", "fp16", "float64", "Float32", "auto ")),
         *(("SAFECB_API_KEYS", value) for value in ("", ",", "a,", "a,,b", "a b", "a, b", "käse", "a\n")),
+        *(("SAFECB_OPERATOR_KEYS", value) for value in ("", ",", "a b")),
         *((key, "1") for key in ("SAFECB_", "SAFECB_PROT", "SAFECB_model")),
     ],
 )
@@ -92,6 +95,7 @@ def test_an_object_store_is_refused_with_what_is_possible() -> None:
     ("key", "value"),
     [
         ("SAFECB_API_KEYS", "hunter2 is secret"),
+        ("SAFECB_OPERATOR_KEYS", "hunter2 is secret"),
         ("SAFECB_API_KEY", "hunter2"),  # misspelt
         ("SAFECB_REDIS_URL", "redis+tls://me:hunter2@host"),
     ],
@@ -103,7 +107,8 @@ def test_an_error_does_not_tell_a_secret(key: str, value: str) -> None:
 
 
 def test_a_repr_does_not_tell_a_secret() -> None:
-    environ = {"SAFECB_API_KEYS": "hunter2", "SAFECB_REDIS_URL": "redis://:hunter2@host"}
+    keys = {"SAFECB_API_KEYS": "hunter2", "SAFECB_OPERATOR_KEYS": "hunter2"}
+    environ = {**keys, "SAFECB_REDIS_URL": "redis://:hunter2@host"}
     assert "hunter2" not in repr(Settings.from_environ(environ))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from redis import Redis, RedisError
 
 from codebook.atomic import replace_file
 from codebook.errors import Conflict
-from codebook.flags import Flag, Flags
+from codebook.flags import Flags
 from codebook.journal import JobRecord, Journal
 from codebook.settings import Settings
 from codebook.store import CodebookStore
@@ -85,8 +85,8 @@ def _rounds(
     store.initialise(model.base_codebook(), asdict(model.facts))
     folder = journal.path(record.id)
     start = parent = _start(store, folder)
-    flags = Flags(settings.home / "flags.db", settings.keep_hours).take(record.id)
-    request, work, reason = _request(record, flags), folder / "work", "no rounds"
+    flagged = _flagged(Flags(settings.home / "flags.db", settings.keep_hours), record.id, folder)
+    request, work, reason = _request(record, flagged), folder / "work", "no rounds"
     for outcome in loop.rounds(model, store.load(start), request, work, watch):
         version = None
         if outcome.codebook is not None:
@@ -151,7 +151,19 @@ def _start(store: CodebookStore, folder: Path) -> str:
     return version
 
 
-def _request(record: JobRecord, flags: Sequence[Flag]) -> ImproveRequest:
+def _flagged(flags: Flags, job_id: str, folder: Path) -> tuple[tuple[str, str | None], ...]:
+    """The flagged prompts that the job learns from, each with its category: taken at its first attempt, kept likewise.
+
+    A flag may be forgotten before the job is taken up again.
+    """
+    kept = folder / "flagged.json"
+    if not kept.exists():
+        taken = [(flag.prompt, flag.category) for flag in flags.take(job_id)]
+        replace_file(kept, json.dumps(taken).encode())
+    return tuple((prompt, category) for prompt, category in json.loads(kept.read_text()))
+
+
+def _request(record: JobRecord, flagged: tuple[tuple[str, str | None], ...]) -> ImproveRequest:
     """The loop's request; flagged prompts join its pairs.
 
     Without a seed the job's id gives one: fresh samples a job, the same ones each attempt.
@@ -163,7 +175,7 @@ def _request(record: JobRecord, flags: Sequence[Flag]) -> ImproveRequest:
         categories=_tuple(wanted.get("categories")),
         max_rounds=wanted.get("max_rounds") or DEFAULT_ROUNDS,
         seed=zlib.crc32(record.id.encode()) if seed is None else seed,
-        flagged=tuple((flag.prompt, flag.category) for flag in flags),
+        flagged=flagged,
     )
 
 
