@@ -13,14 +13,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SPLIT = 128  # places that one program attends to: always as many, so that a row's sums are made in one order
-BLOCK = 32  # of which it holds so many at a time
+SPLIT = 128  # places in a part of a row: always as many, so that its sums are made in one order
+LANES = 16  # of which each sees every sixteenth place of a part
+SPREAD = 5  # programs over the parts of a row: most rows have no more
+NARROW = 4096  # outputs up to which a product is summed in four chains
 STRIP = 4096  # numbers of an image that one program normalises
 CHUNK = 1024  # codes among which one program chooses
 
 
 class Tile(NamedTuple):
-    """What one program multiplies: `rows` x `columns` outputs, `depth` inputs at a time, `stages` of them at once."""
+    """What one program multiplies: `rows` x `columns` outputs, `depth` inputs at a time, `stages` of them at once.
+
+    Where a product is summed in chains: 256 inputs with 16 rows, 64 with more.
+    """
 
     rows: int
     columns: int
@@ -64,14 +69,30 @@ def attend(heads: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, cos: Te
     parts = torch.empty(rows, count, splits, width, dtype=torch.float32, device=heads.device)
     sums = torch.empty(rows, count, splits, 2, dtype=torch.float32, device=heads.device)
     out = heads.new_empty(rows, count * width)
-    _attend[(rows * count, splits)](
-        heads, keys, values, lengths, cos, sin, parts, sums, places, width**-0.5, count, kept, width, SPLIT, BLOCK,
-        num_warps=2,
+    _attend[(rows * count, min(splits, SPREAD))](
+        heads, keys, values, lengths, cos, sin, parts, sums, places, splits, width**-0.5,
+        count, kept, width, SPLIT, LANES, num_warps=2,
     )  # fmt: skip
     _join[(rows * count,)](
         parts, sums, lengths, out, splits, count, width, SPLIT, triton.next_power_of_2(splits), num_warps=1
     )
     return out
+
+
+def turn(heads: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns the queries and keys of T more tokens of each row, and keeps keys and values.
+
+    heads: [R, T, n + 2 h, d]; the others as in `attend`: row r's tokens take the places from lengths[r] on. Returns the
+    queries [R, T, n, d].
+    """
+    rows, count, every, width = heads.shape
+    kept, places = keys.shape[1], keys.shape[2]
+    queries = heads.new_empty(rows, count, every - 2 * kept, width)
+    _turn[(rows * count,)](
+        heads, queries, keys, values, lengths, cos, sin, count, places,
+        every - 2 * kept, kept, width, triton.next_power_of_2(every), num_warps=8,
+    )  # fmt: skip
+    return queries
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
@@ -104,23 +125,24 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None,
     x = x.contiguous()
     inputs, outputs = x.shape[-1], out.shape[-1]
     rows = x.numel() // inputs
-    tile = _tile(rows, outputs)
+    chained = outputs <= NARROW and not gated
+    tile = _tile(rows, chained)
     grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(outputs, tile.columns),)
     _multiply[grid](
-        x, weight, bias, plus, out, rows, outputs, inputs, gated, bias is not None, plus is not None,
+        x, weight, bias, plus, out, rows, outputs, inputs, chained, gated, bias is not None, plus is not None,
         tile.rows, tile.columns, tile.depth, num_stages=tile.stages, num_warps=tile.warps,
     )  # fmt: skip
 
 
-def _tile(rows: int, outputs: int) -> Tile:
+def _tile(rows: int, chained: bool) -> Tile:
     """The fastest of those tried on an H200 with the sizes of Janus-Pro-1B."""
     if rows <= 16:
-        return Tile(16, 32, 256, 3, 4) if outputs > 4096 else Tile(16, 16, 256, 4, 4)
+        return Tile(16, 16, 256, 6, 4) if chained else Tile(16, 32, 256, 3, 4)
     if rows <= 64:
-        return Tile(64, 32, 128, 4, 4)
+        return Tile(64, 16, 64, 3, 4) if chained else Tile(64, 32, 128, 4, 4)
     if rows <= 256:
-        return Tile(64, 64, 64, 4, 4) if outputs > 4096 else Tile(64, 64, 128, 3, 4)
-    return Tile(128, 128, 64, 3, 8)
+        return Tile(64, 32, 64, 3, 4) if chained else Tile(64, 64, 64, 4, 4)
+    return Tile(64, 64, 64, 2, 4) if chained else Tile(128, 128, 64, 3, 8)
 
 
 @triton.jit
@@ -137,26 +159,33 @@ def _norm(x, gain, out, epsilon, width, W: tl.constexpr):
 @triton.jit(do_not_specialize=["rows"])
 def _multiply(
     x, weight, bias, plus, out, rows, outputs, inputs,
-    GATED: tl.constexpr, BIAS: tl.constexpr, PLUS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    CHAINED: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, PLUS: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     # Programs of the same columns follow each other: the weights of a tile come from memory once.
     tiles = tl.cdiv(rows, M)
     row = (tl.program_id(0) % tiles * M + tl.arange(0, M)).to(tl.int64)
     column = (tl.program_id(0) // tiles * N + tl.arange(0, N)).to(tl.int64)
     some_rows, some_columns = row < rows, column < outputs
-    step = tl.arange(0, K)
-    from_x = x + row[:, None] * inputs + step[None, :]
-    from_weight = weight + column[None, :] * inputs + step[:, None]
-    up = outputs.to(tl.int64) * inputs
-    first = tl.zeros((M, N), tl.float32)
-    second = tl.zeros((M, N), tl.float32)
-    for k in range(0, inputs, K):
-        left = k + step < inputs
-        taken = tl.load(from_x + k, mask=some_rows[:, None] & left[None, :], other=0.0)
-        mask = left[:, None] & some_columns[None, :]
-        first = tl.dot(taken, tl.load(from_weight + k, mask=mask, other=0.0), first)
-        if GATED:
-            second = tl.dot(taken, tl.load(from_weight + up + k, mask=mask, other=0.0), second)
+    if CHAINED:
+        if M == 16:
+            first = _chains_at_once(x, weight, row, column, some_rows, some_columns, inputs, M, N, K)
+        else:
+            first = _chains_in_turn(x, weight, row, column, some_rows, some_columns, inputs, M, N, K)
+    else:
+        step = tl.arange(0, K)
+        from_x = x + row[:, None] * inputs + step[None, :]
+        from_weight = weight + column[None, :] * inputs + step[:, None]
+        up = outputs.to(tl.int64) * inputs
+        first = tl.zeros((M, N), tl.float32)
+        second = tl.zeros((M, N), tl.float32)
+        for k in range(0, inputs, K):
+            left = k + step < inputs
+            taken = tl.load(from_x + k, mask=some_rows[:, None] & left[None, :], other=0.0)
+            mask = left[:, None] & some_columns[None, :]
+            first = tl.dot(taken, tl.load(from_weight + k, mask=mask, other=0.0), first)
+            if GATED:
+                second = tl.dot(taken, tl.load(from_weight + up + k, mask=mask, other=0.0), second)
     if BIAS:
         first += tl.load(bias + column, mask=some_columns, other=0.0).to(tl.float32)[None, :]
     if GATED:
@@ -166,6 +195,55 @@ def _multiply(
     if PLUS:
         first += tl.load(plus + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + at, first.to(out.dtype.element_ty), mask=inside)
+
+
+# A sum is a chain of steps, each of which waits for the one before: with few rows a narrow product takes no longer than
+# its chain. So there are four: of every 256 inputs each takes 64, and they are joined as (0 + 1) + (2 + 3).
+
+
+@triton.jit
+def _chains_at_once(
+    x, weight, row, column, some_rows, some_columns, inputs, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr
+):
+    # Each of four warps makes one chain, since a batched product is shared out so.
+    step = tl.arange(0, 4)[:, None] * (K // 4) + tl.arange(0, K // 4)[None, :]
+    from_x = x + row[None, :, None] * inputs + step[:, None, :]
+    from_weight = weight + column[None, None, :] * inputs + step[:, :, None]
+    sums = tl.zeros((4, M, N), tl.float32)
+    for k in range(0, inputs, K):
+        left = k + step < inputs
+        taken = tl.load(from_x + k, mask=some_rows[None, :, None] & left[:, None, :], other=0.0)
+        by = tl.load(from_weight + k, mask=left[:, :, None] & some_columns[None, None, :], other=0.0)
+        sums = tl.dot(taken, by, sums)
+    even, odd = tl.split(tl.reshape(tl.permute(sums, (1, 2, 0)), (M, N, 2, 2)))
+    low, high = tl.split(even + odd)
+    return low + high
+
+
+@triton.jit
+def _chains_in_turn(
+    x, weight, row, column, some_rows, some_columns, inputs, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr
+):
+    step = tl.arange(0, K)
+    from_x = x + row[:, None] * inputs + step[None, :]
+    from_weight = weight + column[None, :] * inputs + step[:, None]
+    first = tl.zeros((M, N), tl.float32)
+    second = tl.zeros((M, N), tl.float32)
+    third = tl.zeros((M, N), tl.float32)
+    fourth = tl.zeros((M, N), tl.float32)
+    for k in range(0, inputs, 4 * K):
+        first = _more(first, from_x, from_weight, some_rows, some_columns, k, inputs, K)
+        second = _more(second, from_x, from_weight, some_rows, some_columns, k + K, inputs, K)
+        third = _more(third, from_x, from_weight, some_rows, some_columns, k + 2 * K, inputs, K)
+        fourth = _more(fourth, from_x, from_weight, some_rows, some_columns, k + 3 * K, inputs, K)
+    return (first + second) + (third + fourth)
+
+
+@triton.jit
+def _more(total, from_x, from_weight, some_rows, some_columns, k, inputs, K: tl.constexpr):
+    left = k + tl.arange(0, K) < inputs
+    taken = tl.load(from_x + k, mask=some_rows[:, None] & left[None, :], other=0.0)
+    return tl.dot(taken, tl.load(from_weight + k, mask=left[:, None] & some_columns[None, :], other=0.0), total)
 
 
 @triton.jit
@@ -178,14 +256,11 @@ def _turned(head, i, cosine, sine, D: tl.constexpr):
 
 @triton.jit
 def _attend(
-    heads, keys, values, lengths, cos, sin, parts, sums, places, scale,
-    COUNT: tl.constexpr, KEPT: tl.constexpr, D: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr,
+    heads, keys, values, lengths, cos, sin, parts, sums, places, splits, scale,
+    COUNT: tl.constexpr, KEPT: tl.constexpr, D: tl.constexpr, SPLIT: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    row, head, split = tl.program_id(0) // COUNT, tl.program_id(0) % COUNT, tl.program_id(1)
+    row, head = tl.program_id(0) // COUNT, tl.program_id(0) % COUNT
     length = tl.load(lengths + row).to(tl.int32)
-    begin = split * SPLIT
-    if begin > length:
-        return
     i = tl.arange(0, D)
     cosine = tl.load(cos + length * D + i).to(tl.float32)
     sine = tl.load(sin + length * D + i).to(tl.float32)
@@ -193,35 +268,43 @@ def _attend(
     query = _turned(own + head * D, i, cosine, sine, D) * scale
     key_head = head // (COUNT // KEPT)
     cache = (row * KEPT + key_head).to(tl.int64) * places * D
-    highest = float("-inf")
-    total = 0.0
-    seen = tl.zeros((D,), tl.float32)
-    if length < begin + SPLIT:  # the token itself is among these places
-        key = _turned(own + (COUNT + key_head) * D, i, cosine, sine, D)
-        value = tl.load(own + (COUNT + KEPT + key_head) * D + i).to(tl.float32)
-        if head % (COUNT // KEPT) == 0:
-            tl.store(keys + cache + length * D + i, key.to(keys.dtype.element_ty))
-            tl.store(values + cache + length * D + i, value.to(values.dtype.element_ty))
-        highest = tl.sum(query * key)
-        total = 1.0
-        seen = value
-    for first in range(begin, tl.minimum(begin + SPLIT, length), BLOCK):
-        place = first + tl.arange(0, BLOCK)
-        there = place < length
-        at = cache + place[:, None] * D + i[None, :]
-        key = tl.load(keys + at, mask=there[:, None], other=0.0).to(tl.float32)
-        value = tl.load(values + at, mask=there[:, None], other=0.0).to(tl.float32)
-        scores = tl.where(there, tl.sum(query[None, :] * key, 1), float("-inf"))
-        peak = tl.maximum(highest, tl.max(scores))
-        share = tl.exp(scores - peak)
-        shrunk = tl.exp(highest - peak)
-        seen = seen * shrunk + tl.sum(share[:, None] * value, 0)
-        total = total * shrunk + tl.sum(share)
-        highest = peak
-    part = tl.program_id(0) * tl.num_programs(1) + split
-    tl.store(parts + part * D + i, seen)
-    tl.store(sums + part * 2, highest)
-    tl.store(sums + part * 2 + 1, total)
+    for split in range(tl.program_id(1), length // SPLIT + 1, tl.num_programs(1)):
+        # Lanes are joined at the end of a part: before, none waits for another.
+        highest = tl.full((LANES,), -1e30, tl.float32)
+        total = tl.zeros((LANES,), tl.float32)
+        seen = tl.zeros((LANES, D), tl.float32)
+        begin = split * SPLIT
+        for first in tl.range(begin, tl.minimum(begin + SPLIT, length), LANES, num_stages=3):
+            place = first + tl.arange(0, LANES)
+            there = place < length
+            at = cache + place[:, None] * D + i[None, :]
+            key = tl.load(keys + at, mask=there[:, None], other=0.0).to(tl.float32)
+            value = tl.load(values + at, mask=there[:, None], other=0.0).to(tl.float32)
+            score = tl.where(there, tl.sum(query[None, :] * key, 1), float("-inf"))
+            peak = tl.maximum(highest, score)
+            share, shrunk = tl.exp(score - peak), tl.exp(highest - peak)
+            seen = seen * shrunk[:, None] + share[:, None] * value
+            total = total * shrunk + share
+            highest = peak
+        top = tl.max(highest)
+        lane = tl.exp(highest - top)
+        all_total = tl.sum(lane * total)
+        all_seen = tl.sum(lane[:, None] * seen, 0)
+        if length < begin + SPLIT:  # the token itself is among these places
+            key = _turned(own + (COUNT + key_head) * D, i, cosine, sine, D)
+            value = tl.load(own + (COUNT + KEPT + key_head) * D + i).to(tl.float32)
+            if head % (COUNT // KEPT) == 0:
+                tl.store(keys + cache + length * D + i, key.to(keys.dtype.element_ty))
+                tl.store(values + cache + length * D + i, value.to(values.dtype.element_ty))
+            score = tl.sum(query * key)
+            peak = tl.maximum(top, score)
+            all_total = all_total * tl.exp(top - peak) + tl.exp(score - peak)
+            all_seen = all_seen * tl.exp(top - peak) + tl.exp(score - peak) * value
+            top = peak
+        part = tl.program_id(0) * splits + split
+        tl.store(parts + part * D + i, all_seen)
+        tl.store(sums + part * 2, top)
+        tl.store(sums + part * 2 + 1, all_total)
 
 
 @triton.jit
@@ -239,6 +322,29 @@ def _join(
     i = tl.arange(0, D)
     seen = tl.load(parts + part[:, None] * D + i[None, :], mask=there[:, None], other=0.0)
     tl.store(out + program * D + i, (tl.sum(share[:, None] * seen, 0) / total).to(out.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["count"])
+def _turn(
+    heads, queries, keys, values, lengths, cos, sin, count, places,
+    COUNT: tl.constexpr, KEPT: tl.constexpr, D: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    row = token // count
+    place = tl.load(lengths + row) + token % count
+    i = tl.arange(0, D)[None, :]
+    cosine, sine = tl.load(cos + place * D + i).to(tl.float32), tl.load(sin + place * D + i).to(tl.float32)
+    head = tl.arange(0, HEADS)[:, None]
+    own = heads + (token * (COUNT + 2 * KEPT) + head) * D
+    there = head < COUNT + 2 * KEPT
+    values_in = tl.load(own + i, mask=there, other=0.0)
+    other = tl.load(own + (i + D // 2) % D, mask=there, other=0.0).to(tl.float32)
+    turned = values_in.to(tl.float32) * cosine + tl.where(i < D // 2, -other, other) * sine
+    turned = turned.to(heads.dtype.element_ty)
+    tl.store(queries + (token * COUNT + head) * D + i, turned, mask=head < COUNT)
+    kept = (row * KEPT + (head - COUNT) % KEPT) * places + place
+    tl.store(keys + kept * D + i, turned, mask=(head >= COUNT) & (head < COUNT + KEPT))
+    tl.store(values + kept * D + i, values_in, mask=(head >= COUNT + KEPT) & there)
 
 
 @triton.jit

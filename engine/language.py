@@ -19,8 +19,9 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from engine.linear import Linear, Norm
 
-# Heads [R, T, n, d] of queries, keys and values, and a layer's keys and values, written in place -> [R, T, heads d].
-_Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+# Of heads [R, T, n + 2 h, d], queries, keys and values, and of a layer's keys and values, into which theirs are written:
+# what the queries have seen, [R, T, n d], or the turned queries [R, T, n, d].
+_Attend = _Turn = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 BLOCK = 16  # attention reads this many places at a time: with whole blocks a row's sums do not depend on their number
 
@@ -40,10 +41,14 @@ class Context:
 
     def fork(self, times: int, room: int) -> Context:
         """Return a context of R * times rows, row r `times` times in a row, with `room` free places."""
-        spare = blocks(self.longest + room) - self.longest
+        places = blocks(self.longest + room)
 
         def widen(cache: Tensor) -> Tensor:
-            return F.pad(cache[:, :, :, : self.longest].repeat_interleave(times, 1), (0, 0, 0, spare))
+            layers, rows, heads, _, width = cache.shape
+            wide = cache.new_empty(layers, rows, times, heads, places, width)
+            wide[:, :, :, :, : self.longest] = cache[:, :, None, :, : self.longest]
+            wide[:, :, :, :, self.longest :] = 0.0  # what is masked must be a number all the same
+            return wide.flatten(1, 2)
 
         lengths = self.lengths.repeat_interleave(times, 0)
         return Context(widen(self.keys), widen(self.values), lengths, self.longest)
@@ -149,29 +154,51 @@ class LanguageStack:
     def _attending(self, context: Context, rows: int, count: int, bound: int) -> _Attend:
         """How `count` tokens of each of the first rows of `context` attend."""
         if context.lengths.is_cuda and count == 1:
-            from engine import kernels  # needs triton, which comes with torch for a GPU
-
-            def attend_one(heads: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-                seen = kernels.attend(heads[:, 0], keys, values, context.lengths, self._cos, self._sin)
-                return seen[:, None]
-
-            return attend_one
+            return self._attending_one(context)
         device, dtype = self._norm.gain.device, self._norm.gain.dtype
         places = context.lengths[:rows, None] + torch.arange(count, device=device)  # [R, T]
-        where = torch.arange(rows, device=device)[:, None], places
-        turn = self._cos[places][:, :, None], self._sin[places][:, :, None]  # [R, T, 1, d]
         unseen = torch.arange(bound, device=device) > places[:, :, None]
         mask = torch.zeros(unseen.shape, dtype=dtype, device=device)
         mask = mask.masked_fill_(unseen, -torch.inf)[:, None]  # [R, 1, T, bound]
+        turn = self._turning_on_gpu(context) if context.lengths.is_cuda else self._turning(places)
 
         def attend(heads: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            turned = _turned(heads[:, :, : -self._heads], *turn)  # queries and keys
-            keys.transpose(1, 2)[where] = turned[:, :, -self._heads :]
-            values.transpose(1, 2)[where] = heads[:, :, -self._heads :]
-            query = turned[:, :, : -self._heads]
+            query = turn(heads, keys, values)
             return _attention(query, keys[:rows, :, :bound], values[:rows, :, :bound], mask)
 
         return attend
+
+    def _attending_one(self, context: Context) -> _Attend:
+        """How one token of each row attends on a GPU."""
+        from engine import kernels  # needs triton, which comes with torch for a GPU
+
+        def attend(heads: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            seen = kernels.attend(heads[:, 0], keys, values, context.lengths, self._cos, self._sin)
+            return seen[:, None]
+
+        return attend
+
+    def _turning(self, places: Tensor) -> _Turn:
+        """How queries and keys at places [R, T] are turned, and keys and values kept."""
+        where = torch.arange(places.shape[0], device=places.device)[:, None], places
+        cos, sin = self._cos[places][:, :, None], self._sin[places][:, :, None]  # [R, T, 1, d]
+
+        def turn(heads: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            turned = _turned(heads[:, :, : -self._heads], cos, sin)  # queries and keys
+            keys.transpose(1, 2)[where] = turned[:, :, -self._heads :]
+            values.transpose(1, 2)[where] = heads[:, :, -self._heads :]
+            return turned[:, :, : -self._heads]
+
+        return turn
+
+    def _turning_on_gpu(self, context: Context) -> _Turn:
+        """The same, of the tokens that follow what the rows of `context` have read."""
+        from engine import kernels  # needs triton, which comes with torch for a GPU
+
+        def turn(heads: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            return kernels.turn(heads, keys, values, context.lengths, self._cos, self._sin)
+
+        return turn
 
 
 def blocks(places: int) -> int:

@@ -39,9 +39,12 @@ def test_products(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     near(kernels.gated(x, weight), F.silu(gate) * up)
 
 
-def test_every_tile_sums_in_the_same_order() -> None:
-    x, weight = some(300, 512), some(64, 512, scale=0.1)
+@pytest.mark.parametrize("narrow", [4096, 0])
+def test_every_tile_sums_in_the_same_order(narrow: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "NARROW", narrow)
+    x, weight = some(300, 700), some(64, 700, scale=0.1)
     many = kernels.multiply(x, weight, None, None)
+    near(many, x.float() @ weight.float().T)
     for rows in (1, 3, 40, 200):
         few = kernels.multiply(x[:rows], weight, None, None)
         if GPU:
@@ -59,11 +62,11 @@ def test_norms() -> None:
 
 
 def test_one_token_attends() -> None:
-    rows, heads, kept, width, places = 5, 4, 2, 32, 208
+    rows, heads, kept, width, places = 5, 4, 2, 32, 720
     asked = some(rows, heads + 2 * kept, width)
     keys, values = some(rows + 1, kept, places, width), some(rows + 1, kept, places, width)
     cos, sin = some(places, width), some(places, width)
-    lengths = torch.tensor([0, 64, 207, 7, 128, 9], device=DEVICE)
+    lengths = torch.tensor([0, 64, 719, 7, 128, 9], device=DEVICE)
     wanted_keys, wanted_values, wanted = keys.float().clone(), values.float().clone(), []
     for row, length in enumerate(lengths[:rows].tolist()):
         own = asked[row].float()
@@ -73,6 +76,25 @@ def test_one_token_attends() -> None:
         key, value = (all_[row, :, : length + 1].repeat_interleave(2, 0) for all_ in (wanted_keys, wanted_values))
         wanted.append(F.scaled_dot_product_attention(turned[:heads, None], key, value).flatten())
     near(kernels.attend(asked, keys, values, lengths, cos, sin), torch.stack(wanted))
+    near(keys, wanted_keys)
+    near(values, wanted_values)
+
+
+def test_tokens_of_a_prompt_are_turned_and_kept() -> None:
+    rows, count, heads, kept, width, places = 3, 5, 4, 2, 32, 48
+    asked = some(rows, count, heads + 2 * kept, width)
+    keys, values = some(rows + 1, kept, places, width), some(rows + 1, kept, places, width)
+    cos, sin = some(places, width), some(places, width)
+    lengths = torch.tensor([0, 17, 43, 9], device=DEVICE)
+    wanted_keys, wanted_values, wanted = keys.float().clone(), values.float().clone(), torch.empty(3, 5, 4, 32)
+    for row, length in enumerate(lengths[:rows].tolist()):
+        at = slice(length, length + count)
+        first, second = asked[row, :, :-kept].float().chunk(2, -1)
+        turned = asked[row, :, :-kept].float() * cos[at, None].float()
+        turned += torch.cat([-second, first], -1) * sin[at, None].float()
+        wanted[row], wanted_keys[row, :, at] = turned[:, :heads], turned[:, heads:].transpose(0, 1)
+        wanted_values[row, :, at] = asked[row, :, -kept:].float().transpose(0, 1)
+    near(kernels.turn(asked, keys, values, lengths, cos, sin), wanted.to(DEVICE))
     near(keys, wanted_keys)
     near(values, wanted_values)
 
