@@ -19,9 +19,9 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from engine.linear import Linear, Norm
 
-# Of heads [R, T, n + 2 h, d], queries, keys and values, and of a layer's keys and values, into which theirs are written:
-# what the queries have seen, [R, T, n d], or the turned queries [R, T, n, d].
-_Attend = _Turn = Callable[[Tensor, Tensor, Tensor], Tensor]
+# Of heads [R, T, n + 2 h, d], queries, keys and values, and a layer's keys and values, into which theirs are written:
+_Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # what the queries see [R, T, n d]
+_Turn = Callable[[Tensor, Tensor, Tensor], Tensor]  # the turned queries [R, T, n, d]
 
 BLOCK = 16  # attention reads this many places at a time: with whole blocks a row's sums do not depend on their number
 
