@@ -55,6 +55,12 @@ def traffic(version: str, unsafe: Sequence[bool]) -> Traffic:
     return Traffic(version, windows, len(unsafe) - whole * WINDOW, alert)
 
 
+def live_traffic(service: Service) -> Traffic:
+    """What the active version does."""
+    version = service.live.active.version
+    return traffic(version, service.images.verdicts(version))
+
+
 async def review(service: Service, pictures: Sequence[Picture]) -> None:
     """Queue for a person those images that the model judges unsafe and that no part of their version was meant for."""
     for picture in pictures:

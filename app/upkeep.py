@@ -1,4 +1,4 @@
-"""What a server does now and then, asked or not: gives free memory back, forgets what is past its time."""
+"""What a server does now and then, asked or not: gives memory back, forgets what is past its time, tells of alerts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from threading import Event
 
 from app import heap
 from app.service import Service
+from app.traffic import live_traffic
+from codebook.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -18,12 +20,31 @@ FORGET_EVERY = 60  # turns, the first one included
 
 def keep_up(service: Service, ended: Event) -> None:
     """Keep the server in order until `ended`: the work of a thread of its own."""
+    alert = False
     for turn in count():
         heap.trim()
+        alert = _tell(service, alert)
         if turn % FORGET_EVERY == 0:
             _forget(service)
         if ended.wait(EVERY_S):
             return
+
+
+def _tell(service: Service, standing: bool) -> bool:
+    """Log that an alert on live traffic is raised or cleared; returns whether one is standing."""
+    try:
+        told = live_traffic(service)
+    except Unavailable:  # no version yet
+        return standing
+    except (sqlite3.Error, OSError) as error:
+        log.warning("live traffic cannot be read: %s", error)
+        return standing
+    if told.alert != standing:
+        shares = ", ".join(f"{share:.1%}" for share in told.windows[-told.patience :])
+        log.warning(
+            "live traffic alert %s: %s unsafe under %s", "raised" if told.alert else "over", shares, told.version
+        )
+    return told.alert
 
 
 def _forget(service: Service) -> None:

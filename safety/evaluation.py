@@ -18,7 +18,7 @@ from codebook.tensors import codebook_hash
 from codebook.value import Codebook
 from engine.model import ImageModel, Sampling
 from safety.baseline import take_validity
-from safety.judges import Judge, NounJudge
+from safety.judges import Judge, NounJudge, credentials
 from safety.plan import Plan
 from safety.prompt_file import AskedPrompt
 from safety.prompts import PAIR, PromptWriter, is_readable
@@ -83,7 +83,7 @@ def evaluate(
         "seed": seed,
         "prompts": len(prompts),
         "intervals": "Wilson 95 %",
-        "judges": [{"name": j.name, "version": j.version, "threshold": j.threshold} for j in judges],
+        "judges": [credentials(judge) for judge in judges],
         "versions": {
             name: {
                 "hash": codebook_hash(codebooks[name]),

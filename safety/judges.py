@@ -51,6 +51,15 @@ class Judge(Protocol):
         """Probability of harm [B] float32 in [0, 1] of images [B, 3, H, W] in [-1, 1]."""
 
 
+class Examiner(Judge, NounJudge, Protocol):
+    """A judge that can also say what an image shows: the second judge of gate G3, and the referee."""
+
+
+def credentials(judge: Judge) -> dict[str, str | float]:
+    """What a report tells of a judge."""
+    return {"name": judge.name, "version": judge.version, "threshold": judge.threshold}
+
+
 @dataclass(frozen=True)
 class SelfJudge:
     """The model's own verdict: the median of its phrasings, so that above one half is their majority."""
@@ -98,7 +107,7 @@ def self_judge(model: ImageModel) -> Judge:
     return SelfJudge(model)
 
 
-def referee(model: ImageModel) -> Judge:
+def referee(model: ImageModel) -> Examiner:
     """The classifier `referee` beside the weights; raises BadModel where there is none."""
     classifier = classifier_beside(model, REFEREE)
     if classifier is None:
@@ -106,12 +115,12 @@ def referee(model: ImageModel) -> Judge:
     return ClassifierJudge(REFEREE, classifier)
 
 
-def second_judge(model: ImageModel) -> Classifier:
+def second_judge(model: ImageModel) -> Examiner:
     """The classifier for gate G3 beside the weights; raises BadModel where there is none: it cannot be left out."""
     classifier = classifier_beside(model, SECOND_JUDGE)
     if classifier is None:
         raise BadModel(f"{model.facts.model_id}: no folder {SECOND_JUDGE!r} beside the weights; gate G3 needs one")
-    return classifier
+    return ClassifierJudge(SECOND_JUDGE, classifier)
 
 
 def classifier_beside(model: ImageModel, name: str) -> Classifier | None:

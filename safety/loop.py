@@ -20,6 +20,7 @@ from engine.model import ImageModel
 from safety.collection import collect
 from safety.crew import Alone, Crew
 from safety.editor import Check, Editor
+from safety.judges import Examiner
 from safety.keep import Keep
 from safety.material import Material, enough, gather_material
 from safety.outcome import RoundOutcome
@@ -34,11 +35,10 @@ from safety.setting import Setting, prepare
 from safety.stopping import stop_reason
 from safety.studio import Studio, derived_seed
 from safety.taxonomy import PATTERN
-from safety.trial import SecondJudge
 from safety.validation import Tried, Validation
 from safety.watch import Cancelled, Watch
 
-__all__ = ["Cancelled", "ImproveRequest", "Plan", "RoundOutcome", "SecondJudge", "Watch", "improve"]
+__all__ = ["Cancelled", "ImproveRequest", "Plan", "RoundOutcome", "Watch", "improve"]
 
 HALVINGS = 2
 
@@ -62,7 +62,7 @@ def improve(
     request: ImproveRequest,
     work: Path,
     watch: Watch,
-    second_judge: SecondJudge,
+    second_judge: Examiner,
     plan: Plan | None = None,
     crew: Callable[[Keep], Crew] = Alone,
 ) -> Iterator[RoundOutcome]:
@@ -91,7 +91,7 @@ def improve(
 
 def improve_once(setting: Setting, standing: Standing, validation: Validation) -> tuple[RoundOutcome, Standing]:
     """One round: what came of it, and where the loop stands then."""
-    report = provenance(setting, standing.codebook)
+    report = provenance(setting, standing.codebook, validation.second)
     broken = next((gate.name for gate in validation.standing if not gate.passed), None)
     if broken is not None:
         return _conclude(setting, standing, validation, None, f"gate:{broken}", report)

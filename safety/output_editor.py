@@ -25,7 +25,7 @@ from safety.pairs import of_kind
 from safety.pixel_editor import largest_rank
 from safety.practice import practise
 from safety.prompts import Prompt
-from safety.router import fit_router
+from safety.router import ITERATIONS, fit_router
 from safety.setting import Setting
 from safety.space import harmful_space, join
 from safety.studio import Studio
@@ -159,11 +159,18 @@ def output_editors(
             spaces[category] = join([*earlier, space.basis], largest_rank(differences.shape[1]))
     if not spaces:
         return []
-    studio.tell("router", 0, 1)
     concepts = [(category, concept) for category in spaces for concept in contexts.harmful[category]]
-    router = fit_router([contexts.harmful[category][concept] for category, concept in concepts], contexts.benign)
-    begun = sketches.begun
-    probes = fit_router([begun.harmful[category][concept] for category, concept in concepts], begun.benign)
+    begun, fitting = sketches.begun, 2 * ITERATIONS
+    router = fit_router(
+        [contexts.harmful[category][concept] for category, concept in concepts],
+        contexts.benign,
+        studio.steps("router", fitting),
+    )
+    probes = fit_router(
+        [begun.harmful[category][concept] for category, concept in concepts],
+        begun.benign,
+        studio.steps("router", fitting, ITERATIONS),
+    )
     for name, fitted, read in (("router", router, contexts), ("look", probes, begun)):
         found[name] = _fires(fitted, {category: read.harmful[category] for category in spaces}, read.benign)
     look = Look(sketches.after, probes)

@@ -16,7 +16,7 @@ from codebook.tensors import codebook_hash
 from codebook.value import Codebook
 from safety.charts import rates_png
 from safety.grids import before_after_png
-from safety.judging import UNSAFE_ABOVE
+from safety.judges import Examiner, SelfJudge, credentials
 from safety.setting import Setting
 from safety.studio import Studio
 from safety.trial import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, Trial
@@ -46,11 +46,11 @@ def figures(before: Trial, after: Trial) -> dict[str, Any]:
     }
 
 
-def provenance(setting: Setting, start: Codebook) -> dict[str, Any]:
-    """What every figure must carry: seed, judge and threshold, hashes of model and codebook, sizes."""
+def provenance(setting: Setting, start: Codebook, second: Examiner) -> dict[str, Any]:
+    """What every figure must carry: seed, judges and thresholds, hashes of model and codebook, sizes."""
     return {
         "seed": setting.seed,
-        "judge": {"who": "the model's own, majority of its phrasings", "unsafe_above": UNSAFE_ABOVE},
+        "judges": [credentials(judge) for judge in (SelfJudge(setting.studio.model), second)],
         "model_hash": setting.studio.model.facts.model_hash,
         "codebook_before": codebook_hash(start),
         "plan": asdict(setting.plan),

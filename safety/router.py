@@ -6,11 +6,12 @@ from the picture on its way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import cross_entropy, softplus
 
 from codebook.value import Router
 from safety.contexts import States
@@ -22,15 +23,16 @@ ITERATIONS = 60
 SILENT = -2.0  # where the biases start
 
 
-def fit_router(harmful: Sequence[States], benign: States) -> Router:
-    """One probe and one expert for each set of harmful prompts, all against the same benign ones.
+def fit_router(harmful: Sequence[States], benign: States, step: Callable[[int], None]) -> Router:
+    """One probe and one expert for each set of harmful prompts, against the same benign ones and each other.
 
     Every second prompt is fitted on; the others place the thresholds: together the
-    probes fire on at most MOST_BENIGN of the benign ones.
+    probes fire on at most MOST_BENIGN of the benign ones. `step` is told of each iteration, of ITERATIONS.
     """
     sets, quiet = [states.part(slice(0, None, 2)) for states in harmful], benign.part(slice(0, None, 2))
     centre, spread = quiet.states[quiet.seen].mean(0), quiet.states[quiet.seen].std(0).clamp(min=1e-6)
-    weight, bias = _logistic(_scaled(sets, centre, spread), *_scaled([quiet], centre, spread))
+    *scaled, scaled_quiet = _scaled([*sets, quiet], centre, spread)
+    weight, bias = _logistic(scaled, scaled_quiet, step)
     weight = weight / spread
     router = Router(weight, bias - weight @ centre, torch.arange(len(harmful)))
     held = [states.part(slice(1, None, 2)) for states in harmful]
@@ -42,20 +44,28 @@ def _scaled(sets: Sequence[States], centre: Tensor, spread: Tensor) -> list[Stat
     return [States((one.states - centre) / spread, one.seen) for one in sets]
 
 
-def _logistic(harmful: Sequence[States], benign: States) -> tuple[Tensor, Tensor]:
-    """Weights [p, H] and biases [p] of ridge logistic regressions on Router.scores, with equal mass on both sides."""
+def _logistic(harmful: Sequence[States], benign: States, step: Callable[[int], None]) -> tuple[Tensor, Tensor]:
+    """Weights [p, H] and biases [p] of ridge logistic regressions on Router.scores, with equal mass on both sides.
+
+    Each probe tells its harm from benign prompts, and all together one harm from the others (cross-entropy): the
+    loudest decides which expert applies.
+    """
     probes, width = len(harmful), benign.states.shape[2]
     weight = torch.zeros(probes, width, requires_grad=True)
     bias = torch.full((probes,), SILENT, requires_grad=True)
     optimiser = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
+    tried = count()
+
     def loss() -> float:
+        step(min(next(tried), ITERATIONS))  # a search along a line may try more than once
         optimiser.zero_grad()
         router = Router(weight, bias, torch.arange(probes))
         total = softplus(router.scores(benign.states, benign.seen)).mean(0).sum() + RIDGE * weight.square().sum()
         for i, one in enumerate(harmful):
-            own = Router(weight[i : i + 1], bias[i : i + 1], torch.zeros(1))
-            total = total + softplus(-own.scores(one.states, one.seen)).mean()
+            scores = router.scores(one.states, one.seen)
+            right = torch.full((len(scores),), i)
+            total = total + softplus(-scores[:, i]).mean() + cross_entropy(scores, right)
         torch.autograd.backward(total)
         return total.item()
 

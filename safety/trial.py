@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from codebook.tensors import codebook_hash
 from codebook.value import Codebook
+from safety.judges import Examiner
 from safety.judging import says_unsafe, scores
 from safety.prompts import Prompt
 from safety.rates import Rate, Rates
@@ -25,16 +25,6 @@ NEIGHBOUR = "neighbour:"  # group names of harmless prompts that a crude edit wo
 ATTACK = "attack:"  # group names of harmful prompts put another way, before the kind of attack
 LANGUAGE = "language:"  # group names of harmful prompts in another language, before its code
 BENIGN = "benign"
-
-
-class SecondJudge(Protocol):
-    """An independent judge: other architecture, other data; used for gates alone."""
-
-    def harmful(self, images: Tensor) -> Tensor:
-        """Probability of harm [B] in [0, 1] of images [B, 3, H, W] in [-1, 1]."""
-
-    def noun(self, images: Tensor) -> list[str]:
-        """What each image shows."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +98,7 @@ class Trial:
         return float((self.kept & ~self.unsafe & ~self.void)[rows].double().mean())
 
 
-def run_trial(studio: Studio, panel: Panel, codebook: Codebook, validity: Validity, second: SecondJudge) -> Trial:
+def run_trial(studio: Studio, panel: Panel, codebook: Codebook, validity: Validity, second: Examiner) -> Trial:
     """Try a codebook on a panel; kept by the codebook's content, so that no codebook is tried twice."""
     texts = [prompt.text for prompt in panel.prompts]
     before = studio.draw("base", texts, panel.seeds, studio.base)
@@ -125,14 +115,14 @@ def _observe(
     after: Drawing,
     codebook: Codebook,
     validity: Validity,
-    second: SecondJudge,
+    second: Examiner,
 ) -> dict[str, Tensor]:
     images = studio.decode(after.tokens, codebook)
     shown = second.noun(images)
     return {
         "unsafe": says_unsafe(scores(studio.judge(after.tokens, codebook))),
         "void": validity.void(images, after.tokens, after.surprise),
-        "second": second.harmful(images) > 0.5,
+        "second": second.harmful(images) > second.threshold,
         "kept": looks_kept(studio.decode(before.tokens, studio.base), images),
         "right": torch.tensor([noun == prompt.concept for noun, prompt in zip(shown, panel.prompts, strict=True)]),
         "features": validity.features(images),

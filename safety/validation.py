@@ -23,9 +23,10 @@ from safety.gates.g6_recovery import g6_recovery
 from safety.gates.g8_diversity import g8_diversity
 from safety.gates.g10_languages import g10_languages
 from safety.gates.result import GateResult
+from safety.judges import Examiner
 from safety.proposal import Proposal
 from safety.setting import Setting
-from safety.trial import SecondJudge, Trial, run_trial
+from safety.trial import Trial, run_trial
 
 MOST_TABLES = 2
 
@@ -54,10 +55,10 @@ class Tried:
 class Validation:
     """Tries codebooks on one panel, against the codebook `start` and the model's own."""
 
-    def __init__(self, setting: Setting, second: SecondJudge) -> None:
+    def __init__(self, setting: Setting, second: Examiner) -> None:
         """Look at the canaries anew, and hold the gates that do not depend on a candidate: `standing`."""
         self._studio, self._panel, self._baseline = setting.studio, setting.panel, setting.baseline
-        self._second = second
+        self.second = second
         sight = look(self._studio, self._baseline.canaries, self._baseline.harmful)
         fixtures = g1_fixtures(self._baseline.spoiled, self._baseline.void, self.trial(self._studio.base))
         self._rewrites = self._studio.keep.tensors("rewrites", self._draw_rewrites)["features"]
@@ -73,7 +74,7 @@ class Validation:
 
     def trial(self, codebook: Codebook) -> Trial:
         """Try one codebook."""
-        return run_trial(self._studio, self._panel, codebook, self._baseline.validity, self._second)
+        return run_trial(self._studio, self._panel, codebook, self._baseline.validity, self.second)
 
     def rank(self, start: Codebook, proposals: Sequence[Proposal]) -> list[Tried]:
         """Try the candidates that `proposals` (at least one) allow: accepted ones first, then by SVR."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from app import traffic as module
+from app import upkeep
 from app.traffic import REVIEWER, WINDOW, traffic
 from engine.loading import load_model
 from engine.model import Verdict
@@ -75,6 +76,25 @@ def test_unsafe_images_outside_every_edit_wait_for_a_person(tmp_path: Path) -> N
         ]
         assert inside["safety"]["unsafe"] and "v0" in told[0]["note"]
         assert server.service.live.active == before and server.service.journal.list() == []
+
+
+def test_an_alert_is_logged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "WINDOW", 2)
+    monkeypatch.setattr(upkeep, "EVERY_S", 0.05)
+    settings = settings_in(tmp_path / "home", tiny_model(tmp_path / "model"))
+    with serving(settings, alarmed) as server:
+        for seed in range(4):
+            server.draw(prompt="a prompt", seed=seed)
+
+        def told() -> list[str]:
+            return [record.getMessage() for record in caplog.records if record.name == upkeep.__name__]
+
+        wait_for("an alert is logged", told)
+        server.draw(prompt="a prompt", seed=5)
+        assert server.http.get("/traffic").json()["alert"]
+        assert told() == ["live traffic alert raised: 100.0%, 100.0% unsafe under v0"]
 
 
 def test_traffic_is_told_of_the_active_version_alone(server: Server) -> None:

@@ -97,6 +97,7 @@ def test_a_round_makes_the_codebook_safer(undisturbed: tuple[Path, RoundOutcome]
     assert all(gate["passed"] for gate in outcome.gates.values())
     assert {"before_after.png", "spectrum_output.png", "code_weights.png"} <= outcome.images.keys()
     assert all(png.startswith(b"\x89PNG") for png in outcome.images.values())
+    assert [judge["name"] for judge in outcome.report["judges"]] == ["self", "toy"]
 
 
 def test_every_prompt_is_accounted_for(undisturbed: tuple[Path, RoundOutcome]) -> None:
@@ -201,6 +202,7 @@ def test_the_referee_measures_on_prompts_of_its_own(setting: Setting, undisturbe
     codebook = undisturbed[1].codebook
     assert codebook is not None
     told = assess(setting, setting.studio.base, codebook, ToyModel())
+    assert told["judge"] == {"name": "toy", "version": "1", "threshold": 0.5}
     for level in ("pattern", "object"):
         rates = told["levels"][level]
         assert rates["before"]["hr"]["n"] == 2 * PLAN.test_harmful

@@ -17,7 +17,7 @@ from safety.harmfulness import LEAST_RATIO, benign_share, shuffled_ratio, weight
 from safety.output_update import Lesson, harmless, leading_part, refit
 from safety.pixel_update import Partners, project_rows, remap_pixels, update_pixels
 from safety.rates import Rate, Rates, mcnemar
-from safety.router import MOST_BENIGN, fit_router
+from safety.router import ITERATIONS, MOST_BENIGN, fit_router
 from safety.space import agreed_rank, directions, harmful_space, interleave, join, principal_cosines
 from safety.stopping import stop_reason
 from safety.tune import OutputLesson, PixelLesson, divergence, tune_output, tune_pixels
@@ -335,15 +335,29 @@ def with_word(prompts: States, word: Tensor) -> States:
 
 
 def test_a_router_names_the_harm_and_spares_benign_prompts() -> None:
-    generator = seeded()
+    generator, told = seeded(), list[int]()
     words = torch.randn(60, 24, generator=generator)
     benign = read_prompts(words[:57], 800, generator)
     harmful = [with_word(read_prompts(words[:57], 80, generator), word) for word in words[57:]]
-    router = fit_router(harmful, benign)
+    router = fit_router(harmful, benign, told.append)
+    assert told[0] == 0 and max(told) <= ITERATIONS
     fresh = read_prompts(words[:57], 400, generator)
     assert float((router.choose(fresh.states, fresh.seen) != NO_EXPERT).double().mean()) <= 3 * MOST_BENIGN
     for word, expert in zip(words[57:], (0, 1, 2), strict=True):
         found = with_word(fresh, word)
+        assert float((router.choose(found.states, found.seen) == expert).double().mean()) > 0.95
+
+
+def test_a_router_tells_harms_apart_that_are_much_alike() -> None:
+    generator = seeded()
+    words, apart = torch.randn(57, 24, generator=generator), torch.randn(3, 24, generator=generator)
+    alike = 2 * torch.randn(24, generator=generator) + 0.7 * apart
+    benign = read_prompts(words, 800, generator)
+    router = fit_router(
+        [with_word(read_prompts(words, 80, generator), word) for word in alike], benign, lambda step: None
+    )
+    for expert, word in enumerate(alike):
+        found = with_word(read_prompts(words, 400, generator), word)
         assert float((router.choose(found.states, found.seen) == expert).double().mean()) > 0.95
 
 
@@ -357,7 +371,7 @@ def test_a_look_names_what_a_picture_begins_like_and_spares_benign_ones() -> Non
     def single(means: Tensor) -> States:
         return States(means[:, None], torch.ones(len(means), 1, dtype=torch.bool))
 
-    found = Look(8, fit_router([single(begun(60, harm)) for harm in shown], single(begun(900))))
+    found = Look(8, fit_router([single(begun(60, harm)) for harm in shown], single(begun(900)), lambda step: None))
     assert found.after == 8
     assert float((found.choose(begun(600)) != NO_EXPERT).double().mean()) <= 3 * MOST_BENIGN
     for expert, harm in enumerate(shown):
@@ -378,7 +392,7 @@ def test_router_prefers_benign_prompts_where_nothing_separates() -> None:
     words = torch.randn(60, 24, generator=generator)
     harmful = [read_prompts(words, 60, generator) for _ in range(2)]
     benign = read_prompts(words, 1000, generator)
-    router = fit_router(harmful, benign)
+    router = fit_router(harmful, benign, lambda step: None)
     held = benign.part(slice(1, None, 2))
     assert float((router.choose(held.states, held.seen) != NO_EXPERT).double().mean()) <= MOST_BENIGN
 

@@ -35,6 +35,8 @@ def _hash(text: str, size: int) -> int:
 class ToyModel:
     """See the module. `judge` may be replaced by a function of images in the tests of bad judges."""
 
+    name, version, threshold = "toy", "1", 0.5  # as a second judge
+
     def __init__(self, judge: Callable[[Tensor], Tensor] | None = None, seed: int = 0) -> None:
         self._taxonomy = read_taxonomy()
         generator = torch.Generator().manual_seed(seed)

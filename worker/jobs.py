@@ -17,7 +17,7 @@ from engine.loading import load_model
 from engine.model import ImageModel
 from safety.assessment import assess
 from safety.crew import Crew
-from safety.judges import REFEREE, classifier_beside, second_judge
+from safety.judges import REFEREE, ClassifierJudge, classifier_beside, second_judge
 from safety.keep import Keep
 from safety.loop import ImproveRequest, RoundOutcome, Watch
 from safety.loop import improve as improve_codebook
@@ -68,7 +68,7 @@ class SelfImprovement(Loop):
             return None
         keep = Keep(work)
         studio = Studio(model, keep, watch, plan.batch, self._crew(keep))
-        return assess(prepare(studio, request, plan), start, end, referee)
+        return assess(prepare(studio, request, plan), start, end, ClassifierJudge(REFEREE, referee))
 
     def _crew(self, keep: Keep) -> Crew:
         return Shared(keep, self._call)
