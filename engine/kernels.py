@@ -197,7 +197,7 @@ def _multiply(
     tl.store(out + at, first.to(out.dtype.element_ty), mask=inside)
 
 
-# A sum is a chain of steps, each of which waits for the one before: with few rows a narrow product takes no longer than
+# A sum is a chain of steps, each of which waits for the one before, and with few rows a narrow product takes as long as
 # its chain. So there are four: of every 256 inputs each takes 64, and they are joined as (0 + 1) + (2 + 3).
 
 
@@ -270,7 +270,7 @@ def _attend(
     cache = (row * KEPT + key_head).to(tl.int64) * places * D
     for split in range(tl.program_id(1), length // SPLIT + 1, tl.num_programs(1)):
         # Lanes are joined at the end of a part: before, none waits for another.
-        highest = tl.full((LANES,), -1e30, tl.float32)
+        highest = tl.full((LANES,), -1e30, tl.float32)  # below any score, and finite: it is subtracted from
         total = tl.zeros((LANES,), tl.float32)
         seen = tl.zeros((LANES, D), tl.float32)
         begin = split * SPLIT
