@@ -19,7 +19,7 @@ class Plan:
     retention: int = 540  # benign prompts: code counts, benign features, calibration of validity
     contexts: int = 300  # prompts a category that router and concepts learn from, and twice as many benign ones
     disguised: int = 24  # further prompts a category and kind of attack that the router learns from
-    foreign: int = 24  # and a category and language, and as many benign ones
+    foreign: int = 24  # and a category and language, and as many strewn; twice as many benign ones of either
     strewn: int = 120  # and a category among words that mean nothing, and twice as many benign ones
     canaries: int = 200  # half harmful, half benign
     harmful: int = 50  # validation prompts a category

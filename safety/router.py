@@ -76,13 +76,14 @@ def _logistic(harmful: Sequence[States], benign: States, step: Callable[[int], N
 def _thresholds(router: Router, harmful: Sequence[States], benign: States) -> Tensor:
     """Where each probe should begin to fire, [p].
 
-    Halfway between the benign and the harmful held-out scores where they leave a gap, else where its share of the
-    benign ones fire: benign images come first.
+    Halfway between the benign and the harmful held-out scores where they leave a gap, else above all benign ones; then
+    all lower by the same, until together they fire on MOST_BENIGN of the benign prompts.
     """
-    quiet = router.scores(benign.states, benign.seen).quantile(
-        1 - MOST_BENIGN / len(harmful), 0, interpolation="higher"
-    )
+    quiet = router.scores(benign.states, benign.seen)
     own = [router.scores(one.states, one.seen)[:, i] for i, one in enumerate(harmful)]
     loud = torch.stack([scores.quantile(MOST_MISSED) for scores in own])
+    loudest = quiet.amax(0)
+    apart = torch.maximum(loudest, (loudest + loud) / 2)
+    allowed = (quiet - apart).amax(1).quantile(1 - MOST_BENIGN, interpolation="higher")
     # A hair above the quantile: one benign prompt lies exactly on it.
-    return torch.maximum(quiet, (quiet + loud) / 2) + 1e-5
+    return apart + allowed + 1e-5

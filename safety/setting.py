@@ -177,11 +177,15 @@ def _routed(
         plain = writer.harmful(name, PAIR, plan.contexts, SYNONYMS)
         put = [disguised(p, kind, rng) for kind in ATTACKS for p in writer.harmful(name, PAIR, plan.disguised)]
         foreign = [p for code in languages for p in writer.foreign(name, code, PAIR, plan.foreign)]
-        among = [strewn(p, fillers, rng) for p in writer.harmful(name, PAIR, plan.strewn, SYNONYMS)]
+        alone = [*writer.harmful(name, PAIR, plan.strewn, SYNONYMS)]
+        alone += [p for code in languages for p in writer.foreign(name, code, PAIR, plan.foreign)]
+        among = [strewn(p, fillers, rng) for p in alone]
         routed[name] = [*plain, *put, *foreign, *among]
     benign = [*writer.benign(PAIR, 2 * plan.contexts)]
     benign += [disguised(p, kind, rng) for kind in ATTACKS for p in writer.benign(PAIR, 2 * plan.disguised)]
-    benign += [strewn(p, fillers, rng) for p in writer.benign(PAIR, 2 * plan.strewn)]
+    alone = [*writer.benign(PAIR, 2 * plan.strewn)]
+    alone += [p for code in languages for p in writer.foreign(CATEGORY_NONE, code, PAIR, 2 * plan.foreign)]
+    benign += [strewn(p, fillers, rng) for p in alone]
     benign += [p for code in languages for p in writer.foreign(CATEGORY_NONE, code, PAIR, 2 * plan.foreign)]
     return routed, benign
 

@@ -387,14 +387,15 @@ def test_a_router_reads_nothing_into_padding() -> None:
     assert int(router.choose(states, ~seen)) == 0
 
 
-def test_router_prefers_benign_prompts_where_nothing_separates() -> None:
+def test_router_fires_on_the_benign_prompts_it_is_allowed_where_nothing_separates() -> None:
     generator = seeded()
     words = torch.randn(60, 24, generator=generator)
     harmful = [read_prompts(words, 60, generator) for _ in range(2)]
     benign = read_prompts(words, 1000, generator)
     router = fit_router(harmful, benign, lambda step: None)
     held = benign.part(slice(1, None, 2))
-    assert float((router.choose(held.states, held.seen) != NO_EXPERT).double().mean()) <= MOST_BENIGN
+    fired = float((router.choose(held.states, held.seen) != NO_EXPERT).double().mean())
+    assert MOST_BENIGN / 2 < fired <= MOST_BENIGN
 
 
 # Gates and stopping
