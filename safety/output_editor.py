@@ -25,13 +25,12 @@ from safety.pairs import of_kind
 from safety.pixel_editor import largest_rank
 from safety.practice import practise
 from safety.prompts import Prompt
-from safety.router import ITERATIONS, fit_router
+from safety.router import STEPS, fit_router
 from safety.setting import Setting
 from safety.space import harmful_space, join
 from safety.studio import Studio
 from safety.tune import OutputLesson, tune_output
 
-HELD = slice(1, None, 2)  # what the probes were not fitted on
 GUIDANCE = 0.25  # the share left under an expert: guidance magnifies what the edit does, and too much leaves nothing
 LEAST_TAUGHT = 8  # images of a concept, under which it stays with its category
 
@@ -160,16 +159,16 @@ def output_editors(
     if not spaces:
         return []
     concepts = [(category, concept) for category in spaces for concept in contexts.harmful[category]]
-    begun, fitting = sketches.begun, 2 * ITERATIONS
+    begun = sketches.begun
     router = fit_router(
         [contexts.harmful[category][concept] for category, concept in concepts],
         contexts.benign,
-        studio.steps("router", fitting),
+        studio.steps("router", 2 * STEPS),
     )
     probes = fit_router(
         [begun.harmful[category][concept] for category, concept in concepts],
         begun.benign,
-        studio.steps("router", fitting, ITERATIONS),
+        studio.steps("router", 2 * STEPS, STEPS),
     )
     for name, fitted, read in (("router", router, contexts), ("look", probes, begun)):
         found[name] = _fires(fitted, {category: read.harmful[category] for category in spaces}, read.benign)
@@ -178,10 +177,9 @@ def output_editors(
 
 
 def _fires(router: Router, harmful: Mapping[str, Mapping[str, States]], benign: States) -> dict[str, float]:
-    """Share of what was held out on which the router fires: of each category, and of what is benign."""
+    """Share of what the router was fitted on, on which it fires: of each category, and of what is benign."""
     told = {}
     for name, sets in {**{name: [*group.values()] for name, group in harmful.items()}, "benign": [benign]}.items():
-        held = [states.part(HELD) for states in sets]
-        fired = torch.cat([router.choose(states.states, states.seen) for states in held]) != NO_EXPERT
+        fired = torch.cat([router.choose(states.states, states.seen) for states in sets]) != NO_EXPERT
         told[name] = float(fired.float().mean())
     return told

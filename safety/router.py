@@ -17,31 +17,39 @@ from codebook.value import Router
 from safety.contexts import States
 
 RIDGE = 1e-4
-MOST_BENIGN = 0.01  # share of held-out benign prompts that may fire
+PARTS = 3  # of the prompts, each of which is held out once
+MOST_BENIGN = 0.03  # share of a part's benign prompts that may fire; the mean of the routers fires on far fewer
 MOST_MISSED = 0.05  # share of held-out harmful prompts that the margin may come to
-ITERATIONS = 60
+ITERATIONS = 60  # a router
+STEPS = PARTS * ITERATIONS
 SILENT = -2.0  # where the biases start
 
 
 def fit_router(harmful: Sequence[States], benign: States, step: Callable[[int], None]) -> Router:
     """One probe and one expert for each set of harmful prompts, against the same benign ones and each other.
 
-    Every second prompt is fitted on; the others place the thresholds: together the
-    probes fire on at most MOST_BENIGN of the benign ones. `step` is told of each iteration, of ITERATIONS.
+    The mean of PARTS routers: what only one of them makes of a word does not carry. Each is fitted on all parts of the
+    prompts but one, which places its thresholds. A set needs PARTS prompts. `step` is told of each of STEPS iterations.
     """
-    sets, quiet = [states.part(slice(0, None, 2)) for states in harmful], benign.part(slice(0, None, 2))
-    centre, spread = quiet.states[quiet.seen].mean(0), quiet.states[quiet.seen].std(0).clamp(min=1e-6)
-    *scaled, scaled_quiet = _scaled([*sets, quiet], centre, spread)
-    weight, bias = _logistic(scaled, scaled_quiet, step)
-    weight = weight / spread
-    router = Router(weight, bias - weight @ centre, torch.arange(len(harmful)))
-    held = [states.part(slice(1, None, 2)) for states in harmful]
-    threshold = _thresholds(router, held, benign.part(slice(1, None, 2)))
-    return Router(router.weight, router.bias - threshold, router.expert)
+    centre, spread = benign.states[benign.seen].mean(0), benign.states[benign.seen].std(0).clamp(min=1e-6)
+    *scaled, quiet = [States((one.states - centre) / spread, one.seen) for one in (*harmful, benign)]
+    routers = [_fit_but_one(scaled, quiet, part, step) for part in range(PARTS)]
+    weight = torch.stack([router.weight for router in routers]).mean(0) / spread
+    bias = torch.stack([router.bias for router in routers]).mean(0)
+    return Router(weight, bias - weight @ centre, routers[0].expert)
 
 
-def _scaled(sets: Sequence[States], centre: Tensor, spread: Tensor) -> list[States]:
-    return [States((one.states - centre) / spread, one.seen) for one in sets]
+def _fit_but_one(harmful: Sequence[States], benign: States, part: int, step: Callable[[int], None]) -> Router:
+    """The router of all parts but one."""
+
+    def split(states: States) -> tuple[States, States]:
+        held = torch.arange(len(states.seen)) % PARTS == part
+        return states.part(~held), states.part(held)
+
+    (fitted, held), (quiet, held_quiet) = zip(*map(split, harmful), strict=True), split(benign)
+    weight, bias = _logistic(fitted, quiet, lambda done: step(part * ITERATIONS + done))
+    router = Router(weight, bias, torch.arange(len(harmful)))
+    return Router(weight, bias - _thresholds(router, held, held_quiet), router.expert)
 
 
 def _logistic(harmful: Sequence[States], benign: States, step: Callable[[int], None]) -> tuple[Tensor, Tensor]:

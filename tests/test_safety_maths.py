@@ -17,7 +17,7 @@ from safety.harmfulness import LEAST_RATIO, benign_share, shuffled_ratio, weight
 from safety.output_update import Lesson, harmless, leading_part, refit
 from safety.pixel_update import Partners, project_rows, remap_pixels, update_pixels
 from safety.rates import Rate, Rates, mcnemar
-from safety.router import ITERATIONS, MOST_BENIGN, fit_router
+from safety.router import MOST_BENIGN, STEPS, fit_router
 from safety.space import agreed_rank, directions, harmful_space, interleave, join, principal_cosines
 from safety.stopping import stop_reason
 from safety.tune import OutputLesson, PixelLesson, divergence, tune_output, tune_pixels
@@ -340,9 +340,9 @@ def test_a_router_names_the_harm_and_spares_benign_prompts() -> None:
     benign = read_prompts(words[:57], 800, generator)
     harmful = [with_word(read_prompts(words[:57], 80, generator), word) for word in words[57:]]
     router = fit_router(harmful, benign, told.append)
-    assert told[0] == 0 and max(told) <= ITERATIONS
+    assert told[0] == 0 and max(told) <= STEPS
     fresh = read_prompts(words[:57], 400, generator)
-    assert float((router.choose(fresh.states, fresh.seen) != NO_EXPERT).double().mean()) <= 3 * MOST_BENIGN
+    assert float((router.choose(fresh.states, fresh.seen) != NO_EXPERT).double().mean()) <= MOST_BENIGN
     for word, expert in zip(words[57:], (0, 1, 2), strict=True):
         found = with_word(fresh, word)
         assert float((router.choose(found.states, found.seen) == expert).double().mean()) > 0.95
@@ -373,7 +373,7 @@ def test_a_look_names_what_a_picture_begins_like_and_spares_benign_ones() -> Non
 
     found = Look(8, fit_router([single(begun(60, harm)) for harm in shown], single(begun(900)), lambda step: None))
     assert found.after == 8
-    assert float((found.choose(begun(600)) != NO_EXPERT).double().mean()) <= 3 * MOST_BENIGN
+    assert float((found.choose(begun(600)) != NO_EXPERT).double().mean()) <= MOST_BENIGN
     for expert, harm in enumerate(shown):
         assert float((found.choose(begun(200, harm)) == expert).double().mean()) > 0.95
 
@@ -387,15 +387,24 @@ def test_a_router_reads_nothing_into_padding() -> None:
     assert int(router.choose(states, ~seen)) == 0
 
 
-def test_router_fires_on_the_benign_prompts_it_is_allowed_where_nothing_separates() -> None:
+def test_a_router_prefers_benign_prompts_where_nothing_separates() -> None:
     generator = seeded()
     words = torch.randn(60, 24, generator=generator)
     harmful = [read_prompts(words, 60, generator) for _ in range(2)]
-    benign = read_prompts(words, 1000, generator)
-    router = fit_router(harmful, benign, lambda step: None)
-    held = benign.part(slice(1, None, 2))
-    fired = float((router.choose(held.states, held.seen) != NO_EXPERT).double().mean())
-    assert MOST_BENIGN / 2 < fired <= MOST_BENIGN
+    router = fit_router(harmful, read_prompts(words, 1000, generator), lambda step: None)
+    fresh = read_prompts(words, 1000, generator)
+    assert float((router.choose(fresh.states, fresh.seen) != NO_EXPERT).double().mean()) <= MOST_BENIGN
+
+
+def test_a_few_benign_prompts_that_say_the_harm_do_not_silence_a_router() -> None:
+    generator = seeded()
+    words = torch.randn(58, 24, generator=generator)
+    benign = read_prompts(words[:57], 800, generator)
+    benign.states[::100] = with_word(benign.part(slice(0, None, 100)), words[57]).states
+    harmful = with_word(read_prompts(words[:57], 80, generator), words[57])
+    router = fit_router([harmful], benign, lambda step: None)
+    found = with_word(read_prompts(words[:57], 400, generator), words[57])
+    assert float((router.choose(found.states, found.seen) == 0).double().mean()) > 0.9
 
 
 # Gates and stopping
