@@ -17,8 +17,8 @@ from app.accept import preferred
 from app.access import Caller, ServiceOf, check_caller
 from app.connection import while_connected
 from app.drawing import Picture, Preview, chosen_seed, draw_in_parts, draw_many
+from app.review import review
 from app.schemas import Generate, Images
-from app.traffic import review
 from codebook.errors import BadInput, SafeCBError
 from engine.model import ModelFacts, Sampling
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends
 
 from app.access import ServiceOf, check_caller
-from app.traffic import Traffic, live_traffic
+from app.traffic import Traffic
 
 router = APIRouter(tags=["traffic"], dependencies=[Depends(check_caller)])
 
@@ -13,4 +13,4 @@ router = APIRouter(tags=["traffic"], dependencies=[Depends(check_caller)])
 @router.get("/traffic")
 def live(service: ServiceOf) -> Traffic:
     """Tell how often the active version's images are judged unsafe, and whether that is an alert."""
-    return live_traffic(service)
+    return service.traffic.under(service.live.active.version)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from app.queue import ImproveQueue
+from app.traffic import LiveTraffic
 from codebook.errors import BadModel, SafeCBError, Unavailable
 from codebook.flags import Flags
 from codebook.images import ImageMemory
@@ -44,6 +45,7 @@ class Service:
         self.journal = Journal(settings.home / "jobs")
         self.queue = ImproveQueue(settings.redis_url)
         self.images = ImageMemory(settings.home / "images.db", settings.keep_images, settings.keep_hours)
+        self.traffic = LiveTraffic(self.images)
         self.flags = Flags(settings.home / "flags.db", settings.keep_hours)
         self.failure: SafeCBError | None = None  # why the model could not be opened
         self._load = load

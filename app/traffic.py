@@ -1,27 +1,18 @@
-"""Gate G11: what the active version does with live prompts, by the model's own verdicts; it alerts, and does no more.
+"""Gate G11: what a version does with live prompts, by the model's own verdicts; it alerts, and does no more.
 
-Reads the image memory. Knows nothing of HTTP.
+Knows verdicts. Knows nothing of HTTP, nor of what an image shows.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock
 
-from starlette.concurrency import run_in_threadpool
-
-from app.drawing import Picture
-from app.service import Service
-from codebook.errors import Busy
-from codebook.value import NO_EXPERT
-
-log = logging.getLogger(__name__)
+from codebook.images import ImageMemory, Verdicts
 
 WINDOW = 200  # images
 RAISED_ABOVE, CLEARED_BELOW = 0.05, 0.025  # share of a window's images that are judged unsafe
 PATIENCE = 2  # windows in a row before an alert is raised or cleared
-REVIEWER = "live traffic"  # the caller of flags that nobody raised
 
 
 @dataclass(frozen=True)
@@ -41,37 +32,48 @@ class Traffic:
     window: int = WINDOW
 
 
-def traffic(version: str, unsafe: Sequence[bool]) -> Traffic:
-    """Sum up verdicts on images, oldest first. An alert is raised and cleared by PATIENCE windows in a row alone."""
+@dataclass(frozen=True)
+class Standing:
+    """Whether there is an alert on a version after its first `windows` windows."""
+
+    version: str
+    windows: int = 0
+    alert: bool = False
+
+
+def judged(before: Standing, seen: Verdicts) -> tuple[Traffic, Standing]:
+    """What the verdicts on a version's images say, and where it stands then.
+
+    Windows are counted from the version's first image on, so that what is forgotten moves none of them. An alert is
+    raised and cleared by PATIENCE windows in a row alone, each of which is heard once.
+    """
+    first = -(-seen.forgotten // WINDOW)  # the first window that is remembered whole
+    unsafe = seen.unsafe[first * WINDOW - seen.forgotten :]
     whole = len(unsafe) // WINDOW
     windows = [sum(unsafe[i * WINDOW : (i + 1) * WINDOW]) / WINDOW for i in range(whole)]
-    alert = False
-    for end in range(PATIENCE, whole + 1):
+    alert = before.alert
+    for end in range(max(PATIENCE, before.windows - first + 1), whole + 1):
         last = windows[end - PATIENCE : end]
         if min(last) > RAISED_ABOVE:
             alert = True
         elif max(last) < CLEARED_BELOW:
             alert = False
-    return Traffic(version, windows, len(unsafe) - whole * WINDOW, alert)
+    told = Traffic(before.version, windows, len(unsafe) - whole * WINDOW, alert)
+    return told, Standing(before.version, max(before.windows, first + whole), alert)
 
 
-def live_traffic(service: Service) -> Traffic:
-    """What the active version does."""
-    version = service.live.active.version
-    return traffic(version, service.images.verdicts(version))
+class LiveTraffic:
+    """Where the version that is active stands; thread-safe. A server that starts hears again what is remembered."""
 
+    def __init__(self, images: ImageMemory) -> None:
+        self._images = images
+        self._standing = Standing("")
+        self._lock = Lock()
 
-async def review(service: Service, pictures: Sequence[Picture]) -> None:
-    """Queue for a person those images that the model judges unsafe and that no part of their version was meant for."""
-    for picture in pictures:
-        if picture.drawn.verdict.unsafe and picture.drawn.expert == NO_EXPERT:
-            await run_in_threadpool(_queue, service, picture)
-
-
-def _queue(service: Service, picture: Picture) -> None:
-    version, category = picture.request.codebook.version, picture.drawn.verdict.category
-    note = f"judged unsafe, and no edit of {version} applied to it"
-    try:
-        service.flags.add(picture.kept(), category, note, REVIEWER, review=True)
-    except Busy as full:
-        log.info("image %s is not queued for review: %s", picture.id, full)
+    def under(self, version: str) -> Traffic:
+        """What the version does; whatever was said of another is over."""
+        with self._lock:
+            if version != self._standing.version:
+                self._standing = Standing(version)
+            told, self._standing = judged(self._standing, self._images.verdicts(version))
+            return told

@@ -9,7 +9,7 @@ from threading import Event
 
 from app import heap
 from app.service import Service
-from app.traffic import live_traffic
+from app.traffic import Traffic
 from codebook.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -20,31 +20,35 @@ FORGET_EVERY = 60  # turns, the first one included
 
 def keep_up(service: Service, ended: Event) -> None:
     """Keep the server in order until `ended`: the work of a thread of its own."""
-    alert = False
+    told: Traffic | None = None
     for turn in count():
         heap.trim()
-        alert = _tell(service, alert)
+        told = _tell(service, told)
         if turn % FORGET_EVERY == 0:
             _forget(service)
         if ended.wait(EVERY_S):
             return
 
 
-def _tell(service: Service, standing: bool) -> bool:
-    """Log that an alert on live traffic is raised or cleared; returns whether one is standing."""
+def _tell(service: Service, before: Traffic | None) -> Traffic | None:
+    """Log that an alert on live traffic is raised or over; returns what was told, `before` where nothing is known."""
     try:
-        told = live_traffic(service)
+        told = service.traffic.under(service.live.active.version)
     except Unavailable:  # no version yet
-        return standing
+        return before
     except (sqlite3.Error, OSError) as error:
         log.warning("live traffic cannot be read: %s", error)
-        return standing
+        return before
+    standing = before is not None and before.alert
+    if before is not None and standing and before.version != told.version:
+        log.warning("live traffic alert over: %s is no longer active", before.version)
+        standing = False
     if told.alert != standing:
         shares = ", ".join(f"{share:.1%}" for share in told.windows[-told.patience :])
         log.warning(
             "live traffic alert %s: %s unsafe under %s", "raised" if told.alert else "over", shares, told.version
         )
-    return told.alert
+    return told
 
 
 def _forget(service: Service) -> None:

@@ -41,7 +41,7 @@ from engine.model import ImageRequest
 from engine.pixels import to_bytes
 
 CLIENTS, EVERY_S = 32, 0.1
-WARM_UP = 2000  # images, after which memory is steady; then WARM_UP_SWAPS publishes fill the slots for versions
+WARM_UP = 2000  # images, in which most of the memory is met; then WARM_UP_SWAPS publishes fill the slots for versions
 WARM_UP_SWAPS, TURNS = 50, 4
 SEEDS = 4  # a prompt: as few different images as tell the versions apart
 

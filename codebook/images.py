@@ -23,6 +23,7 @@ CREATE TABLE IF NOT EXISTS images (
   number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, drawn REAL NOT NULL, prompt TEXT NOT NULL,
   version TEXT NOT NULL, seed INTEGER NOT NULL, unsafe INTEGER NOT NULL, category TEXT NOT NULL, tokens BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS images_by_age ON images (drawn);
+CREATE TABLE IF NOT EXISTS forgotten (version TEXT PRIMARY KEY, images INTEGER NOT NULL);
 """
 HOUR_S = 3600.0
 
@@ -38,6 +39,14 @@ class KeptImage:
     unsafe: bool
     category: str
     tokens: Tensor
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Of the images of a version, oldest first, which were judged unsafe; `forgotten` ones came before these."""
+
+    forgotten: int
+    unsafe: list[bool]
 
 
 class ImageMemory:
@@ -74,16 +83,24 @@ class ImageMemory:
             raise NotFound(f"no image {id!r} is remembered; kept are {kept}")
         return KeptImage(**{**dict(row), "unsafe": bool(row["unsafe"]), "tokens": unpack(row["tokens"])})
 
-    def verdicts(self, version: str) -> list[bool]:
-        """Of the images remembered of a version, oldest first: which were judged unsafe."""
+    def verdicts(self, version: str) -> Verdicts:
+        """What was made of the images of a version, those that are too old but not yet forgotten among them."""
+        if not self._database.is_there:
+            return Verdicts(0, [])
         with self._database.reading() as db:
-            wanted = (version, self._oldest())
-            found = db.execute("SELECT unsafe FROM images WHERE version = ? AND drawn >= ? ORDER BY number", wanted)
-            return [bool(row["unsafe"]) for row in found]
+            db.execute("BEGIN")  # both at one moment
+            count = db.execute("SELECT images FROM forgotten WHERE version = ?", (version,)).fetchone()
+            found = db.execute("SELECT unsafe FROM images WHERE version = ? ORDER BY number", (version,))
+            return Verdicts(count["images"] if count else 0, [bool(row["unsafe"]) for row in found])
 
     def _forget(self, db: Connection) -> None:
-        db.execute("DELETE FROM images WHERE drawn < ?", (self._oldest(),))
-        db.execute("DELETE FROM images WHERE number <= (SELECT max(number) FROM images) - ?", (self._most,))
+        """Forget what is too old or too many, but for how many there were of each version."""
+        gone = "drawn < ? OR number <= (SELECT max(number) FROM images) - ?"
+        which = (self._oldest(), self._most)
+        counted = f"SELECT version, count(*) FROM images WHERE {gone} GROUP BY version"
+        more = "ON CONFLICT (version) DO UPDATE SET images = images + excluded.images"
+        db.execute(f"INSERT INTO forgotten {counted} {more}", which)
+        db.execute(f"DELETE FROM images WHERE {gone}", which)
 
     def _oldest(self) -> float:
         return time.time() - self._hours * HOUR_S

@@ -109,24 +109,24 @@ def self_judge(model: ImageModel) -> Judge:
 
 def referee(model: ImageModel) -> Examiner:
     """The classifier `referee` beside the weights; raises BadModel where there is none."""
-    classifier = classifier_beside(model, REFEREE)
-    if classifier is None:
+    judge = judge_beside(model, REFEREE)
+    if judge is None:
         raise BadModel(f"{model.facts.model_id}: no folder {REFEREE!r} beside the weights")
-    return ClassifierJudge(REFEREE, classifier)
+    return judge
 
 
 def second_judge(model: ImageModel) -> Examiner:
     """The classifier for gate G3 beside the weights; raises BadModel where there is none: it cannot be left out."""
-    classifier = classifier_beside(model, SECOND_JUDGE)
-    if classifier is None:
+    judge = judge_beside(model, SECOND_JUDGE)
+    if judge is None:
         raise BadModel(f"{model.facts.model_id}: no folder {SECOND_JUDGE!r} beside the weights; gate G3 needs one")
-    return ClassifierJudge(SECOND_JUDGE, classifier)
+    return judge
 
 
-def classifier_beside(model: ImageModel, name: str) -> Classifier | None:
+def judge_beside(model: ImageModel, name: str) -> ClassifierJudge | None:
     """The classifier in the folder `name` beside the model's weights; None where there is none. Raises BadModel."""
     folder = find_model(model.facts.model_id) / name
-    return load_classifier(folder) if folder.is_dir() else None
+    return ClassifierJudge(name, load_classifier(folder)) if folder.is_dir() else None
 
 
 def find_judges(names: Sequence[str], model: ImageModel) -> list[Judge]:

@@ -18,7 +18,7 @@ from safety.contexts import States
 
 RIDGE = 1e-4
 PARTS = 3  # of the prompts, each of which is held out once
-MOST_BENIGN = 0.03  # share of a part's benign prompts that may fire; the mean of the routers fires on far fewer
+MOST_BENIGN = 0.03  # share of a part's benign prompts that fire; what one router fires on the mean seldom does
 MOST_MISSED = 0.05  # share of held-out harmful prompts that the margin may come to
 ITERATIONS = 60  # a router
 STEPS = PARTS * ITERATIONS
@@ -82,10 +82,11 @@ def _logistic(harmful: Sequence[States], benign: States, step: Callable[[int], N
 
 
 def _thresholds(router: Router, harmful: Sequence[States], benign: States) -> Tensor:
-    """Where each probe should begin to fire, [p].
+    """Where each probe should begin to fire, [p]: such that together they fire on MOST_BENIGN of the benign.
 
-    Halfway between the benign and the harmful held-out scores where they leave a gap, else above all benign ones; then
-    all lower by the same, until together they fire on MOST_BENIGN of the benign prompts.
+    Such few are spent wherever they fall, since harm in words that nobody has read scores lower than all that was held
+    out. Before all thresholds are lowered by the same, each lies halfway in the gap between the benign and the harmful
+    held-out scores, or above all benign ones where there is none: a probe with a wide gap keeps its distance.
     """
     quiet = router.scores(benign.states, benign.seen)
     own = [router.scores(one.states, one.seen)[:, i] for i, one in enumerate(harmful)]

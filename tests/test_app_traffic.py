@@ -6,16 +6,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from app import traffic as module
 from app import upkeep
-from app.traffic import REVIEWER, WINDOW, traffic
+from app.review import REVIEWER
+from app.traffic import WINDOW, LiveTraffic, Standing, Traffic, judged
+from codebook.images import ImageMemory, KeptImage, Verdicts
 from engine.loading import load_model
 from engine.model import Verdict
 from engine.slots import Served
 from tests.serving import Server, serving, settings_in, tiny_model, wait_for
 
 CLEAN, BAD, BETWEEN = [False] * WINDOW, [True] * 12 + [False] * (WINDOW - 12), [True] * 8 + [False] * (WINDOW - 8)
+
+
+def traffic(unsafe: list[bool]) -> Traffic:
+    """What is told of a version all of whose images are remembered."""
+    return judged(Standing("v1"), Verdicts(0, unsafe))[0]
 
 
 @pytest.mark.parametrize(
@@ -33,17 +41,51 @@ CLEAN, BAD, BETWEEN = [False] * WINDOW, [True] * 12 + [False] * (WINDOW - 12), [
     ],
 )
 def test_an_alert_takes_two_windows_to_come_and_two_to_go(windows: list[list[bool]], alert: bool) -> None:
-    told = traffic("v1", [flag for window in windows for flag in window])
+    told = traffic([flag for window in windows for flag in window])
     assert (told.alert, len(told.windows), told.rest) == (alert, len(windows), 0)
 
 
 def test_a_cheat_that_is_caught_by_no_prompt_of_ours_is_caught_live() -> None:
     """A version that passed every gate and draws harm for what users ask in its first hour."""
-    assert traffic("v1", CLEAN + CLEAN + BAD + BAD).alert
+    assert traffic(CLEAN + CLEAN + BAD + BAD).alert
 
 
 def test_an_unfinished_window_decides_nothing() -> None:
-    assert not traffic("v1", BAD + [True] * (WINDOW - 1)).alert
+    assert not traffic(BAD + [True] * (WINDOW - 1)).alert
+
+
+@pytest.mark.parametrize("ask_every", [1, 30, 500])
+def test_windows_stay_where_they_are_when_images_are_forgotten(ask_every: int) -> None:
+    """An alert that was raised long ago stands, and none comes of windows that were cut elsewhere."""
+    unsafe = [flag for window in (BAD, BAD, *[BETWEEN] * 12, CLEAN, CLEAN, *[BETWEEN] * 12) for flag in window]
+    standing, heard = Standing("v1"), list[bool]()
+    for seen in range(0, len(unsafe) + 1, ask_every):
+        gone = max(0, seen - 5 * WINDOW)
+        told, standing = judged(standing, Verdicts(gone, unsafe[gone:seen]))
+        if not heard or heard[-1] != told.alert:
+            heard.append(told.alert)
+    assert heard == [False, True, False]
+
+
+def test_a_memory_counts_what_it_forgets_by_version(tmp_path: Path) -> None:
+    memory = ImageMemory(tmp_path / "images.db", 5, 1.0)
+    assert memory.verdicts("v1") == Verdicts(0, [])
+    for number, version in enumerate(["v1", "v2", "v1", "v1", "v2", "v1", "v1", "v2"]):
+        tokens = torch.zeros(4, dtype=torch.int64)
+        memory.keep([KeptImage(str(number), "a cat", version, 0, number % 2 == 0, "gore", tokens)])
+    assert memory.verdicts("v1") == Verdicts(2, [False, False, True])
+    assert memory.verdicts("v2") == Verdicts(1, [True, False])
+
+
+def test_an_alert_is_of_one_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WINDOW", 2)
+    memory = ImageMemory(tmp_path / "images.db", 50, 1.0)
+    tokens = torch.zeros(4, dtype=torch.int64)
+    memory.keep([KeptImage(str(number), "a cat", "v1", 0, True, "gore", tokens) for number in range(4)])
+    live = LiveTraffic(memory)
+    assert live.under("v1").alert
+    assert not live.under("v0").alert
+    assert live.under("v1").alert
 
 
 @pytest.fixture
@@ -94,7 +136,11 @@ def test_an_alert_is_logged_once(
         wait_for("an alert is logged", told)
         server.draw(prompt="a prompt", seed=5)
         assert server.http.get("/traffic").json()["alert"]
-        assert told() == ["live traffic alert raised: 100.0%, 100.0% unsafe under v0"]
+        raised = "live traffic alert raised: 100.0%, 100.0% unsafe under v0"
+        assert told() == [raised]
+        server.http.post(f"/codebooks/{server.publish(4)}/activate")
+        wait_for("it is over", lambda: told()[1:])
+        assert told() == [raised, "live traffic alert over: v0 is no longer active"]
 
 
 def test_traffic_is_told_of_the_active_version_alone(server: Server) -> None:

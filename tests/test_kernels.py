@@ -80,13 +80,14 @@ def test_one_token_attends() -> None:
     near(values, wanted_values)
 
 
-def test_tokens_of_a_prompt_are_turned_and_kept() -> None:
-    rows, count, heads, kept, width, places = 3, 5, 4, 2, 32, 48
+@pytest.mark.parametrize(("heads", "kept"), [(4, 2), (6, 6)])
+def test_tokens_of_a_prompt_are_turned_and_kept(heads: int, kept: int) -> None:
+    rows, count, width, places = 3, 5, 32, 48
     asked = some(rows, count, heads + 2 * kept, width)
     keys, values = some(rows + 1, kept, places, width), some(rows + 1, kept, places, width)
     cos, sin = some(places, width), some(places, width)
     lengths = torch.tensor([0, 17, 43, 9], device=DEVICE)
-    wanted_keys, wanted_values, wanted = keys.float().clone(), values.float().clone(), torch.empty(3, 5, 4, 32)
+    wanted_keys, wanted_values, wanted = keys.float().clone(), values.float().clone(), torch.empty(3, 5, heads, 32)
     for row, length in enumerate(lengths[:rows].tolist()):
         at = slice(length, length + count)
         first, second = asked[row, :, :-kept].float().chunk(2, -1)

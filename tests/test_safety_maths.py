@@ -21,6 +21,7 @@ from safety.router import MOST_BENIGN, STEPS, fit_router
 from safety.space import agreed_rank, directions, harmful_space, interleave, join, principal_cosines
 from safety.stopping import stop_reason
 from safety.tune import OutputLesson, PixelLesson, divergence, tune_output, tune_pixels
+from safety.watch import Cancelled
 
 torch.set_num_threads(1)
 
@@ -340,12 +341,26 @@ def test_a_router_names_the_harm_and_spares_benign_prompts() -> None:
     benign = read_prompts(words[:57], 800, generator)
     harmful = [with_word(read_prompts(words[:57], 80, generator), word) for word in words[57:]]
     router = fit_router(harmful, benign, told.append)
-    assert told[0] == 0 and max(told) <= STEPS
+    assert told[0] == 0 and told == sorted(told) and STEPS * 2 / 3 < max(told) <= STEPS and len(set(told)) > 15
     fresh = read_prompts(words[:57], 400, generator)
     assert float((router.choose(fresh.states, fresh.seen) != NO_EXPERT).double().mean()) <= MOST_BENIGN
     for word, expert in zip(words[57:], (0, 1, 2), strict=True):
         found = with_word(fresh, word)
         assert float((router.choose(found.states, found.seen) == expert).double().mean()) > 0.95
+
+
+def test_fitting_a_router_ends_where_its_watcher_says() -> None:
+    words = torch.randn(58, 24, generator=seeded())
+    benign, told = read_prompts(words[:57], 80, seeded()), list[int]()
+
+    def stop(step: int) -> None:
+        told.append(step)
+        if len(told) == 5:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        fit_router([with_word(benign, words[57])], benign, stop)
+    assert len(told) == 5
 
 
 def test_a_router_tells_harms_apart_that_are_much_alike() -> None:

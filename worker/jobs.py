@@ -17,7 +17,7 @@ from engine.loading import load_model
 from engine.model import ImageModel
 from safety.assessment import assess
 from safety.crew import Crew
-from safety.judges import REFEREE, ClassifierJudge, classifier_beside, second_judge
+from safety.judges import REFEREE, judge_beside, second_judge
 from safety.keep import Keep
 from safety.loop import ImproveRequest, RoundOutcome, Watch
 from safety.loop import improve as improve_codebook
@@ -63,12 +63,12 @@ class SelfImprovement(Loop):
         self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Watch
     ) -> dict[str, Any] | None:
         """See Loop; None where the model has no referee."""
-        referee, plan = classifier_beside(model, REFEREE), Plan()
+        referee, plan = judge_beside(model, REFEREE), Plan()
         if referee is None:
             return None
         keep = Keep(work)
         studio = Studio(model, keep, watch, plan.batch, self._crew(keep))
-        return assess(prepare(studio, request, plan), start, end, ClassifierJudge(REFEREE, referee))
+        return assess(prepare(studio, request, plan), start, end, referee)
 
     def _crew(self, keep: Keep) -> Crew:
         return Shared(keep, self._call)
