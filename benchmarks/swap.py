@@ -124,8 +124,9 @@ def opened(png: bytes) -> tuple[str, bytes]:
 
 
 def resident_times(log: Path) -> dict[str, float]:
-    """When the server says that it made each version active, in seconds since the epoch, to the millisecond."""
+    """When the server first says that it made each version active, in seconds since the epoch, to the millisecond."""
     lines = re.findall(r"^(\S+ \S+) \S+ codebook (v\d+) is active", log.read_text(encoding="utf-8"), re.MULTILINE)
+    lines.reverse()  # a rollback may say so again
     return {version: datetime.strptime(when, "%Y-%m-%d %H:%M:%S,%f").timestamp() for when, version in lines}
 
 
