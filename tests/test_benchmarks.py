@@ -119,3 +119,15 @@ def test_results_are_written_as_json_a_page_and_a_picture(
     assert ("| throughput of c over a, 8 callers | 1 |" in page) == (device == "cpu")
     assert "| throughput of c over b, 32 callers | 1 |" in page
     assert ("| latency of b over c, Poisson at 95%, p50 | 1 |" in page) == (device == "cpu")
+
+
+def test_a_version_is_resident_from_the_first_time_on(tmp_path: Path) -> None:
+    log = tmp_path / "c.log"
+    told = [("10:00:01,250", 1), ("10:00:01,350", 2), ("10:09:00,000", 1)]
+    log.write_text(
+        "".join(f"2026-11-26 {when} app.watcher codebook v{n} is active, epoch {n}\n" for when, n in told),
+        encoding="utf-8",
+    )
+    seen = swap.resident_times(log)
+    assert seen.keys() == {"v1", "v2"}
+    assert seen["v2"] - seen["v1"] == pytest.approx(0.1)
