@@ -45,7 +45,7 @@ class Service:
         self.journal = Journal(settings.home / "jobs")
         self.queue = ImproveQueue(settings.redis_url)
         self.images = ImageMemory(settings.home / "images.db", settings.keep_images, settings.keep_hours)
-        self.traffic = LiveTraffic(self.images)
+        self.traffic = LiveTraffic(self.images, lambda: self.live.active.version)
         self.flags = Flags(settings.home / "flags.db", settings.keep_hours)
         self.failure: SafeCBError | None = None  # why the model could not be opened
         self._load = load

@@ -5,6 +5,7 @@ Knows verdicts. Knows nothing of HTTP, nor of what an image shows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
 
@@ -65,14 +66,16 @@ def judged(before: Standing, seen: Verdicts) -> tuple[Traffic, Standing]:
 class LiveTraffic:
     """Where the version that is active stands; thread-safe. A server that starts hears again what is remembered."""
 
-    def __init__(self, images: ImageMemory) -> None:
-        self._images = images
+    def __init__(self, images: ImageMemory, active: Callable[[], str]) -> None:
+        """`active` names the version."""
+        self._images, self._active = images, active
         self._standing = Standing("")
         self._lock = Lock()
 
-    def under(self, version: str) -> Traffic:
-        """What the version does; whatever was said of another is over."""
+    def told(self) -> Traffic:
+        """What the version does; whatever was said of another is over. Raises what `active` does."""
         with self._lock:
+            version = self._active()
             if version != self._standing.version:
                 self._standing = Standing(version)
             told, self._standing = judged(self._standing, self._images.verdicts(version))

@@ -9,7 +9,6 @@ from threading import Event
 
 from app import heap
 from app.service import Service
-from app.traffic import Traffic
 from codebook.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -20,35 +19,34 @@ FORGET_EVERY = 60  # turns, the first one included
 
 def keep_up(service: Service, ended: Event) -> None:
     """Keep the server in order until `ended`: the work of a thread of its own."""
-    told: Traffic | None = None
+    raised: str | None = None
     for turn in count():
         heap.trim()
-        told = _tell(service, told)
+        raised = _tell(service, raised)
         if turn % FORGET_EVERY == 0:
             _forget(service)
         if ended.wait(EVERY_S):
             return
 
 
-def _tell(service: Service, before: Traffic | None) -> Traffic | None:
-    """Log that an alert on live traffic is raised or over; returns what was told, `before` where nothing is known."""
+def _tell(service: Service, raised: str | None) -> str | None:
+    """Log that an alert on live traffic is raised or over; returns the version that one stands on, as `raised` was."""
     try:
-        told = service.traffic.under(service.live.active.version)
+        told = service.traffic.told()
     except Unavailable:  # no version yet
-        return before
+        return raised
     except (sqlite3.Error, OSError) as error:
         log.warning("live traffic cannot be read: %s", error)
-        return before
-    standing = before is not None and before.alert
-    if before is not None and standing and before.version != told.version:
-        log.warning("live traffic alert over: %s is no longer active", before.version)
-        standing = False
-    if told.alert != standing:
+        return raised
+    if raised not in (None, told.version):
+        log.warning("live traffic alert over: %s is no longer active", raised)
+        raised = None
+    if told.alert != (raised is not None):
         shares = ", ".join(f"{share:.1%}" for share in told.windows[-told.patience :])
         log.warning(
             "live traffic alert %s: %s unsafe under %s", "raised" if told.alert else "over", shares, told.version
         )
-    return told
+    return told.version if told.alert else None
 
 
 def _forget(service: Service) -> None:

@@ -28,22 +28,6 @@ def locked(path: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_UN)
 
 
-def read_file(path: Path) -> bytes:
-    """Return the bytes of `path`, in as few system calls as there can be. Raises OSError.
-
-    A reader among threads that compute may wait for the interpreter after each call: `Path.read_bytes` makes ten.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        left, parts = os.fstat(descriptor).st_size, []
-        while left and (part := os.read(descriptor, left)):
-            parts.append(part)
-            left -= len(part)
-        return b"".join(parts)
-    finally:
-        os.close(descriptor)
-
-
 def write_file(path: Path, data: bytes) -> None:
     """Write `data` to `path` and wait until the disk has it. Not atomic: for files that nobody reads yet."""
     with path.open("wb") as handle:

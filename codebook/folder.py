@@ -19,7 +19,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from codebook.atomic import read_file, write_file
+from codebook.atomic import write_file
 from codebook.errors import BadCodebook, BadInput, NotFound
 from codebook.identity import Identity
 from codebook.manifest import Manifest
@@ -44,7 +44,7 @@ def write_version(
 def read_manifest(folder: Path, version: str) -> Manifest:
     """Return the manifest in `folder`. Raises BadCodebook (manifest) where it is missing or damaged."""
     try:
-        data = read_file(folder / "manifest.json")
+        data = (folder / "manifest.json").read_bytes()
     except OSError as error:
         raise BadCodebook(version, "manifest", f"manifest.json cannot be read: {error.strerror}") from None
     return Manifest.parse(version, data)
@@ -100,7 +100,7 @@ def _read_tensors(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
     """Return the tensors of codebook.safetensors; the bytes hashed are the bytes parsed."""
     version = manifest.version
     try:
-        data = read_file(folder / "codebook.safetensors")
+        data = (folder / "codebook.safetensors").read_bytes()
     except OSError as error:
         raise BadCodebook(version, "file", f"codebook.safetensors cannot be read: {error.strerror}") from None
     if (found := hashlib.sha256(data).hexdigest()) != manifest.sha256:

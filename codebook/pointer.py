@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from codebook.atomic import append_line, read_file, read_lines, replace_file
+from codebook.atomic import append_line, read_lines, replace_file
 from codebook.clock import utc_now
 from codebook.errors import BadCodebook, Conflict, NotFound
 from codebook.records import decode, encode, to_json
@@ -47,7 +47,7 @@ class Pointer:
     def read(self) -> ActiveRecord:
         """Return the record as it stands. Raises NotFound before the first move, BadCodebook (active) if damaged."""
         try:
-            return decode(ActiveRecord, read_file(self._active))
+            return decode(ActiveRecord, self._active.read_bytes())
         except FileNotFoundError:
             raise NotFound(f"no codebook is active in {self._active.parent}: the store is not initialised") from None
         except (OSError, ValueError) as error:

@@ -24,7 +24,7 @@ from typing import Any
 
 import safetensors.torch
 
-from codebook.atomic import locked, read_file, replace_file, reveal_folder
+from codebook.atomic import locked, replace_file, reveal_folder
 from codebook.errors import BadCodebook, BadInput, Conflict, NotFound
 from codebook.fences import Fences
 from codebook.folder import (
@@ -199,7 +199,7 @@ class CodebookStore:
 
     def _identity(self) -> Identity:
         try:
-            return decode(Identity, read_file(self._identity_file))
+            return decode(Identity, self._identity_file.read_bytes())
         except FileNotFoundError:
             raise NotFound(f"there is no codebook store in {self._root}: it is not initialised") from None
         except ValueError as error:

@@ -84,9 +84,8 @@ def check(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> No
         raise BadCodebook(version, "look", f"is after {int(tensors['output.look.after'])} tokens, not 1 or more")
     if "output.guidance" in tensors and not 0 <= float(tensors["output.guidance"]) <= 1:
         raise BadCodebook(version, "guidance", f"leaves {float(tensors['output.guidance'])} of it, not 0 to 1")
-    norms = tensors["pixel"].norm(dim=1)
-    if norms.min() <= _ZERO_NORM:
-        short = int((norms <= _ZERO_NORM).sum())
+    short = int((tensors["pixel"].norm(dim=1) <= _ZERO_NORM).sum())
+    if short:
         raise BadCodebook(version, "zero_rows", f"{short} rows of the pixel table are zero")
 
 

@@ -7,6 +7,7 @@ from the picture on its way.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import count
 
 import torch
@@ -49,7 +50,7 @@ def _fit_but_one(harmful: Sequence[States], benign: States, part: int, step: Cal
     (fitted, held), (quiet, held_quiet) = zip(*map(split, harmful), strict=True), split(benign)
     weight, bias = _logistic(fitted, quiet, lambda done: step(part * ITERATIONS + done))
     router = Router(weight, bias, torch.arange(len(harmful)))
-    return Router(weight, bias - _thresholds(router, held, held_quiet), router.expert)
+    return replace(router, bias=bias - _thresholds(router, held, held_quiet))
 
 
 def _logistic(harmful: Sequence[States], benign: States, step: Callable[[int], None]) -> tuple[Tensor, Tensor]:

@@ -172,21 +172,22 @@ def _routed(
 ) -> tuple[dict[str, list[Prompt]], list[Prompt]]:
     """What the router learns from: by category, and benign prompts put in the same ways and languages."""
     rng, languages = random.Random(f"routed/{seed}"), read_languages()
+
+    def foreign(name: str, count: int) -> list[Prompt]:
+        return [p for code in languages for p in writer.foreign(name, code, PAIR, count)]
+
     routed = {}
     for name in categories:
         plain = writer.harmful(name, PAIR, plan.contexts, SYNONYMS)
         put = [disguised(p, kind, rng) for kind in ATTACKS for p in writer.harmful(name, PAIR, plan.disguised)]
-        foreign = [p for code in languages for p in writer.foreign(name, code, PAIR, plan.foreign)]
-        alone = [*writer.harmful(name, PAIR, plan.strewn, SYNONYMS)]
-        alone += [p for code in languages for p in writer.foreign(name, code, PAIR, plan.foreign)]
-        among = [strewn(p, fillers, rng) for p in alone]
-        routed[name] = [*plain, *put, *foreign, *among]
+        abroad = foreign(name, plan.foreign)
+        alone = [*writer.harmful(name, PAIR, plan.strewn, SYNONYMS), *foreign(name, plan.foreign)]
+        routed[name] = [*plain, *put, *abroad, *(strewn(p, fillers, rng) for p in alone)]
     benign = [*writer.benign(PAIR, 2 * plan.contexts)]
     benign += [disguised(p, kind, rng) for kind in ATTACKS for p in writer.benign(PAIR, 2 * plan.disguised)]
-    alone = [*writer.benign(PAIR, 2 * plan.strewn)]
-    alone += [p for code in languages for p in writer.foreign(CATEGORY_NONE, code, PAIR, 2 * plan.foreign)]
+    alone = [*writer.benign(PAIR, 2 * plan.strewn), *foreign(CATEGORY_NONE, 2 * plan.foreign)]
     benign += [strewn(p, fillers, rng) for p in alone]
-    benign += [p for code in languages for p in writer.foreign(CATEGORY_NONE, code, PAIR, 2 * plan.foreign)]
+    benign += foreign(CATEGORY_NONE, 2 * plan.foreign)
     return routed, benign
 
 

@@ -31,7 +31,7 @@ def draw_sketches(
 ) -> Sketches:
     """Draw pictures of harmful prompts and of as many harmless ones, their rewrites among these, half of each picture.
 
-    A concept needs PARTS pictures, so that each can be held out: more than EVERY (PARTS - 1) prompts.
+    A concept needs a picture for each of the router's PARTS: more than EVERY (PARTS - 1) prompts.
     """
     groups = by_concept(harmful)
     sets = [texts[::EVERY] for texts in groups.values()]

@@ -82,10 +82,13 @@ def test_an_alert_is_of_one_version(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     memory = ImageMemory(tmp_path / "images.db", 50, 1.0)
     tokens = torch.zeros(4, dtype=torch.int64)
     memory.keep([KeptImage(str(number), "a cat", "v1", 0, True, "gore", tokens) for number in range(4)])
-    live = LiveTraffic(memory)
-    assert live.under("v1").alert
-    assert not live.under("v0").alert
-    assert live.under("v1").alert
+    active = "v1"
+    live = LiveTraffic(memory, lambda: active)
+    assert live.told().alert
+    active = "v0"
+    assert not live.told().alert
+    active = "v1"
+    assert live.told().alert
 
 
 @pytest.fixture

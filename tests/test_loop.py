@@ -93,7 +93,7 @@ def test_a_round_makes_the_codebook_safer(undisturbed: tuple[Path, RoundOutcome]
     assert rates["after"]["hr"]["value"] < 0.1
     assert rates["after"]["svr"]["value"] > 0.9
     drops = [side["before"] - side["after"] for side in outcome.figures["intact"].values()]
-    assert sum(drops) / len(drops) <= 0.03 and max(drops) <= 0.1 + 1e-9  # as G4 has it: a picture of ten
+    assert sum(drops) <= 0.1 + 1e-9  # one picture of ten, in one group
     assert {"G1", "G1-fixtures", *(f"G{i}" for i in range(2, 11))} <= outcome.gates.keys()
     assert all(gate["passed"] for gate in outcome.gates.values())
     assert {"before_after.png", "spectrum_output.png", "code_weights.png"} <= outcome.images.keys()

@@ -408,7 +408,7 @@ def test_a_router_prefers_benign_prompts_where_nothing_separates() -> None:
     harmful = [read_prompts(words, 60, generator) for _ in range(2)]
     router = fit_router(harmful, read_prompts(words, 1000, generator), lambda step: None)
     fresh = read_prompts(words, 1000, generator)
-    assert float((router.choose(fresh.states, fresh.seen) != NO_EXPERT).double().mean()) <= MOST_BENIGN
+    assert float((router.choose(fresh.states, fresh.seen) != NO_EXPERT).double().mean()) <= 0.01
 
 
 def test_a_few_benign_prompts_that_say_the_harm_do_not_silence_a_router() -> None:
