@@ -44,7 +44,8 @@ class Batcher:
         self._finisher = Finisher(model, self._cores)
         with on_device(model.device):
             self._slots = model.slots(rows)
-            self._slots.warm()
+            for _ in self._cores.shares():
+                self._slots.warm()
         self._drawing: dict[Slot, Wanted] = {}
         self._line = Line()
         self._changed = threading.Condition()  # guards the line and `_closed`

@@ -27,6 +27,12 @@ class Cores:
         if sys.platform == "linux":  # elsewhere a thread has no priority of its own
             os.setpriority(os.PRIO_PROCESS, get_native_id(), os.getpriority(os.PRIO_PROCESS, os.getpid()) + STEP_BACK)
 
+    def shares(self) -> Iterator[None]:
+        """Give the calling thread each share that it may ever have, one after the other; all cores at last."""
+        for busy in (2, 1):
+            _take(max(1, self._all // busy))
+            yield
+
     @contextmanager
     def working(self) -> Iterator[None]:
         """Count the calling thread among those at work."""

@@ -44,9 +44,9 @@ class StepReader:
         return hidden
 
     def warm(self) -> list[int]:
-        """Record every graph that may be needed; returns their numbers of rows."""
+        """Record every graph that may be needed; returns the numbers of rows that will be read."""
         if self._record is None:
-            return []
+            return list(range(1, self._input.shape[0] + 1))
         widths = list(dict.fromkeys(self._width(rows) for rows in range(1, self._input.shape[0] + 1)))
         for width in widths:
             self._replay(width)

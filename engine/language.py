@@ -95,6 +95,12 @@ class LanguageStack:
                 del layers[0]
         self._cos, self._sin = cos[0], sin[0]  # [positions, d]
 
+    def warm(self) -> None:
+        """Prepare for reading any number of tokens."""
+        layer = self._layers[0]  # the others have products of the same shapes
+        for linear in (layer.attend, layer.project, layer.widen, layer.narrow):
+            linear.warm()
+
     def row_bytes(self, places: int) -> int:
         """Bytes of a context's row of `places` places."""
         numbers = 2 * len(self._layers) * self._heads * blocks(places) * self._head_dim

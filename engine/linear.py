@@ -6,6 +6,7 @@ rows, their products do not depend on how many rows are multiplied together, bit
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,8 +16,13 @@ from torch import Tensor, nn
 
 ROWS = 16  # rows to pack for: any number of rows may be multiplied
 MOST = 512  # rows that our kernel multiplies on a GPU: with more of them torch is faster
-TOGETHER = 32  # rows that are multiplied at once in bfloat16 on a CPU
-STEP = 64  # in float32 on a CPU more rows than this are multiplied as whole steps, and the rest
+# Numbers of rows that are multiplied at once on a CPU; others are padded. oneDNN keeps 0.58 MB for each that it meets,
+# and a server meets them all: these are few enough to be made at the start. In bfloat16 it is one, since how sums are
+# made depends on the number there, and how differs between processors.
+SIZES = {
+    torch.float32: (*range(2, 33, 2), 40, 48, 56, 64, 80, 96, 128, 192, 256),
+    torch.bfloat16: (32,),
+}
 
 
 class Norm(NamedTuple):
@@ -66,22 +72,26 @@ class Linear:
         """Whether our kernel multiplies x."""
         return self._on_gpu and x.numel() <= MOST * x.shape[-1]
 
+    def warm(self) -> None:
+        """Have oneDNN make all that it will ever keep for products of this shape and this number of threads."""
+        if self._packed:
+            width, dtype = self._weight.shape[1], self._weight.dtype
+            for size in SIZES[dtype]:
+                self._product(torch.zeros(size, width, dtype=dtype))
+
     def _multiply(self, x: Tensor) -> Tensor:
         if not self._packed:
             return F.linear(x, self._weight, self._bias)
-        count = x.numel() // x.shape[-1]
-        whole = count // STEP * STEP
-        if x.dtype == torch.float32 and whole in (0, count):
+        sizes = SIZES[x.dtype]
+        if x.numel() // x.shape[-1] in sizes:
             return self._product(x)
-        rows = x.flatten(0, -2)
-        if x.dtype == torch.float32:
-            # oneDNN keeps half a megabyte for each number of rows that it has met: prompts come in all sizes.
-            products = [self._product(rows[:whole]), self._product(rows[whole:])]
-        else:
-            # In bfloat16 the sums do depend on the number of rows, and how differs from processor to processor.
-            padded = F.pad(rows, (0, 0, 0, -len(rows) % TOGETHER))
-            products = [self._product(some) for some in torch.split(padded, TOGETHER)]
-        return torch.cat(products)[: len(rows)].view(*x.shape[:-1], -1)
+        products = [self._padded(rows, sizes) for rows in torch.split(x.flatten(0, -2), sizes[-1])]
+        return torch.cat(products).view(*x.shape[:-1], -1)
+
+    def _padded(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Multiply rows [R, inputs] as the next size."""
+        count = len(rows)
+        return self._product(F.pad(rows, (0, 0, 0, sizes[bisect_left(sizes, count)] - count)))[:count]
 
     def _product(self, x: Tensor) -> Tensor:
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")

@@ -132,8 +132,9 @@ class Slots:
             self._leave(slot)
 
     def warm(self) -> None:
-        """Prepare all that a step may need, before the first image."""
+        """Prepare all that a step may need, before the first image, with as many threads as the caller has now."""
         with torch.inference_mode():
+            self._drawer.language.warm()
             for width in self._read_step.warm():
                 self._drawer.logits(self._drawer.read_off(self._hidden[:width]), ())
 

@@ -232,22 +232,6 @@ def test_a_product_does_not_depend_on_the_number_of_rows(kind: torch.dtype) -> N
                 assert torch.equal(linear(x[-rows:]), right[-rows:])
 
 
-@pytest.mark.skipif(not can_pack(torch.zeros(1, 1)), reason="only oneDNN keeps something for each number of rows")
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def test_prompts_of_all_sizes_are_multiplied_in_few(kind: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    linear, sizes, product = Linear([nn.Linear(50, 100, dtype=kind)]), set(), Linear._product
-
-    def noting(self: Linear, x: torch.Tensor) -> torch.Tensor:
-        sizes.add(len(x))
-        return product(self, x)
-
-    monkeypatch.setattr(Linear, "_product", noting)
-    with torch.no_grad():
-        for rows in range(16, 1025, 16):
-            assert linear(torch.zeros(rows, 50, dtype=kind)).shape == (rows, 100)
-    assert len(sizes) <= 19  # of 64
-
-
 def test_the_model_keeps_one_copy_of_its_layers(tmp_path: Path) -> None:
     model: Any = load_model(str(build_tiny(tmp_path / "tiny")), "cpu", "float32")
     assert len(model._judge._model.model.language_model.layers) == 0
