@@ -22,6 +22,8 @@ from codebook.settings import Settings
 
 log = logging.getLogger(__name__)
 
+# A thread of the server computes on one core unless it is given more (engine/cores.py), and then on that many.
+ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_DYNAMIC": "FALSE"}
 LOOK_EVERY_S = 0.2
 END_S = 15.0  # longer than a server takes to finish its requests
 
@@ -53,7 +55,7 @@ def children(settings: Settings, files: ExitStack) -> list[Child]:
         kept.append(_redis(redis, environ, files, logs))
     worker_log = files.enter_context((logs / "worker.log").open("ab"))
     kept.append(Child("worker", lambda: [sys.executable, "-m", "worker.main"], environ, worker_log))
-    kept.append(Child("server", lambda: [sys.executable, "-m", "app.server"], ONE_HEAP | environ))
+    kept.append(Child("server", lambda: [sys.executable, "-m", "app.server"], ONE_HEAP | environ | ONE_CORE))
     return kept
 
 

@@ -9,7 +9,6 @@ import logging
 from threading import Event
 from time import monotonic
 
-import torch
 from redis import Redis
 from redis.client import PubSub
 from redis.exceptions import RedisError
@@ -28,7 +27,6 @@ def follow(live: LiveCodebooks, redis_url: str | None, ended: Event) -> None:
 
     Not the event loop's, which has callers to answer: there a hint waits for its turn, and then for a thread's.
     """
-    torch.set_num_threads(1)  # a check that is shared waits for a core that draws
     hints, last_error = _Hints(redis_url, ended), None
     while not ended.is_set():
         if live.refresh():

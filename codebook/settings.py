@@ -23,6 +23,7 @@ _DEFAULTS = {
     "SAFECB_STORE": _UNSET,  # the folder `store` in SAFECB_HOME
     "SAFECB_DEVICE": "auto",
     "SAFECB_DTYPE": "auto",
+    "SAFECB_CORES": "auto",
     "SAFECB_API_KEYS": _UNSET,  # no key is asked for
     "SAFECB_OPERATOR_KEYS": _UNSET,  # whoever may call may do everything
     "SAFECB_KEEP_IMAGES": "2000",
@@ -34,6 +35,7 @@ _PORT = re.compile(r"[0-9]{1,5}")
 _REDIS_URL = re.compile(r"(rediss?|unix)://\S+")
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?")
 _DTYPE = re.compile(r"auto|float32|bfloat16|float16")
+_CORES = re.compile(r"auto|[1-9][0-9]{0,3}")
 _WHOLE = re.compile(r"[0-9]{1,7}")
 _KEYS = re.compile(r"[!-+\--~]+(,[!-+\--~]+)*")  # printable ASCII; the comma parts the keys
 
@@ -49,6 +51,7 @@ class Settings:
     store: folder of the codebook versions, absolute.
     device: "auto", "cpu", "cuda" or "cuda:N".
     dtype: "auto", "float32", "bfloat16" or "float16".
+    cores: how many cores of the processor draw and finish images; None: all that there are for the process.
     api_keys: the keys a caller may use; empty asks for none.
     operator_keys: the keys with which to improve, move the active version and settle flags; empty asks for none.
     keep_images, keep_hours: how many drawn images are remembered for flags, and for how long; 0 images keeps none.
@@ -62,6 +65,7 @@ class Settings:
     store: Path
     device: str
     dtype: str
+    cores: int | None
     api_keys: tuple[str, ...] = field(repr=False)
     operator_keys: tuple[str, ...] = field(repr=False)
     keep_images: int
@@ -92,6 +96,7 @@ class Settings:
             store=_folder(values, "SAFECB_STORE") if values["SAFECB_STORE"] else home / "store",
             device=_matching(values, "SAFECB_DEVICE", _DEVICE, "auto, cpu, cuda or cuda:N"),
             dtype=_matching(values, "SAFECB_DTYPE", _DTYPE, "auto, float32, bfloat16 or float16"),
+            cores=_cores(values),
             api_keys=_keys(values, "SAFECB_API_KEYS"),
             operator_keys=_keys(values, "SAFECB_OPERATOR_KEYS"),
             keep_images=int(_matching(values, "SAFECB_KEEP_IMAGES", _WHOLE, "a whole number up to 9999999")),
@@ -127,6 +132,11 @@ def _port(values: Mapping[str, str]) -> int:
     if port > 65535:
         raise BadSetting("SAFECB_PORT", values["SAFECB_PORT"], allowed)
     return port
+
+
+def _cores(values: Mapping[str, str]) -> int | None:
+    chosen = _matching(values, "SAFECB_CORES", _CORES, "auto, or a whole number from 1 to 9999")
+    return None if chosen == "auto" else int(chosen)
 
 
 def _redis_url(values: Mapping[str, str]) -> str:

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from codebook.errors import Busy, Unavailable
@@ -33,19 +33,19 @@ SMOOTH = 0.1  # how much the last step counts in the mean time of a step
 class Batcher:
     """Serves a model to many threads. Futures may be cancelled at any time: the image is given up at the next step."""
 
-    def __init__(self, model: Served, rows: int, queue_limit: int | None = None) -> None:
-        """Warm up and start the threads. At most `rows` rows are drawn at once.
+    def __init__(self, model: Served, rows: int, cores: int, queue_limit: int | None = None) -> None:
+        """Warm up and start the threads, which share `cores` cores. At most `rows` rows are drawn at once.
 
         `queue_limit` images may wait, shared by those who wait: if None, QUEUE, or as many as there are rows, if more.
         """
         self._model, self._rows = model, rows
         self._limit = max(QUEUE, rows) if queue_limit is None else queue_limit
-        self._cores = Cores()
+        self._cores = Cores(cores)
         self._finisher = Finisher(model, self._cores)
         with on_device(model.device):
             self._slots = model.slots(rows)
-            for _ in self._cores.shares():
-                self._slots.warm()
+        with ThreadPoolExecutor(1) as short_lived:  # the helpers of this one would stay
+            short_lived.submit(self._warm).result()
         self._drawing: dict[Slot, Wanted] = {}
         self._line = Line()
         self._changed = threading.Condition()  # guards the line and `_closed`
@@ -124,13 +124,17 @@ class Batcher:
         waits = [*own[own_over - 1 : own_over], *begins[over - 1 : over]] or begins[-1:]
         return min(waits, default=0) * self._step_s
 
+    def _warm(self) -> None:
+        with on_device(self._model.device):
+            for _ in self._cores.shares():
+                self._slots.warm()
+
     def _run(self) -> None:
         try:
             self._cores.step_back()
             with on_device(self._model.device):
                 while self._work_comes():
-                    with self._cores.working():
-                        self._draw_all()
+                    self._draw_all()
         except BaseException as error:  # a bug, or a card that has failed for good
             log.exception("the engine has failed")
             self._break(error)
@@ -138,7 +142,7 @@ class Batcher:
     def _draw_all(self) -> None:
         """Draw until nobody wants an image."""
         while self._drawing or self.waiting():
-            self._cores.share()
+            self._cores.draw()
             self._let_go()
             self._let_in()
             if self._drawing:

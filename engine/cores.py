@@ -1,23 +1,36 @@
-"""The processor's cores, shared between the threads that compute: two at work get half of the cores each."""
+"""The processor's cores, shared between the two threads that compute: one draws, one finishes what is drawn.
+
+OpenMP gives every thread that computes on several cores helpers of its own, which stay with it. While there are more of
+all of them than cores, none spins at the end of a product until the next one begins, but sleeps, and waking costs more
+than the products of a step. So the two never have more cores than there are, all other threads compute on one each
+(`app/serve.py` starts the server so), and what else wants several does it in a thread that ends.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Lock, get_native_id
+from pathlib import Path
+from threading import get_native_id
 
 import torch
 
 STEP_BACK = 10  # by how much the priority of a computing thread is lower, in steps of nice
 
+# torch's own setter would also change what threads that have not computed yet begin with.
+_set: Callable[[int], object] = getattr(ctypes.CDLL(None), "omp_set_num_threads", torch.set_num_threads)
+
 
 class Cores:
-    """As many cores as torch uses where it is made. On a GPU they hardly matter."""
+    """`count` cores: finishing has a quarter, at least one, and drawing the rest. On a GPU they hardly matter."""
 
-    def __init__(self) -> None:
-        self._all, self._busy, self._lock = torch.get_num_threads(), 0, Lock()
+    def __init__(self, count: int) -> None:
+        self._finish = max(1, count // 4)
+        self._draw_beside, self._draw_alone = max(1, count - self._finish), count + 1 - self._finish
+        self._finishing = False
 
     def step_back(self) -> None:
         """Let the process's other threads come first: they have little to do, and somebody waits for it.
@@ -27,32 +40,51 @@ class Cores:
         if sys.platform == "linux":  # elsewhere a thread has no priority of its own
             os.setpriority(os.PRIO_PROCESS, get_native_id(), os.getpriority(os.PRIO_PROCESS, os.getpid()) + STEP_BACK)
 
-    def shares(self) -> Iterator[None]:
-        """Give the calling thread each share that it may ever have, one after the other; all cores at last."""
-        for busy in (2, 1):
-            _take(max(1, self._all // busy))
-            yield
-
     @contextmanager
-    def working(self) -> Iterator[None]:
-        """Count the calling thread among those at work."""
-        with self._lock:
-            self._busy += 1
+    def finishing(self) -> Iterator[None]:
+        """Say that what is drawn is being finished."""
+        self._finishing = True
         try:
             yield
         finally:
-            with self._lock:
-                self._busy -= 1
+            self._finishing = False
 
-    def share(self) -> None:
-        """Give the calling thread its share for the work that it is about to do."""
-        _take(max(1, self._all // max(1, self._busy)))
+    def draw(self) -> None:
+        """Give the calling thread the cores to draw with: more while nothing is being finished."""
+        _take(self._draw_beside if self._finishing else self._draw_alone)
+
+    def finish(self) -> None:
+        """Give the calling thread the cores to finish with."""
+        _take(self._finish)
 
     def take_one(self) -> None:
         """Give the calling thread one core, for work that rounds otherwise on two."""
         _take(1)
 
+    def shares(self) -> Iterator[None]:
+        """Give the calling thread each number of cores that a thread may have, one after the other."""
+        for count in sorted({self._finish, self._draw_beside, self._draw_alone}):
+            _take(count)
+            yield
+
+
+def available() -> int:
+    """How many cores this process may use: of its own, not two threads of one, and no more than its group may have."""
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    cores = {_told(f"/sys/devices/system/cpu/cpu{n}/topology/core_cpus_list") or n for n in os.sched_getaffinity(0)}
+    quota, _, period = _told("/sys/fs/cgroup/cpu.max").partition(" ")
+    return min(len(cores), -(-int(quota) // int(period))) if quota.isdecimal() else len(cores)
+
+
+def _told(path: str) -> str:
+    """What a file of the kernel says; nothing where there is none."""
+    try:
+        return Path(path).read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
 
 def _take(count: int) -> None:
     if torch.get_num_threads() != count:
-        torch.set_num_threads(count)
+        _set(count)

@@ -103,9 +103,9 @@ class Finisher:
         self._cores.step_back()
         with on_device(self._model.device), _side_stream(self._model.device):
             while self._work_comes():
-                with self._cores.working():
+                with self._cores.finishing():
                     self._finish(self._taken())
-                    self._cores.share()
+                    self._cores.finish()
                     self._let_use()
 
     def _work_comes(self) -> bool:
@@ -150,7 +150,7 @@ class Finisher:
         self._cores.take_one()  # a convolution's sums depend on the number of threads, and pixels must not
         with torch.no_grad():
             pictures = self._model.decode(tokens, tables[0] if same else torch.stack(tables))
-        self._cores.share()
+        self._cores.finish()
         verdicts = self._model.judge(pictures)
         experts = [image.expert for image in images]
         return [Drawn(*parts) for parts in zip(tokens.cpu(), to_bytes(pictures), verdicts, experts, strict=True)]

@@ -67,7 +67,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 @pytest.fixture
 def batcher(model: Served) -> Iterator[Batcher]:
-    batcher = Batcher(model, ROWS, queue_limit=16)
+    batcher = Batcher(model, ROWS, cores=1, queue_limit=16)
     yield batcher
     batcher.close()
 
@@ -206,7 +206,7 @@ def test_a_line_of_nobody_is_empty(base: Codebook) -> None:
 
 
 def test_closing_finishes_what_was_accepted(model: Served, base: Codebook) -> None:
-    batcher = Batcher(model, ROWS)
+    batcher = Batcher(model, ROWS, cores=1)
     future = batcher.submit_draw(wanted(base, 1))
     batcher.close()
     assert len(future.result(0)) == 1
@@ -289,7 +289,7 @@ def test_an_image_that_half_joined_leaves_no_trace(
 def test_a_thread_that_dies_fails_every_call_and_is_told(
     gate: Gate, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batcher = Batcher(model, ROWS)
+    batcher = Batcher(model, ROWS, cores=1)
     drawing = batcher.submit_draw(wanted(base, *range(4)))
     wait_for("the first step", lambda: gate.steps)
     waiting = batcher.submit_draw(wanted(base, 5))
@@ -414,6 +414,6 @@ def test_a_full_gpu_is_a_matter_of_time(
 
 
 def test_as_many_may_wait_as_there_are_rows(model: Served, base: Codebook) -> None:
-    batcher = Batcher(model, QUEUE + 2)
+    batcher = Batcher(model, QUEUE + 2, cores=1)
     assert len(batcher.submit_draw(wanted(base, *range(QUEUE + 2), guidance=1.0)).result(60)) == QUEUE + 2
     batcher.close()

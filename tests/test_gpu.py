@@ -48,7 +48,7 @@ def test_pictures_and_verdicts_do_not_depend_on_company(model: Served) -> None:
 
 
 def test_a_full_card_is_a_matter_of_time(model: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    batcher = Batcher(model, 8)
+    batcher = Batcher(model, 8, cores=1)
     request = ImageRequest("a red apple", Sampling(3), model.base_codebook())
 
     def fill(*_: object) -> None:

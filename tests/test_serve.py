@@ -34,7 +34,13 @@ class Supervised:
     def __init__(self, home: Path, model: Path, **environ: str) -> None:
         self.log = home.parent / f"{home.name}.log"
         self.start = self.log.stat().st_size if self.log.exists() else 0
-        settings = {"SAFECB_HOME": str(home), "SAFECB_MODEL": str(model), "SAFECB_PORT": "0", "OMP_NUM_THREADS": "1"}
+        settings = {
+            "SAFECB_HOME": str(home),
+            "SAFECB_MODEL": str(model),
+            "SAFECB_PORT": "0",
+            "SAFECB_CORES": "1",
+            "OMP_NUM_THREADS": "2",
+        }
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "app.main", "serve"],
@@ -114,6 +120,7 @@ def test_a_signal_ends_all_of_it(model: Path, tmp_path: Path, runs: list[Supervi
         assert worker.nice() == min(19, server.nice() + STEP_BACK)  # a job yields to callers
         assert redis.nice() == server.nice()
         assert server.environ()["MALLOC_ARENA_MAX"] == "1"
+        assert server.environ()["OMP_NUM_THREADS"] == "1"  # whatever ours says
         assert run.end(number) == 0, run.told
     assert not any(child.is_running() for child in children)
     assert "Traceback" not in run.told

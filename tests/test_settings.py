@@ -22,6 +22,7 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         store=Path("var/store").absolute(),
         device="auto",
         dtype="auto",
+        cores=None,
         api_keys=(),
         operator_keys=(),
         keep_images=2000,
@@ -40,6 +41,7 @@ def test_everything_can_be_set() -> None:
             "SAFECB_STORE": "/srv/codebooks",
             "SAFECB_DEVICE": "cuda:3",
             "SAFECB_DTYPE": "bfloat16",
+            "SAFECB_CORES": "6",
             "SAFECB_API_KEYS": "one-key,another~key",
             "SAFECB_OPERATOR_KEYS": "a-third",
         }
@@ -47,7 +49,7 @@ def test_everything_can_be_set() -> None:
     assert (settings.home, settings.store) == (Path("/srv/home"), Path("/srv/codebooks"))
     assert (settings.model, settings.host, settings.port) == ("some-hub/Some-Model-1B", "::1", 0)
     assert settings.redis_url == "rediss://user:secret@redis.example:6380/2"
-    assert (settings.device, settings.dtype) == ("cuda:3", "bfloat16")
+    assert (settings.device, settings.dtype, settings.cores) == ("cuda:3", "bfloat16", 6)
     assert (settings.api_keys, settings.operator_keys) == (("one-key", "another~key"), ("a-third",))
 
 
@@ -72,6 +74,7 @@ def test_a_relative_home_does_not_move_with_the_working_folder(tmp_path: Path, m
         *(("SAFECB_REDIS_URL", value) for value in ("", "localhost:6379", "http://x", "redis://", "redis://a b")),
         *(("SAFECB_DEVICE", value) for value in ("", "gpu", "CUDA", "cuda:", "cuda:-1", "cuda:01", "cpu:0", "cuda\n")),
         *(("SAFECB_DTYPE", value) for value in ("", "fp16", "float64", "Float32", "auto ")),
+        *(("SAFECB_CORES", value) for value in ("", "0", "-1", "1.5", "all", "10000", "2\n")),
         *(("SAFECB_API_KEYS", value) for value in ("", ",", "a,", "a,,b", "a b", "a, b", "käse", "a\n")),
         *(("SAFECB_OPERATOR_KEYS", value) for value in ("", ",", "a b")),
         *((key, "1") for key in ("SAFECB_", "SAFECB_PROT", "SAFECB_model")),
@@ -82,7 +85,7 @@ def test_a_bad_value_is_refused_and_named(key: str, value: str) -> None:
         Settings.from_environ({key: value})
     assert refused.value.field == key
     assert key in str(refused.value)
-    if key in ("SAFECB_PORT", "SAFECB_DEVICE", "SAFECB_DTYPE"):
+    if key in ("SAFECB_PORT", "SAFECB_DEVICE", "SAFECB_DTYPE", "SAFECB_CORES"):
         assert repr(value) in str(refused.value)
 
 
