@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event
@@ -22,8 +23,10 @@ from codebook.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# A thread of the server computes on one core unless it is given more (engine/cores.py), and then on that many.
+# A thread of the server computes on one core unless it is given more (engine/cores.py), and then on that many: what
+# OVERRULES that is kept from it.
 ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_DYNAMIC": "FALSE"}
+OVERRULES = {"MKL_NUM_THREADS", "MKL_DOMAIN_NUM_THREADS", "OMP_THREAD_LIMIT"}
 LOOK_EVERY_S = 0.2
 END_S = 15.0  # longer than a server takes to finish its requests
 
@@ -55,8 +58,16 @@ def children(settings: Settings, files: ExitStack) -> list[Child]:
         kept.append(_redis(redis, environ, files, logs))
     worker_log = files.enter_context((logs / "worker.log").open("ab"))
     kept.append(Child("worker", lambda: [sys.executable, "-m", "worker.main"], environ, worker_log))
-    kept.append(Child("server", lambda: [sys.executable, "-m", "app.server"], ONE_HEAP | environ | ONE_CORE))
+    kept.append(Child("server", lambda: [sys.executable, "-m", "app.server"], server_environ(environ)))
     return kept
+
+
+def server_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the server starts with in place of `environ`: OMP_NUM_THREADS says how many cores, if nothing else does."""
+    kept = {key: value for key, value in environ.items() if key not in OVERRULES}
+    asked = environ.get("OMP_NUM_THREADS", "")
+    cores = {"SAFECB_CORES": asked} if re.fullmatch("[1-9][0-9]{0,2}", asked) else {}
+    return ONE_HEAP | cores | kept | ONE_CORE
 
 
 def _redis(redis: EmbeddedRedis, environ: dict[str, str], files: ExitStack, logs: Path) -> Child:

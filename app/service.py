@@ -19,7 +19,7 @@ from codebook.live import LiveCodebooks
 from codebook.settings import Settings
 from codebook.store import CodebookStore
 from engine.batcher import Batcher
-from engine.cores import available
+from engine.cores import count_cores
 from engine.model import ImageRequest, ModelFacts, Sampling
 from engine.slots import Served
 
@@ -81,7 +81,7 @@ class Service:
             self.live.refresh()
             # Without a usable active version this server has nothing to serve: the first lease says why.
             with self.live.lease() as codebook:
-                batcher = Batcher(model, model.rows(), self.settings.cores or available())
+                batcher = Batcher(model, model.rows(), self.settings.cores or count_cores())
                 batcher.submit_draw([ImageRequest("warm-up", Sampling(seed=0), codebook)]).result()
         except SafeCBError as error:
             self.failure = error

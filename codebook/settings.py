@@ -35,7 +35,7 @@ _PORT = re.compile(r"[0-9]{1,5}")
 _REDIS_URL = re.compile(r"(rediss?|unix)://\S+")
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?")
 _DTYPE = re.compile(r"auto|float32|bfloat16|float16")
-_CORES = re.compile(r"auto|[1-9][0-9]{0,3}")
+_CORES = re.compile(r"auto|[1-9][0-9]{0,2}")
 _WHOLE = re.compile(r"[0-9]{1,7}")
 _KEYS = re.compile(r"[!-+\--~]+(,[!-+\--~]+)*")  # printable ASCII; the comma parts the keys
 
@@ -135,7 +135,7 @@ def _port(values: Mapping[str, str]) -> int:
 
 
 def _cores(values: Mapping[str, str]) -> int | None:
-    chosen = _matching(values, "SAFECB_CORES", _CORES, "auto, or a whole number from 1 to 9999")
+    chosen = _matching(values, "SAFECB_CORES", _CORES, "auto, or a whole number from 1 to 999")
     return None if chosen == "auto" else int(chosen)
 
 

@@ -41,11 +41,11 @@ class Batcher:
         self._model, self._rows = model, rows
         self._limit = max(QUEUE, rows) if queue_limit is None else queue_limit
         self._cores = Cores(cores)
-        self._finisher = Finisher(model, self._cores)
         with on_device(model.device):
             self._slots = model.slots(rows)
-        with ThreadPoolExecutor(1) as short_lived:  # the helpers of this one would stay
+        with ThreadPoolExecutor(1) as short_lived:  # the calling thread's helpers would stay as long as it does
             short_lived.submit(self._warm).result()
+        self._finisher = Finisher(model, self._cores)
         self._drawing: dict[Slot, Wanted] = {}
         self._line = Line()
         self._changed = threading.Condition()  # guards the line and `_closed`
@@ -142,7 +142,7 @@ class Batcher:
     def _draw_all(self) -> None:
         """Draw until nobody wants an image."""
         while self._drawing or self.waiting():
-            self._cores.draw()
+            self._cores.take_to_draw()
             self._let_go()
             self._let_in()
             if self._drawing:

@@ -2,7 +2,7 @@
 
 OpenMP gives every thread that computes on several cores helpers of its own, which stay with it. While there are more of
 all of them than cores, none spins at the end of a product until the next one begins, but sleeps, and waking costs more
-than the products of a step. So the two never have more cores than there are, all other threads compute on one each
+than the products of a step. So the two never have more helpers than that, all other threads compute on one core each
 (`app/serve.py` starts the server so), and what else wants several does it in a thread that ends.
 """
 
@@ -49,11 +49,11 @@ class Cores:
         finally:
             self._finishing = False
 
-    def draw(self) -> None:
+    def take_to_draw(self) -> None:
         """Give the calling thread the cores to draw with: more while nothing is being finished."""
         _take(self._draw_beside if self._finishing else self._draw_alone)
 
-    def finish(self) -> None:
+    def take_to_finish(self) -> None:
         """Give the calling thread the cores to finish with."""
         _take(self._finish)
 
@@ -68,11 +68,12 @@ class Cores:
             yield
 
 
-def available() -> int:
-    """How many cores this process may use: of its own, not two threads of one, and no more than its group may have."""
+def count_cores() -> int:
+    """How many cores this process may use, two threads of one counted once; within a container's quota (cgroup v2)."""
     if sys.platform != "linux":
         return os.cpu_count() or 1
-    cores = {_told(f"/sys/devices/system/cpu/cpu{n}/topology/core_cpus_list") or n for n in os.sched_getaffinity(0)}
+    mine = os.sched_getaffinity(0)
+    cores = {_told(f"/sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list") or n for n in mine}
     quota, _, period = _told("/sys/fs/cgroup/cpu.max").partition(" ")
     return min(len(cores), -(-int(quota) // int(period))) if quota.isdecimal() else len(cores)
 

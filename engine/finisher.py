@@ -105,7 +105,6 @@ class Finisher:
             while self._work_comes():
                 with self._cores.finishing():
                     self._finish(self._taken())
-                    self._cores.finish()
                     self._let_use()
 
     def _work_comes(self) -> bool:
@@ -126,6 +125,7 @@ class Finisher:
         with self._changed:
             use = self._uses.popleft() if self._uses else None
         if use is not None:
+            self._cores.take_one()  # most of them decode
             _settle(use.future, lambda: use.function(self._model))
 
     def _finish(self, images: list[_Tokens]) -> None:
@@ -150,7 +150,7 @@ class Finisher:
         self._cores.take_one()  # a convolution's sums depend on the number of threads, and pixels must not
         with torch.no_grad():
             pictures = self._model.decode(tokens, tables[0] if same else torch.stack(tables))
-        self._cores.finish()
+        self._cores.take_to_finish()
         verdicts = self._model.judge(pictures)
         experts = [image.expert for image in images]
         return [Drawn(*parts) for parts in zip(tokens.cpu(), to_bytes(pictures), verdicts, experts, strict=True)]

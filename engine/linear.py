@@ -86,7 +86,7 @@ class Linear:
         if x.numel() // x.shape[-1] in sizes:
             return self._product(x)
         products = [self._padded(rows, sizes) for rows in torch.split(x.flatten(0, -2), sizes[-1])]
-        return torch.cat(products).view(*x.shape[:-1], -1)
+        return torch.cat(products).view(*x.shape[:-1], self._weight.shape[0])
 
     def _padded(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
         """Multiply rows [R, inputs] as the next size."""

@@ -63,7 +63,9 @@ class Server:
 
 
 def settings_in(home: Path, model: Path, **changes: str) -> Settings:
-    return Settings.from_environ({"SAFECB_HOME": str(home), "SAFECB_MODEL": str(model), "SAFECB_PORT": "0"} | changes)
+    return Settings.from_environ(
+        {"SAFECB_HOME": str(home), "SAFECB_MODEL": str(model), "SAFECB_PORT": "0", "SAFECB_CORES": "1"} | changes
+    )
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
+from threading import get_ident
 
 import pytest
 import torch
@@ -74,6 +75,14 @@ def batcher(model: Served) -> Iterator[Batcher]:
 
 def wanted(base: Codebook, *seeds: int, guidance: float = 2.0) -> list[ImageRequest]:
     return [ImageRequest("a cat", Sampling(seed, guidance), base) for seed in seeds]
+
+
+def test_it_is_warm_for_every_share_of_the_cores(model: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    warmed: list[tuple[int, int]] = []
+    monkeypatch.setattr(Slots, "warm", lambda self: warmed.append((torch.get_num_threads(), get_ident())))
+    Batcher(model, ROWS, cores=8).close()
+    assert sorted(count for count, _ in warmed) == [2, 6, 7]
+    assert get_ident() not in {thread for _, thread in warmed}  # its helpers would stay
 
 
 def test_an_image_joins_between_steps_and_is_drawn_as_alone(

@@ -10,9 +10,9 @@ from threading import Thread
 import pytest
 import torch
 
-from app.serve import ONE_CORE
+from app.serve import server_environ
 from engine import cores
-from engine.cores import Cores, available
+from engine.cores import Cores, count_cores
 
 
 def taken(how: str, shared: Cores) -> int:
@@ -32,9 +32,9 @@ def taken(how: str, shared: Cores) -> int:
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 64])
 def test_the_two_never_have_more_cores_than_there_are(count: int) -> None:
     shared = Cores(count)
-    finish, alone = taken("finish", shared), taken("draw", shared)
+    finish, alone = taken("take_to_finish", shared), taken("take_to_draw", shared)
     with shared.finishing():
-        beside = taken("draw", shared)
+        beside = taken("take_to_draw", shared)
     assert finish == max(1, count // 4)
     # OpenMP counts helpers: one fewer than its cores for each of the two, beside the process's first thread.
     assert 1 + (alone - 1) + (finish - 1) == count
@@ -52,7 +52,7 @@ def other():
     print(torch.get_num_threads())
 
 def draw():
-    Cores(2).draw()
+    Cores(2).take_to_draw()
     torch.zeros(100_000).add_(1)
     thread = Thread(target=other)
     thread.start()
@@ -69,7 +69,7 @@ print(torch.get_num_threads())
 
 def test_cores_are_given_to_one_thread_alone() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", THREADS], env=os.environ | ONE_CORE, capture_output=True, text=True, check=True
+        [sys.executable, "-c", THREADS], env=server_environ(os.environ), capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["1", "2", "1"]
 
@@ -84,11 +84,27 @@ def test_available_are_whole_cores_within_the_quota(quota: str, count: int, monk
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
     monkeypatch.setattr(cores, "_told", told)
-    assert available() == count
+    assert count_cores() == count
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asked of the system there")
 def test_where_the_kernel_says_nothing_each_is_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 5})
     monkeypatch.setattr(cores, "_told", lambda path: "")
-    assert available() == 3
+    assert count_cores() == 3
+
+
+@pytest.mark.parametrize(
+    ("environ", "cores"),
+    [
+        ({}, None),
+        ({"OMP_NUM_THREADS": "3"}, "3"),
+        ({"OMP_NUM_THREADS": "3", "SAFECB_CORES": "2"}, "2"),
+        ({"OMP_NUM_THREADS": "4,2"}, None),
+        ({"OMP_NUM_THREADS": "0"}, None),
+    ],
+)
+def test_openmps_number_of_threads_is_the_number_of_cores(environ: dict[str, str], cores: str | None) -> None:
+    found = server_environ(environ | {"MKL_NUM_THREADS": "8", "PATH": "/bin"})
+    assert found.get("SAFECB_CORES") == cores
+    assert found["OMP_NUM_THREADS"] == "1" and found["PATH"] == "/bin" and "MKL_NUM_THREADS" not in found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from bisect import bisect_left
@@ -39,7 +40,9 @@ print((after.uordblks + after.hblkhd - before.uordblks - before.hblkhd) / 1e6)
 
 
 def growth(how: str) -> float:
-    done = subprocess.run([sys.executable, "-c", GROWTH, how], env=ONE_HEAP, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, how], env=os.environ | ONE_HEAP, capture_output=True, text=True, check=True
+    )
     return float(done.stdout)
 
 

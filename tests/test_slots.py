@@ -225,10 +225,10 @@ def test_stacked_layers_multiply_like_each_of_them(kind: torch.dtype, biased: bo
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 def test_a_product_does_not_depend_on_the_number_of_rows(kind: torch.dtype) -> None:
     for inputs, outputs in ((384, 1152), (1024, 384), (50, 100)):
-        linear, x = Linear([nn.Linear(inputs, outputs, dtype=kind)]), torch.randn(200, inputs).to(kind)
+        linear, x = Linear([nn.Linear(inputs, outputs, dtype=kind)]), torch.randn(600, inputs).to(kind)
         with torch.no_grad():
             right = linear(x)
-            for rows in (*range(1, 66), 100, 128, 150):
+            for rows in (*range(1, 66), 90, 96, 100, 128, 150, 256, 257, 300, 513):
                 assert torch.equal(linear(x[-rows:]), right[-rows:])
 
 
