@@ -33,19 +33,17 @@ class Asked(BaseModel):
 
 
 class Generator:
-    """A model by its name in SAFECB_MODEL, and one thread that draws closed batches of what waits."""
+    """A model by its name in SAFECB_MODEL, and one thread that draws closed batches of what waits.
+
+    That thread loads as well: OpenMP's helpers stay with the thread that had them first, and are slow in a second one.
+    """
 
     def __init__(self, name: str, device: torch.device, together: int, compiled: bool) -> None:
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16  # as Safe-CB has it
-        self._model, self._processor, self._settings, _ = load_janus(name, device, dtype)
-        self._model.train(False)
-        if compiled:
-            self._model.model.language_model.compile(dynamic=True)
         self._together = together
         self._waiting: queue.Queue[tuple[str, Future[bytes]]] = queue.Queue()
-        self._draw(["a red apple"])
-        self._draw(["a red apple", "a cat"])
-        threading.Thread(target=self._run, daemon=True).start()
+        loaded: Future[None] = Future()
+        threading.Thread(target=self._run, args=(loaded, name, device, compiled), daemon=True).start()
+        loaded.result()
 
     def draw(self, prompt: str) -> bytes:
         """Wait for the PNG of a prompt."""
@@ -53,7 +51,22 @@ class Generator:
         self._waiting.put((prompt, future))
         return future.result()
 
-    def _run(self) -> None:
+    def _load(self, name: str, device: torch.device, compiled: bool) -> None:
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16  # as Safe-CB has it
+        self._model, self._processor, self._settings, _ = load_janus(name, device, dtype)
+        self._model.train(False)
+        if compiled:
+            self._model.model.language_model.compile(dynamic=True)
+        self._draw(["a red apple"])
+        self._draw(["a red apple", "a cat"])
+
+    def _run(self, loaded: Future[None], name: str, device: torch.device, compiled: bool) -> None:
+        try:
+            self._load(name, device, compiled)
+        except BaseException as error:
+            loaded.set_exception(error)
+            return
+        loaded.set_result(None)
         while True:
             batch = [self._waiting.get()]
             while len(batch) < self._together:
