@@ -15,7 +15,7 @@ import argparse
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from benchmarks.servers import Running, running
 from benchmarks.steps import step_costs
 
 SERVERS = {"a": "transformers, one at a time", "b": "transformers, closed batches", "b2": "b, compiled", "c": "Safe-CB"}
+ARRIVED_AT = {"b", "b2", "c"}  # (a) would only fall behind
 MODES = {"a": "single", "b": "batched", "b2": "compiled"}
 
 
@@ -107,7 +108,7 @@ def measure(names: list[str], folder: Path, subject: Subject) -> dict[str, Any]:
     found: dict[str, Any] = {name: {"closed": {}, "poisson": {}} for name in names}
     for name in names:
         with server(name, folder, subject) as running_server:
-            _warm(running_server, subject)
+            _warm(running_server.url, subject)
             loads = {}
             for clients, count in subject.loads.closed[name].items():
                 loads[clients] = closed_loop(running_server.url, clients, calls(count))
@@ -121,20 +122,21 @@ def measure(names: list[str], folder: Path, subject: Subject) -> dict[str, Any]:
     if not subject.loads.shares:
         return found
     most = max(figures["images_per_s"] for figures in found["b"]["closed"].values())
-    for name in names:
-        if name == "a":
-            continue  # it would only fall behind
-        with server(name, folder, subject) as running_server:
-            _warm(running_server, subject)
-            for share in subject.loads.shares:
-                load = poisson(running_server.url, share * most, calls(subject.loads.arrivals))
+    with ExitStack() as up:
+        # All at once, each load in turn: a machine that slows down for a while does so for all of them.
+        urls = {name: up.enter_context(server(name, folder, subject)).url for name in names if name in ARRIVED_AT}
+        for url in urls.values():
+            _warm(url, subject)
+        for share in subject.loads.shares:
+            for name, url in urls.items():
+                load = poisson(url, share * most, calls(subject.loads.arrivals))
                 found[name]["poisson"][share] = _told(name, f"{share:.0%} of {most:.1f}/s", load)
     return found
 
 
-def _warm(server: Running, subject: Subject) -> None:
+def _warm(url: str, subject: Subject) -> None:
     """Let what is compiled at its first use be compiled."""
-    closed_loop(server.url, 8, calls(subject.loads.warm))
+    closed_loop(url, 8, calls(subject.loads.warm))
 
 
 def device_memory_mb(device: str) -> float:
