@@ -1,6 +1,7 @@
 """Callers: a closed loop, in which each asks again once answered, and Poisson arrivals, which do not wait.
 
-Every call is checked: an answer that is no PNG with status 200 counts as failed.
+Every call is checked: an answer that is no PNG with status 200 counts as failed. A call that a full queue refuses (429)
+is made again after the time that the answer asks for, as clients do.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from statistics import quantiles
 
 import httpx2
@@ -29,9 +31,13 @@ HEADERS = {"Accept": "image/png"}
 
 @dataclass
 class Load:
-    """What came of a load, by call: seconds from asking to the whole PNG, when that was, and (prompt, seed, PNG)."""
+    """What came of a load, by call: seconds from asking to the whole PNG, when that was, and (prompt, seed, PNG).
+
+    refused counts the answers of a full queue; such a call's seconds run on from when it was first made.
+    """
 
     seconds: list[float] = field(default_factory=list)
+    refused: int = 0
     failed: int = 0
     took_s: float = 0.0
     ends: list[float] = field(default_factory=list)
@@ -42,6 +48,7 @@ class Load:
         cuts = quantiles(self.seconds, n=100, method="inclusive")
         return {
             "images": len(self.seconds),
+            "refused": self.refused,
             "failed": self.failed,
             "images_per_s": len(self.seconds) / self.took_s,
             **{f"p{p}_ms": 1e3 * cuts[p - 1] for p in (50, 95, 99)},
@@ -89,10 +96,12 @@ class Ask:
         self._http, self._load = http, load
 
     async def __call__(self, prompt: str, seed: int) -> None:
-        """Ask for one image."""
+        """Ask for one image, as often as it takes."""
         began = time.perf_counter()
         try:
-            answer = await self._http.post("/generate", json={"prompt": prompt, "seed": seed}, headers=HEADERS)
+            while (answer := await self._post(prompt, seed)).status_code == HTTPStatus.TOO_MANY_REQUESTS:
+                self._load.refused += 1
+                await asyncio.sleep(float(answer.headers["Retry-After"]))
         except httpx2.HTTPError:
             self._load.failed += 1
             return
@@ -102,6 +111,9 @@ class Ask:
         self._load.seconds.append(time.perf_counter() - began)
         self._load.ends.append(time.time())
         self._load.pngs.append((prompt, seed, answer.content))
+
+    def _post(self, prompt: str, seed: int) -> Awaitable[httpx2.Response]:
+        return self._http.post("/generate", json={"prompt": prompt, "seed": seed}, headers=HEADERS)
 
 
 async def _measured(url: str, run: Callable[[Ask], Coroutine[None, None, None]]) -> Load:

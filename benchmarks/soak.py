@@ -1,24 +1,32 @@
 """Half an hour at 95 % of what the server can do: whether it loses a request or grows.
 
+At that load chance fills the queue at times: a call that is refused (429) comes again when the server says, and counts
+as lost if it never gets its image.
+
 `python -m benchmarks.soak` writes docs/benchmarks/soak.{json,md,png}.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
+from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.load import calls, closed_loop, poisson
+from benchmarks.load import Load, calls, closed_loop, poisson
 from benchmarks.results import circumstances, table, write
 from benchmarks.serving import server
 
 SHARE = 0.95
+CALLERS = 32
+MEASURED = 256  # images of a closed loop before each stretch, to know what the server can do at most
 STRETCH_S = 60.0  # memory is read between stretches
 WARM_UP = 5  # stretches that do not count
 
@@ -26,30 +34,37 @@ WARM_UP = 5  # stretches that do not count
 def measure(minutes: int, folder: Path) -> dict[str, Any]:
     """Load the server for that long, after WARM_UP; memory growth is from the first five minutes to the last five."""
     with server("c", folder) as running:
-        closed_loop(running.url, 32, calls(320))
-        most = closed_loop(running.url, 32, varied(640, 0)).figures()["images_per_s"]
-        rate = SHARE * most
-        stretches = []
-        count = round(rate * STRETCH_S)
-        for minute in range(1, minutes + 1 + WARM_UP):
-            figures = poisson(running.url, rate, varied(count, minute * count)).figures()
-            stretches.append({**figures, "memory_mb": running.memory_mb()})
-            told = f"{figures['images_per_s']:.2f}/s  {figures['failed']} failed  {stretches[-1]['memory_mb']:.0f} MB"
-            print(told, flush=True)
+        closed_loop(running.url, CALLERS, calls(320))
+        prompts = varied()
+        stretches: list[dict[str, float]] = []
+        most: deque[float] = deque(maxlen=5)
+        for _ in range(WARM_UP + minutes):
+            # Measured again and again, since machines slow down; the median, since they do so for moments too.
+            measured = closed_loop(running.url, CALLERS, islice(prompts, MEASURED))
+            most.append(steady(measured))
+            rate = SHARE * median(most)
+            figures = poisson(running.url, rate, islice(prompts, round(rate * STRETCH_S))).figures()
+            figures["failed"] += measured.failed
+            stretches.append({"asked_per_s": rate, **figures, "memory_mb": running.memory_mb()})
+            print("  ".join(f"{name} {value:.2f}" for name, value in stretches[-1].items()), flush=True)
     counted = stretches[WARM_UP:]
     memory = [stretch["memory_mb"] for stretch in counted]
     return {
-        "images": sum(stretch["images"] for stretch in counted),
-        "failed": sum(stretch["failed"] for stretch in counted),
-        "images_per_s asked for": rate,
+        **{what: sum(stretch[what] for stretch in counted) for what in ("images", "refused", "failed")},
         "memory growth": fmean(memory[-5:]) / fmean(memory[:5]) - 1.0,
         "minutes": counted,
     }
 
 
-def varied(count: int, first: int) -> Iterator[tuple[str, int]]:
-    """Images that nobody has asked for before, under prompts of many lengths."""
-    return ((f"{prompt}{' please' * (seed % 40)}", seed) for prompt, seed in calls(count, first))
+def varied() -> Iterator[tuple[str, int]]:
+    """Images that nobody has asked for before, under prompts of many lengths, without end."""
+    return ((f"{prompt}{' please' * (seed % 40)}", seed) for prompt, seed in calls(sys.maxsize))
+
+
+def steady(load: Load) -> float:
+    """Images a second of a closed loop of CALLERS, without its beginning and its end, when fewer are drawn together."""
+    ends = sorted(load.ends)[CALLERS:-CALLERS]
+    return (len(ends) - 1) / (ends[-1] - ends[0])
 
 
 def page(found: dict[str, Any], about: dict[str, Any]) -> list[str]:

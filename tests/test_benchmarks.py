@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
 
-from benchmarks import baseline, results, serving, steps, swap
+from benchmarks import baseline, results, serving, soak, steps, swap
 from benchmarks.load import Load, calls, closed_loop, poisson
 from codebook.store import CodebookStore
 from engine import random_model
@@ -40,6 +42,32 @@ def test_loads_count_every_image_once_and_compare_them(server: Server) -> None:
 
 def test_a_failed_call_counts(server: Server) -> None:
     assert closed_loop(server.url, 2, [("<begin_of_image>", 1), ("a cat", 1), ("a cat", 2)]).failed == 1
+
+
+def test_a_refused_call_is_made_again() -> None:
+    answers = [429, 429, 200]
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(answers.pop(0))
+            self.send_header("Retry-After", "0")
+            self.end_headers()
+            self.wfile.write(b"\x89PNG")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as refusing:
+        Thread(target=refusing.serve_forever, daemon=True).start()
+        load = closed_loop(f"http://127.0.0.1:{refusing.server_port}", 1, calls(1))
+        refusing.shutdown()
+    assert (len(load.seconds), load.refused, load.failed, answers) == (1, 2, 0, [])
+
+
+def test_the_most_is_measured_without_beginning_and_end() -> None:
+    ends = [*range(0, -soak.CALLERS, -1), *(100 + n / 10 for n in range(50)), *range(200, 200 + soak.CALLERS)]
+    assert soak.steady(Load(ends=[float(end) for end in ends])) == pytest.approx(10.0)
 
 
 def test_an_image_of_another_version_is_found() -> None:
