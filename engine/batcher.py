@@ -18,7 +18,8 @@ from engine.cores import Cores
 from engine.finisher import Finisher, explained, on_device
 from engine.model import ImageRequest
 from engine.schedule import starts
-from engine.slots import Served, Slot, rows_of
+from engine.slot import Slot, rows_of
+from engine.slots import Served
 
 log = logging.getLogger(__name__)
 

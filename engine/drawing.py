@@ -59,6 +59,11 @@ class Drawer:
             # What the language model reads for each code, [K, H]: no codebook version edits it, so once is enough.
             self.codes: Tensor = janus.generation_aligner(janus.generation_embeddings.weight)
 
+    def warm(self) -> None:
+        """Prepare for reading any number of tokens, and for drawing any number of them."""
+        for part in (self.language, self._project, self._output):
+            part.warm()
+
     def prefill(self, requests: Sequence[ImageRequest]) -> list[tuple[Prefill, Prefill | None]]:
         """Read the prompts: each with its unconditional twin, where it is guided. Raises BadInput for a bad one.
 
@@ -88,7 +93,7 @@ class Drawer:
         with torch.no_grad():
             _, last, context = self.language.begin([self._chat.drawing(p) for p in prompts], self.tokens - 1)
             rest = self.language.read(self.codes[tokens[:, :-1]], context)
-            return self.read_off(torch.cat([last[:, None], rest], 1))
+            return self.read_off(torch.cat([last[:, None], rest], 1)).float()
 
     def prompt_states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Last hidden states [B, T, H] float32 of the prompts and bool [B, T], False at padding."""
@@ -111,8 +116,8 @@ class Drawer:
         return logits
 
     def read_off(self, hidden: Tensor) -> Tensor:
-        """Hidden states [.., H] -> features [.., M] float32."""
-        return self._activate(self._project(hidden)).float()
+        """Hidden states [.., H] -> features [.., M], as the model holds its numbers."""
+        return self._activate(self._project(hidden))
 
     def _read(self, requests: Sequence[ImageRequest], ids: Sequence[Sequence[int]]) -> list[Prefill]:
         states, last, context = self.language.begin(ids, 0)

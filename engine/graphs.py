@@ -1,19 +1,17 @@
-"""One token a row, read with one launch: on a GPU the host would otherwise be slower than the card.
+"""What is computed over and over in one shape, with one launch: a GPU would otherwise wait for its host.
 
-A CUDA graph is recorded for each bucket of rows; between them rows are padded with free ones. On a CPU, where launches
-cost nothing, tokens are read as they are. What else is computed over and over in one shape can be recorded too.
+A CUDA graph is recorded for each shape. On a CPU, where launches cost nothing, all is computed as it is.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from engine.language import Context, LanguageStack
 
 log = logging.getLogger(__name__)
 
@@ -23,49 +21,29 @@ Replay = Callable[[], Tensor]
 Record = Callable[[Replay], Replay]
 
 
-class StepReader:
-    """Reads the next token of the first rows of one context."""
+class ByWidth:
+    """A computation over the first `width` rows of tensors that stay where they are, recorded once a width.
 
-    def __init__(self, language: LanguageStack, context: Context, record: Record | None) -> None:
-        """`record` turns a computation over fixed tensors into its replay; None reads without."""
-        self._language, self._context, self._record = language, context, record
-        self._input = context.keys.new_zeros(context.keys.shape[1], 1, language.width)
+    To compute twice must be as good as once: that is how it is recorded.
+    """
+
+    def __init__(self, compute: Callable[[int], Tensor], record: Record | None) -> None:
+        """`compute` takes the width, and asks nothing of the host; `record` turns it into its replay, None does not."""
+        self._compute, self._record = compute, record
         self._replays: dict[int, Replay] = {}
 
-    def __call__(self, embeddings: Tensor) -> Tensor:
-        """Read embeddings [R, H] into the first R rows; returns their last hidden states [R, H]."""
-        rows, context = embeddings.shape[0], self._context
+    def __call__(self, width: int) -> Tensor:
+        """Compute."""
         if self._record is None:
-            return self._language.read(embeddings[:, None], context)[:, 0]
-        self._input[:rows, 0] = embeddings
-        hidden = self._replay(rows)()[:rows, 0]
-        context.lengths[:rows] += 1
-        context.longest += 1
-        return hidden
-
-    def warm(self) -> list[int]:
-        """Record every graph that may be needed; returns the numbers of rows that will be read."""
-        if self._record is None:
-            return list(range(1, self._input.shape[0] + 1))
-        widths = list(dict.fromkeys(self._width(rows) for rows in range(1, self._input.shape[0] + 1)))
-        for width in widths:
-            self._replay(width)
-        return widths
-
-    def _replay(self, rows: int) -> Replay:
-        width = self._width(rows)
+            return self._compute(width)
         if width not in self._replays:
-            assert self._record is not None
+            self._replays[width] = self._record(partial(self._compute, width))
+        return self._replays[width]()
 
-            def read() -> Tensor:
-                return self._language.layers(self._input[:width], self._context, self._context.keys.shape[3])
 
-            self._replays[width] = self._record(read)
-        return self._replays[width]
-
-    def _width(self, rows: int) -> int:
-        """The bucket of `rows`: the next power of two, as far as there are rows."""
-        return int(min(self._input.shape[0], 1 << (rows - 1).bit_length()))
+def bucket(rows: int, most: int) -> int:
+    """How many rows a recording for `rows` of `most` rows takes: the next power of two, as far as there are rows."""
+    return min(most, 1 << (rows - 1).bit_length())
 
 
 class Recorded:

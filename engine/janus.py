@@ -24,7 +24,8 @@ from engine.memory import planned_rows
 from engine.model import ImageRequest, ModelFacts, Verdict
 from engine.prompting import Chat
 from engine.rewriting import Rewriter
-from engine.slots import Served, Slots, rows_of
+from engine.slot import rows_of
+from engine.slots import Served, Slots
 
 FAMILY = "janus"
 LONGEST_PROMPT = 512  # tokens: far above any description, far below what a long context would cost

@@ -111,14 +111,24 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: fl
     return out
 
 
+def guide(logits: Tensor, conditional: Tensor, unconditional: Tensor, scales: Tensor) -> Tensor:
+    """engine.sampling's guidance: logits [R, K] float32, rows [B] int64 and scales [B, 1] -> [B, K] float32."""
+    images, codes = conditional.shape[0], logits.shape[1]
+    out = logits.new_empty(images, codes)
+    _guide[(images, triton.cdiv(codes, CHUNK))](logits, conditional, unconditional, scales, out, codes, CHUNK)
+    return out
+
+
 def draw(logits: Tensor, seeds: Tensor, steps: Tensor, heat: Tensor) -> Tensor:
     """engine.sampling's argmax(logits + heat * Gumbel noise): logits [B, K] float32, heat [B, 1] -> [B] int64."""
     rows, codes = logits.shape
     chunks = triton.cdiv(codes, CHUNK)
     best = torch.empty(rows, chunks, dtype=torch.float32, device=logits.device)
     where = torch.empty(rows, chunks, dtype=torch.int64, device=logits.device)
+    out = torch.empty(rows, dtype=torch.int64, device=logits.device)
     _draw[(rows, chunks)](logits.contiguous(), seeds, steps, heat, best, where, codes, CHUNK)
-    return where.gather(1, best.argmax(1, keepdim=True))[:, 0]
+    _pick[(rows,)](best, where, out, chunks, triton.next_power_of_2(chunks), num_warps=1)
+    return out
 
 
 def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, out: Tensor, gated: bool) -> None:
@@ -390,6 +400,16 @@ def _mixed(word):
 
 
 @triton.jit
+def _guide(logits, conditional, unconditional, scales, out, codes, CHUNK: tl.constexpr):
+    image = tl.program_id(0).to(tl.int64)
+    code = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
+    inside = code < codes
+    asked = tl.load(logits + tl.load(conditional + image) * codes + code, mask=inside)
+    other = tl.load(logits + tl.load(unconditional + image) * codes + code, mask=inside)
+    tl.store(out + image * codes + code, other + tl.load(scales + image) * (asked - other), mask=inside)
+
+
+@triton.jit
 def _draw(logits, seeds, steps, heat, best, where, codes, CHUNK: tl.constexpr):
     row, chunk = tl.program_id(0), tl.program_id(1)
     golden = tl.full((), 0x9E3779B97F4A7C15, tl.uint64)
@@ -408,3 +428,11 @@ def _draw(logits, seeds, steps, heat, best, where, codes, CHUNK: tl.constexpr):
     top, index = tl.max(score, 0, return_indices=True)
     tl.store(best + row * tl.num_programs(1) + chunk, top)
     tl.store(where + row * tl.num_programs(1) + chunk, (chunk * CHUNK + index).to(tl.int64))
+
+
+@triton.jit
+def _pick(best, where, out, chunks, CHUNKS: tl.constexpr):
+    row = tl.program_id(0)
+    chunk = tl.arange(0, CHUNKS)
+    of = tl.argmax(tl.load(best + row * chunks + chunk, mask=chunk < chunks, other=float("-inf")), 0)
+    tl.store(out + row, tl.load(where + row * chunks + of))

@@ -1,12 +1,11 @@
-"""Choosing the next image token: guidance is done, what remains is temperature, top-k and the draw itself.
+"""Choosing the next image token: classifier-free guidance, temperature, top-k and the draw itself.
 
 The noise is counter-based: a pure function of (seed, step, code), the same on every device and in every batch. So a
-row's choice follows from its own logits, seed and step, whoever its batch mates are. Holds no state.
+image's choice follows from its own logits, seed and step, whoever its batch mates are. Holds no state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,35 +19,51 @@ _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # with shifts 30, 27, 3
 
 
 @dataclass(frozen=True)
-class Draws:
-    """The samplings of B rows as tensors on the device, so that a step asks nothing of the host.
+class Guides:
+    """Classifier-free guidance of B images: [B] int64, the rows of their logits, and [B, 1] float32, their scales.
 
-    seeds: [B] int64, mixed; heat: [B, 1] float32, the temperatures; limited: [B, 1] bool, which rows ask for top-k;
-    places: [B, 1] int64, the last rank that their top-k keeps, counted from 0; deepest: the largest top-k, or 0.
+    An image without guidance is its own unconditional one, at the scale 1.
+    """
+
+    conditional: Tensor
+    unconditional: Tensor
+    scales: Tensor
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The samplings of B images as tensors on the device, so that a step asks nothing of the host.
+
+    seeds: [B] int64, mixed; heat: [B, 1] float32, the temperatures; kept: [B, 1] int64, how many codes their top-k
+    keeps, or 0 for all; deepest: the largest of these.
     """
 
     seeds: Tensor
     heat: Tensor
-    limited: Tensor
-    places: Tensor
+    kept: Tensor
     deepest: int
 
-    @classmethod
-    def of(cls, samplings: Sequence[Sampling], codes: int, device: torch.device) -> Draws:
-        """Read them off `samplings`; `codes` is K."""
-        seeds = torch.tensor([_signed(_mix(s.seed & _WORD)) for s in samplings], device=device)
-        heat = torch.tensor([s.temperature for s in samplings], device=device)[:, None]
-        kept = [s.top_k if s.top_k < codes else 0 for s in samplings]
-        limited = torch.tensor([k > 0 for k in kept], device=device)[:, None]
-        places = torch.tensor([max(k - 1, 0) for k in kept], device=device)[:, None]
-        return cls(seeds, heat, limited, places, max(kept, default=0))
+
+def counted(sampling: Sampling, codes: int) -> tuple[int, int]:
+    """The mixed seed of an image among K codes, and how many its top-k keeps, as in Draws."""
+    return _signed(_mix(sampling.seed & _WORD)), sampling.top_k if sampling.top_k < codes else 0
+
+
+def guide(logits: Tensor, guides: Guides) -> Tensor:
+    """Logits [R, K] float32 of rows -> [B, K] of images: unconditional + scale * (conditional - unconditional)."""
+    if logits.is_cuda:
+        from engine import kernels  # needs triton, which comes with torch for a GPU
+
+        return kernels.guide(logits, guides.conditional, guides.unconditional, guides.scales)
+    unconditional = logits[guides.unconditional]
+    return unconditional + guides.scales * (logits[guides.conditional] - unconditional)
 
 
 def choose(logits: Tensor, draws: Draws, steps: Tensor) -> Tensor:
-    """Draw one token a row: argmax(logits / T + Gumbel noise), which samples the softmax of logits / T exactly.
+    """Draw one token an image: argmax(logits / T + Gumbel noise), which samples the softmax of logits / T exactly.
 
-    logits: [B, K] float32; row b is drawn as draws say, at its step steps[b], and greedily where its temperature is 0.
-    Returns [B] int64 in [0, K).
+    logits: [B, K] float32, guided; image b is drawn as draws say, at its step steps[b], and greedily where its
+    temperature is 0. Returns [B] int64 in [0, K).
     """
     # Scaling the noise, not the logits, needs no division: argmax(l / T + n) = argmax(l + T n), also at T = 0.
     logits = _keep_top(logits, draws)
@@ -71,11 +86,11 @@ def gumbel(seeds: Tensor, steps: Tensor, codes: int) -> Tensor:
 
 
 def _keep_top(logits: Tensor, draws: Draws) -> Tensor:
-    """Put -inf in place of all but the top_k logits of the rows that ask for it."""
+    """Put -inf in place of all but the top_k logits of the images that ask for it."""
     if not draws.deepest:
         return logits
-    floors = logits.topk(draws.deepest).values.gather(1, draws.places)
-    return logits.masked_fill(draws.limited & (logits < floors), -torch.inf)
+    floors = logits.topk(draws.deepest).values.gather(1, (draws.kept - 1).clamp_(min=0))
+    return logits.masked_fill((draws.kept > 0) & (logits < floors), -torch.inf)
 
 
 def _mix(word: int) -> int:

@@ -6,52 +6,20 @@ knows nothing of queues, callers and time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from codebook.value import NO_EXPERT, Look, OutputEdit
-from engine.drawing import Drawer, Prefill, Routed
-from engine.graphs import StepReader, recorder
+from codebook.value import NO_EXPERT, Look
+from engine.drawing import Drawer, Prefill
+from engine.graphs import ByWidth, bucket, recorder
+from engine.language import blocks
 from engine.model import ImageModel, ImageRequest
-from engine.sampling import Draws, choose
-
-
-@dataclass(eq=False)
-class Slot:
-    """One image being drawn. place: its row of the token table; prompt: its tokens; step: tokens drawn so far.
-
-    rows: the rows of the context that read for it, the conditional one first, then the unconditional one, if any.
-    began: the hidden states [H] from which they began.
-    """
-
-    request: ImageRequest
-    place: int
-    prompt: int
-    expert: int
-    rows: list[int] = field(default_factory=list)
-    began: list[Tensor] = field(default_factory=list)
-    step: int = 0
-
-    @property
-    def look(self) -> Look | None:
-        """The look that its edit takes at it, if none of its experts applies yet."""
-        edit = self.request.codebook.output
-        return edit.look if edit is not None and self.expert == NO_EXPERT else None
-
-    @property
-    def guidance(self) -> float:
-        """Its classifier-free guidance scale: the request's, or what its edit leaves of it."""
-        asked, edit = self.request.sampling.guidance, self.request.codebook.output
-        return asked if edit is None or self.expert == NO_EXPERT else 1 + edit.guidance * (asked - 1)
-
-
-def rows_of(request: ImageRequest) -> int:
-    """How many rows an image takes: one, and one more if it is guided."""
-    return 1 if request.sampling.guidance == 1.0 else 2
+from engine.plan import Plan
+from engine.sampling import choose, guide
+from engine.slot import Slot
 
 
 class Slots:
@@ -61,14 +29,20 @@ class Slots:
         """Reserve `rows` rows of `places` tokens each."""
         self._drawer, self._rows = drawer, rows
         self._context = drawer.language.context(rows, places)
-        self._read_step = StepReader(drawer.language, self._context, recorder(drawer.codes.device))
-        self._hidden = drawer.codes.new_zeros(rows, drawer.codes.shape[1])
-        self._tokens = torch.zeros(rows, drawer.tokens, dtype=torch.int64, device=drawer.codes.device)
-        self._features = torch.zeros(rows, drawer.width, device=drawer.codes.device)  # sums by place, for a look
+        self._hidden = drawer.codes.new_zeros(rows, drawer.codes.shape[1])  # of each row's last token
+        self._next = torch.zeros_like(self._hidden)  # what each row reads next
+        self._features = torch.zeros(rows, drawer.width, device=drawer.codes.device)
+        self._sums = torch.zeros_like(self._features)  # of an image's features so far, for a look
+        # The last row is for padded images.
+        self._tokens = torch.zeros(rows + 1, drawer.tokens, dtype=torch.int64, device=drawer.codes.device)
         self._places = list(range(rows))  # free rows of the token table
         self._slots: list[Slot] = []
         self._owners: list[Slot] = []  # of each row in use: these are the first ones, without a gap
-        self._plan: _Plan | None = None  # made anew when an image has joined or left
+        record = recorder(drawer.codes.device)
+        self._recorded = record is not None
+        self._draw, self._read = ByWidth(self._draw_tokens, record), ByWidth(self._read_tokens, record)
+        self._plan = Plan(rows, drawer.codes.shape[0], drawer.codes.device)
+        self._planned = False  # not since an image has joined or left
         self._drawn_event: torch.cuda.Event | None = None  # of the last step, on a GPU
 
     @property
@@ -101,20 +75,12 @@ class Slots:
         An image that shows a harm at its look begins again: its step is 0 then.
         """
         with torch.inference_mode():
-            plan = self._planned()
-            features = self._drawer.read_off(self._hidden[: len(self._owners)])
-            if len(plan.looked):
-                self._features.index_add_(0, plan.looked, features[plan.looking])
-            logits = self._drawer.logits(features, plan.routed)
-            self._tokens[plan.places, plan.steps] = choose(plan.guide(logits), plan.draws, plan.steps)
-            plan.steps.add_(1)
-            for slot in self._slots:
-                slot.step += 1
+            self._draw_next()
             done = [slot for slot in self._slots if slot.step == self._drawer.tokens]
             for slot in done:
                 self._leave(slot)
             if self._slots:
-                self._read(self._planned())
+                self._read_next()
             for slot in self._slots:
                 if slot.look is not None and slot.step == slot.look.after:
                     self._look(slot, slot.look)
@@ -134,15 +100,18 @@ class Slots:
     def warm(self) -> None:
         """Prepare all that a step may need, before the first image, with as many threads as the caller has now."""
         with torch.inference_mode():
-            self._drawer.language.warm()
-            for width in self._read_step.warm():
-                self._drawer.logits(self._drawer.read_off(self._hidden[:width]), ())
+            self._drawer.warm()
+            if self._recorded:
+                for width in sorted({self._width(rows) for rows in range(1, self._rows + 1)}):
+                    self._plan.write((), (), width, width)
+                    self._draw(width)
+                    self._read(width)
 
     def clear(self) -> None:
         """Stop drawing all images."""
         self._owners.clear()
         self._slots.clear()
-        self._places, self._plan = list(range(self._rows)), None
+        self._places, self._planned = list(range(self._rows)), False
 
     def _pace(self) -> None:
         """Let the host be one step ahead of a GPU, no more: so that it joins, drops and tells the time in step."""
@@ -151,17 +120,55 @@ class Slots:
                 self._drawn_event.synchronize()
             self._drawn_event = torch.cuda.current_stream().record_event()
 
-    def _read(self, plan: _Plan) -> None:
+    def _width(self, rows: int) -> int:
+        """How many rows are computed for so many."""
+        return bucket(rows, self._rows) if self._recorded else rows
+
+    def _draw_next(self) -> None:
+        """Draw a token of every image, by the plan."""
+        plan, width = self._plan, self._width(len(self._owners))
+        if not self._planned:
+            plan.write(self._slots, self._owners, width if self._recorded else len(self._slots), width)
+            self._planned = True
+        if plan.recordable:
+            self._draw(width)
+        else:
+            self._draw_tokens(width)
+        if plan.looks:
+            self._sums[:width] += self._features[:width]
+        plan.steps.add_(1)
+        for slot in self._slots:
+            slot.step += 1
+
+    def _draw_tokens(self, width: int) -> Tensor:
+        """Draw by the hidden states of the first `width` rows; returns what they read next, [width, H]."""
+        plan, features = self._plan, self._features[:width]
+        features.copy_(self._drawer.read_off(self._hidden[:width]))
+        logits = self._drawer.logits(features, plan.routed)
+        drawn = choose(guide(logits, plan.guides), plan.draws, plan.steps)
+        self._tokens[plan.places, plan.steps] = drawn
+        return torch.index_select(self._drawer.codes, 0, drawn[plan.owners], out=self._next[:width])
+
+    def _read_next(self) -> None:
         """Let every row read the token that its image has just got."""
-        drawn = self._tokens[plan.places, plan.steps - 1][plan.owners]
-        self._context.longest = max(slot.prompt + slot.step - 1 for slot in self._slots)
-        self._hidden[: len(self._owners)] = self._read_step(self._drawer.codes[drawn])
+        rows, context = len(self._owners), self._context
+        context.longest = max(slot.prompt + slot.step - 1 for slot in self._slots)
+        self._read(self._width(rows))
+        context.lengths[:rows] += 1
+        context.longest += 1
+
+    def _read_tokens(self, width: int) -> Tensor:
+        """Let the first `width` rows read; returns their hidden states."""
+        # A recording must do for every length; elsewhere the places that nobody has come to are left out.
+        places = self._context.keys.shape[3] if self._recorded else blocks(self._context.longest + 1)
+        hidden = self._drawer.language.layers(self._next[:width, None], self._context, places)
+        return self._hidden[:width].copy_(hidden[:, 0])
 
     def _look(self, slot: Slot, look: Look) -> None:
         """Begin an image again under an expert, if what is drawn of it calls for one."""
-        slot.expert = int(look.choose(self._features[slot.place][None] / look.after))
+        slot.expert = int(look.choose(self._sums[slot.rows[0]][None] / look.after))
         if slot.expert != NO_EXPERT:
-            slot.step, self._plan = 0, None
+            slot.step, self._planned = 0, False
             for row, hidden in zip(slot.rows, slot.began, strict=True):
                 self._context.lengths[row], self._hidden[row] = slot.prompt, hidden
 
@@ -169,14 +176,14 @@ class Slots:
         slot = Slot(request, self._places.pop(), read.length, read.expert)
         self._slots.append(slot)
         joined.append(slot)
-        self._features[slot.place], self._plan = 0.0, None
+        self._planned = False
         for prefill in (read,) if twin is None else (read, twin):
             row = len(self._owners)
             slot.rows.append(row)
             slot.began.append(prefill.hidden)
             self._owners.append(slot)
             self._context.put(row, prefill.context, prefill.row)
-            self._hidden[row] = prefill.hidden
+            self._hidden[row], self._sums[row] = prefill.hidden, 0.0
 
     def _leave(self, slot: Slot) -> None:
         """Free the rows of an image; the last rows in use move to where they were."""
@@ -185,18 +192,14 @@ class Slots:
             mover = self._owners.pop()
             if row != last:
                 self._context.put(row, self._context, last)
-                self._hidden[row] = self._hidden[last]
+                for kept in (self._hidden, self._next, self._sums):
+                    kept[row] = kept[last]
                 self._owners[row] = mover
                 mover.rows[mover.rows.index(last)] = row
             self._context.lengths[last] = 0  # whoever reads padded rows reads nothing of it
         self._slots.remove(slot)
         self._places.append(slot.place)
-        self._plan = None
-
-    def _planned(self) -> _Plan:
-        if self._plan is None:
-            self._plan = _Plan.of(self._slots, self._owners, self._tokens.device, self._drawer.codes.shape[0])
-        return self._plan
+        self._planned = False
 
 
 class Served(ImageModel, Protocol):
@@ -214,65 +217,3 @@ class Served(ImageModel, Protocol):
 
     def rows(self) -> int:
         """How many rows fit this model's device. Raises BadModel where there is no room for an image."""
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What the steps have in common until an image joins or leaves, as tensors: n images in R rows, g of them guided.
-
-    places, steps: [n] int64; owners: [R] int64, which image a row reads for; conditional: [n] int64, the image's row;
-    guided: [g] int64, which images; unconditional: [g] int64, their rows; scales: [g, 1] float32;
-    looked, looking: [l] int64, places and conditional rows of the images that a look may be taken at.
-    """
-
-    places: Tensor
-    steps: Tensor
-    owners: Tensor
-    conditional: Tensor
-    guided: Tensor
-    unconditional: Tensor
-    scales: Tensor
-    looked: Tensor
-    looking: Tensor
-    draws: Draws
-    routed: Routed
-
-    @classmethod
-    def of(cls, slots: Sequence[Slot], owners: Sequence[Slot], device: torch.device, codes: int) -> _Plan:
-        number = {slot: n for n, slot in enumerate(slots)}
-        guided = [slot for slot in slots if len(slot.rows) == 2]
-        looked = [slot for slot in slots if slot.look is not None]
-
-        def whole(values: Iterable[int]) -> Tensor:
-            return torch.tensor(list(values), dtype=torch.int64, device=device)
-
-        scales = torch.tensor([slot.guidance for slot in guided], device=device)
-        return cls(
-            places=whole(slot.place for slot in slots),
-            steps=whole(slot.step for slot in slots),
-            owners=whole(number[slot] for slot in owners),
-            conditional=whole(slot.rows[0] for slot in slots),
-            guided=whole(number[slot] for slot in guided),
-            unconditional=whole(slot.rows[1] for slot in guided),
-            scales=scales[:, None],
-            looked=whole(slot.place for slot in looked),
-            looking=whole(slot.rows[0] for slot in looked),
-            draws=Draws.of([slot.request.sampling for slot in slots], codes, device),
-            routed=[(edit.on(device), expert, whole(rows)) for edit, expert, rows in _routed(slots)],
-        )
-
-    def guide(self, logits: Tensor) -> Tensor:
-        """Logits [R, K] of rows -> [n, K] of images: unconditional + scale * (conditional - unconditional)."""
-        conditional, unconditional = logits[self.conditional], logits[self.unconditional]
-        guided = unconditional + self.scales * (conditional[self.guided] - unconditional)
-        return conditional.index_copy(0, self.guided, guided)
-
-
-def _routed(slots: Sequence[Slot]) -> list[tuple[OutputEdit, int, list[int]]]:
-    """The conditional rows to which each expert of each version's edit applies."""
-    groups: dict[tuple[int, int], tuple[OutputEdit, int, list[int]]] = {}
-    for slot in slots:
-        edit = slot.request.codebook.output
-        if edit is not None and slot.expert != NO_EXPERT:
-            groups.setdefault((id(edit), slot.expert), (edit, slot.expert, []))[2].append(slot.rows[0])
-    return list(groups.values())

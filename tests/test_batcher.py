@@ -241,7 +241,7 @@ def test_a_failing_model_fails_the_calls_and_goes_on(
             case "decode":
                 patch.setattr(model, "decode", lambda tokens, pixel: 1 / 0)
             case "step":
-                patch.setattr(Slots, "_read", lambda slots, plan: 1 / 0)
+                patch.setattr(Slots, "_read_next", lambda slots: 1 / 0)
             case "prefill":
                 patch.setattr(Slots, "admit", lambda slots, requests: 1 / 0)
         futures: list[Future[list[Drawn]]] = [batcher.submit_draw(wanted(base, seed)) for seed in (1, 2)]
@@ -411,11 +411,11 @@ def test_a_listener_that_fails_fails_its_own_call(batcher: Batcher, base: Codebo
 def test_a_full_gpu_is_a_matter_of_time(
     batcher: Batcher, base: Codebook, model: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(slots: Slots, plan: object) -> None:
+    def full(slots: Slots) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Slots, "_read", full)
+        patch.setattr(Slots, "_read_next", full)
         with pytest.raises(Unavailable) as refused:
             batcher.submit_draw(wanted(base, 1)).result(60)
     assert refused.value.retry_after > 0

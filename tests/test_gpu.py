@@ -35,7 +35,8 @@ def test_two_hundred_images_are_the_same_alone_and_in_random_company(model: Serv
 
 def test_steps_are_recorded(model: Served, caplog: pytest.LogCaptureFixture) -> None:
     slots = model.slots(6)
-    assert slots._read_step.warm() == [1, 2, 4, 6]
+    slots.warm()
+    assert list(slots._draw._replays) == list(slots._read._replays) == [1, 2, 4, 6]
     assert not caplog.records  # no "no CUDA graph"
 
 
@@ -55,7 +56,7 @@ def test_a_full_card_is_a_matter_of_time(model: Served, monkeypatch: pytest.Monk
         torch.empty(2**50, device="cuda")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Slots, "_read", fill)
+        patch.setattr(Slots, "_read_next", fill)
         with pytest.raises(Unavailable):
             batcher.submit_draw([request]).result(60)
     first, second = (batcher.submit_draw([request]).result(60)[0].tokens for _ in range(2))

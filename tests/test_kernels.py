@@ -1,5 +1,11 @@
 """The kernels of engine/kernels.py, beside torch: on a GPU if there is one, else run by Triton's interpreter."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +13,8 @@ from torch import Tensor
 
 from engine import kernels
 from engine.model import Sampling
-from engine.sampling import Draws, gumbel
+from engine.sampling import Guides, guide, gumbel
+from tests.draws import draws_of
 
 GPU = torch.cuda.is_available()
 DEVICE, KIND = ("cuda", torch.bfloat16) if GPU else ("cpu", torch.float32)
@@ -22,6 +29,20 @@ def seeded() -> None:
 def near(found: Tensor, wanted: Tensor) -> None:
     assert found.dtype == KIND
     torch.testing.assert_close(found.float(), wanted, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.mark.skipif(GPU, reason="a GPU compiles them itself")
+def test_all_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
+    asked = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.compiled"],
+        env=asked | {"TRITON_CACHE_DIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    launched = re.findall(r"^ +(_\w+)\[", Path(kernels.__file__).read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(done.stdout.split()) == set(launched) != set()
 
 
 def some(*shape: int, scale: float = 1.0) -> Tensor:
@@ -102,8 +123,18 @@ def test_tokens_of_a_prompt_are_turned_and_kept(heads: int, kept: int) -> None:
 
 def test_draws_are_those_of_the_reference() -> None:
     samplings = [Sampling(5), Sampling(7, temperature=0.0), Sampling(2**63 + 5, temperature=3.0), Sampling(9)]
-    logits, draws = torch.randn(4, 3000, device=DEVICE), Draws.of(samplings, 3000, torch.device(DEVICE))
+    logits, draws = torch.randn(4, 3000, device=DEVICE), draws_of(samplings, 3000, DEVICE)
     for step in range(40):
         steps = torch.full((4,), step, device=DEVICE)
         noise = torch.where(draws.heat > 0, draws.heat * gumbel(draws.seeds, steps, 3000), 0.0)
         assert torch.equal(kernels.draw(logits, draws.seeds, steps, draws.heat), (logits + noise).argmax(1))
+
+
+def test_guidance_is_that_of_the_reference() -> None:
+    logits = torch.randn(5, 3000, device=DEVICE)
+    conditional, unconditional = torch.tensor([0, 3, 2], device=DEVICE), torch.tensor([1, 3, 4], device=DEVICE)
+    scales = torch.tensor([[2.0], [1.0], [3.5]], device=DEVICE)
+    found = kernels.guide(logits, conditional, unconditional, scales)
+    wanted = guide(logits.cpu(), Guides(conditional.cpu(), unconditional.cpu(), scales.cpu()))
+    torch.testing.assert_close(found.cpu(), wanted)
+    assert torch.equal(found[1], logits[3])  # without guidance, to the last bit

@@ -23,8 +23,11 @@ from engine.linear import Linear, can_pack
 from engine.loading import EMBEDDED, load_model
 from engine.memory import ON_CPU, available, fitting, planned_rows
 from engine.model import ImageRequest, Sampling
-from engine.sampling import Draws, choose
-from engine.slots import Served, rows_of
+from engine.sampling import choose
+from engine.slot import rows_of
+from engine.slots import Served
+from tests.draws import draws_of
+from tests.tape import record
 from tests.tiny import build_tiny
 
 PROMPTS = (
@@ -237,20 +240,21 @@ def test_the_model_keeps_one_copy_of_its_layers(tmp_path: Path) -> None:
     assert len(model._judge._model.model.language_model.layers) == 0
 
 
-def test_rows_are_padded_to_buckets_where_steps_are_recorded(tiny: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_steps_draw_the_same_in_padded_rows(tiny: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     widths: list[int] = []
 
-    def record(compute: Replay) -> Replay:
-        def replay() -> Tensor:
-            hidden = compute()
-            widths.append(hidden.shape[0])
-            return hidden
-
+    def noted(compute: Replay) -> Replay:
+        replay = record(compute)
+        widths.append(replay().shape[0])
         return replay
 
-    requests = random_requests(tiny, 40)
+    plain = tiny.base_codebook()
+    requests = [  # what edits and top-k do to a draw is not recorded: few have them, so that most steps are
+        request if n % 20 == 7 else replace(request, codebook=plain, sampling=replace(request.sampling, top_k=0))
+        for n, request in enumerate(random_requests(tiny, 100))
+    ]
     right = torch.cat([tiny.draw([request]) for request in requests])
-    monkeypatch.setattr("engine.slots.recorder", lambda device: record)
+    monkeypatch.setattr("engine.slots.recorder", lambda device: noted)
     assert torch.equal(in_company(tiny, requests, 12), right)
     assert set(widths) <= {1, 2, 4, 8, 12} and {4, 8, 12} <= set(widths)
 
@@ -258,19 +262,24 @@ def test_rows_are_padded_to_buckets_where_steps_are_recorded(tiny: Served, monke
 def test_recordings_are_made_before_the_first_image(tiny: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded: list[int] = []
 
-    def record(compute: Replay) -> Replay:
+    def noted(compute: Replay) -> Replay:
         recorded.append(compute().shape[0])
-        return compute
+        return record(compute)
 
-    monkeypatch.setattr("engine.slots.recorder", lambda device: record)
+    monkeypatch.setattr("engine.slots.recorder", lambda device: noted)
     slots = tiny.slots(6)
     slots.warm()
-    known = len(recorded)
-    assert set(recorded) == {1, 2, 4, 6}
+    assert recorded == [1, 1, 2, 2, 4, 4, 6, 6]  # a draw and a reading each
     slots.admit(random_requests(tiny, 3))
     while slots.drawing:
         slots.step()
-    assert len(recorded) == known
+    assert len(recorded) == 8
+
+
+def test_what_asks_the_host_cannot_be_recorded() -> None:
+    x = torch.ones(3)
+    with pytest.raises(AssertionError, match="cannot be recorded"):
+        record(lambda: x * x.sum().item())
 
 
 def test_what_is_recorded_once_is_computed_from_what_is_given() -> None:
@@ -325,7 +334,7 @@ def test_few_unconditional_prompts_are_kept(tiny: Served) -> None:
 def test_one_row_s_top_k_is_its_own() -> None:
     logits = torch.randn(3, 50)
     samplings = [Sampling(1, top_k=4), Sampling(2), Sampling(3, top_k=9)]
-    draws = Draws.of(samplings, 50, torch.device("cpu"))
+    draws = draws_of(samplings, 50)
     assert draws.deepest == 9
     chosen = [choose(logits, draws, torch.full((3,), step)) for step in range(300)]
     kinds = [set(tokens) for tokens in torch.stack(chosen).T.tolist()]
