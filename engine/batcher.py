@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from codebook.errors import Busy, Unavailable
-from engine.calls import Call, Drawn, Line, Part, Wanted
+from engine.calls import Call, Drawn, Line, Part, Refused, Wanted
 from engine.cores import Cores
 from engine.finisher import Finisher, explained, on_device
 from engine.model import ImageRequest
@@ -28,6 +28,7 @@ Result = TypeVar("Result")
 QUEUE = 64  # images that may wait
 PARTS = 4  # an image's caller hears of it when one of so many parts is drawn
 READ_TOGETHER = 8  # prompts that are read at once
+LONGEST_S = 60.0  # no refused caller is told to stay away longer
 SMOOTH = 0.1  # how much the last step counts in the mean time of a step
 
 
@@ -49,7 +50,8 @@ class Batcher:
         self._finisher = Finisher(model, self._cores)
         self._drawing: dict[Slot, Wanted] = {}
         self._line = Line()
-        self._changed = threading.Condition()  # guards the line and `_closed`
+        self._refused = Refused()
+        self._changed = threading.Condition()  # guards the line, who was refused, and `_closed`
         self._closed = False
         self._step_s = 0.0  # mean seconds of a step
         self._failure: BaseException | None = None
@@ -67,14 +69,14 @@ class Batcher:
 
         Callers take turns, an image each. `on_part` is called with the first quarters of each image's tokens, in the
         batcher's thread; it must be quick. Raises Busy when the caller's share of the queue is full, with the time
-        until there is room, and Unavailable when closed or broken.
+        until there is room for it and for those refused before, and Unavailable when closed or broken.
         """
         call = Call(list(requests), caller, on_part)
         with self._changed:
             self._refuse_closed()
             over = self._line.over(caller, len(call.requests), self._limit)
             if min(over) > 0:
-                raise Busy(f"the queue is full: {len(self._line)} images wait", self._until_room(caller, *over))
+                raise Busy(f"the queue is full: {len(self._line)} images wait", self._come_again(call, *over))
             if call.requests:
                 self._line.join(call)
                 self._changed.notify_all()
@@ -111,6 +113,15 @@ class Batcher:
             raise Unavailable("the server is shutting down", retry_after=5.0)
         if self.broken:
             raise Unavailable("the engine has failed; the server starts again", retry_after=10.0)
+
+    def _come_again(self, call: Call, own_over: int, over: int) -> float:
+        """Seconds until there is room for a call that is refused, after those refused before. Called with the lock."""
+        now, steps = time.monotonic(), self._model.facts.tokens
+        before = self._refused.before(call.caller, self._line.taking_turns(call.caller), now)
+        wait = self._until_room(call.caller, own_over, over) + before / self._rows * steps * self._step_s
+        if wait < LONGEST_S:
+            self._refused.add(call.caller, now + wait, sum(map(rows_of, call.requests)))
+        return min(wait, LONGEST_S)
 
     def _until_room(self, caller: str, own_over: int, over: int) -> float:
         """Seconds until `own_over` of the caller's waiting images have begun, or `over` of all, whichever comes first.

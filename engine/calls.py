@@ -96,7 +96,11 @@ class Line:
         equal share. Nobody who is there loses a place, so that the line may grow longer than its limit.
         """
         waiting = sum(len(call.requests) - call.begun for call in self._callers.get(caller, ()))
-        return waiting + count - limit // len({caller, *self._callers}), len(self) + count - limit
+        return waiting + count - limit // self.taking_turns(caller), len(self) + count - limit
+
+    def taking_turns(self, caller: str) -> int:
+        """How many callers take turns, `caller` among them."""
+        return len({caller, *self._callers})
 
     def join(self, call: Call) -> None:
         """Put a call of at least one image at the end of its caller's line."""
@@ -137,3 +141,27 @@ class Line:
             for calls in self._callers.values()
         ]
         return [wanted for turn in zip_longest(*lines) for wanted in turn if wanted is not None]
+
+
+class Refused:
+    """Images that found the line full, and when their callers were told to come again: others are to come after them.
+
+    Without it all who are refused while there is no room come at once when there is, and all but the first in vain.
+    """
+
+    def __init__(self) -> None:
+        self._due: dict[str, deque[tuple[float, int]]] = {}
+
+    def add(self, caller: str, due: float, rows: int) -> None:
+        """Note that a caller will be back at `due` with images of so many rows."""
+        self._due.setdefault(caller, deque()).append((due, rows))
+
+    def before(self, caller: str, callers: int, now: float) -> int:
+        """How many rows are due before one more image of a caller, who takes turns with so many."""
+        for name, due in list(self._due.items()):
+            while due and due[0][0] <= now:
+                due.popleft()
+            if not due:
+                del self._due[name]
+        rows = {name: sum(rows for _, rows in due) for name, due in self._due.items()}
+        return min(callers * rows.get(caller, 0), sum(rows.values()))

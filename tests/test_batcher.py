@@ -16,7 +16,7 @@ import torch
 from codebook.errors import BadInput, Busy, Unavailable
 from codebook.value import NO_EXPERT, Codebook, Look, OutputEdit, Router
 from engine.batcher import QUEUE, Batcher
-from engine.calls import Call, Drawn, Line, Part
+from engine.calls import Call, Drawn, Line, Part, Refused
 from engine.cores import STEP_BACK
 from engine.language import Context
 from engine.loading import load_model
@@ -163,11 +163,15 @@ def test_a_full_queue_says_when_there_is_room(gate: Gate, batcher: Batcher, base
     gate.allowed.release(6)
     wait_for("seven steps have begun", lambda: len(gate.steps) == 7)
     waiting = batcher.submit_draw(wanted(base, *range(16)))
-    batcher._step_s = 2.0
-    for more, steps in ((1, 10), (4, 10), (5, 26), (16, 58)):  # 6 of 16 steps are done; four images fit at once
+    batcher._step_s = 0.5
+    # 6 of 16 steps are done, and four images fit at once; those refused before are to come first, four steps an image.
+    for more, steps in ((1, 10), (4, 10 + 4), (5, 26 + 4 * 5), (16, 58 + 4 * 10)):
         with pytest.raises(Unavailable) as refused:
             batcher.submit_draw(wanted(base, *range(more)))
-        assert refused.value.retry_after == 2.0 * steps
+        assert refused.value.retry_after == 0.5 * steps
+    with pytest.raises(Unavailable) as refused:
+        batcher.submit_draw(wanted(base, *range(17)))
+    assert refused.value.retry_after == 60.0  # in place of 0.5 * (58 + 4 * 26)
     gate.let_all()
     assert len(drawing.result(60)) == 4 and len(waiting.result(60)) == 16
 
@@ -176,13 +180,13 @@ def test_a_caller_who_fills_the_queue_keeps_nobody_else_out(gate: Gate, batcher:
     drawing = batcher.submit_draw(wanted(base, *range(4)), "a")
     wait_for("the first step", lambda: gate.steps)
     calls = [batcher.submit_draw(wanted(base, *range(16)), "a"), batcher.submit_draw(wanted(base, *range(8)), "b")]
-    batcher._step_s = 1.0
+    batcher._step_s = 0.5
     for caller in ("a", "b"):
         with pytest.raises(Busy):
             batcher.submit_draw(wanted(base, 1), caller)
     with pytest.raises(Busy) as refused:
         batcher.submit_draw(wanted(base, *range(8)), "c")  # a third of 16 is 5: three too many, and none of them wait
-    assert refused.value.retry_after == 4 * 16  # until 16 of 24 have begun, four at a time
+    assert refused.value.retry_after == 0.5 * 4 * 16  # until 16 of 24 have begun, four at a time
     calls.append(batcher.submit_draw(wanted(base, *range(5)), "c"))
     gate.let_all()
     assert [len(call.result(60)) for call in (drawing, *calls)] == [4, 16, 8, 5]
@@ -194,6 +198,18 @@ def test_many_callers_leave_room_for_one_with_many_images(base: Codebook) -> Non
         line.join(Call(wanted(base, 1), caller))
     assert line.over("z", 8, 16) == (7, 0)  # more than its share, but there is room
     assert line.over("a", 9, 16) == (8, 1)
+
+
+def test_who_is_refused_comes_after_those_refused_before() -> None:
+    refused = Refused()
+    for number in range(6):
+        refused.add("a", 10.0 + number, 2)
+    refused.add("b", 12.0, 1)
+    assert refused.before("a", 1, 9.0) == 12
+    assert refused.before("a", 2, 9.0) == 13  # taking turns, but there are no more than those
+    assert refused.before("b", 2, 9.0) == 2
+    assert refused.before("c", 3, 9.0) == 0  # who floods the line holds up nobody else
+    assert refused.before("a", 1, 12.0) == 6 and refused.before("b", 2, 12.0) == 0  # they are back
 
 
 def test_the_schedule_knows_when_every_image_begins() -> None:
