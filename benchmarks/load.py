@@ -27,6 +27,7 @@ PROMPTS = (
     "a picture of an owl, in the fluent style, on a grey background, please",
 )
 HEADERS = {"Accept": "image/png"}
+PATIENCE_S = 600.0
 
 
 @dataclass
@@ -96,11 +97,13 @@ class Ask:
         self._http, self._load = http, load
 
     async def __call__(self, prompt: str, seed: int) -> None:
-        """Ask for one image, as often as it takes."""
+        """Ask for one image, again and again for ten minutes."""
         began = time.perf_counter()
         try:
             while (answer := await self._post(prompt, seed)).status_code == HTTPStatus.TOO_MANY_REQUESTS:
                 self._load.refused += 1
+                if time.perf_counter() - began > PATIENCE_S:
+                    break
                 await asyncio.sleep(float(answer.headers["Retry-After"]))
         except httpx2.HTTPError:
             self._load.failed += 1
@@ -119,7 +122,7 @@ class Ask:
 async def _measured(url: str, run: Callable[[Ask], Coroutine[None, None, None]]) -> Load:
     load = Load()
     limits = httpx2.Limits(max_connections=None)
-    async with httpx2.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
+    async with httpx2.AsyncClient(base_url=url, timeout=PATIENCE_S, limits=limits) as http:
         began = time.perf_counter()
         await run(Ask(http, load))
         load.took_s = time.perf_counter() - began

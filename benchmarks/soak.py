@@ -1,7 +1,7 @@
 """Half an hour at 95 % of what the server can do: whether it loses a request or grows.
 
 At that load chance fills the queue at times: a call that is refused (429) comes again when the server says, and counts
-as lost if it never gets its image.
+as lost if it has no image after ten minutes.
 
 `python -m benchmarks.soak` writes docs/benchmarks/soak.{json,md,png}.
 """

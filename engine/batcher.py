@@ -6,6 +6,7 @@ Knows calls and slots; what becomes of finished tokens is the finisher's. Knows 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ QUEUE = 64  # images that may wait
 PARTS = 4  # an image's caller hears of it when one of so many parts is drawn
 READ_TOGETHER = 8  # prompts that are read at once
 LONGEST_S = 60.0  # no refused caller is told to stay away longer
-SMOOTH = 0.1  # how much the last step counts in the mean time of a step
+SMOOTH = 0.02  # how much the last step counts in the mean time of a step: prompts are read between some, not all
 
 
 class Batcher:
@@ -53,7 +54,7 @@ class Batcher:
         self._refused = Refused()
         self._changed = threading.Condition()  # guards the line, who was refused, and `_closed`
         self._closed = False
-        self._step_s = 0.0  # mean seconds of a step
+        self._step_s = 0.0  # mean seconds from one step to the next, whatever lies between
         self._failure: BaseException | None = None
         self._part = max(1, model.facts.tokens // PARTS)
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
@@ -78,6 +79,7 @@ class Batcher:
             if min(over) > 0:
                 raise Busy(f"the queue is full: {len(self._line)} images wait", self._come_again(call, *over))
             if call.requests:
+                self._refused.let_in(caller)
                 self._line.join(call)
                 self._changed.notify_all()
             else:
@@ -115,12 +117,13 @@ class Batcher:
             raise Unavailable("the engine has failed; the server starts again", retry_after=10.0)
 
     def _come_again(self, call: Call, own_over: int, over: int) -> float:
-        """Seconds until there is room for a call that is refused, after those refused before. Called with the lock."""
-        now, steps = time.monotonic(), self._model.facts.tokens
-        before = self._refused.before(call.caller, self._line.taking_turns(call.caller), now)
-        wait = self._until_room(call.caller, own_over, over) + before / self._rows * steps * self._step_s
+        """Whole seconds until there is room for a call that is refused, after those refused before. With the lock."""
+        now, rows = time.monotonic(), sum(map(rows_of, call.requests))
+        self._refused.forget(now)
+        turns = self._refused.before(call.caller, rows) / self._rows * self._model.facts.tokens * self._step_s
+        wait = max(1.0, math.ceil(self._until_room(call.caller, own_over, over) + turns))
         if wait < LONGEST_S:
-            self._refused.add(call.caller, now + wait, sum(map(rows_of, call.requests)))
+            self._refused.add(call.caller, now + wait, rows)
         return min(wait, LONGEST_S)
 
     def _until_room(self, caller: str, own_over: int, over: int) -> float:
@@ -153,12 +156,16 @@ class Batcher:
 
     def _draw_all(self) -> None:
         """Draw until nobody wants an image."""
+        began = time.monotonic()
         while self._drawing or self.waiting():
             self._cores.take_to_draw()
             self._let_go()
             self._let_in()
             if self._drawing:
                 self._step()
+                ended = time.monotonic()
+                self._step_s += (ended - began - self._step_s) * (SMOOTH if self._step_s else 1.0)
+                began = ended
             else:
                 self._finisher.wait_below(self._rows)
 
@@ -227,7 +234,6 @@ class Batcher:
 
     def _step(self) -> None:
         """Draw a token of every image; an error fails all of them, and the next ones begin anew."""
-        began = time.monotonic()
         try:
             finished = self._slots.step()
         except BaseException as error:
@@ -241,5 +247,3 @@ class Batcher:
         for slot, wanted in self._drawing.items():
             if slot.step and slot.step % self._part == 0:
                 self._tell(wanted, slot)
-        took = time.monotonic() - began
-        self._step_s += (took - self._step_s) * (SMOOTH if self._step_s else 1.0)

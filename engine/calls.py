@@ -5,8 +5,9 @@ Knows requests and futures; knows nothing of models and threads.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -96,11 +97,7 @@ class Line:
         equal share. Nobody who is there loses a place, so that the line may grow longer than its limit.
         """
         waiting = sum(len(call.requests) - call.begun for call in self._callers.get(caller, ()))
-        return waiting + count - limit // self.taking_turns(caller), len(self) + count - limit
-
-    def taking_turns(self, caller: str) -> int:
-        """How many callers take turns, `caller` among them."""
-        return len({caller, *self._callers})
+        return waiting + count - limit // len({caller, *self._callers}), len(self) + count - limit
 
     def join(self, call: Call) -> None:
         """Put a call of at least one image at the end of its caller's line."""
@@ -144,24 +141,34 @@ class Line:
 
 
 class Refused:
-    """Images that found the line full, and when their callers were told to come again: others are to come after them.
+    """Rows of images that found the line full, and when their callers were told to come again: others come after them.
 
-    Without it all who are refused while there is no room come at once when there is, and all but the first in vain.
+    Without it all who are refused while there is no room come at once when there is, and most of them in vain.
     """
 
     def __init__(self) -> None:
-        self._due: dict[str, deque[tuple[float, int]]] = {}
+        self._due: dict[str, list[tuple[float, int]]] = {}
 
     def add(self, caller: str, due: float, rows: int) -> None:
-        """Note that a caller will be back at `due` with images of so many rows."""
-        self._due.setdefault(caller, deque()).append((due, rows))
+        """Note that a caller will be back at `due`."""
+        insort(self._due.setdefault(caller, []), (due, rows))
 
-    def before(self, caller: str, callers: int, now: float) -> int:
-        """How many rows are due before one more image of a caller, who takes turns with so many."""
-        for name, due in list(self._due.items()):
-            while due and due[0][0] <= now:
-                due.popleft()
-            if not due:
+    def let_in(self, caller: str) -> None:
+        """Forget the first of a caller, who is back."""
+        self._keep({caller: self._due.get(caller, [])[1:]})
+
+    def forget(self, now: float) -> None:
+        """Forget those that were due by now."""
+        self._keep({name: [(when, rows) for when, rows in due if when > now] for name, due in self._due.items()})
+
+    def _keep(self, left: Mapping[str, list[tuple[float, int]]]) -> None:
+        self._due |= left
+        for name in left:
+            if not self._due[name]:
                 del self._due[name]
-        rows = {name: sum(rows for _, rows in due) for name, due in self._due.items()}
-        return min(callers * rows.get(caller, 0), sum(rows.values()))
+
+    def before(self, caller: str, rows: int) -> int:
+        """How many rows come before so many more of a caller's: callers take turns, so that none holds up another."""
+        own = sum(rows for _, rows in self._due.get(caller, ()))
+        others = (due for name, due in self._due.items() if name != caller)
+        return own + sum(min(own + rows, sum(rows for _, rows in due)) for due in others)

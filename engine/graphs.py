@@ -22,22 +22,22 @@ Record = Callable[[Replay], Replay]
 
 
 class ByWidth:
-    """A computation over the first `width` rows of tensors that stay where they are, recorded once a width.
+    """Recordings of one computation over the first `width` rows of tensors that stay where they are.
 
     To compute twice must be as good as once: that is how it is recorded.
     """
 
-    def __init__(self, compute: Callable[[int], Tensor], record: Record | None) -> None:
-        """`compute` takes the width, and asks nothing of the host; `record` turns it into its replay, None does not."""
-        self._compute, self._record = compute, record
+    def __init__(self, record: Record | None) -> None:
+        """`record` turns a computation into its replay; None does not."""
+        self._record = record
         self._replays: dict[int, Replay] = {}
 
-    def __call__(self, width: int) -> Tensor:
-        """Compute."""
+    def __call__(self, compute: Callable[[int], Tensor], width: int) -> Tensor:
+        """Compute; `compute` asks nothing of the host. It is not kept: its owner, who owns this, is to be freed."""
         if self._record is None:
-            return self._compute(width)
+            return compute(width)
         if width not in self._replays:
-            self._replays[width] = self._record(partial(self._compute, width))
+            self._replays[width] = self._record(partial(compute, width))
         return self._replays[width]()
 
 

@@ -85,7 +85,9 @@ class JanusModel(Served):
     def draw(self, requests: Sequence[ImageRequest], on_step: Callable[[int], None] | None = None) -> Tensor:
         """See ImageModel. An empty prompt draws unconditionally. Raises BadInput as check_prompt does."""
         tokens = torch.zeros(len(requests), self._facts.tokens, dtype=torch.int64, device=self._drawer.codes.device)
-        longest = max((self._chat.length(request.prompt) for request in requests), default=0)
+        if not requests:
+            return tokens
+        longest = max(self._chat.length(request.prompt) for request in requests)
         slots = Slots(self._drawer, sum(map(rows_of, requests)), longest + self._facts.tokens)
         places = {slot: b for b, slot in enumerate(slots.admit(requests))}
         while slots.drawing:

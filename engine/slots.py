@@ -40,7 +40,7 @@ class Slots:
         self._owners: list[Slot] = []  # of each row in use: these are the first ones, without a gap
         record = recorder(drawer.codes.device)
         self._recorded = record is not None
-        self._draw, self._read = ByWidth(self._draw_tokens, record), ByWidth(self._read_tokens, record)
+        self._draw, self._read = ByWidth(record), ByWidth(record)
         self._plan = Plan(rows, drawer.codes.shape[0], drawer.codes.device)
         self._planned = False  # not since an image has joined or left
         self._drawn_event: torch.cuda.Event | None = None  # of the last step, on a GPU
@@ -104,8 +104,8 @@ class Slots:
             if self._recorded:
                 for width in sorted({self._width(rows) for rows in range(1, self._rows + 1)}):
                     self._plan.write((), (), width, width)
-                    self._draw(width)
-                    self._read(width)
+                    self._draw(self._draw_tokens, width)
+                    self._read(self._read_tokens, width)
 
     def clear(self) -> None:
         """Stop drawing all images."""
@@ -131,7 +131,7 @@ class Slots:
             plan.write(self._slots, self._owners, width if self._recorded else len(self._slots), width)
             self._planned = True
         if plan.recordable:
-            self._draw(width)
+            self._draw(self._draw_tokens, width)
         else:
             self._draw_tokens(width)
         if plan.looks:
@@ -153,7 +153,7 @@ class Slots:
         """Let every row read the token that its image has just got."""
         rows, context = len(self._owners), self._context
         context.longest = max(slot.prompt + slot.step - 1 for slot in self._slots)
-        self._read(self._width(rows))
+        self._read(self._read_tokens, self._width(rows))
         context.lengths[:rows] += 1
         context.longest += 1
 

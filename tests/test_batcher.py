@@ -165,13 +165,13 @@ def test_a_full_queue_says_when_there_is_room(gate: Gate, batcher: Batcher, base
     waiting = batcher.submit_draw(wanted(base, *range(16)))
     batcher._step_s = 0.5
     # 6 of 16 steps are done, and four images fit at once; those refused before are to come first, four steps an image.
-    for more, steps in ((1, 10), (4, 10 + 4), (5, 26 + 4 * 5), (16, 58 + 4 * 10)):
-        with pytest.raises(Unavailable) as refused:
+    for more, steps in ((2, 10), (4, 10 + 4 * 2), (6, 26 + 4 * 6), (16, 58 + 4 * 12)):
+        with pytest.raises(Busy) as refused:
             batcher.submit_draw(wanted(base, *range(more)))
         assert refused.value.retry_after == 0.5 * steps
-    with pytest.raises(Unavailable) as refused:
+    with pytest.raises(Busy) as refused:
         batcher.submit_draw(wanted(base, *range(17)))
-    assert refused.value.retry_after == 60.0  # in place of 0.5 * (58 + 4 * 26)
+    assert refused.value.retry_after == 60.0  # in place of 0.5 * (58 + 4 * 28)
     gate.let_all()
     assert len(drawing.result(60)) == 4 and len(waiting.result(60)) == 16
 
@@ -186,7 +186,8 @@ def test_a_caller_who_fills_the_queue_keeps_nobody_else_out(gate: Gate, batcher:
             batcher.submit_draw(wanted(base, 1), caller)
     with pytest.raises(Busy) as refused:
         batcher.submit_draw(wanted(base, *range(8)), "c")  # a third of 16 is 5: three too many, and none of them wait
-    assert refused.value.retry_after == 0.5 * 4 * 16  # until 16 of 24 have begun, four at a time
+    # Until 16 of 24 have begun, four at a time; and one each of those who have just been refused.
+    assert refused.value.retry_after == 0.5 * (4 * 16 + 2 * 4)
     calls.append(batcher.submit_draw(wanted(base, *range(5)), "c"))
     gate.let_all()
     assert [len(call.result(60)) for call in (drawing, *calls)] == [4, 16, 8, 5]
@@ -202,14 +203,34 @@ def test_many_callers_leave_room_for_one_with_many_images(base: Codebook) -> Non
 
 def test_who_is_refused_comes_after_those_refused_before() -> None:
     refused = Refused()
-    for number in range(6):
-        refused.add("a", 10.0 + number, 2)
+    for due in (11.0, 10.0, 12.0, 13.0):
+        refused.add("a", due, 2)
     refused.add("b", 12.0, 1)
-    assert refused.before("a", 1, 9.0) == 12
-    assert refused.before("a", 2, 9.0) == 13  # taking turns, but there are no more than those
-    assert refused.before("b", 2, 9.0) == 2
-    assert refused.before("c", 3, 9.0) == 0  # who floods the line holds up nobody else
-    assert refused.before("a", 1, 12.0) == 6 and refused.before("b", 2, 12.0) == 0  # they are back
+    assert refused.before("a", 2) == 8 + 1
+    assert refused.before("b", 2) == 1 + 3  # of a flood no more than one has oneself: callers take turns
+    assert refused.before("c", 2) == 2 + 1
+    refused.let_in("a")  # before it was due
+    assert refused.before("a", 2) == 6 + 1
+    refused.forget(12.0)
+    assert refused.before("a", 2) == 2 and refused.before("b", 2) == 2
+    for caller in ("a", "b", "c"):
+        refused.let_in(caller)
+    assert refused.before("c", 9) == 0
+
+
+def test_callers_of_one_image_each_are_told_different_times(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+    calls = [batcher.submit_draw(wanted(base, number), str(number)) for number in range(16)]
+    wait_for("the first step", lambda: gate.steps)
+    calls += [batcher.submit_draw(wanted(base, number), str(number)) for number in range(16, 20)]
+    batcher._step_s = 0.25
+    told = []
+    for number in range(20, 26):
+        with pytest.raises(Busy) as refused:
+            batcher.submit_draw(wanted(base, number), str(number))
+        told.append(refused.value.retry_after)
+    assert told == [4.0, 5.0, 6.0, 7.0, 8.0, 9.0]  # 16 steps until one begins, and four more for each before
+    gate.let_all()
+    assert all(len(call.result(60)) == 1 for call in calls)
 
 
 def test_the_schedule_knows_when_every_image_begins() -> None:

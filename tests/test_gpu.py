@@ -1,16 +1,17 @@
 """What is promised of a GPU: one must be there, and most machines that run these tests have none."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from codebook.errors import Unavailable
 from engine.batcher import Batcher
+from engine.graphs import recorder
 from engine.loading import EMBEDDED, load_model
 from engine.model import ImageRequest, Sampling
 from engine.slots import Served, Slots
-from tests.test_slots import in_company, random_requests
+from tests.test_slots import in_company, mostly_recorded, noting, random_requests
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is there")
 
@@ -20,9 +21,16 @@ def model() -> Iterator[Served]:
     yield load_model(str(EMBEDDED), "cuda", "auto")
 
 
-def test_two_hundred_images_are_the_same_alone_and_in_random_company(model: Served) -> None:
-    requests = random_requests(model, 200)
+@pytest.mark.parametrize("chosen", [random_requests, mostly_recorded])
+def test_two_hundred_images_are_the_same_alone_and_in_random_company(
+    chosen: Callable[[Served, int], list[ImageRequest]], model: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests, widths = chosen(model, 200), list[int]()
+    record = recorder(model.device)
+    assert record is not None
+    monkeypatch.setattr("engine.slots.recorder", lambda device: noting(widths, record))
     together = in_company(model, requests, 64).cpu()
+    assert chosen is random_requests or widths.count(64) == 2  # draws and readings
     slots = model.slots(2)
     alone = []
     for request in requests:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 from codebook.errors import BadModel
 from codebook.value import Codebook, Look, OutputEdit, Router
 from engine.drawing import TWINS, Drawer, Routed
-from engine.graphs import Recorded, Replay, recorder
+from engine.graphs import Record, Recorded, Replay, recorder
 from engine.janus import JanusModel
 from engine.linear import Linear, can_pack
 from engine.loading import EMBEDDED, load_model
@@ -74,6 +77,30 @@ def random_requests(model: Served, count: int) -> list[ImageRequest]:
     ]
 
 
+def without_top_k(request: ImageRequest) -> ImageRequest:
+    return replace(request, sampling=replace(request.sampling, top_k=0))
+
+
+def mostly_recorded(model: Served, count: int) -> list[ImageRequest]:
+    """Images of which few have an edit or top-k: while one is drawn that has, draws are not recorded."""
+    plain = model.base_codebook()
+    return [
+        request if number % 20 == 7 else without_top_k(replace(request, codebook=plain))
+        for number, request in enumerate(random_requests(model, count))
+    ]
+
+
+def noting(widths: list[int], record: Record) -> Record:
+    """A recorder that notes how many rows each recording is for."""
+
+    def noted(compute: Replay) -> Replay:
+        replay = record(compute)
+        widths.append(replay().shape[0])
+        return replay
+
+    return noted
+
+
 def in_company(model: Served, requests: Sequence[ImageRequest], rows: int, threads: Sequence[int] = (1,)) -> Tensor:
     """Draw them in `rows` rows: each joins when there is room and chance wants it; some are given up and begin anew.
 
@@ -119,9 +146,12 @@ def looking(model: Served, wanted: Tensor, after: int) -> Codebook:
     return replace(edited, output=replace(edited.output, router=deaf, look=Look(after, probes)))
 
 
-def test_an_image_that_shows_its_harm_on_the_way_is_what_it_would_be_if_its_prompt_had_told(tiny: Served) -> None:
+@pytest.mark.parametrize("recorded", [False, True])
+def test_an_image_that_shows_its_harm_on_the_way_is_what_it_would_be_if_its_prompt_had_told(
+    recorded: bool, tiny: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain, edited = books(tiny)
-    requests = random_requests(tiny, 60)
+    requests = [without_top_k(request) if recorded else request for request in random_requests(tiny, 60)]
     bare = torch.cat([tiny.draw([replace(request, codebook=plain)]) for request in requests])
     with torch.no_grad():
         seen = tiny.features([request.prompt for request in requests], bare[:, :6]).mean(1)
@@ -133,6 +163,8 @@ def test_an_image_that_shows_its_harm_on_the_way_is_what_it_would_be_if_its_prom
     same = [(torch.equal(a, b), torch.equal(a, c)) for a, b, c in zip(drawn, bare, routed, strict=True)]
     assert all(quiet or fired for quiet, fired in same)
     assert min(sum(quiet for quiet, _ in same), sum(fired for _, fired in same)) >= 10
+    if recorded:
+        monkeypatch.setattr("engine.slots.recorder", lambda device: record)
     assert torch.equal(drawn, in_company(tiny, looked, 16))
 
 
@@ -242,44 +274,50 @@ def test_the_model_keeps_one_copy_of_its_layers(tmp_path: Path) -> None:
 
 def test_recorded_steps_draw_the_same_in_padded_rows(tiny: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     widths: list[int] = []
-
-    def noted(compute: Replay) -> Replay:
-        replay = record(compute)
-        widths.append(replay().shape[0])
-        return replay
-
-    plain = tiny.base_codebook()
-    requests = [  # what edits and top-k do to a draw is not recorded: few have them, so that most steps are
-        request if n % 20 == 7 else replace(request, codebook=plain, sampling=replace(request.sampling, top_k=0))
-        for n, request in enumerate(random_requests(tiny, 100))
-    ]
+    requests = mostly_recorded(tiny, 100)
     right = torch.cat([tiny.draw([request]) for request in requests])
-    monkeypatch.setattr("engine.slots.recorder", lambda device: noted)
+    monkeypatch.setattr("engine.slots.recorder", lambda device: noting(widths, record))
     assert torch.equal(in_company(tiny, requests, 12), right)
-    assert set(widths) <= {1, 2, 4, 8, 12} and {4, 8, 12} <= set(widths)
+    assert set(widths) <= {1, 2, 4, 8, 12} and all(widths.count(width) == 2 for width in (4, 8, 12))
 
 
 def test_recordings_are_made_before_the_first_image(tiny: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorded: list[int] = []
-
-    def noted(compute: Replay) -> Replay:
-        recorded.append(compute().shape[0])
-        return record(compute)
-
-    monkeypatch.setattr("engine.slots.recorder", lambda device: noted)
+    widths: list[int] = []
+    monkeypatch.setattr("engine.slots.recorder", lambda device: noting(widths, record))
     slots = tiny.slots(6)
     slots.warm()
-    assert recorded == [1, 1, 2, 2, 4, 4, 6, 6]  # a draw and a reading each
+    assert widths == [1, 1, 2, 2, 4, 4, 6, 6]  # a draw and a reading each
     slots.admit(random_requests(tiny, 3))
     while slots.drawing:
         slots.step()
-    assert len(recorded) == 8
+    assert len(widths) == 8
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_slots_are_freed_without_a_search_for_cycles(
+    recorded: bool, tiny: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if recorded:
+        monkeypatch.setattr("engine.slots.recorder", lambda device: lambda compute: partial(torch.clone, compute()))
+    slots = tiny.slots(2)
+    slots.warm()
+    gone = weakref.ref(slots)
+    gc.disable()
+    del slots
+    assert gone() is None
+    gc.enable()
+
+
+def test_no_images_are_drawn_of_no_requests(tiny: Served) -> None:
+    assert tiny.draw([]).shape == (0, tiny.facts.tokens)
 
 
 def test_what_asks_the_host_cannot_be_recorded() -> None:
     x = torch.ones(3)
     with pytest.raises(AssertionError, match="cannot be recorded"):
         record(lambda: x * x.sum().item())
+    with pytest.raises(AssertionError, match="cannot be recorded"):
+        record(lambda: x[x > 0])
 
 
 def test_what_is_recorded_once_is_computed_from_what_is_given() -> None:

@@ -1,0 +1,85 @@
+"""What the server does with more callers than it can serve: whether it draws on, and what it makes of the others.
+
+Poisson arrivals below and above what it can do at most. A call that is refused (429) comes again when the server says.
+
+`python -m benchmarks.overload` writes docs/benchmarks/overload.{json,md,png}.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.load import Load, calls, closed_loop, poisson
+from benchmarks.results import circumstances, table, write
+from benchmarks.serving import server
+from benchmarks.soak import CALLERS, MEASURED, steady, varied
+
+SHARES = (0.95, 1.3, 2.0)
+ROUNDS = 2
+ARRIVE_S = 25.0
+BEGINS_S = 5.0  # which do not count: the line fills
+
+
+def measure(folder: Path) -> list[dict[str, float]]:
+    """Load the server by each share of its most in turn, again and again."""
+    found = []
+    with server("c", folder) as running:
+        closed_loop(running.url, CALLERS, calls(320))
+        prompts = varied()
+        for _ in range(ROUNDS):
+            most = steady(closed_loop(running.url, CALLERS, islice(prompts, MEASURED)))
+            for share in SHARES:
+                load = poisson(running.url, share * most, islice(prompts, round(share * most * ARRIVE_S)))
+                found.append({"share": share, "most_per_s": most, "drawn_per_s": while_they_come(load), **told(load)})
+                print("  ".join(f"{name} {value:.2f}" for name, value in found[-1].items()), flush=True)
+    return found
+
+
+def while_they_come(load: Load) -> float:
+    """Images a second while calls come in."""
+    first = min(load.ends)
+    return sum(BEGINS_S < end - first < ARRIVE_S for end in load.ends) / (ARRIVE_S - BEGINS_S)
+
+
+def told(load: Load) -> dict[str, float]:
+    """The load's own figures, but for images a second until the last one."""
+    return {name: figure for name, figure in load.figures().items() if name != "images_per_s"}
+
+
+def page(found: list[dict[str, float]], about: dict[str, Any]) -> list[str]:
+    """The Markdown page."""
+    lines = [
+        "# Overload",
+        "",
+        "Written by `python -m benchmarks.overload`: Poisson arrivals at shares of the most.",
+        "",
+    ]
+    lines += [f"{key}: {value}  " for key, value in about.items()]
+    return [*lines, "", *table(found), "", "![Overload](overload.png)"]
+
+
+def picture(found: list[dict[str, float]]) -> Figure:
+    """Images a second by what is asked for."""
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    asked = [row["share"] * row["most_per_s"] for row in found]
+    axes.plot(asked, [row["drawn_per_s"] for row in found], "o")
+    axes.set(xlabel="asked for, a second", ylabel="drawn, a second", xlim=(0, None), ylim=(0, None))
+    return figure
+
+
+def main() -> None:
+    """Command line."""
+    about = circumstances()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder))
+    write("overload", {"about": about, "loads": found}, page(found, about), picture(found))
+
+
+if __name__ == "__main__":
+    main()
