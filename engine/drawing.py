@@ -59,10 +59,11 @@ class Drawer:
             # What the language model reads for each code, [K, H]: no codebook version edits it, so once is enough.
             self.codes: Tensor = janus.generation_aligner(janus.generation_embeddings.weight)
 
-    def warm(self) -> None:
-        """Prepare for reading any number of tokens, and for drawing any number of them."""
-        for part in (self.language, self._project, self._output):
-            part.warm()
+    def warm(self, rows: int) -> None:
+        """Prepare for reading any number of tokens, and for drawing in up to so many rows."""
+        self.language.warm()
+        self._project.warm(rows)
+        self._output.warm(rows)
 
     def prefill(self, requests: Sequence[ImageRequest]) -> list[tuple[Prefill, Prefill | None]]:
         """Read the prompts: each with its unconditional twin, where it is guided. Raises BadInput for a bad one.

@@ -7,6 +7,7 @@ on the CPU bit for bit, whoever its batch mates are. Knows no images and no chat
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -99,7 +100,7 @@ class LanguageStack:
         """Prepare for reading any number of tokens."""
         layer = self._layers[0]  # the others have products of the same shapes
         for linear in (layer.attend, layer.project, layer.widen, layer.narrow):
-            linear.warm()
+            linear.warm(sys.maxsize)
 
     def row_bytes(self, places: int) -> int:
         """Bytes of a context's row of `places` places."""

@@ -72,11 +72,11 @@ class Linear:
         """Whether our kernel multiplies x."""
         return self._on_gpu and x.numel() <= MOST * x.shape[-1]
 
-    def warm(self) -> None:
-        """Have oneDNN make all that it will ever keep for products of this shape and this number of threads."""
+    def warm(self, rows: int) -> None:
+        """Have oneDNN make all that it keeps for products of up to so many rows with this number of threads."""
         if self._packed:
             width, dtype = self._weight.shape[1], self._weight.dtype
-            for size in SIZES[dtype]:
+            for size in SIZES[dtype][: bisect_left(SIZES[dtype], rows) + 1]:
                 self._product(torch.zeros(size, width, dtype=dtype))
 
     def _multiply(self, x: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class Slots:
     def warm(self) -> None:
         """Prepare all that a step may need, before the first image, with as many threads as the caller has now."""
         with torch.inference_mode():
-            self._drawer.warm()
+            self._drawer.warm(self._rows)
             if self._recorded:
                 for width in sorted({self._width(rows) for rows in range(1, self._rows + 1)}):
                     self._plan.write((), (), width, width)
