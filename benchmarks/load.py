@@ -55,6 +55,11 @@ class Load:
             **{f"p{p}_ms": 1e3 * cuts[p - 1] for p in (50, 95, 99)},
         }
 
+    def rate(self, begin_s: float, end_s: float) -> float:
+        """Images a second between two times, in seconds since the first image came."""
+        first = min(self.ends)
+        return sum(begin_s < end - first < end_s for end in self.ends) / (end_s - begin_s)
+
 
 def calls(count: int, first: int = 0) -> Iterator[tuple[str, int]]:
     """`count` (prompt, seed) pairs: the same ones for every server and load."""

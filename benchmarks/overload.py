@@ -14,36 +14,28 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.load import Load, calls, closed_loop, poisson
+from benchmarks.load import Load, calls, closed_loop
 from benchmarks.results import circumstances, table, write
 from benchmarks.serving import server
-from benchmarks.soak import CALLERS, MEASURED, steady, varied
+from benchmarks.soak import overloaded, varied
 
-SHARES = (0.95, 1.3, 2.0)
+SHARES = (0.8, 1.3, 2.0)
 ROUNDS = 2
-ARRIVE_S = 25.0
-BEGINS_S = 5.0  # which do not count: the line fills
 
 
 def measure(folder: Path) -> list[dict[str, float]]:
-    """Load the server by each share of its most in turn, again and again."""
+    """Load the server by each share of what it does for 32 callers, in turn, again and again."""
     found = []
     with server("c", folder) as running:
-        closed_loop(running.url, CALLERS, calls(320))
+        closed_loop(running.url, 32, calls(320))
         prompts = varied()
         for _ in range(ROUNDS):
-            most = steady(closed_loop(running.url, CALLERS, islice(prompts, MEASURED)))
+            most = closed_loop(running.url, 32, islice(prompts, 320)).figures()["images_per_s"]
             for share in SHARES:
-                load = poisson(running.url, share * most, islice(prompts, round(share * most * ARRIVE_S)))
-                found.append({"share": share, "most_per_s": most, "drawn_per_s": while_they_come(load), **told(load)})
+                load, rate = overloaded(running.url, most, prompts, share)
+                found.append({"asked_per_s": share * most, "drawn_per_s": rate, **told(load)})
                 print("  ".join(f"{name} {value:.2f}" for name, value in found[-1].items()), flush=True)
     return found
-
-
-def while_they_come(load: Load) -> float:
-    """Images a second while calls come in."""
-    first = min(load.ends)
-    return sum(BEGINS_S < end - first < ARRIVE_S for end in load.ends) / (ARRIVE_S - BEGINS_S)
 
 
 def told(load: Load) -> dict[str, float]:
@@ -67,8 +59,7 @@ def picture(found: list[dict[str, float]]) -> Figure:
     """Images a second by what is asked for."""
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
-    asked = [row["share"] * row["most_per_s"] for row in found]
-    axes.plot(asked, [row["drawn_per_s"] for row in found], "o")
+    axes.plot([row["asked_per_s"] for row in found], [row["drawn_per_s"] for row in found], "o")
     axes.set(xlabel="asked for, a second", ylabel="drawn, a second", xlim=(0, None), ylim=(0, None))
     return figure
 

@@ -10,7 +10,7 @@ from threading import Thread
 import pytest
 import torch
 
-from benchmarks import baseline, results, serving, soak, steps, swap
+from benchmarks import baseline, results, serving, steps, swap
 from benchmarks.load import Load, calls, closed_loop, poisson
 from codebook.store import CodebookStore
 from engine import random_model
@@ -65,9 +65,9 @@ def test_a_refused_call_is_made_again() -> None:
     assert (len(load.seconds), load.refused, load.failed, answers) == (1, 2, 0, [])
 
 
-def test_the_most_is_measured_without_beginning_and_end() -> None:
-    ends = [*range(0, -soak.CALLERS, -1), *(100 + n / 10 for n in range(50)), *range(200, 200 + soak.CALLERS)]
-    assert soak.steady(Load(ends=[float(end) for end in ends])) == pytest.approx(10.0)
+def test_a_rate_is_that_of_the_time_asked_for() -> None:
+    ends = [50.0, *(60.0 + n / 10 for n in range(1, 200)), *range(90, 99)]
+    assert Load(ends=ends).rate(12.0, 22.0) == pytest.approx(10.0, rel=0.02)
 
 
 def test_an_image_of_another_version_is_found() -> None:
