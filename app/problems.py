@@ -6,7 +6,6 @@ Knows status codes and how to show a value safely. Knows nothing of any one rout
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from reprlib import Repr
@@ -70,7 +69,7 @@ async def _on_own_error(request: Request, error: Exception) -> Response:
         case BadCodebook():
             return problem(status, slug, str(error), version=error.version, check=error.check)
         case Unavailable():
-            return problem(status, slug, str(error), {"Retry-After": str(max(1, math.ceil(error.retry_after)))})
+            return problem(status, slug, str(error), {"Retry-After": str(error.retry_after)})
         case _:
             return problem(status, slug, str(error))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -64,6 +65,11 @@ class Load:
 def calls(count: int, first: int = 0) -> Iterator[tuple[str, int]]:
     """`count` (prompt, seed) pairs: the same ones for every server and load."""
     return ((PROMPTS[number % len(PROMPTS)], number) for number in range(first, first + count))
+
+
+def varied() -> Iterator[tuple[str, int]]:
+    """Images that nobody has asked for before, under prompts of many lengths, without end."""
+    return ((f"{prompt}{' please' * (seed % 40)}", seed) for prompt, seed in calls(sys.maxsize))
 
 
 def closed_loop(url: str, clients: int, wanted: Iterable[tuple[str, int]]) -> Load:

@@ -8,19 +8,21 @@ Poisson arrivals below and above what it can do at most. A call that is refused 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.load import Load, calls, closed_loop
+from benchmarks.load import Load, calls, closed_loop, poisson, varied
 from benchmarks.results import circumstances, table, write
 from benchmarks.serving import server
-from benchmarks.soak import overloaded, varied
 
 SHARES = (0.8, 1.3, 2.0)
 ROUNDS = 2
+ARRIVE_S = 25.0
+BEGINS_S = 5.0  # of these do not count: the line fills
 
 
 def measure(folder: Path) -> list[dict[str, float]]:
@@ -38,6 +40,15 @@ def measure(folder: Path) -> list[dict[str, float]]:
     return found
 
 
+def overloaded(url: str, about: float, prompts: Iterator[tuple[str, int]], share: float = 1.3) -> tuple[Load, float]:
+    """Ask for more than the server can do, for 25 s, and return how many images a second it draws.
+
+    `about`: what it does in a closed loop, which is a tenth more than under arrivals at random.
+    """
+    load = poisson(url, share * about, islice(prompts, round(share * about * ARRIVE_S)))
+    return load, load.rate(BEGINS_S, ARRIVE_S)
+
+
 def told(load: Load) -> dict[str, float]:
     """The load's own figures, but for images a second until the last one."""
     return {name: figure for name, figure in load.figures().items() if name != "images_per_s"}
@@ -48,7 +59,7 @@ def page(found: list[dict[str, float]], about: dict[str, Any]) -> list[str]:
     lines = [
         "# Overload",
         "",
-        "Written by `python -m benchmarks.overload`: Poisson arrivals at shares of the most.",
+        "Written by `python -m benchmarks.overload`: Poisson arrivals at shares of what 32 callers get.",
         "",
     ]
     lines += [f"{key}: {value}  " for key, value in about.items()]

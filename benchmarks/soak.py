@@ -9,10 +9,8 @@ as lost if it has no image after ten minutes.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from statistics import fmean, median
@@ -20,12 +18,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.load import Load, calls, closed_loop, poisson
+from benchmarks.load import calls, closed_loop, poisson, varied
+from benchmarks.overload import overloaded
 from benchmarks.results import circumstances, table, write
 from benchmarks.serving import server
 
-ARRIVE_S = 25.0  # of an overload
-BEGINS_S = 5.0  # of it do not count: the line fills
 SHARE = 0.95
 STRETCH_S = 60.0  # memory is read between stretches
 WARM_UP = 5  # stretches that do not count
@@ -57,20 +54,6 @@ def measure(minutes: int, folder: Path) -> dict[str, Any]:
         "memory growth": fmean(memory[-5:]) / fmean(memory[:5]) - 1.0,
         "minutes": counted,
     }
-
-
-def overloaded(url: str, about: float, prompts: Iterator[tuple[str, int]], share: float = 1.3) -> tuple[Load, float]:
-    """Ask for more than the server can do, for 25 s, and return how many images a second it draws.
-
-    `about`: what it does in a closed loop, which is a tenth more than under arrivals at random.
-    """
-    load = poisson(url, share * about, islice(prompts, round(share * about * ARRIVE_S)))
-    return load, load.rate(BEGINS_S, ARRIVE_S)
-
-
-def varied() -> Iterator[tuple[str, int]]:
-    """Images that nobody has asked for before, under prompts of many lengths, without end."""
-    return ((f"{prompt}{' please' * (seed % 40)}", seed) for prompt, seed in calls(sys.maxsize))
 
 
 def page(found: dict[str, Any], about: dict[str, Any]) -> list[str]:

@@ -11,6 +11,8 @@ SafeCBError
    `- Busy              the same, because the queue is full
 """
 
+import math
+
 
 class SafeCBError(Exception):
     """Base of the tree; its text is meant for the person who made the call."""
@@ -52,10 +54,10 @@ class BadModel(SafeCBError):
 
 
 class Unavailable(SafeCBError):
-    """Not now: `retry_after` says in how many seconds to try again."""
+    """Not now: `retry_after` says in how many seconds to try again, whole ones, as HTTP tells them, and at least 1."""
 
     def __init__(self, detail: str, retry_after: float = 1.0) -> None:
-        self.retry_after = retry_after
+        self.retry_after = max(1, math.ceil(retry_after))
         super().__init__(detail)
 
 

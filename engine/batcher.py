@@ -6,7 +6,6 @@ Knows calls and slots; what becomes of finished tokens is the finisher's. Knows 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -77,7 +76,7 @@ class Batcher:
             self._refuse_closed()
             over = self._line.over(caller, len(call.requests), self._limit)
             if min(over) > 0:
-                raise Busy(f"the queue is full: {len(self._line)} images wait", self._come_again(call, *over))
+                raise self._busy(call, *over)
             if call.requests:
                 self._refused.let_in(caller)
                 self._line.join(call)
@@ -116,15 +115,16 @@ class Batcher:
         if self.broken:
             raise Unavailable("the engine has failed; the server starts again", retry_after=10.0)
 
-    def _come_again(self, call: Call, own_over: int, over: int) -> float:
-        """Whole seconds until there is room for a call that is refused, after those refused before. With the lock."""
+    def _busy(self, call: Call, own_over: int, over: int) -> Busy:
+        """The refusal of a call, until there is room for it after those refused before. Called with the lock."""
         now, rows = time.monotonic(), sum(map(rows_of, call.requests))
         self._refused.forget(now)
         turns = self._refused.before(call.caller, rows) / self._rows * self._model.facts.tokens * self._step_s
-        wait = max(1.0, math.ceil(self._until_room(call.caller, own_over, over) + turns))
-        if wait < LONGEST_S:
-            self._refused.add(call.caller, now + wait, rows)
-        return min(wait, LONGEST_S)
+        wait = min(self._until_room(call.caller, own_over, over) + turns, LONGEST_S)
+        busy = Busy(f"the queue is full: {len(self._line)} images wait", wait)
+        if busy.retry_after < LONGEST_S:
+            self._refused.add(call.caller, now + busy.retry_after, rows)
+        return busy
 
     def _until_room(self, caller: str, own_over: int, over: int) -> float:
         """Seconds until `own_over` of the caller's waiting images have begun, or `over` of all, whichever comes first.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -155,20 +155,16 @@ class Refused:
 
     def let_in(self, caller: str) -> None:
         """Forget the first of a caller, who is back."""
-        self._keep({caller: self._due.get(caller, [])[1:]})
+        if due := self._due.get(caller):
+            due.pop(0)
 
     def forget(self, now: float) -> None:
         """Forget those that were due by now."""
-        self._keep({name: [(when, rows) for when, rows in due if when > now] for name, due in self._due.items()})
-
-    def _keep(self, left: Mapping[str, list[tuple[float, int]]]) -> None:
-        self._due |= left
-        for name in left:
-            if not self._due[name]:
-                del self._due[name]
+        left = ((name, [entry for entry in due if entry[0] > now]) for name, due in self._due.items())
+        self._due = {name: due for name, due in left if due}
 
     def before(self, caller: str, rows: int) -> int:
         """How many rows come before so many more of a caller's: callers take turns, so that none holds up another."""
-        own = sum(rows for _, rows in self._due.get(caller, ()))
-        others = (due for name, due in self._due.items() if name != caller)
-        return own + sum(min(own + rows, sum(rows for _, rows in due)) for due in others)
+        waiting = {name: sum(of for _, of in due) for name, due in self._due.items()}
+        own = waiting.pop(caller, 0)
+        return own + sum(min(own + rows, of) for of in waiting.values())

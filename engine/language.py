@@ -54,6 +54,11 @@ class Context:
         lengths = self.lengths.repeat_interleave(times, 0)
         return Context(widen(self.keys), widen(self.values), lengths, self.longest)
 
+    def grow(self, rows: int, count: int) -> None:
+        """Note that the first rows have read `count` tokens more."""
+        self.lengths[:rows] += count
+        self.longest += count
+
     def put(self, row: int, other: Context, its: int) -> None:
         """Make row `row` what row `its` of `other` is; both may be the same context."""
         places = other.longest
@@ -140,8 +145,7 @@ class LanguageStack:
         """
         rows, count = embeddings.shape[:2]
         hidden = self.layers(embeddings, context, blocks(context.longest + count))
-        context.lengths[:rows] += count
-        context.longest += count
+        context.grow(rows, count)
         return hidden
 
     def layers(self, embeddings: Tensor, context: Context, bound: int) -> Tensor:

@@ -154,8 +154,7 @@ class Slots:
         rows, context = len(self._owners), self._context
         context.longest = max(slot.prompt + slot.step - 1 for slot in self._slots)
         self._read(self._read_tokens, self._width(rows))
-        context.lengths[:rows] += 1
-        context.longest += 1
+        context.grow(rows, 1)
 
     def _read_tokens(self, width: int) -> Tensor:
         """Let the first `width` rows read; returns their hidden states."""

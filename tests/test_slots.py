@@ -303,9 +303,11 @@ def test_slots_are_freed_without_a_search_for_cycles(
     slots.warm()
     gone = weakref.ref(slots)
     gc.disable()
-    del slots
-    assert gone() is None
-    gc.enable()
+    try:
+        del slots
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_no_images_are_drawn_of_no_requests(tiny: Served) -> None:
