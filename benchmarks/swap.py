@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from statistics import quantiles
@@ -99,8 +100,8 @@ def asked_while(wanted: Callable[[], bool]) -> Iterator[tuple[str, int]]:
         yield pair
 
 
-def wrong(load: Load, base: Codebook) -> int:
-    """How many images are not what their version makes of their prompt and seed."""
+def wrong(load: Load, base: Codebook, table_of: Callable[[str], torch.Tensor]) -> int:
+    """How many images are not what the pixel table of their version, by `table_of`, makes of their prompt and seed."""
     model = load_model("embedded", "cpu", "float32")
     torch.set_num_threads(1)  # as the server decodes
     asked = sorted({(prompt, seed) for prompt, seed, _ in load.pngs})
@@ -109,11 +110,15 @@ def wrong(load: Load, base: Codebook) -> int:
     found = 0
     for prompt, seed, png in load.pngs:
         version, pixels = opened(png)
-        number = int(version[1:])
-        table_of = base.pixel if number == 0 else signed(base, number - 1).pixel
-        right = to_bytes(model.decode(tokens[prompt, seed][None], table_of))[0]
+        right = to_bytes(model.decode(tokens[prompt, seed][None], table_of(version)))[0]
         found += right.numpy().tobytes() != pixels
     return found
+
+
+def table_of(base: Codebook, version: str) -> torch.Tensor:
+    """The pixel table of a version that `publish` made."""
+    number = int(version[1:])
+    return base.pixel if number == 0 else signed(base, number - 1).pixel
 
 
 def opened(png: bytes) -> tuple[str, bytes]:
@@ -165,7 +170,7 @@ def measure(publishes: int, folder: Path) -> dict[str, Any]:
         "publishes": len(published),
         "images": sum(len(found.load.seconds) for found in phases),
         "failed": sum(found.load.failed for found in phases),
-        "wrong": wrong(Load(pngs=[png for found in phases for png in found.load.pngs]), base),
+        "wrong": wrong(Load(pngs=[png for found in phases for png in found.load.pngs]), base, partial(table_of, base)),
         "skipped": sum(version not in seen for version in published),
         "latency": {"without swaps": latency(phases, False), "with swaps": latency(phases, True)},
         "publish to resident, ms": spread([1e3 * (seen[v] - when) for v, when in published.items() if v in seen]),

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import httpx2
 import pytest
 import torch
 
-from benchmarks import baseline, results, serving, steps, swap
+from benchmarks import baseline, chaos, results, serving, steps, swap
+from benchmarks.answers import Tally, kind_of
 from benchmarks.load import Load, calls, closed_loop, poisson
+from benchmarks.short_job import ROUNDS
+from codebook.journal import Journal
 from codebook.store import CodebookStore
 from engine import random_model
 from engine.loading import EMBEDDED, load_model
@@ -81,8 +87,8 @@ def test_an_image_of_another_version_is_found() -> None:
         return encode_png(image, {"codebook": named})
 
     right, mixed = [("a cat", 1, png(2, "v3"))], [("a cat", 1, png(2, "v4"))]
-    assert swap.wrong(Load(pngs=right), base) == 0
-    assert swap.wrong(Load(pngs=right + mixed), base) == 1
+    assert swap.wrong(Load(pngs=right), base, partial(swap.table_of, base)) == 0
+    assert swap.wrong(Load(pngs=right + mixed), base, partial(swap.table_of, base)) == 1
 
 
 def test_flips_are_measured_on_a_real_store(tmp_path: Path) -> None:
@@ -159,3 +165,48 @@ def test_a_version_is_resident_from_the_first_time_on(tmp_path: Path) -> None:
     seen = swap.resident_times(log)
     assert seen.keys() == {"v1", "v2"}
     assert seen["v2"] - seen["v1"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("status", "form", "text", "kind"),
+    [
+        (200, "image/png", "\x89PNG", "200 image/png"),  # cut short
+        (200, "text/event-stream", 'event: image\ndata: {"index": 0}\n\n', "200 image"),
+        (200, "text/event-stream", 'event: image\ndata: {"index": 0}', "200 text/event-stream"),  # cut short
+        (200, "text/event-stream", 'event: image\ndata: {"score": NaN, }\n\n', "200 text/event-stream"),
+        (200, "text/event-stream", 'event: error\ndata: {"detail": "ends"}\n\n', "503 problem"),
+        (503, "application/problem+json", '{"type": "", "title": "", "status": 503, "detail": ""}', "503 problem"),
+        (503, "application/problem+json", '{"type": ""}', "503 incomplete problem"),
+        (500, "text/plain", "Internal Server Error", "500 text/plain"),
+    ],
+)
+def test_an_answer_is_known_by_what_it_is(status: int, form: str, text: str, kind: str) -> None:
+    headers = {"content-type": f"{form}; charset=utf-8", "retry-after": "1"}
+    assert kind_of(httpx2.Response(status, headers=headers, text=text)) == kind
+
+
+def test_what_is_lost_or_damaged_is_counted(tmp_path: Path) -> None:
+    store, journal = CodebookStore(tmp_path / "store"), Journal(tmp_path / "jobs")
+    base = load_model("embedded", "cpu", "float32").base_codebook()
+    store.initialise(base, {})
+    job = journal.create("improve", {}).id
+    journal.begin_attempt(job)
+    rounds = []
+    for number in range(1, ROUNDS + 1):
+        draft = replace(base, pixel=base.pixel.roll(number, 0))
+        manifest = store.publish(
+            draft, parent="v0", job=job, round=number, figures={}, gates={}, report={}, fence=1, activate=False
+        )
+        rounds.append({"round": number, "version": manifest.version})
+    journal.update(job, status="finished", rounds=rounds)
+
+    def counted(accepted: list[str]) -> dict[str, int]:
+        found = chaos.outcome(tmp_path, accepted, Tally())
+        return {name: count for name, count in found.items() if count and name.split()[-1] in ("lost", "damaged")}
+
+    assert counted([job]) == {}
+    assert counted([job, "0" * 24]) == {"jobs lost": 1}
+    (tmp_path / "store" / "versions" / "v2" / "codebook.safetensors").write_bytes(b"")
+    assert counted([job]) == {"versions damaged": 1}
+    (tmp_path / "store" / "versions" / "v2").rename(tmp_path / "v2")
+    assert counted([job]) == {"versions lost": 1}

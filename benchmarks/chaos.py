@@ -1,0 +1,282 @@
+"""What field reports describe, done to the running service: stops under load, kills at random moments, every fault.
+
+Stops: SIGTERM to `safecb serve` under 32 callers, half of the time with a second to drain. Kills: `kill -9` of server,
+worker or Redis under callers while improve jobs run one after the other. Faults: the tests marked `fault`, by line.
+
+`python -m benchmarks.chaos` writes docs/benchmarks/chaos.{json,md}; it exits with 1 where a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+import torch
+
+from benchmarks.answers import CUT, Tally, ask
+from benchmarks.results import circumstances, table, write
+from benchmarks.short_job import ROUNDS
+from benchmarks.swap import wrong
+from codebook.journal import Journal
+from codebook.store import CodebookStore
+
+CALLERS, KILL_CALLERS = 32, 16
+DRAINS_S = ("30", "1")  # in turn
+VICTIMS = ("redis-server", "benchmarks.short_job", "app.server")  # by a part of the command line
+PATIENCE_S = 180.0
+ROOT = Path(__file__).parent.parent
+
+
+@contextmanager
+def supervisor(
+    module: Sequence[str], home: Path, **environ: str
+) -> Iterator[tuple[subprocess.Popen[bytes], str, Path]]:
+    """Run `python -m module` with its state in `home` until the block ends; gives its process, URL and log."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    log, settings = home.with_suffix(".log"), {"SAFECB_HOME": str(home), "SAFECB_PORT": str(port)}
+    url = f"http://127.0.0.1:{port}"
+    with log.open("ab") as output:
+        start = output.tell()
+        process = subprocess.Popen(
+            [sys.executable, "-m", *module], stdout=output, stderr=output, env={**os.environ, **settings, **environ}
+        )
+    try:
+        _wait(lambda: b"is ready at" in log.read_bytes()[start:], f"the server is ready: {log}")
+        yield process, url, log
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_S)
+
+
+def _wait(true: Any, what: str) -> None:  # noqa: ANN401 - any call
+    end = time.monotonic() + PATIENCE_S
+    while not true():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited in vain until {what}")
+        time.sleep(0.05)
+
+
+def stops(folder: Path, runs: int) -> dict[str, Any]:
+    """Stop the service under load, `runs` times, each at another moment."""
+    tally, took, codes = Tally(), list[float](), Counter[int]()
+    home = folder / "stops"
+    for run in range(runs):
+        drain_s = DRAINS_S[run % len(DRAINS_S)]
+        with supervisor(["app.main", "serve"], home, SAFECB_DRAIN_S=drain_s) as (process, url, _):
+            after_s = random.Random(run).uniform(0.2, 2.0)
+            took.append(asyncio.run(_stop_under_load(process, url, tally, after_s)))
+            codes[process.returncode] += 1
+    log = home.with_suffix(".log").read_text(encoding="utf-8", errors="replace")
+    return {
+        "runs": runs,
+        "answers": dict(tally.kinds),
+        "other than 200 or a problem": sum(tally.broken.values()),
+        "cut": tally.kinds[CUT],
+        "tracebacks": log.count("Traceback"),
+        "exit codes other than 0": runs - codes[0],
+        "longest stop, s": max(took),
+    }
+
+
+async def _stop_under_load(process: subprocess.Popen[bytes], url: str, tally: Tally, after_s: float) -> float:
+    """Send SIGTERM `after_s` from now under CALLERS; return how many seconds the service then took to end."""
+    asking = asyncio.create_task(ask(url, CALLERS, tally, lambda: process.poll() is not None))
+    await asyncio.sleep(after_s)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    await asyncio.to_thread(process.wait, PATIENCE_S)
+    took = time.monotonic() - began
+    await asking
+    return took
+
+
+def kills(folder: Path, count: int) -> dict[str, Any]:
+    """Kill a part of the service at `count` random moments under load, and see what became of versions and jobs."""
+    tally, over, accepted = Tally(), Event(), list[str]()
+    home, chance, killed = folder / "kills", random.Random(0), Counter[str]()
+    with supervisor(["benchmarks.short_job"], home) as (process, url, log):
+        asking = Thread(target=lambda: asyncio.run(ask(url, KILL_CALLERS, tally, over.is_set)))
+        improving = Thread(target=_improve, args=(url, accepted, over))
+        asking.start()
+        improving.start()
+        for number in range(count):
+            if number % 4:  # else it may hit a service that is on its way back from the last one
+                _wait(lambda: _is_open(url), "the server is back")
+            time.sleep(chance.uniform(0.5, 4.0))
+            victim = VICTIMS[number % len(VICTIMS)]
+            _victim(process, victim).kill()
+            killed[victim] += 1
+        over.set()
+        asking.join()
+        improving.join()
+        _wait(lambda: _is_open(url) and not _unfinished(home), "all jobs have ended")
+    text = log.read_text(encoding="utf-8", errors="replace")
+    return {"killed": dict(killed), "answers": dict(tally.kinds)} | outcome(home, accepted, tally) | {
+        "other than 200 or a problem": sum(tally.broken.values()),
+        "tracebacks": text.count("Traceback"),
+    }  # fmt: skip
+
+
+def _victim(process: subprocess.Popen[bytes], part: str) -> psutil.Process:
+    """The child whose command line holds `part`, once it is there again."""
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        for child in psutil.Process(process.pid).children():
+            with suppress(psutil.NoSuchProcess):
+                if part in " ".join(child.cmdline()):
+                    return child
+        time.sleep(0.05)
+    raise TimeoutError(f"{part} did not come back")
+
+
+def _improve(url: str, accepted: list[str], over: Event) -> None:
+    """Ask for one improve job after another."""
+    with httpx2.Client(base_url=url, timeout=30) as http:
+        while not over.wait(0.2):
+            with suppress(httpx2.HTTPError):
+                answer = http.post("/improve", json={"seed": len(accepted)})
+                if answer.status_code == 202:
+                    accepted.append(answer.json()["id"])
+
+
+def _is_open(url: str) -> bool:
+    with suppress(httpx2.HTTPError):
+        return httpx2.get(f"{url}/health/ready").status_code == 200
+    return False
+
+
+def _unfinished(home: Path) -> bool:
+    return any(job.ended is None for job in Journal(home / "jobs").list())
+
+
+def outcome(home: Path, accepted: Sequence[str], tally: Tally) -> dict[str, int]:
+    """Count what was lost, done twice or mixed, by the files of the store and the journal."""
+    store, jobs = CodebookStore(home / "store"), {job.id: job for job in Journal(home / "jobs").list()}
+    published: dict[str | None, list[int]] = defaultdict(list)
+    for manifest in store.versions():
+        published[manifest.job].append(manifest.round or 0)
+    rounds = {job.id: sorted(r["round"] for r in job.rounds if r["version"] in store.names()) for job in jobs.values()}
+    each = list(range(1, ROUNDS + 1))
+
+    @cache
+    def table_of(version: str) -> torch.Tensor:
+        return store.load(version).pixel
+
+    return {
+        "jobs": len(jobs),
+        "attempts": sum(job.attempt for job in jobs.values()),
+        "jobs lost": sum(id not in jobs for id in accepted) + sum(j.status != "finished" for j in jobs.values()),
+        "jobs run twice": sum(len(published[id]) > len(set(published[id])) for id in jobs),
+        "versions": len(store.names()),
+        "versions lost": sum(rounds[id] != each or sorted(set(published[id])) != each for id in jobs),
+        "versions damaged": sum(not _loads(store, version) for version in store.names()),
+        "images": len(tally.images.pngs),
+        "images mixed": wrong(tally.images, store.load("v0"), table_of),
+    }
+
+
+def _loads(store: CodebookStore, version: str) -> bool:
+    with suppress(Exception):
+        return store.load(version).version == version
+    return False
+
+
+class Lines:
+    """A pytest plugin: outcomes of the tests marked `fault`, by line."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, Counter[str]] = defaultdict(Counter)
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._lines: dict[str, list[str]] = {}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Note the lines of each test."""
+        for item in items:
+            self._lines[item.nodeid] = [line for mark in item.iter_markers("fault") for line in mark.args]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count a test once: its call, or what kept it from one."""
+        if report.when == "call" or not report.passed:
+            for line in self._lines[report.nodeid]:
+                self.outcomes[line][report.outcome] += 1
+                self.seconds[line] += report.duration
+
+
+def faults() -> list[dict[str, Any]]:
+    """Run the tests marked `fault`; one row a line."""
+    lines = Lines()
+    os.chdir(ROOT)
+    pytest.main(["-m", "fault", "-q", "--no-header", "-p", "no:cacheprovider"], plugins=[lines])
+    return [
+        {"line": line, "tests": sum(found.values()), **{o: found[o] for o in ("passed", "failed", "skipped")},
+         "seconds": lines.seconds[line]}
+        for line, found in sorted(lines.outcomes.items())
+    ]  # fmt: skip
+
+
+def missed(found: Mapping[str, Any]) -> list[str]:
+    """The bars that are not met, in words."""
+    zero = {
+        "stops": ("other than 200 or a problem", "cut", "tracebacks", "exit codes other than 0"),
+        "kills": ("jobs lost", "jobs run twice", "versions lost", "versions damaged", "images mixed",
+                  "other than 200 or a problem"),
+    }  # fmt: skip
+    wrong = [f"{part}: {found[part][name]} {name}" for part, names in zero.items() for name in names
+             if found[part][name]]  # fmt: skip
+    return wrong + [f"{row['line']}: {row['failed']} failed" for row in found["faults"] if row["failed"]]
+
+
+def page(found: Mapping[str, Any]) -> list[str]:
+    """The Markdown page."""
+    lines = ["# Chaos", "", "Written by `python -m benchmarks.chaos`. Bars that are missed: "
+             f"{'; '.join(missed(found)) or 'none'}.", ""]  # fmt: skip
+    lines += [f"{key}: {value}  " for key, value in found["about"].items()]
+    for part, title in (("stops", f"SIGTERM under {CALLERS} callers"), ("kills", "kill -9 at random moments")):
+        rows = [{"figure": name, "value": _cell(value)} for name, value in found[part].items()]
+        lines += ["", f"## {title}", "", *table(rows)]
+    return [*lines, "", "## Faults by line", "", *table(found["faults"])]
+
+
+def _cell(value: object) -> object:
+    return ", ".join(f"{n} {name}" for name, n in sorted(value.items())) if isinstance(value, dict) else value
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=20, help="stops, and kills")
+    runs = parser.parse_args().runs
+    began = time.monotonic()
+    found: dict[str, Any] = {"about": circumstances()}
+    with tempfile.TemporaryDirectory() as folder:
+        for part in (stops, kills):
+            found[part.__name__] = part(Path(folder), runs)
+            print(part.__name__, found[part.__name__], flush=True)
+    found["faults"] = faults()
+    found["about"]["minutes"] = round((time.monotonic() - began) / 60, 1)
+    write("chaos", found, page(found))
+    print("\n".join(page(found)))
+    return 1 if missed(found) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""`safecb serve` with improve jobs of seconds in place of minutes: real attempts, fences and publishing, no drawing.
+
+A round takes about a second and publishes the start's pixel table with its codes moved round, so that every version
+draws otherwise. `python -m benchmarks.short_job` is the supervisor.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from app import serve
+from codebook.settings import Settings
+from codebook.value import Codebook
+from engine.loading import load_model
+from engine.model import ImageModel
+from safety.loop import ImproveRequest, RoundOutcome, Watch
+from worker.allowed import AllowedJob
+from worker.attempt import Loop, run
+from worker.main import work
+
+ROUNDS, STEPS, STEP_S = 3, 10, 0.1
+WORKER = "import sys; from benchmarks.short_job import worker; sys.exit(worker())"  # RQ refuses a job class of __main__
+
+
+class ShortJob(AllowedJob):
+    """The queue's improve job, run by `improve` of this module."""
+
+    @property
+    def func(self) -> Callable[..., Any] | None:
+        """See AllowedJob; raises BadInput as it does."""
+        return None if super().func is None else improve
+
+
+def improve(job_id: str) -> None:
+    """Run the job as `worker.jobs.improve` does, with short rounds."""
+    settings = Settings.from_environ(os.environ)
+    run(job_id, settings, lambda s: load_model(s.model, s.device, s.dtype), ShortRounds())
+
+
+class ShortRounds(Loop):
+    """ROUNDS accepted rounds; what one has made is kept in `work`, so that a resume yields the same."""
+
+    def rounds(
+        self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Watch
+    ) -> Iterator[RoundOutcome]:
+        """See Loop."""
+        work.mkdir(exist_ok=True)
+        for number in range(1, ROUNDS + 1):
+            mark = work / f"round-{number}"
+            if not mark.exists():
+                for step in range(STEPS):
+                    watch.progress("draw", step, STEPS, number)
+                    time.sleep(STEP_S)
+                mark.touch()
+            draft = replace(start, version="draft", pixel=start.pixel.roll(number, 0), output=None)
+            yield RoundOutcome(number, True, "accepted", draft, {}, {}, {})
+
+    def assess(
+        self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Watch
+    ) -> dict[str, Any] | None:
+        """See Loop; there is nothing to measure."""
+        return None
+
+
+def worker() -> int:
+    """Work as `worker.main` does, on short jobs."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    return work(Settings.from_environ(os.environ), ShortJob)
+
+
+def main() -> int:
+    """Supervise as `safecb serve` does, with the worker of this module."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    with ExitStack() as files:
+        children = serve.children(Settings.from_environ(os.environ), files)
+        next(child for child in children if child.name == "worker").command = lambda: [sys.executable, "-c", WORKER]
+        return serve.supervise(children)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
