@@ -6,7 +6,7 @@ The journal is the truth; the queue is told as soon as it listens.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.access import OPERATORS, ServiceOf, check_caller
 from app.schemas import Improve, Job
-from app.service import Service
+from app.service import Engine, Service
 from codebook.errors import BadInput, Conflict
 from codebook.journal import IMPROVE, JobRecord
 
@@ -34,6 +34,7 @@ async def improve(asked: Improve, service: ServiceOf, response: Response) -> Job
     for index, category in enumerate(asked.categories or ()):
         if category not in known:
             raise BadInput(f"categories.{index}", category, f"one of {', '.join(known)}")
+    await run_in_threadpool(_check_prompts, service.engine, asked.prompts or ())
     record = await run_in_threadpool(_begin, service, asked.model_dump())
     response.headers["Location"] = f"/jobs/{record.id}"
     return _told(record)
@@ -86,6 +87,15 @@ def cancel(id: str, service: ServiceOf) -> Job:
     record = service.journal.update(id, cancel_requested=True)
     service.queue.stop(id)
     return _told(record)
+
+
+def _check_prompts(engine: Engine, prompts: Sequence[str]) -> None:
+    """Raise BadInput, naming its place, for the first prompt that the model cannot read."""
+    for index, prompt in enumerate(prompts):
+        try:
+            engine.check_prompt(prompt)
+        except BadInput as error:
+            raise BadInput(f"prompts.{index}", error.value, error.allowed) from None
 
 
 def _begin(service: Service, request: dict[str, Any]) -> JobRecord:

@@ -22,7 +22,14 @@ def _visible(text: str) -> str:
     return text
 
 
-Prompt = Annotated[str, Field(min_length=1, max_length=4000), AfterValidator(_visible)]
+def _whole(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("text without the character NUL")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+Prompt = Annotated[Text, Field(min_length=1, max_length=4000), AfterValidator(_visible)]
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Version = Annotated[str, Field(pattern=r"^(active|v(0|[1-9][0-9]{0,8}))$")]
 Epoch = Annotated[int, Field(ge=0, lt=SEEDS)]
@@ -135,8 +142,8 @@ class FlagImage(Asked):
     """Say that an image is unsafe."""
 
     image_id: str = Field(min_length=1, max_length=64, description="of an image of POST /generate")
-    category: str | None = Field(default=None, min_length=1, max_length=100, description="left to the model if absent")
-    note: str = Field(default="", max_length=1000)
+    category: Text | None = Field(default=None, min_length=1, max_length=100, description="left to the model if absent")
+    note: Text = Field(default="", max_length=1000)
 
 
 class Approve(Asked):

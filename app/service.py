@@ -30,10 +30,14 @@ Load = Callable[[str, str, str], Served]  # name, device, dtype
 
 @dataclass(frozen=True)
 class Engine:
-    """A loaded model at work: its facts, and the batcher that owns it."""
+    """A loaded model at work: its facts, and the batcher that owns it.
+
+    check_prompt: raises BadInput, naming `prompt`, for one that the model cannot read; any thread may call it.
+    """
 
     facts: ModelFacts
     batcher: Batcher
+    check_prompt: Callable[[str], None]
 
 
 class Service:
@@ -89,7 +93,7 @@ class Service:
             log.exception("the model cannot be served")
             self.failure = BadModel(f"{self.settings.model} cannot be served: {error}")
         else:
-            self._engine = Engine(model.facts, batcher)
+            self._engine = Engine(model.facts, batcher, model.check_prompt)
 
     def close(self) -> None:
         """Finish what is being drawn and let go of everything. Blocks."""

@@ -1,7 +1,7 @@
 """What users flagged as unsafe: a queue that a person watches over and the next improve job learns from.
 
-Nobody steers the loop alone: a prompt counts once, a caller may have a few flags open, and a category the model does
-not know waits for a person. Knows rows in a file. Knows nothing of HTTP or of what a job does with a prompt.
+Nobody steers the loop alone: a job learns from a prompt once, a caller may have a few flags open, and a category the
+model does not know waits for a person. Knows rows in a file. Knows nothing of HTTP or of what a job does with a prompt.
 """
 
 from __future__ import annotations
@@ -68,11 +68,15 @@ class Flags:
         self._database, self._hours = Database(path, _SCHEMA), hours
 
     def add(self, image: KeptImage, category: str | None, note: str, caller: str, *, review: bool) -> Flag:
-        """Flag an image; an open flag on the same prompt is returned as it is. Raises Busy for a flood."""
+        """Flag an image; an open flag of the same caller on the same prompt is returned as it is.
+
+        Raises Busy for a flood.
+        """
         with self._database.changing() as db:
             self._forget(db)
             key = text_key(image.prompt)
-            known = db.execute("SELECT * FROM flags WHERE key = ? AND state IN (?, ?)", (key, *OPEN)).fetchone()
+            same = "SELECT * FROM flags WHERE key = ? AND caller = ? AND state IN (?, ?)"
+            known = db.execute(same, (key, caller, *OPEN)).fetchone()
             if known is not None:
                 return _flag(known)
             self._refuse_flood(db, caller)
@@ -117,15 +121,20 @@ class Flags:
             return self._get(db, id)
 
     def take(self, job: str) -> Flagged:
-        """The flags that `job` learns from, from now on used; called again, the same ones.
+        """The flags that `job` learns from, one a prompt; called again, the same ones.
 
-        The oldest accepted ones, at most USED_A_CATEGORY of a category and USED_A_CALLER of a caller.
+        The oldest accepted ones, at most USED_A_CATEGORY of a category and USED_A_CALLER of a caller. They are used
+        from now on, and so are the other accepted flags on their prompts.
         """
         with self._database.changing() as db:
-            waiting = db.execute("SELECT * FROM flags WHERE state = 'accepted' ORDER BY number").fetchall()
-            taken = [] if self._used_by(db, job) else _fair([_flag(row) for row in waiting])
-            db.executemany("UPDATE flags SET state = 'used', job = ? WHERE id = ?", [(job, flag.id) for flag in taken])
-            self._note_settled(db, [flag.id for flag in taken])
+            if not (used := self._used_by(db, job)):
+                first = "SELECT *, min(number) FROM flags WHERE state = 'accepted' GROUP BY key ORDER BY number"
+                used = _fair([_flag(row) for row in db.execute(first)])
+                alike = "key = (SELECT key FROM flags WHERE id = ?) AND state = 'accepted'"
+                rows = [row for flag in used for row in db.execute(f"SELECT id FROM flags WHERE {alike}", (flag.id,))]
+                ids = [row["id"] for row in rows]
+                db.executemany("UPDATE flags SET state = 'used', job = ? WHERE id = ?", [(job, id) for id in ids])
+                self._note_settled(db, ids)
             return self._used_by(db, job)
 
     def _note_settled(self, db: Connection, ids: Sequence[str]) -> None:
@@ -140,7 +149,8 @@ class Flags:
         db.execute("DELETE FROM settled WHERE at < ?", (horizon,))
 
     def _used_by(self, db: Connection, job: str) -> Flagged:
-        return [_flag(row) for row in db.execute("SELECT * FROM flags WHERE job = ? ORDER BY number", (job,))]
+        first = "SELECT *, min(number) FROM flags WHERE job = ? GROUP BY key ORDER BY number"
+        return [_flag(row) for row in db.execute(first, (job,))]
 
     def _get(self, db: Connection, id: str) -> Flag:
         row = db.execute("SELECT * FROM flags WHERE id = ?", (id,)).fetchone()

@@ -74,7 +74,7 @@ def evaluate(
     """
     writer = PromptWriter(read_taxonomy(), random.Random(f"evaluate/{seed}"))
     *_, validity = take_validity(studio, writer.benign(PAIR, Plan().retention), seed)
-    how = samplings(studio.model, prompts, seed)
+    how, own = samplings(studio.model, prompts, seed), studio.model.facts.guidance
     seen = {name: _see(studio, codebook, prompts, how, judges, validity) for name, codebook in codebooks.items()}
     first = next(iter(seen.values()))
     return {
@@ -82,6 +82,7 @@ def evaluate(
         "model_hash": studio.model.facts.model_hash,
         "seed": seed,
         "prompts": len(prompts),
+        "guidance": {"model": own, "from_file": sum(sampling.guidance != own for sampling in how)},
         "intervals": "Wilson 95 %",
         "judges": [credentials(judge) for judge in judges],
         "versions": {

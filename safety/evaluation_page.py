@@ -99,7 +99,8 @@ def page(told: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Safe-CB evaluation</title>'
         f"<style>{STYLE}</style><h1>Evaluation of {escape(str(told['model']))}</h1>"
-        f"<p>{told['prompts']} prompts, seed {told['seed']}, the same seeds under every codebook. Intervals: "
+        f"<p>{told['prompts']} prompts, seed {told['seed']}, the same seeds under every codebook, guidance "
+        f"{told['guidance']['model']:g} ({told['guidance']['from_file']} prompts with the file's own). Intervals: "
         f"{escape(told['intervals'])}.</p><h2>Judges</h2><ul>{judges}</ul>"
         f"<h2>Rates</h2>{_rates(told)}{_simple(told, 'right', 'The noun asked for is shown')}"
         f"{_simple(told, 'any_seed', 'Harm under any seed of a prompt')}"

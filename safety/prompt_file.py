@@ -6,14 +6,24 @@ Reads files; knows nothing of images.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import io
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from codebook.errors import BadInput
 
+log = logging.getLogger(__name__)
+
 LARGEST_SEED = 2**63 - 1
+GUIDANCE = (1.0, 20.0)  # as POST /generate has it: 1 switches it off
 UNNAMED = "all"  # the category of a prompt whose file names none
+SEEDS = ("evaluation_seed", "seed", "sd_seed")  # columns, the first that is there counts
+GUIDANCES = ("evaluation_guidance", "guidance_scale", "guidance", "sd_guidance_scale")
+_ROW_END = re.compile("\r\n|\r|\n")  # and no other: a prompt may hold what str.splitlines() takes for one
 
 
 @dataclass(frozen=True)
@@ -30,55 +40,93 @@ class AskedPrompt:
     noun: str | None = None
 
 
-def read_prompts(path: Path) -> tuple[AskedPrompt, ...]:
+def read_prompts(path: Path, use_guidance: bool = False) -> tuple[AskedPrompt, ...]:
     """Read a file by its ending: .csv needs a column `prompt`, anything else has one prompt a line.
 
-    Further columns: `categories` (I2P, split at commas) or `category` (CoPro), `evaluation_seed`,
-    `evaluation_guidance`. Blank lines are passed over. Raises BadInput naming the line and the column.
+    Further columns, named in any case: `categories` (I2P, split at commas) or `category` (CoPro), one of SEEDS, and one
+    of GUIDANCES, which counts only with `use_guidance`. Columns that look like either and are not used are logged.
+    Blank lines are passed over. Raises BadInput naming the line and the column.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput("prompts", str(path), f"a readable UTF-8 file ({error})") from error
-    rows = _csv(path.name, text) if path.suffix.lower() == ".csv" else _lines(text)
+    rows = _csv(path.name, text, use_guidance) if path.suffix.lower() == ".csv" else _lines(path.name, text)
     if not rows:
         raise BadInput("prompts", str(path), "at least one prompt")
     return rows
 
 
-def _lines(text: str) -> tuple[AskedPrompt, ...]:
-    return tuple(AskedPrompt(line.strip(), (UNNAMED,)) for line in text.splitlines() if line.strip())
+def _lines(name: str, text: str) -> tuple[AskedPrompt, ...]:
+    lines = enumerate(_ROW_END.split(text), start=1)
+    return tuple(AskedPrompt(_prompt(f"{name}, line {n}", line), (UNNAMED,)) for n, line in lines if line.strip())
 
 
-def _csv(name: str, text: str) -> tuple[AskedPrompt, ...]:
-    reader = csv.DictReader(text.splitlines(keepends=True), skipinitialspace=True)
-    columns: Sequence[str] = reader.fieldnames or ()
+def _csv(name: str, text: str, use_guidance: bool) -> tuple[AskedPrompt, ...]:
+    records = _records(name, text)
+    _, header = next(records, (1, []))
+    columns = [column.strip().casefold() for column in header]
     if "prompt" not in columns:
-        raise BadInput(f"{name}: columns", list(columns), "one named 'prompt'")
-    found = []
-    for row in reader:
-        where = f"{name}, line {reader.line_num}"
-        if (row["prompt"] or "").strip():
-            found.append(_row(where, row))
-    return tuple(found)
+        raise BadInput(f"{name}: columns", header, "one named 'prompt'")
+    if twice := [column for column in columns if column and columns.count(column) > 1]:
+        raise BadInput(f"{name}: columns", twice[0], "each name once")
+    seed = next((column for column in SEEDS if column in columns), "")
+    guidance = next((column for column in GUIDANCES if column in columns), "") if use_guidance else ""
+    _warn(name, columns, {seed, guidance})
+    prompts = []
+    for line, record in records:
+        where = f"{name}, line {line}"
+        if len(record) != len(columns):
+            raise BadInput(where, f"{len(record)} fields", f"{len(columns)}, as there are columns")
+        row = dict(zip(columns, record, strict=True))
+        if row["prompt"].strip():
+            prompts.append(_row(where, row, seed, guidance))
+    return tuple(prompts)
 
 
-def _row(where: str, row: Mapping[str, str | None]) -> AskedPrompt:
+def _records(name: str, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Each record of a CSV text (RFC 4180) but the blank ones, with the number of the line that it begins in."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+    line = 1
+    try:
+        for record in reader:
+            if record:
+                yield line, record
+            line = reader.line_num + 1
+    except csv.Error as error:
+        allowed = "a row with every quote closed, and quotes within a quoted field doubled"
+        raise BadInput(f"{name}, line {line}", f"<{error}>", allowed) from None
+
+
+def _warn(name: str, columns: Sequence[str], used: set[str]) -> None:
+    """Log the columns of seeds and guidance that nobody reads."""
+    for column in columns:
+        if column not in used and ("seed" in column or "guidance" in column):
+            log.warning("%s: the column %r is not used", name, column)
+
+
+def _row(where: str, row: Mapping[str, str], seed: str, guidance: str) -> AskedPrompt:
     named = row.get("categories") or row.get("category") or ""
     categories = tuple(part.strip() for part in named.split(",") if part.strip())
     return AskedPrompt(
-        (row["prompt"] or "").strip(),
+        _prompt(where, row["prompt"]),
         categories or (UNNAMED,),
-        _seed(f"{where}: evaluation_seed", row.get("evaluation_seed")),
-        _guidance(f"{where}: evaluation_guidance", row.get("evaluation_guidance")),
+        _seed(f"{where}: {seed}", row.get(seed, "")),
+        _guidance(f"{where}: {guidance}", row.get(guidance, "")),
     )
 
 
-def _seed(field: str, value: str | None) -> int | None:
-    if not (value or "").strip():
+def _prompt(where: str, text: str) -> str:
+    if "\0" in text:
+        raise BadInput(f"{where}: prompt", text, "text without the character NUL")
+    return text.strip()
+
+
+def _seed(field: str, value: str) -> int | None:
+    if not value.strip():
         return None
     try:
-        seed = int(str(value))
+        seed = int(value)
     except ValueError:
         seed = -1
     if not 0 <= seed <= LARGEST_SEED:
@@ -86,13 +134,14 @@ def _seed(field: str, value: str | None) -> int | None:
     return seed
 
 
-def _guidance(field: str, value: str | None) -> float | None:
-    if not (value or "").strip():
+def _guidance(field: str, value: str) -> float | None:
+    if not value.strip():
         return None
     try:
-        scale = float(str(value))
+        scale = float(value)
     except ValueError:
-        scale = -1.0
-    if not 0 <= scale <= 100:
-        raise BadInput(field, value, "a number from 0 to 100, or nothing")
+        scale = math.nan
+    least, most = GUIDANCE
+    if not least <= scale <= most:
+        raise BadInput(field, value, f"a number from {least:g} (switches guidance off) to {most:g}, or nothing")
     return scale

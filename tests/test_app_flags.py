@@ -99,7 +99,7 @@ def test_the_flags_of_a_caller_are_known_by_its_key(model: Path, tmp_path: Path)
             callers.append(server.post("/flags", asked, Authorization=f"Bearer {key}").json()["caller"])
         assert len(set(callers)) == 2 and not {"one", "two"} & set(callers)
         again = server.post("/flags", asked, Authorization="Bearer one").json()  # of what "two" has flagged
-        assert (again["prompt"], again["caller"]) == ("two", "")
+        assert (again["prompt"], again["caller"]) == ("two", callers[0])
 
 
 def test_a_memory_that_cannot_be_written_costs_no_image(server: Server, tmp_path: Path) -> None:

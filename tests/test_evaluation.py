@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from codebook.errors import BadInput
+from engine.model import ImageRequest
 from safety.evaluation import evaluate, readable, samplings
 from safety.evaluation_page import chart, markdown, page
 from safety.judges import SelfJudge, find_judges
@@ -26,6 +28,7 @@ from tests.toy_model import ToyModel
 from worker import evaluate as evaluate_command
 from worker.evaluate import main
 
+F07, F08 = pytest.mark.fault("F07"), pytest.mark.fault("F08")
 I2P = '''prompt,categories,evaluation_seed,evaluation_guidance,hard
 "a cat, sitting","violence, shocking",7,3.5,1
 ,hate,1,1,0
@@ -40,9 +43,10 @@ def written(folder: Path, name: str, text: str) -> Path:
 
 def test_i2p_s_columns_are_read(tmp_path: Path) -> None:
     assert read_prompts(written(tmp_path, "i2p.csv", I2P)) == (
-        AskedPrompt("a cat, sitting", ("violence", "shocking"), 7, 3.5),
+        AskedPrompt("a cat, sitting", ("violence", "shocking"), 7),
         AskedPrompt('a "dog"', ("all",)),
     )
+    assert [prompt.guidance for prompt in read_prompts(tmp_path / "i2p.csv", use_guidance=True)] == [3.5, None]
 
 
 def test_copro_s_columns_and_plain_text_are_read(tmp_path: Path) -> None:
@@ -59,14 +63,72 @@ def test_copro_s_columns_and_plain_text_are_read(tmp_path: Path) -> None:
         ("", "columns"),
         ("prompt\n\n", "at least one prompt"),
         ("prompt,evaluation_seed\na cat,1\na dog,-1\n", "line 3: evaluation_seed"),
-        ("prompt,evaluation_seed\na cat,x\n", "evaluation_seed"),
-        ("prompt,evaluation_guidance\na cat,nan\n", "evaluation_guidance"),
+        ("prompt,sd_seed\na cat,x\n", "line 2: sd_seed"),
+        ("prompt,Prompt \na cat,a dog\n", "columns"),
+        ("prompt,evaluation_guidance\na cat,nan\n", "line 2: evaluation_guidance"),
         ("prompt,evaluation_guidance\na cat,1e9\n", "evaluation_guidance"),
+        pytest.param("prompt,sd_guidance_scale\na cat,2\na dog,0\n", "line 3: sd_guidance_scale", marks=F07),
+        pytest.param('prompt\na cat\n"a dog\na fox\n' + "a hat\n" * 6000, "line 3", marks=F08),
+        pytest.param('prompt\na cat\n"a dog\na fox\n' + "a hat\n" * 60000, "line 3", marks=F08),
+        pytest.param('prompt\n"a" dog\n', "line 2", marks=F08),
+        pytest.param("prompt,category\na cat, sitting,hate\n", "line 2.*3 fields.*2", marks=F08),
+        pytest.param("prompt\na\0cat\n", "line 2: prompt", marks=pytest.mark.fault("F41")),
     ],
 )
 def test_a_bad_file_is_refused_by_line_and_column(tmp_path: Path, text: str, named: str) -> None:
     with pytest.raises(BadInput, match=named):
-        read_prompts(written(tmp_path, "bad.csv", text))
+        read_prompts(written(tmp_path, "bad.csv", text), use_guidance=True)
+
+
+ODD = "a\u2028cat\u0085with\x0ca\x1dhat"
+
+
+@pytest.mark.fault("F08")
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("rows", [1, 6000])
+def test_rows_end_at_line_ends_alone(tmp_path: Path, end: str, rows: int) -> None:
+    table = end.join([" Prompt ,CATEGORY", *[f'{ODD},hate{end}"a{end}dog",gore'] * rows])
+    (tmp_path / "odd.csv").write_bytes(b"\xef\xbb\xbf" + table.encode())
+    assert read_prompts(tmp_path / "odd.csv") == (
+        *[AskedPrompt(ODD, ("hate",)), AskedPrompt(f"a{end}dog", ("gore",))] * rows,
+    )
+    (tmp_path / "odd.txt").write_bytes(end.join([ODD] * rows).encode())
+    assert read_prompts(tmp_path / "odd.txt") == (AskedPrompt(ODD, ("all",)),) * rows
+
+
+@pytest.mark.fault("F07")
+def test_seeds_by_any_of_their_names_and_what_is_not_used_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = "prompt,sd_seed,seed,sd_guidance_scale,my_seed\na cat,1,2,7.5,3\n"
+    assert read_prompts(written(tmp_path, "seeds.csv", table)) == (AskedPrompt("a cat", ("all",), 2),)
+    assert re.findall(r"column '(\w+)'", caplog.text) == ["sd_seed", "sd_guidance_scale", "my_seed"]
+
+
+@pytest.mark.fault("F07")
+@pytest.mark.parametrize(("extra", "drawn_with"), [([], []), (["--file-guidance"], [7.5, 1.0])])
+def test_the_file_s_guidance_is_used_when_asked_for_and_reported(
+    extra: list[str], drawn_with: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    torch.set_num_threads(1)
+    model, guidance = ToyModel(), list[float]()
+    draw = model.draw
+
+    def noted(requests: Sequence[ImageRequest], on_step: Callable[[int], None] | None = None) -> Tensor:
+        guidance.extend(request.sampling.guidance for request in requests)
+        return draw(requests, on_step)
+
+    monkeypatch.setattr(model, "draw", noted)
+    monkeypatch.setattr(evaluate_command, "load_model", lambda *_: model)
+    monkeypatch.setenv("SAFECB_HOME", str(tmp_path / "home"))
+    prompts = written(tmp_path, "some.csv", "prompt,sd_guidance_scale\na knife,7.5\na cat,1\n")
+    out = ["--out", str(tmp_path / "out"), "--versions", " v0, v0", "--judges", "self, self"]
+    assert main(["--prompts", str(prompts), *out, *extra]) == 0
+    assert sorted({scale for scale in guidance if scale != model.facts.guidance}) == sorted(drawn_with)
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert report["guidance"] == {"model": model.facts.guidance, "from_file": len(drawn_with)}
+    assert ("the file's guidance" in capsys.readouterr().err) == bool(drawn_with)
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:

@@ -73,9 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(asked: argparse.Namespace, settings: Settings) -> str:
     """Evaluate, write evaluation.json, .html, .md and the pictures to `asked.out`; return a short table."""
-    given: Sequence[AskedPrompt] = () if asked.suite else read_prompts(asked.prompts)
+    given: Sequence[AskedPrompt] = () if asked.suite else read_prompts(asked.prompts, asked.file_guidance)
     model = load_model(settings.model, settings.device, settings.dtype)
-    judges = find_judges(asked.judges.split(","), model)
+    judges = find_judges(_names(asked.judges), model)
     # Named by what the calibration depends on, so that a folder may be used for another seed or model.
     work = asked.out / "work" / f"{model.facts.model_hash[:16]}-{asked.seed}"
     studio = Studio(model, Keep(work), Told(), Plan().batch)
@@ -87,12 +87,14 @@ def run(asked: argparse.Namespace, settings: Settings) -> str:
         }
         codebooks = {name: variant.codebook for name, variant in made.items()}
     else:
-        codebooks = _codebooks(settings, model, asked.versions.split(","))
+        codebooks = _codebooks(settings, model, _names(asked.versions))
     if asked.suite:
         given = standard(read_taxonomy(), asked.seed, SMALL if asked.suite == ABLATION else Size())
     prompts = readable(model, given)
     told = evaluate(studio, codebooks, prompts, judges, asked.seed)
     told |= {"asked": asked.suite or asked.prompts.name, "unreadable": len(given) - len(prompts)}
+    if others := told["guidance"]["from_file"]:
+        print(f"{others} prompts are drawn with the file's guidance, not {model.facts.guidance:g}", file=sys.stderr)
     if made:
         told["variants"] = {name: {"about": v.about, "seconds": v.seconds} for name, v in made.items()}
     if asked.show_prompts:
@@ -107,6 +109,10 @@ def run(asked: argparse.Namespace, settings: Settings) -> str:
     for title, png in pictures.items():
         replace_file(asked.out / f"{title.split()[-1].lower()}.png", png)
     return "\n".join([*_summary(told), f"{asked.out / 'evaluation.html'}"])
+
+
+def _names(listed: str) -> list[str]:
+    return [name.strip() for name in listed.split(",")]
 
 
 def _summary(told: Mapping[str, Any]) -> list[str]:
@@ -168,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--versions", default=f"v0,{ACTIVE}", help="comma separated; the first is compared with")
     parser.add_argument("--judges", default="self", help="comma separated: self, referee, or a plugin's name")
     parser.add_argument("--seed", type=int, default=0, help="of everything that the file does not say")
+    parser.add_argument("--file-guidance", action="store_true", help="draw with the guidance that the file gives")
     parser.add_argument("--out", type=Path, default=Path("evaluation"), help="the folder to write to and go on from")
     parser.add_argument("--show-prompts", action="store_true", help="write the prompts into the JSON report")
     return parser
