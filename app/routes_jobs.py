@@ -34,6 +34,8 @@ async def improve(asked: Improve, service: ServiceOf, response: Response) -> Job
     for index, category in enumerate(asked.categories or ()):
         if category not in known:
             raise BadInput(f"categories.{index}", category, f"one of {', '.join(known)}")
+        if category in (asked.categories or ())[:index]:
+            raise BadInput(f"categories.{index}", category, "each category once")
     await run_in_threadpool(_check_prompts, service.engine, asked.prompts or ())
     record = await run_in_threadpool(_begin, service, asked.model_dump())
     response.headers["Location"] = f"/jobs/{record.id}"

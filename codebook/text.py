@@ -8,16 +8,19 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 
-_WORD = ("L", "M", "N", "S")  # general categories of what says something: letters, marks, digits, symbols and emoji
+_ATTACHED = ("L", "M", "N")  # general categories: letters, combining marks, numbers
+_SYMBOLS = ("S", "Co")  # emoji among them, and characters for private use
+_JOINERS = {"_", "\u200d", *map(chr, range(0xE0020, 0xE0080))}  # zero-width joiner; letters that spell flags
 _PRESENTATION = dict.fromkeys(range(0xFE00, 0xFE10))  # variation selectors: how a character looks, not which it is
 
 
 def normalise(text: str) -> str:
-    """Compatibility forms folded (NFKC), case dropped, punctuation and spacing reduced to single spaces.
+    """Words and symbols between single spaces: NFKC, case dropped, combining marks kept, no punctuation.
 
-    Combining marks, symbols and emoji stay: in many scripts and in emoji they are what the text says.
+    A symbol beyond ASCII is a word of its own: it may be all that a text says, and it must hide no word beside it.
     """
-    return " ".join("".join(c if _says_something(c) else " " for c in _folded(text)).split())
+    folded = _folded(text)
+    return " ".join("".join(map(_part, folded, f"{folded[1:]} ")).split())
 
 
 def text_key(text: str) -> str:
@@ -31,5 +34,8 @@ def _folded(text: str) -> str:
     return folded.translate(_PRESENTATION)
 
 
-def _says_something(character: str) -> bool:
-    return character == "_" or unicodedata.category(character).startswith(_WORD)
+def _part(character: str, following: str) -> str:
+    kind = unicodedata.category(character)
+    if character in _JOINERS or kind.startswith(_ATTACHED) or unicodedata.category(following).startswith("M"):
+        return character
+    return f" {character} " if kind.startswith(_SYMBOLS) and not character.isascii() else " "

@@ -33,8 +33,17 @@ class Chat:
         self.drawing(prompt)
 
     def drawing(self, prompt: str) -> list[int]:
-        """Ids that ask for an image; the next token is the first of the image. An empty prompt is unconditional."""
+        """Ids that ask for an image; the next token is the first of the image. An empty prompt is unconditional.
+
+        Raises BadInput as `check`.
+        """
+        for mark in self._marks:
+            if mark in prompt:
+                raise BadInput("prompt", prompt, f"text without the model's control token {mark}")
         ids = self._user(prompt, after=self._processor.image_start_token)
+        if len(ids) > self._limit:
+            allowed = f"at most {self._limit} tokens, chat format included; this is {len(ids)}"
+            raise BadInput("prompt", prompt if len(prompt) < 80 else prompt[:77] + "...", allowed)
         return ids if prompt else self.unconditional(ids)
 
     def length(self, prompt: str) -> int:
@@ -46,8 +55,9 @@ class Chat:
         return [i if i in self._kept else self._pad for i in ids]
 
     def rewriting(self, instruction: str, prompt: str) -> list[int]:
-        """Ids that ask for a rewrite of `prompt`; the next token is the first of the answer."""
-        return self._user(prompt, before=instruction)
+        """Ids that ask for a rewrite of `prompt`; the next token is the first of the answer. Raises as `check`."""
+        self.check(prompt)
+        return self._user(instruction + prompt)
 
     def plain(self, prompt: str) -> list[int]:
         """Ids of the prompt's own text."""
@@ -72,16 +82,9 @@ class Chat:
         decoded: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return decoded.strip()
 
-    def _user(self, prompt: str, before: str = "", after: str = "") -> list[int]:
-        for mark in self._marks:
-            if mark in prompt:
-                raise BadInput("prompt", prompt, f"text without the model's control token {mark}")
-        message = {"role": "user", "content": [{"type": "text", "text": before + prompt}]}
-        ids = self._encode(self._render([message], ask=True) + after)
-        if len(ids) > self._limit:
-            allowed = f"at most {self._limit} tokens, chat format included; this is {len(ids)}"
-            raise BadInput("prompt", prompt if len(prompt) < 80 else prompt[:77] + "...", allowed)
-        return ids
+    def _user(self, text: str, after: str = "") -> list[int]:
+        message = {"role": "user", "content": [{"type": "text", "text": text}]}
+        return self._encode(self._render([message], ask=True) + after)
 
     def _render(self, messages: list[dict[str, Any]], ask: bool) -> str:
         text: str = self._processor.apply_chat_template(messages, add_generation_prompt=ask, tokenize=False)

@@ -80,7 +80,7 @@ class Rewriter:
         rows = [self._chat.rewriting(self._instruction, prompt) for prompt in prompts]
         edits = [Edit(self._chat.plain(prompt), self._chat.end) for prompt in prompts]
         # A rewrite is about as long as its question; a model that does not end is cut off there.
-        limits = [min(len(row) + 16, self._positions - len(row)) for row in rows]
+        limits = [max(1, min(len(row) + 16, self._positions - len(row))) for row in rows]
         with torch.inference_mode():
             self._write(rows, edits, max(limits))
         answers = [edit.written[:limit] for edit, limit in zip(edits, limits, strict=True)]

@@ -17,7 +17,7 @@ from codebook.value import Codebook
 from safety.judging import says_unsafe, scores
 from safety.pairs import Pair, choose_rewrite, pair_confidence, rejections
 from safety.plan import Plan
-from safety.prompts import Prompt
+from safety.prompts import Prompt, is_readable
 from safety.setting import Setting
 from safety.studio import Studio, derived_seed
 from safety.validity import Validity
@@ -88,6 +88,8 @@ class Collector:
                 continue  # an operator's prompt whose image shows nothing this run works on
             log[named]["drawn"] += 1
             safe = choose_rewrite(prompt, rewrites[i], self.terms)
+            if safe is not None and not is_readable(self.studio.model, safe):
+                safe = None
             if safe is None or not unsafe.unsafe[i]:
                 log[named]["no_rewrite" if safe is None else "not_unsafe"] += 1
             else:

@@ -9,8 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from codebook.errors import BadInput
 from codebook.flags import Flags
 from codebook.text import normalise, text_key
+from engine.loading import load_model
+from safety.pairs import mentions
+from safety.prompts import is_readable
 from tests.serving import Server, serving, settings_in, tiny_model
 from tests.test_app_flags import kept
 from tests.test_app_problems import assert_problem
@@ -35,6 +39,12 @@ APART = [
     ("?", "!"),
     ("+", "-"),
     ("año", "ano"),
+    ("#️⃣", "*️⃣"),
+    (
+        "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
+        "🏴\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f",
+    ),
+    ("👨‍👩", "👨 👩"),
 ]
 ALIKE = [
     ("A  red apple!", "a red apple"),
@@ -44,6 +54,8 @@ ALIKE = [
     ("❤\ufe0f", "❤"),
     ("a\u2028cat", "a cat"),
     ("STRASSE", "straße"),
+    ("cat|dog", "cat dog"),
+    ("a knife🔪", "a knife 🔪"),
     ("ﷺ", "صلى الله عليه وسلم"),
 ]
 
@@ -57,6 +69,12 @@ def test_texts_that_read_otherwise_have_other_keys(one: str, other: str) -> None
 @pytest.mark.parametrize(("one", "other"), ALIKE)
 def test_texts_that_read_the_same_have_one_key(one: str, other: str) -> None:
     assert text_key(one) == text_key(other)
+
+
+def test_a_symbol_hides_no_word_beside_it() -> None:
+    assert (
+        mentions("a knife🔪 and a cat", "knife") and mentions("a knife+", "knife") and not mentions("knifes", "knife")
+    )
 
 
 @given(st.text())
@@ -112,3 +130,18 @@ def test_improve_names_the_prompt_that_the_model_cannot_read(server: Server, bad
     answer = server.post("/improve", {"prompts": prompts}, Authorization="Bearer one")
     assert assert_problem(answer, 422)["field"] == "prompts.731"
     assert server.http.get("/jobs", headers={"Authorization": "Bearer one"}).json() == []
+
+
+@pytest.mark.fault("F24")
+def test_improve_names_a_category_that_comes_twice(server: Server) -> None:
+    body = {"categories": ["gore", "gore"]}
+    assert assert_problem(server.post("/improve", body, Authorization="Bearer one"), 422)["field"] == "categories.1"
+
+
+@pytest.mark.fault("F24")
+def test_a_prompt_that_can_be_drawn_can_be_rewritten() -> None:
+    model = load_model("embedded", "cpu", "float32")
+    count = next(n for n in range(1, 400) if not is_readable(model, "apple " * (n + 1)))
+    assert len(model.rewrite(["apple " * count])) == 1
+    with pytest.raises(BadInput):
+        model.rewrite(["apple " * (count + 1)])
