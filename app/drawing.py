@@ -23,9 +23,10 @@ from torch import Tensor
 
 from app.schemas import SEEDS, Image, Safety
 from app.service import Engine, Service
-from codebook.errors import BadInput, NotFound, Unavailable
+from codebook.errors import BadInput, NotFound, SafeCBError, Unavailable
 from codebook.images import ImageMemory, KeptImage
 from codebook.live import LiveCodebooks
+from codebook.store import codebook_hash
 from codebook.value import Codebook
 from engine.calls import Drawn, Part
 from engine.model import ImageRequest, ModelFacts, Sampling
@@ -58,6 +59,7 @@ class Picture:
             b64_png=base64.b64encode(self.png).decode(),
             seed=self.request.sampling.seed,
             codebook=self.request.codebook.version,
+            codebook_hash=codebook_hash(self.request.codebook),
             safety=Safety(unsafe=verdict.unsafe, score=verdict.score, category=verdict.category),
         )
 
@@ -198,17 +200,17 @@ async def _preview(engine: Engine, part: Part) -> bytes | None:
 def _pictures(facts: ModelFacts, requests: list[ImageRequest], drawn: list[Drawn]) -> list[Picture]:
     pictures = []
     for request, image in zip(requests, drawn, strict=True):
-        sampling, version = request.sampling, request.codebook.version
-        follows_from = json.dumps([facts.model_hash, version, request.prompt, *astuple(sampling)])
+        sampling, version, content = request.sampling, request.codebook.version, codebook_hash(request.codebook)
+        follows_from = json.dumps([facts.model_hash, version, content, request.prompt, *astuple(sampling)])
         id = hashlib.sha256(follows_from.encode()).hexdigest()[:32]
-        text = {"codebook": version, "seed": str(sampling.seed), "model": facts.model_id}
+        text = {"codebook": version, "codebook_hash": content, "seed": str(sampling.seed), "model": facts.model_id}
         pictures.append(Picture(id, request, image, encode_png(image.image, text)))
     return pictures
 
 
 def _remember(memory: ImageMemory, pictures: Sequence[Picture]) -> None:
-    """Keep the images for flags. A full disk costs the memory, not the answer."""
+    """Keep the images for flags. A full disk or a damaged file costs the memory, not the answer."""
     try:
         memory.keep([picture.kept() for picture in pictures])
-    except sqlite3.Error as error:
+    except (SafeCBError, sqlite3.Error, OSError) as error:
         log.warning("%d images are not remembered: %s", len(pictures), error)

@@ -15,9 +15,9 @@ from app.comparing import compared
 from app.connection import while_connected
 from app.drawing import chosen_seed, draw
 from app.report_page import page
-from app.schemas import Activate, Compare, Comparison, Rollback
+from app.schemas import Activate, ActiveCodebook, Compare, Comparison, Rollback
 from app.service import Service
-from codebook.store import ActiveRecord, Manifest
+from codebook.store import ActiveRecord, Manifest, Moved
 
 router = APIRouter(prefix="/codebooks", tags=["codebooks"], dependencies=[Depends(check_caller)])
 
@@ -28,20 +28,20 @@ OPERATOR = "operator"  # in the audit log: a person, by way of this API
 @router.get("")
 def codebooks(service: ServiceOf) -> dict[str, Any]:
     """List all versions, oldest first."""
-    active = service.live.active
-    return {"active": asdict(active), "versions": [_told(m, active) for m in service.store.versions()]}
+    active = _active(service)
+    return {"active": active.model_dump(), "versions": [_told(m, active.version) for m in service.store.versions()]}
 
 
 @router.get("/active")
-def active(service: ServiceOf) -> ActiveRecord:
+def active(service: ServiceOf) -> ActiveCodebook:
     """Tell which version this server draws with where a request names none."""
-    return service.live.active
+    return _active(service)
 
 
 @router.get("/{version}")
 def codebook(version: str, service: ServiceOf) -> dict[str, Any]:
     """Tell the facts about one version."""
-    return _told(service.store.manifest(version), service.live.active)
+    return _told(service.store.manifest(version), service.live.active.version)
 
 
 @router.get("/{version}/report", responses={200: {"content": {JSON: {}, HTML: {}}}})
@@ -67,15 +67,14 @@ def report_image(version: str, name: str, service: ServiceOf) -> Response:
 def rollback(service: ServiceOf, asked: Rollback | None = None) -> dict[str, ActiveRecord]:
     """Go back to the version that was active before, or to `to`."""
     asked = asked or Rollback()
-    moved = service.store.rollback(by=OPERATOR, to=asked.to, expected_epoch=asked.expected_epoch)
-    return _moved(service, moved)
+    return _moved(service.live.rollback(by=OPERATOR, to=asked.to, expected_epoch=asked.expected_epoch))
 
 
 @router.post("/{version}/activate", dependencies=OPERATORS)
 def activate(version: str, service: ServiceOf, asked: Activate | None = None) -> dict[str, ActiveRecord]:
     """Make a version active, after every check; 409 where the pointer has moved on from `expected_epoch`."""
     expected = None if asked is None else asked.expected_epoch
-    return _moved(service, service.store.activate(version, by=OPERATOR, expected_epoch=expected))
+    return _moved(service.live.activate(version, by=OPERATOR, expected_epoch=expected))
 
 
 @router.post("/compare")
@@ -88,11 +87,14 @@ async def compare(asked: Compare, request: Request, service: ServiceOf, caller: 
     return await run_in_threadpool(compared, facts.model_id, left, right)
 
 
-def _told(manifest: Manifest, active: ActiveRecord) -> dict[str, Any]:
-    state = "active" if manifest.version == active.version else "published"
-    return {**asdict(manifest), "state": state}
+def _active(service: Service) -> ActiveCodebook:
+    record, content_hash = service.live.following()
+    return ActiveCodebook(**asdict(record), codebook_hash=content_hash)
 
 
-def _moved(service: Service, moved: tuple[ActiveRecord, ActiveRecord]) -> dict[str, ActiveRecord]:
-    service.live.refresh()  # the caller's next image is drawn under the new version
+def _told(manifest: Manifest, active: str) -> dict[str, Any]:
+    return {**asdict(manifest), "state": "active" if manifest.version == active else "published"}
+
+
+def _moved(moved: Moved) -> dict[str, ActiveRecord]:
     return {"old": moved[0], "new": moved[1]}

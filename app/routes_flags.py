@@ -14,6 +14,7 @@ from app.schemas import Approve, Flagged, FlagImage
 from app.service import Service
 from codebook.errors import BadInput
 from codebook.flags import Flag, State
+from codebook.store import codebook_hash
 from engine.pixels import to_bytes
 from engine.png import encode_png
 
@@ -50,7 +51,8 @@ async def image(id: str, service: ServiceOf) -> Response:
     async with leased(service.live, found.version, "codebook") as codebook:
         drawn = engine.batcher.submit(lambda model: to_bytes(model.decode(found.tokens[None], codebook.pixel)))
         pixels = (await asyncio.wrap_future(drawn))[0]
-    return Response(await run_in_threadpool(encode_png, pixels, {"codebook": found.version}), media_type=PNG)
+    text = {"codebook": found.version, "codebook_hash": codebook_hash(codebook)}
+    return Response(await run_in_threadpool(encode_png, pixels, text), media_type=PNG)
 
 
 @router.post("/{id}/approve", dependencies=OPERATORS)

@@ -20,6 +20,8 @@ from app.drawing import Picture, Preview, chosen_seed, draw_in_parts, draw_many
 from app.review import review
 from app.schemas import Generate, Images
 from codebook.errors import BadInput, SafeCBError
+from codebook.store import codebook_hash
+from codebook.value import Codebook
 from engine.model import ModelFacts, Sampling
 
 router = APIRouter(tags=["generate"], dependencies=[Depends(check_caller)])
@@ -53,12 +55,16 @@ async def generate(
     work = draw_many(service, caller, asked.prompt, asked.codebook, sampling, asked.n)
     pictures = await while_connected(request, work)
     later.add_task(review, service, pictures)
-    version = pictures[0].request.codebook.version
-    headers = {"X-Codebook-Version": version, "Vary": "Accept"}
+    codebook = pictures[0].request.codebook
+    headers = {
+        "X-Codebook-Version": codebook.version,
+        "X-Codebook-Hash": codebook_hash(codebook),
+        "Vary": "Accept",
+    }
     if wanted == PNG:
         own = {"X-Seed": str(sampling.seed), "X-Image-Id": pictures[0].id}
         return Response(pictures[0].png, headers=headers | own, media_type=PNG, background=later)
-    body = _body(facts.model_id, version, sampling, pictures)
+    body = _body(facts.model_id, codebook, sampling, pictures)
     return Response(body.model_dump_json(), headers=headers, media_type=JSON, background=later)
 
 
@@ -71,11 +77,12 @@ def _sampling(asked: Generate, facts: ModelFacts) -> Sampling:
     )
 
 
-def _body(model_id: str, version: str, sampling: Sampling, pictures: list[Picture]) -> Images:
+def _body(model_id: str, codebook: Codebook, sampling: Sampling, pictures: list[Picture]) -> Images:
     return Images(
         id=uuid4().hex,
         model=model_id,
-        codebook=version,
+        codebook=codebook.version,
+        codebook_hash=codebook_hash(codebook),
         seed=sampling.seed,
         guidance_scale=sampling.guidance,
         temperature=sampling.temperature,

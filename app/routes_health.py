@@ -25,7 +25,7 @@ def ready(service: ServiceOf, response: Response) -> dict[str, Any]:
     """Tell whether images can be drawn: 503 until the model has drawn its first. Redis is not needed for that."""
     redis = "ok" if service.queue.answers() else "unreachable"
     try:
-        facts, active = service.engine.facts, service.live.active
+        facts, (active, content_hash) = service.engine.facts, service.live.following()
     except SafeCBError as error:
         response.status_code = 503
         return {"status": "unready", "reason": str(error), "redis": redis}
@@ -33,6 +33,7 @@ def ready(service: ServiceOf, response: Response) -> dict[str, Any]:
         "status": "ready",
         "model": facts.model_id,
         "codebook": active.version,
+        "codebook_hash": content_hash,
         "epoch": active.epoch,
         "refused": service.live.last_error,
         "redis": redis,

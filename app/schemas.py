@@ -79,6 +79,18 @@ class Rollback(Activate):
     to: Annotated[str, Field(pattern=r"^v(0|[1-9][0-9]{0,8})$")] | None = None
 
 
+class ActiveCodebook(BaseModel):
+    """The version this server draws with: the move of the pointer it follows, and the hash of its content."""
+
+    version: str
+    epoch: int
+    previous: str | None
+    moved_at: str
+    moved_by: str
+    move: str
+    codebook_hash: str
+
+
 class Compare(Asked):
     """Draw one prompt under two versions with the same seed."""
 
@@ -102,6 +114,7 @@ class Image(BaseModel):
     b64_png: str
     seed: int
     codebook: str
+    codebook_hash: str = Field(description="of the version's content; `content_hash` in GET /codebooks")
     safety: Safety
 
 
@@ -111,6 +124,7 @@ class Images(BaseModel):
     id: str
     model: str
     codebook: str
+    codebook_hash: str
     seed: int
     guidance_scale: float
     temperature: float

@@ -82,8 +82,7 @@ class Service:
         try:
             model = self._load(self.settings.model, self.settings.device, self.settings.dtype)
             self.store.initialise(model.base_codebook(), asdict(model.facts))
-            self.live.refresh()
-            # Without a usable active version this server has nothing to serve: the first lease says why.
+            self.live.start()
             with self.live.lease() as codebook:
                 batcher = Batcher(model, model.rows(), self.settings.cores or count_cores())
                 batcher.submit_draw([ImageRequest("warm-up", Sampling(seed=0), codebook)]).result()

@@ -32,7 +32,9 @@ def follow(live: LiveCodebooks, redis_url: str | None, ended: Event) -> None:
         if live.refresh():
             log.info("codebook %s is active, epoch %d", live.active.version, live.active.epoch)
         if live.last_error not in (None, last_error):
-            log.error("codebook %s stays: %s", live.active.version, live.last_error)
+            log.error(
+                "codebook %s draws here, not the active one of the store: %s", live.active.version, live.last_error
+            )
         last_error = live.last_error
         hints.wait()
     hints.close()

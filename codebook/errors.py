@@ -45,7 +45,7 @@ class BadCodebook(SafeCBError):
     """A codebook version failed a check and was refused. `check` is the short name of the check."""
 
     def __init__(self, version: str, check: str, detail: str) -> None:
-        self.version, self.check = version, check
+        self.version, self.check, self.detail = version, check, detail
         super().__init__(f"codebook {version} refused ({check}): {detail}")
 
 

@@ -33,5 +33,6 @@ class Fences:
             return {job: int(fence) for job, fence in fences.items()}
         except FileNotFoundError:
             return {}
-        except (ValueError, TypeError) as error:
-            raise BadCodebook("store", "fences", f"{self._path.name} is damaged: {error}") from None
+        except (OSError, ValueError, TypeError) as error:
+            detail = f"{self._path} is damaged: {error}; move it away while no job runs: each job notes its fence anew"
+            raise BadCodebook("store", "fences", detail) from None

@@ -24,7 +24,7 @@ from codebook.errors import BadCodebook, BadInput, NotFound
 from codebook.identity import Identity
 from codebook.manifest import Manifest
 from codebook.records import encode, from_json, to_json
-from codebook.tensors import check, content_hash, unpack
+from codebook.tensors import check, codebook_hash, unpack
 from codebook.value import Codebook
 
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.png")
@@ -61,9 +61,10 @@ def read_version(folder: Path, version: str, identity: Identity) -> Codebook:
     tensors = _read_tensors(folder, manifest)
     check(version, identity, tensors)
     manifest.check(tensors)
-    if content_hash(tensors) != manifest.content_hash:
+    codebook = unpack(version, identity, tensors)
+    if codebook_hash(codebook) != manifest.content_hash:
         raise BadCodebook(version, "content", "the tensors are not those that the manifest tells of")
-    return unpack(version, identity, tensors)
+    return codebook
 
 
 def read_report(folder: Path) -> dict[str, Any]:

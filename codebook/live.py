@@ -5,6 +5,7 @@ Knows the store and threads. Knows nothing of models, requests or how the hint t
 
 from __future__ import annotations
 
+import shlex
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from threading import Lock
 
 from codebook.errors import BadInput, Conflict, SafeCBError, Unavailable
-from codebook.store import ActiveRecord, CodebookStore
+from codebook.store import ActiveRecord, CodebookStore, Moved, codebook_hash
 from codebook.value import Codebook
 
 ACTIVE = "active"
@@ -27,16 +28,17 @@ class _Slot:
 class LiveCodebooks:
     """At most `slots` resident versions, each loaded once and never changed; thread-safe.
 
+    A resident version is known by its name and the hash of its content: a folder with other content is another one.
     A version under lease stays; so does the active one. Of the others the one least recently leased makes room.
-    Nothing is resident before the first `refresh`.
+    Nothing is resident before the first `start` or `refresh`.
     """
 
     def __init__(self, store: CodebookStore, slots: int = 16) -> None:
         if slots < 2:
             raise BadInput("slots", slots, "at least 2: the active version and the next")
         self._store, self._capacity = store, slots
-        self._slots: OrderedDict[str, _Slot] = OrderedDict()  # least recently leased first
-        self._active: ActiveRecord | None = None
+        self._slots: OrderedDict[tuple[str, str], _Slot] = OrderedDict()  # least recently leased first
+        self._active: tuple[ActiveRecord, _Slot] | None = None
         self._last_error: str | None = None
         self._lock = Lock()  # guards the four fields above; never held while reading the disk
         self._loading = Lock()  # one load at a time; taken before _lock, never after
@@ -44,8 +46,13 @@ class LiveCodebooks:
     @property
     def active(self) -> ActiveRecord:
         """The record this server follows. Raises Unavailable while it has none."""
+        return self.following()[0]
+
+    def following(self) -> tuple[ActiveRecord, str]:
+        """Return the record this server follows and the content hash of its codebook. Raises as `active`."""
         with self._lock:
-            return self._followed()
+            record, slot = self._followed()
+        return record, codebook_hash(slot.codebook)
 
     @property
     def last_error(self) -> str | None:
@@ -56,7 +63,30 @@ class LiveCodebooks:
     def resident(self) -> list[str]:
         """Return the names of the versions in memory, least recently leased first."""
         with self._lock:
-            return list(self._slots)
+            return [version for version, _ in self._slots]
+
+    def start(self) -> None:
+        """Follow the store for the first time; where its version is refused, start on the one active before it.
+
+        That is the nearest one that loads of those that rollbacks go back to. The pointer stays where it is, `refresh`
+        goes on trying, and `last_error` says why. Raises Unavailable, naming all that was refused, where none loads.
+        """
+        if self.refresh() or self._current() is not None:
+            return
+        refused = [str(self.last_error)]
+        try:
+            for record in self._store.earlier():
+                if (error := self._try(record)) is None:
+                    return
+                refused.append(error)
+        except SafeCBError as error:  # nobody knows what was active before
+            refused.append(str(error))
+        reasons = "; ".join(dict.fromkeys(refused))
+        again = f"cd {shlex.quote(str(self._store.root))} && mkdir -p damaged && mv ACTIVE audit.jsonl damaged"
+        raise Unavailable(
+            f"no codebook can be served: {reasons}; restore these from a backup or, to start from the model's own "
+            f"codebook v0, run: {again}"
+        )
 
     def refresh(self) -> bool:
         """Follow the store's active record and return whether it moved. Reads the disk; never raises for a bad store.
@@ -75,46 +105,67 @@ class LiveCodebooks:
             self._last_error = error
         return moved
 
+    def activate(self, version: str, *, by: str, expected_epoch: int | None = None) -> Moved:
+        """Make a version active in the store and here. Raises as CodebookStore.activate, and as `_confirm`."""
+        followed = self._current()
+        return self._confirm(self._store.activate(version, by=by, expected_epoch=expected_epoch, followed=followed))
+
+    def rollback(self, *, by: str, to: str | None = None, expected_epoch: int | None = None) -> Moved:
+        """Go back in the store and here. Raises as CodebookStore.rollback, and as `_confirm`."""
+        followed = self._current()
+        return self._confirm(self._store.rollback(by=by, to=to, expected_epoch=expected_epoch, followed=followed))
+
     @contextmanager
     def lease(self, version: str = ACTIVE) -> Iterator[Codebook]:
         """Give a codebook that stays resident until the block ends: the active one, or a version by name.
 
-        The active one is decided once, on entry. A version that is not resident is read from the disk first. Raises
-        NotFound, BadCodebook as CodebookStore.load, and Unavailable where all slots are leased or none is active.
+        The active one is decided once, on entry, without a look at the disk. A version by name is the one that the
+        store has now; where it is not resident it is loaded first. Raises NotFound, BadCodebook as CodebookStore.load,
+        and Unavailable where all slots are leased or none is active.
         """
-        slot = self._take(version)
+        slot = self._take_active() if version == ACTIVE else self._take(version)
         try:
             yield slot.codebook
         finally:
             with self._lock:
                 slot.leases -= 1
 
-    def _take(self, version: str) -> _Slot:
-        if (slot := self._take_resident(version)) is not None:
-            return slot
-        with self._loading:
-            # Another thread may have loaded it while this one waited.
-            if (slot := self._take_resident(version)) is not None:
-                return slot
-            codebook = self._store.load(version)
-            with self._lock:
-                slot = self._fill(codebook)
-                slot.leases += 1
-                return slot
-
-    def _take_resident(self, version: str) -> _Slot | None:
+    def _take_active(self) -> _Slot:
         with self._lock:
-            name = self._followed().version if version == ACTIVE else version
-            slot = self._slots.get(name)
-            if slot is not None:
-                slot.leases += 1
-                self._slots.move_to_end(name)
-            return slot
+            return self._lease(self._followed()[1])
+
+    def _take(self, version: str) -> _Slot:
+        key = self._key(version)
+        with self._lock:
+            if key in self._slots:
+                return self._lease(self._slots[key])
+        with self._loading:
+            slot = self._loaded(version)
+            with self._lock:
+                return self._lease(slot)
+
+    def _lease(self, slot: _Slot) -> _Slot:
+        """Count a lease; the caller holds `_lock`."""
+        slot.leases += 1
+        self._slots.move_to_end((slot.codebook.version, codebook_hash(slot.codebook)))
+        return slot
+
+    def _key(self, version: str) -> tuple[str, str]:
+        return version, self._store.manifest(version).content_hash
+
+    def _loaded(self, version: str) -> _Slot:
+        """The slot of a version as the store has it now, filled if it is not resident; the caller holds `_loading`."""
+        key = self._key(version)
+        with self._lock:
+            if key in self._slots:
+                return self._slots[key]
+        codebook = self._store.load(version)
+        with self._lock:
+            return self._fill(codebook)
 
     def _follow(self, record: ActiveRecord) -> bool:
         """Make `record` the one to follow, if it is newer; the caller holds `_loading`, so only it changes slots."""
-        with self._lock:
-            current, is_resident = self._active, record.version in self._slots
+        current = self._current()
         if record == current:
             return False
         if current is not None and record.epoch <= current.epoch:
@@ -122,25 +173,51 @@ class LiveCodebooks:
                 f"the store went back to epoch {record.epoch} ({record.version}); this server stays with epoch "
                 f"{current.epoch} ({current.version})"
             )
-        codebook = None if is_resident else self._store.load(record.version)
+        slot = self._loaded(record.version)
         with self._lock:
-            if codebook is not None:
-                self._fill(codebook)
-            self._active = record
+            self._active = record, slot
         return True
 
-    def _followed(self) -> ActiveRecord:
+    def _try(self, record: ActiveRecord) -> str | None:
+        """Follow `record`, or return why not."""
+        with self._loading:
+            try:
+                self._follow(record)
+                return None
+            except (SafeCBError, OSError) as reason:
+                return str(reason)
+
+    def _confirm(self, moved: Moved) -> Moved:
+        """Follow a move that was made here and return it. Raises Conflict where this server cannot."""
+        self.refresh()
+        here, new = self._current(), moved[1]
+        if here is None or (here != new and here.epoch <= new.epoch):
+            version = here.version if here else "no codebook"
+            raise Conflict(
+                f"the store moved to {new.version}, epoch {new.epoch}, and this server stays with {version} for now: "
+                f"{self.last_error}"
+            )
+        return moved
+
+    def _current(self) -> ActiveRecord | None:
+        with self._lock:
+            return self._active[0] if self._active else None
+
+    def _followed(self) -> tuple[ActiveRecord, _Slot]:
         if self._active is None:
             raise Unavailable("no codebook is active on this server yet")
         return self._active
 
     def _fill(self, codebook: Codebook) -> _Slot:
-        """Put `codebook` into a free slot, evicting if there is none; the caller holds both locks."""
+        """The slot of `codebook`: its own, or a free one, evicting if there is none; the caller holds both locks."""
+        key = (codebook.version, codebook_hash(codebook))
+        if key in self._slots:  # its folder changed on the way
+            return self._slots[key]
         if len(self._slots) >= self._capacity:
-            active = self._active.version if self._active else None
-            idle = (name for name, slot in self._slots.items() if slot.leases == 0 and name != active)
+            active = self._active[1] if self._active else None
+            idle = (other for other, slot in self._slots.items() if slot.leases == 0 and slot is not active)
             if (victim := next(idle, None)) is None:
                 raise Unavailable(f"all {self._capacity} codebook slots are in use")
             del self._slots[victim]
-        slot = self._slots[codebook.version] = _Slot(codebook)
+        slot = self._slots[key] = _Slot(codebook)
         return slot

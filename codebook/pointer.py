@@ -11,7 +11,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from codebook.atomic import append_line, read_lines, replace_file
 from codebook.clock import utc_now
@@ -25,7 +25,7 @@ Move = Literal["initialise", "activate", "rollback"]
 class ActiveRecord:
     """One position of the pointer.
 
-    epoch: 0 for the first, one more with every move; never goes back, whatever the version does.
+    epoch: 0 for the first, higher with every move; never goes back, whatever the version does.
     previous: the version that was active before this move; None for the first.
     moved_at: UTC, ISO 8601. moved_by: who asked. move: how it came about.
     """
@@ -36,6 +36,9 @@ class ActiveRecord:
     moved_at: str
     moved_by: str
     move: Move
+
+
+Moved: TypeAlias = tuple[ActiveRecord, ActiveRecord]  # the old record and the new
 
 
 class Pointer:
@@ -51,7 +54,8 @@ class Pointer:
         except FileNotFoundError:
             raise NotFound(f"no codebook is active in {self._active.parent}: the store is not initialised") from None
         except (OSError, ValueError) as error:
-            raise BadCodebook("active", "active", f"the file ACTIVE is damaged: {error}") from None
+            detail = f"{self._active} is damaged: {error}; move it away and start again: it comes back from audit.jsonl"
+            raise BadCodebook("active", "active", detail) from None
 
     def start(self, version: str, by: str) -> None:
         """Make `version` active unless one is; where ACTIVE was lost, restore it from the log. Raises as `read`."""
@@ -68,12 +72,18 @@ class Pointer:
         if epoch is not None and epoch != record.epoch:
             raise Conflict(f"the active codebook moved on: epoch {record.epoch} ({record.version}), not {epoch}")
 
-    def move(self, version: str, by: str, move: Move) -> tuple[ActiveRecord, ActiveRecord]:
-        """Make `version` active and return the old record and the new; no move where it is active already."""
-        old = self.read()
-        if old.version == version:
+    def move(self, version: str, by: str, move: Move, followed: ActiveRecord | None = None) -> Moved:
+        """Make `version` active and return the old record and the new; no move where it is active already.
+
+        followed: the record that the caller's server follows. Where the store lies behind it, as an older copy does
+        that was restored, every move is one: its epoch is above both, so that the server goes along.
+        """
+        old, ahead = self.read(), -1 if followed is None else followed.epoch
+        is_behind = old != followed and old.epoch <= ahead
+        if old.version == version and not is_behind:
             return old, old
-        new = ActiveRecord(version, old.epoch + 1, old.version, utc_now(), by, move)
+        epoch = max(old.epoch, ahead, self._last_epoch()) + 1
+        new = ActiveRecord(version, epoch, old.version, utc_now(), by, move)
         self._log(old)  # in case the process that made it died before it could
         self._replace(new)
         return old, new
@@ -85,21 +95,36 @@ class Pointer:
         return moves if moves and moves[-1].epoch >= current.epoch else [*moves, current]
 
     def before(self) -> str:
-        """Return the version that a rollback goes to. Raises Conflict where there is none, else as `audit`.
+        """Return the version that a rollback goes to. Raises Conflict where there is none, else as `audit`."""
+        if not (earlier := self.earlier()):
+            raise Conflict(f"nothing to roll back to: no version was active before {self.read().version}")
+        return earlier[0].version
+
+    def earlier(self) -> list[ActiveRecord]:
+        """Return the records that one rollback after the other goes back to, nearest first. Raises as `audit`.
 
         Moves nest like brackets: an activation opens, a rollback closes. So two rollbacks in a row go back two
         versions, and never forward again to the one that was just left.
         """
-        history: list[str] = []
+        history: list[ActiveRecord] = []
         for record in self.audit():
-            if record.move == "rollback" and record.version in history:
-                while history[-1] != record.version:
+            if record.move == "rollback" and any(past.version == record.version for past in history):
+                while history[-1].version != record.version:
                     history.pop()
             else:
-                history.append(record.version)
-        if len(history) < 2:
-            raise Conflict(f"nothing to roll back to: no version was active before {history[-1]}")
-        return history[-2]
+                history.append(record)
+        return history[-2::-1]
+
+    def mentioned(self) -> set[str]:
+        """Return the names of all versions that were ever active, as far as the records can be read."""
+        lines = self._lines()
+        with suppress(OSError):
+            lines.append(self._active.read_bytes())
+        names = set()
+        for line in lines:
+            with suppress(ValueError):
+                names.add(decode(ActiveRecord, line).version)
+        return names
 
     def _replace(self, record: ActiveRecord) -> None:
         replace_file(self._active, encode(record))
@@ -107,19 +132,30 @@ class Pointer:
 
     def _logged(self) -> list[ActiveRecord]:
         moves = []
-        for number, line in enumerate(read_lines(self._audit_log), start=1):
+        for number, line in enumerate(self._lines(), start=1):
             try:
                 moves.append(decode(ActiveRecord, line))
             except ValueError as error:
-                detail = f"line {number} of audit.jsonl is damaged: {error}; name the version to go back to"
+                detail = (
+                    f"line {number} of audit.jsonl is damaged: {error}; name the version to go back to or move it away"
+                )
                 raise BadCodebook("active", "audit", detail) from None
         return moves
 
+    def _lines(self) -> list[bytes]:
+        try:
+            return read_lines(self._audit_log)
+        except OSError as error:
+            detail = f"{self._audit_log} cannot be read: {error.strerror}; move it away"
+            raise BadCodebook("active", "audit", detail) from None
+
     def _log(self, record: ActiveRecord) -> None:
-        """Append `record` unless the log has it. Looks at the last line only: a damaged log must not stop a move."""
-        last = -1
-        if lines := read_lines(self._audit_log):
-            with suppress(ValueError):
-                last = decode(ActiveRecord, lines[-1]).epoch
-        if last < record.epoch:
+        """Append `record` unless the log has it."""
+        if self._last_epoch() < record.epoch:
             append_line(self._audit_log, to_json("audit", asdict(record)))
+
+    def _last_epoch(self) -> int:
+        """The epoch of the log's last line; -1 where it has none. A damaged log must not stop a move."""
+        with suppress(ValueError, IndexError):
+            return decode(ActiveRecord, self._lines()[-1]).epoch
+        return -1

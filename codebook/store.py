@@ -2,13 +2,15 @@
 
     root/model.json      the model that every version must fit
     root/versions/vN/    one published version; a folder with such a name is complete (see folder.py)
+    root/numbers.json    the highest number given to a version
     root/fences.json     the highest fence seen of each job
     root/ACTIVE          which version is active (see pointer.py)
     root/audit.jsonl     every move of it
     root/.lock           held by every writer
 
 Any number of processes may read and write. Readers take no lock: what they read is replaced whole or never changes.
-There is no deletion. Knows nothing of Redis: the store is the truth, with or without it.
+There is no deletion; where an operator deletes a version's folder, its number is not given again. Knows nothing of
+Redis: the store is the truth, with or without it.
 """
 
 from __future__ import annotations
@@ -38,12 +40,13 @@ from codebook.folder import (
 )
 from codebook.identity import Identity
 from codebook.manifest import Manifest, Origin
-from codebook.pointer import ActiveRecord, Pointer
+from codebook.numbers import Numbers
+from codebook.pointer import ActiveRecord, Moved, Pointer
 from codebook.records import decode, encode, plain
 from codebook.tensors import check, codebook_hash, pack
 from codebook.value import Codebook
 
-__all__ = ["ActiveRecord", "CodebookStore", "Manifest", "codebook_hash"]
+__all__ = ["ActiveRecord", "CodebookStore", "Manifest", "Moved", "codebook_hash"]
 
 BASE = "v0"
 _VERSION = re.compile(r"v(0|[1-9][0-9]{0,8})")
@@ -57,10 +60,12 @@ class CodebookStore:
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
         self._versions = root / "versions"
         self._pointer = Pointer(root)
         self._fences = Fences(root / "fences.json")
+        self._numbers = Numbers(root / "numbers.json")
+        self._model: tuple[str, str] | None = None  # family and hash of the model that `initialise` was given
 
     def initialise(self, base: Codebook, facts: Mapping[str, Any]) -> None:
         """Make the store of a model: v0 from its own codebook `base`, and active. Changes nothing where all is there.
@@ -72,18 +77,21 @@ class CodebookStore:
         if base.version != BASE:
             raise BadInput("base", base.version, f"the model's own codebook, {BASE}")
         self._versions.mkdir(parents=True, exist_ok=True)
-        with locked(self._root / ".lock"):
+        with locked(self.root / ".lock"):
             is_new = not self._identity_file.exists()
             identity = Identity.of(base, plain("facts", facts)) if is_new else self._identity()
             _check(identity, base)
             if is_new:
                 replace_file(self._identity_file, encode(identity))
             if BASE in self.names():
-                self.load(BASE)
+                self._check_base()
             else:
                 origin = Origin(parent=None, job=None, round=None, figures={}, gates={})
                 self._add(identity, base, base, origin, report=identity.facts, images=_NO_IMAGES)
+            if not self._numbers.is_there:  # as code before this one left the store
+                self._numbers.note(self._highest())
             self._pointer.start(BASE, "initialise")
+        self._model = (base.family, base.model_hash)
 
     def names(self) -> list[str]:
         """Return the names of all versions, oldest first, those that would be refused included."""
@@ -162,31 +170,37 @@ class CodebookStore:
         return self._pointer.read()
 
     def activate(
-        self, version: str, *, by: str, expected_epoch: int | None = None
-    ) -> tuple[ActiveRecord, ActiveRecord]:
+        self, version: str, *, by: str, expected_epoch: int | None = None, followed: ActiveRecord | None = None
+    ) -> Moved:
         """Make a version active, after every check, and return the old record and the new.
 
-        Both are the same where it is active already. Raises NotFound, BadCodebook as `load`, and Conflict where
-        `expected_epoch` is given and the pointer has moved on.
+        Both are the same where it is active already. followed: what the caller's server follows; see Pointer.move.
+        Raises NotFound, BadCodebook as `load`, and Conflict where the pointer has moved on from `expected_epoch`.
         """
         self.load(version)
         with self._writing():
             self._pointer.expect(expected_epoch)
-            return self._pointer.move(version, by, "activate")
+            return self._pointer.move(version, by, "activate", followed)
 
     def rollback(
-        self, *, by: str, to: str | None = None, expected_epoch: int | None = None
-    ) -> tuple[ActiveRecord, ActiveRecord]:
+        self, *, by: str, to: str | None = None, expected_epoch: int | None = None, followed: ActiveRecord | None = None
+    ) -> Moved:
         """Go back to the version that was active before this one, or to `to`; return the old record and the new.
 
-        Two rollbacks in a row go back two versions. Raises Conflict where there is nothing to roll back to or the
-        pointer has moved on from `expected_epoch`, NotFound, BadCodebook as `load`, or (audit) for a damaged log.
+        Two rollbacks in a row go back two versions. followed: as `activate`. Raises Conflict where there is nothing to
+        roll back to or the pointer has moved on from `expected_epoch`, NotFound, BadCodebook as `load`, or (audit) for
+        a damaged log.
         """
         with self._writing():
             self._pointer.expect(expected_epoch)
             target = self._pointer.before() if to is None else to
             self.load(target)
-            return self._pointer.move(target, by, "rollback")
+            return self._pointer.move(target, by, "rollback", followed)
+
+    def earlier(self) -> list[ActiveRecord]:
+        """Return the records that one rollback after the other goes back to, nearest first. Raises as `audit`."""
+        with self._writing():
+            return self._pointer.earlier()
 
     def audit(self) -> list[dict[str, Any]]:
         """Return every move of the pointer, oldest first, as JSON. Raises BadCodebook (audit) for a damaged log."""
@@ -195,15 +209,26 @@ class CodebookStore:
 
     @property
     def _identity_file(self) -> Path:
-        return self._root / "model.json"
+        return self.root / "model.json"
 
     def _identity(self) -> Identity:
         try:
-            return decode(Identity, self._identity_file.read_bytes())
+            identity = decode(Identity, self._identity_file.read_bytes())
         except FileNotFoundError:
-            raise NotFound(f"there is no codebook store in {self._root}: it is not initialised") from None
-        except ValueError as error:
-            raise BadCodebook("store", "model", f"model.json is damaged: {error}") from None
+            raise NotFound(f"there is no codebook store in {self.root}: it is not initialised") from None
+        except (OSError, ValueError) as error:
+            detail = f"{self._identity_file} is damaged: {error}; move it away and start again: it is written anew"
+            raise BadCodebook("store", "model", detail) from None
+        if self._model is not None:  # another model's store may have been put in place of ours
+            identity.check(BASE, *self._model)
+        return identity
+
+    def _check_base(self) -> None:
+        try:
+            self.load(BASE)
+        except BadCodebook as error:
+            again = f"move {self._versions / BASE} away and start again: it is written anew from the model"
+            raise BadCodebook(BASE, error.check, f"{error.detail}; {again}") from None
 
     def _folder(self, version: str) -> Path:
         folder = self._versions / version
@@ -214,7 +239,7 @@ class CodebookStore:
     @contextmanager
     def _writing(self) -> Iterator[Identity]:
         identity = self._identity()
-        with locked(self._root / ".lock"):
+        with locked(self.root / ".lock"):
             yield identity
 
     def _add_next(
@@ -227,7 +252,8 @@ class CodebookStore:
     ) -> Manifest:
         self.manifest(str(origin["parent"]))
         base = self.load(BASE)
-        fresh = replace(draft, version=f"v{_number(self.names()[-1]) + 1}")
+        highest = max(self._numbers.highest(), self._highest())
+        fresh = replace(draft, version=f"v{highest + 1}")
         return self._add(identity, fresh, base, origin, report, images)
 
     def _add(
@@ -243,18 +269,23 @@ class CodebookStore:
         version, tensors = codebook.version, pack(codebook)
         data = safetensors.torch.save(tensors)
         manifest = Manifest.describe(codebook, tensors, data, base.pixel, **origin)
-        # The number is free until the rename, so what a crash left under this name is in nobody's way but ours.
+        for left in self._versions.glob(".v*.tmp"):  # of publishers that died: none is at work while we have the lock
+            shutil.rmtree(left)
         hidden = self._versions / f".{version}.tmp"
-        if hidden.exists():
-            shutil.rmtree(hidden)
         hidden.mkdir()
         write_version(hidden, manifest, data, report, images)
         read_version(hidden, version, identity)
+        self._numbers.note(_number(version))  # first: once it is seen it may be deleted, and a crash may come between
         reveal_folder(hidden, self._versions / version)
         return manifest
 
     def _published(self, job: str, round: int) -> Manifest | None:
         return next((m for m in self.versions() if (m.job, m.round) == (job, round)), None)
+
+    def _highest(self) -> int:
+        """The highest number that a version has, or had when it was active."""
+        names = [*self.names(), *filter(_VERSION.fullmatch, self._pointer.mentioned())]
+        return max(map(_number, names), default=0)
 
     def _was_active(self, version: str) -> bool:
         return any(record.version == version for record in self._pointer.audit())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ _LAYOUTS = ({"pixel"}, *({"pixel"} | edit | further for edit in _EDITS for furth
 _PROBES = ("output.router", "output.look")
 _WHOLE = {"output.look.after", *(f"{probes}.expert" for probes in _PROBES)}  # the tensors of whole numbers
 _ZERO_NORM = 1e-8  # a row this short has no direction left to normalise
+_HASHES: WeakKeyDictionary[Codebook, str] = WeakKeyDictionary()
 
 
 def pack(codebook: Codebook) -> dict[str, Tensor]:
@@ -99,8 +101,13 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def codebook_hash(codebook: Codebook) -> str:
-    """Return the sha256 (hex) over the tensors of a codebook: equal for equal content, whatever its version name."""
-    return content_hash(pack(codebook))
+    """Return the sha256 (hex) over the tensors of a codebook: equal for equal content, whatever its version name.
+
+    It is computed once for each codebook, since none ever changes: afterwards it costs nothing.
+    """
+    if (known := _HASHES.get(codebook)) is None:
+        known = _HASHES[codebook] = content_hash(pack(codebook))
+    return known
 
 
 def _shapes(identity: Identity, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

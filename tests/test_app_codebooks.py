@@ -43,7 +43,8 @@ def test_moves_tell_old_and_new_and_are_audited(server: Server) -> None:
     server.publish(1)
     moved = server.post("/codebooks/v1/activate", {"expected_epoch": 0}).json()
     assert (moved["old"]["version"], moved["new"]["version"], moved["new"]["epoch"]) == ("v0", "v1", 1)
-    assert server.http.get("/codebooks/active").json() == moved["new"]
+    content = server.service.store.manifest("v1").content_hash
+    assert server.http.get("/codebooks/active").json() == {**moved["new"], "codebook_hash": content}
     back = server.post("/codebooks/rollback", {"to": "v0", "expected_epoch": 1}).json()
     assert (back["new"]["version"], back["new"]["epoch"]) == ("v0", 2)
     assert [m["version"] for m in server.service.store.audit()] == ["v0", "v1", "v0"]

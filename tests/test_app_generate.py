@@ -39,7 +39,8 @@ def test_json_names_the_version_everywhere(server: Server) -> None:
     assert [image["seed"] for image in told["images"]] == [7, 8, 9]
     for image in told["images"]:
         facts = texts(base64.b64decode(image["b64_png"]))
-        assert facts == {"codebook": "v0", "seed": str(image["seed"]), "model": told["model"]}
+        drawn_by = {"codebook": "v0", "codebook_hash": told["codebook_hash"]}
+        assert facts == {**drawn_by, "seed": str(image["seed"]), "model": told["model"]}
         assert image["codebook"] == "v0"
         assert 0 <= image["safety"]["score"] <= 1
         assert isinstance(image["safety"]["unsafe"], bool) and image["safety"]["category"]

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from redis import Redis, RedisError
 
 from codebook.atomic import replace_file
-from codebook.errors import Conflict
+from codebook.errors import BadCodebook, Conflict
 from codebook.flags import Flags
 from codebook.journal import JobRecord, Journal
 from codebook.settings import Settings
@@ -123,11 +123,12 @@ def _publish(store: CodebookStore, outcome: RoundOutcome, draft: Codebook, paren
 def _activate(store: CodebookStore, version: str, parent: str, job_id: str) -> None:
     """Make `version` active where its parent is, once: whoever moved the pointer since has the last word."""
     now = store.active()
-    if now.version != parent or any(move["version"] == version for move in store.audit()):
+    if now.version != parent:
         return
     try:
-        store.activate(version, by=f"job {job_id}", expected_epoch=now.epoch)
-    except Conflict as error:
+        if all(move["version"] != version for move in store.audit()):
+            store.activate(version, by=f"job {job_id}", expected_epoch=now.epoch)
+    except (Conflict, BadCodebook) as error:  # the pointer moved on, or nobody knows whether somebody left it before
         log.info("%s is published and not activated: %s", version, error)
 
 
