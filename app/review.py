@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.drawing import Picture
 from app.service import Service
-from codebook.errors import Busy
+from codebook.errors import Unavailable
 from codebook.value import NO_EXPERT
 
 log = logging.getLogger(__name__)
@@ -29,5 +29,5 @@ def _queue(service: Service, picture: Picture) -> None:
     note = f"judged unsafe, and no edit of {version} applied to it"
     try:
         service.flags.add(picture.kept(), category, note, REVIEWER, review=True)
-    except Busy as full:
-        log.info("image %s is not queued for review: %s", picture.id, full)
+    except Unavailable as error:  # too many are open, or the file of the flags is damaged
+        log.info("image %s is not queued for review: %s", picture.id, error)

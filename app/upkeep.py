@@ -9,7 +9,7 @@ from threading import Event
 
 from app import heap
 from app.service import Service
-from codebook.errors import Unavailable
+from codebook.errors import SafeCBError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -53,5 +53,5 @@ def _forget(service: Service) -> None:
     for rows in (service.images, service.flags):
         try:
             rows.forget()
-        except (sqlite3.Error, OSError) as error:  # a full disk, say: the next turn may do better
+        except (SafeCBError, sqlite3.Error, OSError) as error:  # a full disk, say: the next turn may do better
             log.warning("what is past its time stays for now: %s", error)

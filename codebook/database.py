@@ -5,21 +5,36 @@ Knows SQLite. Knows nothing of what the rows mean.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from itertools import count
 from pathlib import Path
 from weakref import finalize
 
+from codebook.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
 PATIENCE_S = 10.0  # how long a writer waits for another
+_DAMAGE = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CANTOPEN}
+_COLUMNS = """
+SELECT t.name, c.name FROM sqlite_master t, pragma_table_info(t.name) c
+WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite%'
+"""
 
 
 class Database:
-    """The file `path`, made with its folder and `schema` (CREATE ... IF NOT EXISTS) at the first use."""
+    """The file `path`, made with its folder and `schema` (CREATE ... IF NOT EXISTS) at the first use.
 
-    def __init__(self, path: Path, schema: str) -> None:
-        self._path, self._schema = path, schema
+    A file that is damaged, or another program's, is left alone: its use raises Unavailable, naming it. Where it is
+    `expendable` it is set aside at the first use and begun anew.
+    """
+
+    def __init__(self, path: Path, schema: str, *, expendable: bool = False) -> None:
+        self._path, self._schema, self._expendable = path, schema, expendable
         self._lock, self._is_held = threading.Lock(), False
 
     @property
@@ -30,22 +45,16 @@ class Database:
     @contextmanager
     def changing(self) -> Iterator[sqlite3.Connection]:
         """A connection that holds the write lock from the start; what it did counts unless the block raises."""
-        connection = self._open()
-        try:
+        with self.reading() as connection:
             connection.execute("BEGIN IMMEDIATE")
             yield connection
-            connection.commit()
-        finally:
-            connection.close()  # an open transaction is rolled back
+            connection.commit()  # else the transaction is rolled back as the connection is closed
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """A connection for one look."""
-        connection = self._open()
-        try:
+        with self._naming_damage(), closing(self._open()) as connection:
             yield connection
-        finally:
-            connection.close()
 
     def write_back(self) -> None:
         """Write the log back into the file and empty it, so that what was deleted stands in neither."""
@@ -58,9 +67,57 @@ class Database:
                 # Whoever closes a file last writes its log back and waits for the disk: 18 ms, where a row takes 0.3.
                 # One connection that stays open as long as this object does spares every use that; which thread ends
                 # it is not known.
-                finalize(self, self._connect().close)
+                finalize(self, self._first().close)
                 self._is_held = True
         return self._connect()
+
+    def _first(self) -> sqlite3.Connection:
+        if (damage := self._damage()) is not None:
+            if not self._expendable:
+                raise self._refusal(damage)
+            log.error("%s cannot be used: %s; it is set aside as %s", self._path, damage, self._set_aside())
+        return self._connect()
+
+    def _damage(self) -> str | None:
+        """What is wrong with the file as a whole; None where nothing is, or it is not there yet."""
+        if not self.is_there:
+            return None
+        if not self._path.is_file():
+            return "it is not a file"
+        read_only = f"{self._path.absolute().as_uri()}?mode=ro"  # what is not ours stays as it is
+        with closing(sqlite3.connect(":memory:")) as ours, closing(sqlite3.connect(read_only, uri=True)) as db:
+            try:
+                if (damage := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                    return str(damage)
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise
+                return str(error)
+            ours.executescript(self._schema)
+            wanted, present = (set(file.execute(_COLUMNS)) for file in (ours, db))
+        tables = {table for table, _ in present}
+        shared = {(table, column) for table, column in wanted if table in tables}
+        return "its tables are another program's" if present and (not shared or shared - present) else None
+
+    def _set_aside(self) -> Path:
+        beside = next(path for n in count(1) if not (path := Path(f"{self._path}.damaged-{n}")).exists())
+        for suffix in ("", "-wal", "-shm"):  # the log is of this file: together they may still be read
+            if (part := Path(f"{self._path}{suffix}")).exists():
+                part.rename(f"{beside}{suffix}")
+        return beside
+
+    @contextmanager
+    def _naming_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise
+            raise self._refusal(str(error)) from None
+
+    def _refusal(self, damage: str) -> Unavailable:
+        detail = f"{self._path} cannot be used: {damage}; restore it from a backup or move it away to begin anew"
+        return Unavailable(detail, retry_after=60)
 
     def _connect(self) -> sqlite3.Connection:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,3 +128,7 @@ class Database:
         settings = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA secure_delete=ON;"
         connection.executescript(f"{settings} {self._schema}")
         return connection
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE  # the rest of the code tells kinds of one kind apart

@@ -53,7 +53,7 @@ class ImageMemory:
     """The last `most` images of the last `hours`, in the SQLite file `path`; with most = 0 nothing is kept."""
 
     def __init__(self, path: Path, most: int, hours: float) -> None:
-        self._database, self._most, self._hours = Database(path, _SCHEMA), most, hours
+        self._database, self._most, self._hours = Database(path, _SCHEMA, expendable=True), most, hours
 
     def keep(self, images: Sequence[KeptImage]) -> None:
         """Keep the images, an older one of the same id no longer; forget what is too old or too many."""

@@ -62,10 +62,12 @@ class Journal:
 
     def get(self, id: str) -> JobRecord:
         """Return a job as it stands. Raises NotFound, and SafeCBError where its record was damaged from outside."""
+        path = self._folder(id) / "record.json"
         try:
-            return decode(JobRecord, (self._folder(id) / "record.json").read_bytes())
+            return decode(JobRecord, path.read_bytes())
         except (OSError, ValueError) as error:
-            raise SafeCBError(f"the record of job {id} is damaged: {error}") from None
+            detail = f"the record of job {id} is damaged: {error}; restore {path} from a backup or move its folder away"
+            raise SafeCBError(detail) from None
 
     def list(self) -> Jobs:
         """Return all jobs, newest first. One whose record is damaged is left out; `get` says why."""

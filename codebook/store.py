@@ -187,9 +187,8 @@ class CodebookStore:
     ) -> Moved:
         """Go back to the version that was active before this one, or to `to`; return the old record and the new.
 
-        Two rollbacks in a row go back two versions. followed: as `activate`. Raises Conflict where there is nothing to
-        roll back to or the pointer has moved on from `expected_epoch`, NotFound, BadCodebook as `load`, or (audit) for
-        a damaged log.
+        Two rollbacks in a row go back two versions. followed: as `activate`. Raises as `activate`, Conflict where there
+        is nothing to roll back to and BadCodebook (audit) where the log is damaged.
         """
         with self._writing():
             self._pointer.expect(expected_epoch)

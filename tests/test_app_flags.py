@@ -103,7 +103,8 @@ def test_the_flags_of_a_caller_are_known_by_its_key(model: Path, tmp_path: Path)
 
 
 def test_a_memory_that_cannot_be_written_costs_no_image(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "images.db").unlink(missing_ok=True)
+    server.draw()  # so that the file is in use
+    (tmp_path / "images.db").unlink()
     for name in ("images.db-wal", "images.db-shm"):
         (tmp_path / name).unlink(missing_ok=True)
     (tmp_path / "images.db").write_bytes(b"this is no database, " * 400)
