@@ -23,7 +23,7 @@ from torch import Tensor
 
 from app.schemas import SEEDS, Image, Safety
 from app.service import Engine, Service
-from codebook.errors import BadInput, NotFound, SafeCBError, Unavailable
+from codebook.errors import BadInput, BadNumber, NotFound, SafeCBError, Unavailable
 from codebook.images import ImageMemory, KeptImage
 from codebook.live import LiveCodebooks
 from codebook.store import codebook_hash
@@ -109,7 +109,7 @@ async def draw(
     async with AsyncExitStack() as leases:
         codebooks = [await leases.enter_async_context(leased(service.live, *version)) for version in versions]
         requests = [ImageRequest(prompt, sampling, codebook) for codebook in codebooks]
-        return await finish(engine, service.images, caller, requests)
+        return await finish(engine, service, caller, requests)
 
 
 async def draw_many(
@@ -125,7 +125,7 @@ async def draw_many(
     engine = service.engine
     async with leased(service.live, version, "codebook") as codebook:
         requests = _requests(engine.facts, prompt, codebook, sampling, n)
-        return await finish(engine, service.images, caller, requests, on_part)
+        return await finish(engine, service, caller, requests, on_part)
 
 
 async def draw_in_parts(
@@ -152,18 +152,24 @@ async def draw_in_parts(
 
 async def finish(
     engine: Engine,
-    memory: ImageMemory,
+    service: Service,
     caller: str,
     requests: list[ImageRequest],
     on_part: Callable[[Part], None] | None = None,
 ) -> list[Picture]:
     """Wait for the batcher's images, write their files, and remember them.
 
-    Raises BadInput for a prompt that the model cannot read, Busy and Unavailable as the batcher does.
+    Raises BadInput for a prompt that the model cannot read, BadNumber for an image that comes to NaN or infinity, Busy
+    and Unavailable as the batcher does.
     """
-    drawn = await asyncio.wrap_future(engine.batcher.submit_draw(requests, caller, on_part))
+    try:
+        drawn = await asyncio.wrap_future(engine.batcher.submit_draw(requests, caller, on_part))
+    except BadNumber as error:
+        log.error("refused: %s", error)
+        service.traffic.refused(error.version)
+        raise
     pictures = await run_in_threadpool(_pictures, engine.facts, requests, drawn)
-    await run_in_threadpool(_remember, memory, pictures)
+    await run_in_threadpool(_remember, service.images, pictures)
     return pictures
 
 
@@ -185,14 +191,14 @@ async def _unless_done(waiting: Coroutine[Any, Any, Result], work: asyncio.Task[
 
 
 async def _preview(engine: Engine, part: Part) -> bytes | None:
-    """The PNG of a part of an image; None where finished images keep the model busy."""
+    """The PNG of a part of an image; None where finished images keep the model busy, or it has no pixels to show."""
 
     def look(model: Served) -> Tensor:
         return to_bytes(model.preview(part.tokens, part.request.codebook.pixel))[0]
 
     try:
         pixels = await asyncio.wrap_future(engine.batcher.submit(look))
-    except Unavailable:
+    except (Unavailable, BadNumber):
         return None
     return await run_in_threadpool(encode_png, pixels, {})
 

@@ -19,6 +19,7 @@ from codebook.errors import (
     BadCodebook,
     BadInput,
     BadModel,
+    BadNumber,
     Busy,
     Conflict,
     NotFound,
@@ -34,6 +35,7 @@ _TABLE: Mapping[type[SafeCBError], tuple[HTTPStatus, str]] = {
     Conflict: (HTTPStatus.CONFLICT, "conflict"),
     BadCodebook: (HTTPStatus.CONFLICT, "bad-codebook"),
     BadModel: (HTTPStatus.SERVICE_UNAVAILABLE, "bad-model"),
+    BadNumber: (HTTPStatus.INTERNAL_SERVER_ERROR, "bad-number"),
     Busy: (HTTPStatus.TOO_MANY_REQUESTS, "busy"),
     Unavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
     SafeCBError: (HTTPStatus.INTERNAL_SERVER_ERROR, "internal"),
@@ -58,7 +60,7 @@ def problem(
     Its bytes are ASCII: what a caller sent, lone surrogates included, can be told back.
     """
     body = {"type": f"urn:safecb:problem:{slug}", "title": status.phrase, "status": status, "detail": detail, **more}
-    return Response(json.dumps(body), status, headers, MEDIA_TYPE)
+    return Response(json.dumps(body, allow_nan=False), status, headers, MEDIA_TYPE)
 
 
 async def _on_own_error(request: Request, error: Exception) -> Response:

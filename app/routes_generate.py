@@ -116,4 +116,4 @@ async def _events(
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:
-    return format_sse_event(event=name, data_str=json.dumps(data))
+    return format_sse_event(event=name, data_str=json.dumps(data, allow_nan=False))

@@ -36,6 +36,7 @@ def ready(service: ServiceOf, response: Response) -> dict[str, Any]:
         "codebook_hash": content_hash,
         "epoch": active.epoch,
         "refused": service.live.last_error,
+        "bad_numbers": service.traffic.bad_numbers(active.version),
         "redis": redis,
     }
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 from app.queue import ImproveQueue
 from app.traffic import LiveTraffic
-from codebook.errors import BadModel, SafeCBError, Unavailable
+from codebook.errors import BadModel, BadNumber, SafeCBError, Unavailable
 from codebook.flags import Flags
 from codebook.images import ImageMemory
 from codebook.journal import Journal
@@ -86,6 +86,8 @@ class Service:
             with self.live.lease() as codebook:
                 batcher = Batcher(model, model.rows(), self.settings.cores or count_cores())
                 batcher.submit_draw([ImageRequest("warm-up", Sampling(seed=0), codebook)]).result()
+        except BadNumber as error:
+            self.failure = BadModel(f"{self.settings.model} cannot be served: {error}")
         except SafeCBError as error:
             self.failure = error
         except Exception as error:  # a full disk, a bug: whatever it is, this server will never be ready

@@ -5,8 +5,9 @@ Knows verdicts. Knows nothing of HTTP, nor of what an image shows.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 
 from codebook.images import ImageMemory, Verdicts
@@ -20,7 +21,8 @@ PATIENCE = 2  # windows in a row before an alert is raised or cleared
 class Traffic:
     """What was drawn under a version, as far as it is remembered: the share judged unsafe, by whole window, in order.
 
-    alert: whether one is standing. rest: images after the last whole window.
+    alert: whether one is standing. rest: images after the last whole window. bad_numbers: calls refused since the start
+    of the server because an image came to NaN or infinity: such a one is no image, and an alert by itself.
     """
 
     version: str
@@ -31,6 +33,7 @@ class Traffic:
     cleared_below: float = CLEARED_BELOW
     patience: int = PATIENCE
     window: int = WINDOW
+    bad_numbers: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,17 @@ class LiveTraffic:
         """`active` names the version."""
         self._images, self._active = images, active
         self._standing = Standing("")
+        self._bad_numbers = Counter[str]()
         self._lock = Lock()
+
+    def refused(self, version: str) -> None:
+        """Count a call that is refused because an image under `version` came to NaN or infinity."""
+        with self._lock:
+            self._bad_numbers[version] += 1
+
+    def bad_numbers(self, version: str) -> int:
+        """How many calls were refused so since the start of the server."""
+        return self._bad_numbers[version]
 
     def told(self) -> Traffic:
         """What the version does; whatever was said of another is over. Raises what `active` does."""
@@ -79,4 +92,5 @@ class LiveTraffic:
             if version != self._standing.version:
                 self._standing = Standing(version)
             told, self._standing = judged(self._standing, self._images.verdicts(version))
-            return told
+            bad = self._bad_numbers[version]
+            return replace(told, bad_numbers=bad, alert=told.alert or bad > 0)

@@ -43,9 +43,8 @@ def _tell(service: Service, raised: str | None) -> str | None:
         raised = None
     if told.alert != (raised is not None):
         shares = ", ".join(f"{share:.1%}" for share in told.windows[-told.patience :])
-        log.warning(
-            "live traffic alert %s: %s unsafe under %s", "raised" if told.alert else "over", shares, told.version
-        )
+        why = f"{told.bad_numbers} refused for NaN or infinity" if told.bad_numbers else f"{shares} unsafe"
+        log.warning("live traffic alert %s: %s under %s", "raised" if told.alert else "over", why, told.version)
     return told.version if told.alert else None
 
 

@@ -7,6 +7,7 @@ SafeCBError
 |- Conflict             the state moved on: another epoch, another running job
 |- BadCodebook          a stored version fails a check; the reason names which
 |- BadModel             a model folder cannot be served; the reason names why
+|- BadNumber            a model, a table or a judge came to NaN or infinity: its image is refused
 `- Unavailable          try again later: Redis away, model still loading
    `- Busy              the same, because the queue is full
 """
@@ -51,6 +52,18 @@ class BadCodebook(SafeCBError):
 
 class BadModel(SafeCBError):
     """A model folder or name cannot be loaded or served."""
+
+
+class BadNumber(SafeCBError):
+    """A computed value is NaN, infinite or out of its range, so that nothing can be decided by it.
+
+    `part` names the value ("logits", "pixels", "verdict", a judge), `detail` its fault; `version` is the codebook
+    version of the image, "" where there is none.
+    """
+
+    def __init__(self, part: str, detail: str = "NaN or infinity", version: str = "") -> None:
+        self.part, self.detail, self.version = part, detail, version
+        super().__init__(f"{part}: {detail}")
 
 
 class Unavailable(SafeCBError):

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from codebook.errors import BadCodebook
+from codebook.errors import BadCodebook, BadNumber
 from codebook.identity import Identity
 from codebook.value import Codebook, Look, OutputEdit, Router
 
@@ -75,8 +75,7 @@ def check(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> No
         if tuple(tensors[name].shape) != shape:
             raise BadCodebook(version, "shape", f"{name} is {list(tensors[name].shape)}, not {list(shape)}")
     for name, tensor in tensors.items():
-        # One pass: floats added up in doubles cannot overflow, and NaN or infinity stays in the sum.
-        if not math.isfinite(tensor.sum(dtype=torch.float64)):
+        if not is_finite(tensor):
             raise BadCodebook(version, "finite", f"{name} holds NaN or infinity")
     for name in _PROBES:
         experts = tensors.get(f"{name}.expert")
@@ -86,9 +85,26 @@ def check(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> No
         raise BadCodebook(version, "look", f"is after {int(tensors['output.look.after'])} tokens, not 1 or more")
     if "output.guidance" in tensors and not 0 <= float(tensors["output.guidance"]) <= 1:
         raise BadCodebook(version, "guidance", f"leaves {float(tensors['output.guidance'])} of it, not 0 to 1")
-    short = int((tensors["pixel"].norm(dim=1) <= _ZERO_NORM).sum())
+    lengths = tensors["pixel"].norm(dim=1)
+    if not is_finite(lengths):  # divided by infinity, a row would decode as zeros
+        raise BadCodebook(version, "finite", "the length of a row of the pixel table overflows")
+    short = int((lengths <= _ZERO_NORM).sum())
     if short:
         raise BadCodebook(version, "zero_rows", f"{short} rows of the pixel table are zero")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity, in one pass at the speed of memory."""
+    if not tensor.numel() or not tensor.is_floating_point():
+        return True
+    return all(math.isfinite(end) for end in tensor.detach().aminmax())  # NaN anywhere makes NaN of both
+
+
+def finite(part: str, tensor: Tensor) -> Tensor:
+    """Return `tensor`. Raises BadNumber, naming `part`, where it holds NaN or infinity."""
+    if not is_finite(tensor):
+        raise BadNumber(part)
+    return tensor
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from codebook.errors import BadNumber
+
 NO_EXPERT = -1
 
 
@@ -38,8 +40,13 @@ class Router:
         return each.masked_fill(~seen[:, :, None], -torch.inf).logsumexp(1)
 
     def choose(self, states: Tensor, seen: Tensor) -> Tensor:
-        """The expert of each row, [B] int64, or NO_EXPERT; arguments as in `scores`."""
+        """The expert of each row, [B] int64, or NO_EXPERT; arguments as in `scores`.
+
+        Raises BadNumber for a score of NaN, which is neither above 0 nor below.
+        """
         best = self.scores(states, seen).max(1)
+        if bool(best.values.isnan().any()):
+            raise BadNumber("router score", "NaN")
         return torch.where(best.values > 0, self.expert.to(states.device)[best.indices], NO_EXPERT)
 
 

@@ -211,7 +211,7 @@ class Batcher:
             self._drawing |= zip(self._slots.admit([wanted.request for wanted in some]), some, strict=True)
         except Exception as error:
             if len(some) == 1:
-                some[0].call.fail(explained(error))
+                some[0].fail(explained(error))
             else:
                 for wanted in some:
                     self._admit([wanted])

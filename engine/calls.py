@@ -15,6 +15,7 @@ from itertools import zip_longest
 
 from torch import Tensor
 
+from codebook.errors import BadNumber
 from engine.model import ImageRequest, Verdict
 
 
@@ -79,6 +80,13 @@ class Wanted:
     def request(self) -> ImageRequest:
         """What is to be drawn."""
         return self.call.requests[self.index]
+
+    def fail(self, error: BaseException) -> None:
+        """Settle its call with an error, which says of what image a bad number is."""
+        if isinstance(error, BadNumber):
+            seed, version = self.request.sampling.seed, self.request.codebook.version
+            error = BadNumber(error.part, f"{error.detail} in the image of seed {seed} under {version}", version)
+        self.call.fail(error)
 
 
 class Line:

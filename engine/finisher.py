@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from codebook.errors import Unavailable
+from codebook.errors import BadNumber, Unavailable
 from engine.calls import Drawn, Wanted
 from engine.cores import Cores
 from engine.pixels import to_bytes
-from engine.slots import Served
+from engine.slots import Served, check_drawn
 
 Result = TypeVar("Result")
 
@@ -134,8 +134,12 @@ class Finisher:
         try:
             finished = self._drawn(images)
         except BaseException as error:
-            for image in images:
-                image.wanted.call.fail(explained(error))
+            if isinstance(error, BadNumber) and len(images) > 1:  # one image's: the others are sound
+                for image in images:
+                    self._finish([image])
+            else:
+                for image in images:
+                    image.wanted.fail(explained(error))
             return
         for image, drawn in zip(images, finished, strict=True):
             image.wanted.call.add(image.wanted.index, drawn)
@@ -144,7 +148,7 @@ class Finisher:
         for image in images:
             if image.ready is not None:
                 torch.cuda.current_stream().wait_event(image.ready)
-        tokens = torch.stack([image.tokens for image in images])
+        tokens = check_drawn(torch.stack([image.tokens for image in images]))
         tables = [image.wanted.request.codebook.pixel for image in images]
         same = all(table is tables[0] for table in tables)
         self._cores.take_one()  # a convolution's sums depend on the number of threads, and pixels must not

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import JanusForConditionalGeneration, JanusProcessor, JanusVisionConfig, JanusVQVAEConfig
 
 from codebook.errors import BadModel
+from codebook.tensors import finite
 from codebook.value import Codebook
 from engine import pixels
 from engine.drawing import Drawer
@@ -25,7 +26,7 @@ from engine.model import ImageRequest, ModelFacts, Verdict
 from engine.prompting import Chat
 from engine.rewriting import Rewriter
 from engine.slot import rows_of
-from engine.slots import Served, Slots
+from engine.slots import Served, Slots, check_drawn
 
 FAMILY = "janus"
 LONGEST_PROMPT = 512  # tokens: far above any description, far below what a long context would cost
@@ -96,7 +97,7 @@ class JanusModel(Served):
                 tokens[places[slot]] = drawn
             if on_step is not None:
                 on_step(furthest)
-        return tokens
+        return check_drawn(tokens)
 
     def slots(self, rows: int) -> Slots:
         """See Served."""
@@ -135,11 +136,12 @@ class JanusModel(Served):
 
     def features(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:
         """See ImageModel; a plain tensor without history, to which autograd may attach."""
-        return self._drawer.features(prompts, tokens)
+        return finite("features", self._drawer.features(prompts, tokens))
 
     def prompt_states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """See ImageModel."""
-        return self._drawer.prompt_states(prompts)
+        states, seen = self._drawer.prompt_states(prompts)
+        return finite("prompt states", states), seen
 
     def head(self, features: Tensor) -> Tensor:
         """See ImageModel."""

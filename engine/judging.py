@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration
 
 from codebook.errors import BadModel
+from codebook.tensors import finite
 from engine.graphs import Recorded, recorder
 from engine.instructions import Instructions
 from engine.language import LanguageStack
@@ -53,7 +54,10 @@ class Judge:
         self._recorded = Recorded(self._answers, recorder(device))
 
     def __call__(self, images: Tensor) -> list[Verdict]:
-        """Judge images [B, 3, H, W] in [-1, 1]: P(unsafe answer) against P(safe answer), and the likeliest category."""
+        """Judge images [B, 3, H, W] in [-1, 1]: P(unsafe answer) against P(safe answer), and the likeliest category.
+
+        Raises BadNumber where a logit of an answer is NaN or infinite.
+        """
         return [
             verdict for some in torch.split(images, TOGETHER[self._shared.is_cuda]) for verdict in self._judge(some)
         ]
@@ -62,7 +66,7 @@ class Judge:
         if images.shape[0] == 0:
             return []
         with torch.inference_mode():
-            logits = self._recorded(images)  # [B, Q + 1, answers]
+            logits = finite("verdict", self._recorded(images))  # [B, Q + 1, answers]
             asked = len(self._instructions.phrasings)
             pairs = logits[:, :-1, : 2 * asked].reshape(-1, asked, asked, 2).diagonal(dim1=1, dim2=2)  # [B, 2, Q]
             scores = pairs.softmax(1)[:, 0].tolist()

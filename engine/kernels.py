@@ -424,7 +424,8 @@ def _draw(logits, seeds, steps, heat, best, where, codes, CHUNK: tl.constexpr):
     warmth = tl.load(heat + row)
     noise = tl.where(warmth > 0.0, -warmth * tl.log(-logarithm), 0.0)
     score = tl.load(logits + row * codes + code, mask=code < codes, other=float("-inf")) + noise
-    score = tl.where(code < codes, score, float("-inf"))
+    # NaN too, or a chunk of it alone would choose a code that there is not.
+    score = tl.where((code < codes) & (score == score), score, float("-inf"))
     top, index = tl.max(score, 0, return_indices=True)
     tl.store(best + row * tl.num_programs(1) + chunk, top)
     tl.store(where + row * tl.num_programs(1) + chunk, (chunk * CHUNK + index).to(tl.int64))

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
 from codebook.errors import BadModel
+from codebook.tensors import is_finite
 from engine.instructions import Instructions, general_chat, read_instructions
 from engine.janus import FAMILY, JanusModel
 from engine.random_model import PREFIX, random_janus
@@ -54,6 +55,7 @@ def load_janus(
         processor = JanusProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
         raise BadModel(f"{name}: transformers cannot load {folder}: {error}") from error
+    _check_weights(name, model, dtype)
     nn.Module.to(model, device=device)
     return model, processor, instructions, model_hash
 
@@ -97,6 +99,12 @@ def _check_config(folder: Path) -> None:
         raise BadModel(f"{folder}: no readable config.json with a model_type: {error}") from error
     if kind != FAMILY:
         raise BadModel(f"{folder}: is a {kind!r} model; the families served are: {FAMILY!r}")
+
+
+def _check_weights(name: str, model: nn.Module, dtype: torch.dtype) -> None:
+    for key, weight in model.state_dict().items():
+        if not is_finite(weight):
+            raise BadModel(f"{name}: its weight {key} holds NaN or infinity as {str(dtype).removeprefix('torch.')}")
 
 
 def _device(name: str) -> torch.device:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from codebook.errors import BadNumber
 from codebook.value import Codebook
 
 CATEGORY_NONE = "none"
@@ -71,10 +72,16 @@ class Verdict:
 
     scores: probability of "unsafe" in [0, 1] under each phrasing (opposite phrasings already turned round).
     category: the likeliest harm category, or "none" where the majority of phrasings say safe.
+
+    Raises BadNumber for a score that is no probability: NaN is not above one half, and would pass for safe.
     """
 
     scores: tuple[float, ...]
     category: str
+
+    def __post_init__(self) -> None:
+        if not all(0 <= score <= 1 for score in self.scores):
+            raise BadNumber("verdict", f"{self.scores} where probabilities are due")
 
     @property
     def score(self) -> float:
@@ -109,20 +116,24 @@ class ImageModel(Protocol):
         """Sample image tokens, [B, N] int64 in [0, K). Each row depends on its own request only.
 
         `on_step(i)` is called after each step, i being the token that the rows furthest on have got; an exception from
-        it ends the drawing.
+        it ends the drawing. Raises BadNumber where a row's logits are NaN or infinite.
         """
 
     def decode(self, tokens: Tensor, pixel: Tensor) -> Tensor:
         """Tokens [B, N] -> images [B, 3, H, W] float32 in [-1, 1]; `pixel` is [K, D], or [B, K, D] one table an image.
 
-        A pure function of its arguments, row by row: no row depends on its batch mates.
+        A pure function of its arguments, row by row: no row depends on its batch mates. Raises BadNumber where pixels
+        are NaN or infinite.
         """
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> tokens [B, N] int64, with the model's own codebook."""
 
     def judge(self, images: Tensor) -> list[Verdict]:
-        """Judge images [B, 3, H, W] in [-1, 1]. Reads pixels, so no codebook edit can blind it."""
+        """Judge images [B, 3, H, W] in [-1, 1]. Reads pixels, so no codebook edit can blind it.
+
+        Raises BadNumber where an answer is NaN or infinite.
+        """
 
     def rewrite(self, prompts: Sequence[str]) -> list[str]:
         """The model's own safe rewrite of each prompt: the unsafe term replaced, the rest kept."""

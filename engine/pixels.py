@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from codebook.tensors import finite
+
 Picture = Callable[[Tensor, Tensor], Tensor]  # `picture` of some VQ model
 
 
@@ -25,8 +27,9 @@ def picture(vq: JanusVQVAE, tokens: Tensor, table: Tensor) -> Tensor:
     grid = (
         looked_up.view(1, *vq.quantize.quant_state_dims, -1).permute(0, 3, 1, 2).contiguous()
     )  # [1, D, rows, columns]
-    image: Tensor = vq.decoder(convolution(grid))
-    return image.float().clamp(-1.0, 1.0)
+    image: Tensor = vq.decoder(convolution(grid)).float()
+    # Infinity would be clamped to black or white, and pass for a picture.
+    return torch.where(image.isinf(), torch.nan, image).clamp(-1.0, 1.0)
 
 
 class QuickGroupNorm(nn.GroupNorm):
@@ -49,20 +52,24 @@ def quicken(vq: JanusVQVAE) -> None:
 
 
 def decode(draw: Picture, tokens: Tensor, pixel: Tensor) -> Tensor:
-    """Tokens [B, N] int64 and a table [K, D], or [B, K, D] one an image -> images [B, 3, H, W] float32 in [-1, 1]."""
+    """Tokens [B, N] int64 and a table [K, D], or [B, K, D] one an image -> images [B, 3, H, W] float32 in [-1, 1].
+
+    Raises BadNumber where pixels are NaN or infinite.
+    """
     # One image at a time: convolution kernels change with the batch size, and a row must not.
-    return torch.cat([draw(*one) for one in zip(tokens, pixel.expand(tokens.shape[0], -1, -1), strict=True)])
+    images = [draw(*one) for one in zip(tokens, pixel.expand(tokens.shape[0], -1, -1), strict=True)]
+    return finite("pixels", torch.cat(images))
 
 
 def preview(draw: Picture, side: tuple[int, int], tokens: Tensor, pixel: Tensor) -> Tensor:
     """The first tokens [n] int64 of an image and a table [K, D] -> [1, 3, H, W], grey in the cells not drawn yet.
 
-    side: of the whole image, in rows and columns of tokens.
+    side: of the whole image, in rows and columns of tokens. Raises BadNumber as `decode` does.
     """
     rows, columns = side
     missing = rows * columns - tokens.shape[0]
     # The last token stands in for those to come: a decoder that mixes neighbours sees something of the kind.
-    image = draw(F.pad(tokens, (0, missing), value=int(tokens[-1])), pixel)
+    image = finite("pixels", draw(F.pad(tokens, (0, missing), value=int(tokens[-1])), pixel))
     known = (torch.arange(rows * columns, device=image.device) < tokens.shape[0]).view(1, 1, rows, columns)
     return image * F.interpolate(known.to(image), image.shape[2:])
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from codebook.tensors import finite
 from engine.language import LanguageStack
 from engine.prompting import Chat
 
@@ -74,7 +75,7 @@ class Rewriter:
         self._instruction, self._positions = instruction, positions
 
     def __call__(self, prompts: Sequence[str]) -> list[str]:
-        """Rewrite each prompt; raises BadInput for one that cannot be read."""
+        """Rewrite each prompt; raises BadInput for one that cannot be read, BadNumber where logits are NaN."""
         if not prompts:
             return []
         rows = [self._chat.rewriting(self._instruction, prompt) for prompt in prompts]
@@ -90,7 +91,7 @@ class Rewriter:
         """Read rows of ids and write up to `limit` tokens after each, until all have ended."""
         _, hidden, context = self._language.begin(rows, limit)
         for _ in range(limit):
-            likely = self._lm_head(hidden).float().softmax(-1)
+            likely = finite("rewrite", self._lm_head(hidden).float().softmax(-1))
             wanted = torch.tensor([edit.wanted for edit in edits], device=likely.device)
             kept = likely.gather(1, wanted[:, None])[:, 0].tolist()
             choices = zip(edits, kept, likely.argmax(-1).tolist(), strict=True)

@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from codebook.errors import BadNumber
+from codebook.tensors import is_finite
 from codebook.value import NO_EXPERT, Look
 from engine.drawing import Drawer, Prefill
 from engine.graphs import ByWidth, bucket, recorder
@@ -20,6 +22,8 @@ from engine.model import ImageModel, ImageRequest
 from engine.plan import Plan
 from engine.sampling import choose, guide
 from engine.slot import Slot
+
+NO_TOKEN = -1  # in place of all tokens of an image whose logits were NaN or infinite
 
 
 class Slots:
@@ -35,6 +39,9 @@ class Slots:
         self._sums = torch.zeros_like(self._features)  # of an image's features so far, for a look
         # The last row is for padded images.
         self._tokens = torch.zeros(rows + 1, drawer.tokens, dtype=torch.int64, device=drawer.codes.device)
+        # The sum of all logits of the image at a row of the token table: NaN and infinity stay in it, so that a step
+        # need not wait for a GPU to say so.
+        self._logits = torch.zeros(rows + 1, device=drawer.codes.device)
         self._places = list(range(rows))  # free rows of the token table
         self._slots: list[Slot] = []
         self._owners: list[Slot] = []  # of each row in use: these are the first ones, without a gap
@@ -72,7 +79,8 @@ class Slots:
     def step(self) -> list[tuple[Slot, Tensor]]:
         """Draw one more token of every image; those that are complete leave, each with its tokens [N] int64.
 
-        An image that shows a harm at its look begins again: its step is 0 then.
+        An image that shows a harm at its look begins again: its step is 0 then. The tokens of an image whose logits
+        were NaN or infinite are NO_TOKEN.
         """
         with torch.inference_mode():
             self._draw_next()
@@ -85,8 +93,8 @@ class Slots:
                 if slot.look is not None and slot.step == slot.look.after:
                     self._look(slot, slot.look)
         self._pace()
-        # Cloned outside inference mode, so that autograd may later index with it.
-        return [(slot, self._tokens[slot.place].clone()) for slot in done]
+        # Made outside inference mode, so that autograd may later index with them.
+        return [(slot, self._complete(slot.place)) for slot in done]
 
     def drawn(self, slot: Slot) -> Tensor:
         """The tokens [step] int64 of an image so far, on the CPU."""
@@ -109,6 +117,8 @@ class Slots:
 
     def clear(self) -> None:
         """Stop drawing all images."""
+        for slot in self._slots:
+            self._wipe(slot, slot.rows)
         self._owners.clear()
         self._slots.clear()
         self._places, self._planned = list(range(self._rows)), False
@@ -145,7 +155,9 @@ class Slots:
         plan, features = self._plan, self._features[:width]
         features.copy_(self._drawer.read_off(self._hidden[:width]))
         logits = self._drawer.logits(features, plan.routed)
-        drawn = choose(guide(logits, plan.guides), plan.draws, plan.steps)
+        guided = guide(logits, plan.guides)
+        self._logits.index_add_(0, plan.places, guided.sum(1))
+        drawn = choose(guided, plan.draws, plan.steps)
         self._tokens[plan.places, plan.steps] = drawn
         return torch.index_select(self._drawer.codes, 0, drawn[plan.owners], out=self._next[:width])
 
@@ -163,9 +175,16 @@ class Slots:
         hidden = self._drawer.language.layers(self._next[:width, None], self._context, places)
         return self._hidden[:width].copy_(hidden[:, 0])
 
+    def _complete(self, place: int) -> Tensor:
+        """The tokens [N] at a row of the token table, or NO_TOKEN in place of each."""
+        return torch.where(self._logits[place].isfinite(), self._tokens[place], NO_TOKEN)
+
     def _look(self, slot: Slot, look: Look) -> None:
         """Begin an image again under an expert, if what is drawn of it calls for one."""
-        slot.expert = int(look.choose(self._sums[slot.rows[0]][None] / look.after))
+        try:
+            slot.expert = int(look.choose(self._sums[slot.rows[0]][None] / look.after))
+        except BadNumber:  # the image's own fault: its batch mates are drawn on
+            self._logits[slot.place] = torch.nan
         if slot.expert != NO_EXPERT:
             slot.step, self._planned = 0, False
             for row, hidden in zip(slot.rows, slot.began, strict=True):
@@ -175,7 +194,7 @@ class Slots:
         slot = Slot(request, self._places.pop(), read.length, read.expert)
         self._slots.append(slot)
         joined.append(slot)
-        self._planned = False
+        self._planned, self._logits[slot.place] = False, 0.0
         for prefill in (read,) if twin is None else (read, twin):
             row = len(self._owners)
             slot.rows.append(row)
@@ -186,6 +205,7 @@ class Slots:
 
     def _leave(self, slot: Slot) -> None:
         """Free the rows of an image; the last rows in use move to where they were."""
+        self._wipe(slot, slot.rows)
         for row in sorted(slot.rows, reverse=True):
             last = len(self._owners) - 1
             mover = self._owners.pop()
@@ -193,12 +213,27 @@ class Slots:
                 self._context.put(row, self._context, last)
                 for kept in (self._hidden, self._next, self._sums):
                     kept[row] = kept[last]
+                self._wipe(mover, [last])
                 self._owners[row] = mover
                 mover.rows[mover.rows.index(last)] = row
             self._context.lengths[last] = 0  # whoever reads padded rows reads nothing of it
         self._slots.remove(slot)
         self._places.append(slot.place)
         self._planned = False
+
+    def _wipe(self, slot: Slot, rows: Sequence[int]) -> None:
+        """Leave no NaN of an image in rows that it leaves: on a CPU the next one reads past its end, and masks that."""
+        sound = self._tokens.is_cuda or (is_finite(self._logits[slot.place]) and is_finite(self._hidden[slot.rows]))
+        if not sound:
+            for cache in (self._context.keys, self._context.values):
+                cache[:, rows] = 0.0
+
+
+def check_drawn(tokens: Tensor) -> Tensor:
+    """Return tokens [B, N]. Raises BadNumber where an image has none."""
+    if bool((tokens == NO_TOKEN).any()):
+        raise BadNumber("logits")
+    return tokens
 
 
 class Served(ImageModel, Protocol):

@@ -130,6 +130,18 @@ def test_draws_are_those_of_the_reference() -> None:
         assert torch.equal(kernels.draw(logits, draws.seeds, steps, draws.heat), (logits + noise).argmax(1))
 
 
+@pytest.mark.fault("F01")
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_draw_of_bad_logits_is_a_code_all_the_same(bad: float) -> None:
+    """A code past the last would end the process, and every image with it; the image's own sum says that it is bad."""
+    draws, steps = draws_of([Sampling(5), Sampling(7, temperature=0.0)], 1100, DEVICE), torch.zeros(2, device=DEVICE)
+    logits = torch.full((2, 1100), bad, device=DEVICE)
+    drawn = kernels.draw(logits, draws.seeds, steps.long(), draws.heat)
+    assert bool(((drawn >= 0) & (drawn < 1100)).all())
+    mixed = torch.randn(2, 1100, device=DEVICE).index_fill(1, torch.arange(1000, 1100, device=DEVICE), torch.nan)
+    assert bool((kernels.draw(mixed, draws.seeds, steps.long(), draws.heat) < 1000).all())
+
+
 def test_guidance_is_that_of_the_reference() -> None:
     logits = torch.randn(5, 3000, device=DEVICE)
     conditional, unconditional = torch.tensor([0, 3, 2], device=DEVICE), torch.tensor([1, 3, 4], device=DEVICE)
