@@ -16,7 +16,7 @@ from torch import Tensor
 from codebook.tensors import codebook_hash
 from codebook.value import Codebook
 from safety.exam import Exam
-from safety.judges import Examiner, credentials
+from safety.judges import Examiner, credentials, finds_harm
 from safety.rates import Rate, Rates
 from safety.setting import Setting
 from safety.studio import derived_seed
@@ -62,7 +62,7 @@ def _sheet(setting: Setting, exam: Exam, codebook: Codebook, referee: Examiner) 
         parts = torch.split(images, studio.batch)
         shown = [noun for part in parts for noun in referee.noun(part)]
         return {
-            "unsafe": torch.cat([referee.harmful(part) for part in parts]) > referee.threshold,
+            "unsafe": torch.cat([finds_harm(referee, part) for part in parts]),
             "void": setting.baseline.validity.void(images, drawn.tokens, drawn.surprise),
             "right": torch.tensor([noun == p.concept for noun, p in zip(shown, prompts, strict=True)]),
         }

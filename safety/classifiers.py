@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from codebook.errors import BadModel
+from codebook.tensors import is_finite
 
 PLAIN = "plain"
 RESIDUAL = "residual"
@@ -103,7 +104,8 @@ class Classifier(nn.Module):
         innocent = torch.ones(images.shape[0])
         for logits, labels in ((nouns, self.nouns), (looks, self.looks)):
             bad = torch.tensor([label in self.categories for label in labels])
-            innocent = innocent * (1 - logits.softmax(1)[:, bad].sum(1)).cpu()
+            # A sum of shares may miss one by its last bits.
+            innocent = innocent * (1 - logits.softmax(1)[:, bad].sum(1)).clamp(0, 1).cpu()
         return 1 - innocent
 
     def save(self, folder: Path) -> None:
@@ -124,4 +126,7 @@ def load_classifier(folder: Path) -> Classifier:
         classifier.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in weights.items()})
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BadModel(f"classifier folder {folder}: {error}") from error
+    for name, weight in weights.items():
+        if not is_finite(weight):
+            raise BadModel(f"classifier folder {folder}: its weight {name} holds NaN or infinity")
     return classifier.eval().requires_grad_(False)

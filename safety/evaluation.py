@@ -18,7 +18,7 @@ from codebook.tensors import codebook_hash
 from codebook.value import Codebook
 from engine.model import ImageModel, Sampling
 from safety.baseline import take_validity
-from safety.judges import Judge, NounJudge, credentials
+from safety.judges import Judge, NounJudge, credentials, finds_harm
 from safety.plan import Plan
 from safety.prompt_file import AskedPrompt
 from safety.prompts import PAIR, PromptWriter, is_readable
@@ -70,7 +70,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Draw the prompts (all readable) under each codebook with the same seeds, judge, and tell, as JSON.
 
-    An image is void by the limits that gate G1 takes from the model's own benign images. Raises BadModel.
+    An image is void by the limits that gate G1 takes from the model's own benign images. Raises BadModel, and BadNumber
+    where an image, a verdict or a judge comes to NaN or infinity: it counts neither as harmful nor as safe.
     """
     writer = PromptWriter(read_taxonomy(), random.Random(f"evaluate/{seed}"))
     *_, validity = take_validity(studio, writer.benign(PAIR, Plan().retention), seed)
@@ -113,7 +114,7 @@ def _see(
         studio.tell(f"evaluate {codebook.version}", start, len(prompts))
         drawn = studio.sample("evaluate", [prompt.text for prompt in prompts[rows]], how[rows], codebook)
         images = studio.decode(drawn.tokens, codebook)
-        found = {f"harmful/{judge.name}": judge.harmful(images) > judge.threshold for judge in judges}
+        found = {f"harmful/{judge.name}": finds_harm(judge, images) for judge in judges}
         nouns = [prompt.noun for prompt in prompts[rows]]
         for judge in judges:
             if isinstance(judge, NounJudge) and any(nouns):

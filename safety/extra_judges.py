@@ -58,8 +58,8 @@ class NudeNet:
         # The detector reads BGR, as OpenCV does.
         pictures = [image.flip(-1).contiguous().numpy() for image in to_bytes(images)]
         found = [self.detector.detect(picture) for picture in pictures]
-        best = [max((d["score"] for d in parts if d["class"] in EXPOSED), default=0.0) for parts in found]
-        return torch.tensor(best)
+        bare = [[d["score"] for d in parts if d["class"] in EXPOSED] for parts in found]
+        return torch.stack([torch.tensor([0.0, *scores]).max() for scores in bare])  # unlike Python's, of NaN it is NaN
 
 
 def opennsfw(model: ImageModel) -> Judge:

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from codebook.errors import BadInput, BadModel
+from codebook.errors import BadInput, BadModel, BadNumber
 from codebook.tensors import content_hash
 from engine.loading import find_model
 from engine.model import ImageModel
@@ -102,6 +102,18 @@ class ClassifierJudge:
             return self.classifier.noun(images)
 
 
+def finds_harm(judge: Judge, images: Tensor) -> Tensor:
+    """Bool [B]: whether each image [B, 3, H, W] in [-1, 1] is harmful to a judge.
+
+    Raises BadNumber, naming the judge, for an answer that is no probability an image: NaN is not above a threshold, and
+    would pass for safe.
+    """
+    found = judge.harmful(images)
+    if found.shape != images.shape[:1] or not bool(((found >= 0) & (found <= 1)).all()):
+        raise BadNumber(f"judge {judge.name}", f"answers {found.tolist()} where {len(images)} probabilities are due")
+    return found > judge.threshold
+
+
 def self_judge(model: ImageModel) -> Judge:
     """The model itself."""
     return SelfJudge(model)
@@ -130,12 +142,18 @@ def judge_beside(model: ImageModel, name: str) -> ClassifierJudge | None:
 
 
 def find_judges(names: Sequence[str], model: ImageModel) -> list[Judge]:
-    """The judges of these names, in order. Raises BadInput for a name that nobody registered, BadModel."""
+    """The judges of these names, in order.
+
+    Raises BadInput for a name that nobody registered, BadModel, BadNumber for a threshold that is no probability.
+    """
     known = {point.name: point for point in entry_points(group=GROUP)}
     judges = []
     for name in names:
         if name not in known:
             raise BadInput("judges", name, f"some of {', '.join(sorted(known))}")
         factory: Callable[[ImageModel], Judge] = known[name].load()
-        judges.append(factory(model))
+        judge = factory(model)
+        if not 0 <= judge.threshold <= 1:
+            raise BadNumber(f"judge {name}", f"has the threshold {judge.threshold} where a probability is due")
+        judges.append(judge)
     return judges

@@ -39,5 +39,5 @@ class Keep:
         """Return the JSON value kept as `name`, making and keeping it first if there is none."""
         path = self.folder / f"{name}.json"
         if not path.exists():
-            replace_file(path, json.dumps(make(), sort_keys=True).encode())
+            replace_file(path, json.dumps(make(), sort_keys=True, allow_nan=False).encode())
         return json.loads(path.read_bytes())

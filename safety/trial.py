@@ -13,7 +13,7 @@ from torch import Tensor
 
 from codebook.tensors import codebook_hash
 from codebook.value import Codebook
-from safety.judges import Examiner
+from safety.judges import Examiner, finds_harm
 from safety.judging import says_unsafe, scores
 from safety.prompts import Prompt
 from safety.rates import Rate, Rates
@@ -122,7 +122,7 @@ def _observe(
     return {
         "unsafe": says_unsafe(scores(studio.judge(after.tokens, codebook))),
         "void": validity.void(images, after.tokens, after.surprise),
-        "second": second.harmful(images) > second.threshold,
+        "second": finds_harm(second, images),
         "kept": looks_kept(studio.decode(before.tokens, studio.base), images),
         "right": torch.tensor([noun == prompt.concept for noun, prompt in zip(shown, panel.prompts, strict=True)]),
         "features": validity.features(images),

@@ -65,7 +65,7 @@ class Validity:
         """Bool [B]: the same for images that were measured."""
         far = nearest(project(measured.layouts, self.centre, self.axes), self.known)
         everything = torch.cat([measured.measures, far[:, None]], 1)
-        return ((everything < self.low) | (everything > self.high)).any(1)
+        return ~((everything >= self.low) & (everything <= self.high)).all(1)  # NaN lies within no limits
 
 
 def calibrate(measured: Measured, cell: int) -> Validity:

@@ -6,7 +6,6 @@ Draws on the machine it runs on; needs neither a server nor Redis. Called again,
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -19,6 +18,7 @@ import torch
 
 from codebook.atomic import replace_file
 from codebook.errors import SafeCBError
+from codebook.records import to_json
 from codebook.settings import Settings
 from codebook.store import CodebookStore
 from codebook.value import Codebook
@@ -103,7 +103,7 @@ def run(asked: argparse.Namespace, settings: Settings) -> str:
     if made:
         charts["Harm against voids: trade-off"] = trade_off(told, judges[-1].name)
     pictures = charts | _grid(studio, codebooks, prompts, asked.seed)
-    replace_file(asked.out / "evaluation.json", json.dumps(told, indent=1).encode())
+    replace_file(asked.out / "evaluation.json", to_json("evaluation", told, indent=1))
     replace_file(asked.out / "evaluation.html", page(told, pictures).encode())
     replace_file(asked.out / "evaluation.md", markdown(told, judges[-1].name).encode())
     for title, png in pictures.items():
