@@ -21,15 +21,33 @@ log = logging.getLogger(__name__)
 
 HOPELESS = 2  # the exit code by which a child says that starting it again cannot help
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+LOOK_EVERY_S = 0.05
 STEADY_S = 60.0  # a child that lived this long starts afresh with the first pause
+END_S, HURRY_S = 15.0, 5.0  # for a child to end in, after a first signal and after a second one
+MOST_WORDS = 4096  # bytes: what a pipe takes without a reader
+_LAST_WORDS = "LAST_WORDS_FD"  # in a child's environment: the pipe for them
 _PR_SET_PDEATHSIG = 1
+
+
+def last_words(reason: str) -> None:
+    """In a child: tell its supervisor, where there is one, why it cannot go on."""
+    if (number := os.environ.get(_LAST_WORDS)) is not None:
+        os.write(int(number), reason.encode("utf-8", "replace")[:MOST_WORDS])
+
+
+def _pipe() -> tuple[int, int]:
+    """A pipe whose reader does not wait."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    return reader, writer
 
 
 @dataclass
 class Child:
     """A process to keep alive. `command` is asked at each start; `pass_fds` are open files that it inherits.
 
-    output: where it writes, None for the supervisor's own. mourn(code) is called after each death.
+    output: where it writes, None for the supervisor's own. mourn(code) is called after each death. end_s: how many
+    seconds it may take to end.
     """
 
     name: str
@@ -38,19 +56,21 @@ class Child:
     output: IO[bytes] | None = None
     pass_fds: tuple[int, ...] = ()
     mourn: Callable[[int], None] = lambda code: None
+    end_s: float = END_S
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _pause_s: float = field(default=FIRST_PAUSE_S, init=False)
     _changed: float = field(default=0.0, init=False)  # monotonic time of the last start or death
+    _words: tuple[int, int] = field(default_factory=_pipe, init=False)  # (reader, writer)
 
     def start(self) -> None:
         """Start it now."""
         self.process = subprocess.Popen(
             self.command(),
-            env=self.environ,
+            env={**self.environ, _LAST_WORDS: str(self._words[1])},
             stdin=subprocess.DEVNULL,
             stdout=self.output,
             stderr=self.output,
-            pass_fds=self.pass_fds,
+            pass_fds=(*self.pass_fds, self._words[1]),
             process_group=0,  # Ctrl-C reaches the supervisor alone, which ends the children in order
             preexec_fn=_die_with(os.getpid()),
         )
@@ -69,19 +89,32 @@ class Child:
             lived_s = time.monotonic() - self._changed
             self._pause_s = FIRST_PAUSE_S if lived_s > STEADY_S else self._pause_s
             self.process, self._changed = None, time.monotonic()
-            log.warning("%s ended with code %d; it starts again in %.1f s", self.name, code, self._pause_s)
+            if code != HOPELESS:
+                log.warning("%s ended with code %d; it starts again in %.1f s", self.name, code, self._pause_s)
             self.mourn(code)
         return code
 
-    def stop(self, patience_s: float) -> None:
-        """End it: SIGTERM, then SIGKILL after `patience_s`; returns when it is gone."""
+    def reason(self) -> str:
+        """Why it cannot go on: its last words, or where it has written them."""
+        try:
+            return os.read(self._words[0], MOST_WORDS).decode("utf-8", "replace")
+        except BlockingIOError:  # it has left none
+            return f"see {self.output.name if self.output else 'above'}"
+
+    def stop(self, hurry: Callable[[], bool]) -> None:
+        """End it: SIGTERM, another one as soon as `hurry()`, SIGKILL in the end; returns when it is gone."""
         if self.process is None:
             return
+        hurried = hurry()
+        deadline = time.monotonic() + (HURRY_S if hurried else self.end_s)
         self.process.terminate()
-        try:
-            self.process.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            log.warning("%s did not end within %.0f s and is killed", self.name, patience_s)
+        while self.process.poll() is None and time.monotonic() < deadline:
+            if hurry() and not hurried:
+                hurried, deadline = True, time.monotonic() + HURRY_S
+                self.process.terminate()
+            time.sleep(LOOK_EVERY_S)
+        if self.process.poll() is None:
+            log.warning("%s does not end and is killed", self.name)
             self.process.kill()
             self.process.wait()
         self.process = None

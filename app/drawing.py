@@ -28,7 +28,7 @@ from codebook.images import ImageMemory, KeptImage
 from codebook.live import LiveCodebooks
 from codebook.store import codebook_hash
 from codebook.value import Codebook
-from engine.calls import Drawn, Part
+from engine.calls import Drawn, Part, Place
 from engine.model import ImageRequest, ModelFacts, Sampling
 from engine.pixels import to_bytes
 from engine.png import encode_png
@@ -37,6 +37,8 @@ from engine.slots import Served
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+SILENT_S = 15.0  # after which a caller who is shown what is drawn hears that nothing has come
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,14 @@ class Preview:
     png: bytes
 
 
+@dataclass(frozen=True)
+class Silence:
+    """Nothing has come for SILENT_S: the image still waits, or takes that long."""
+
+
+News = Place | Preview | Silence | Picture
+
+
 def chosen_seed(seed: int | None) -> int:
     """Return `seed`, or a fresh one where there is none: small enough for a JavaScript reader to keep its digits."""
     return secrets.randbelow(2**32) if seed is None else seed
@@ -119,35 +129,40 @@ async def draw_many(
     version: str,
     sampling: Sampling,
     n: int,
-    on_part: Callable[[Part], None] | None = None,
+    on_news: Callable[[Place | Part], None] | None = None,
 ) -> list[Picture]:
     """Draw `prompt` n times under one version, image i with seed + i."""
     engine = service.engine
     async with leased(service.live, version, "codebook") as codebook:
         requests = _requests(engine.facts, prompt, codebook, sampling, n)
-        return await finish(engine, service, caller, requests, on_part)
+        return await finish(engine, service, caller, requests, on_news)
 
 
 async def draw_in_parts(
     service: Service, caller: str, prompt: str, version: str, sampling: Sampling, n: int
-) -> AsyncGenerator[Preview | Picture]:
-    """As draw_many, but show of each image what is drawn of it at times; the pictures come last."""
+) -> AsyncGenerator[News]:
+    """As draw_many, but give the place in the queue first, and at times what is drawn of each image; pictures last."""
     engine, loop = service.engine, asyncio.get_running_loop()
-    heard: asyncio.Queue[Part] = asyncio.Queue()
+    heard: asyncio.Queue[Place | Part] = asyncio.Queue()
 
-    def on_part(part: Part) -> None:
-        loop.call_soon_threadsafe(heard.put_nowait, part)
+    def on_news(news: Place | Part) -> None:
+        loop.call_soon_threadsafe(heard.put_nowait, news)
 
-    drawing = asyncio.create_task(draw_many(service, caller, prompt, version, sampling, n, on_part))
+    drawing = asyncio.create_task(draw_many(service, caller, prompt, version, sampling, n, on_news))
     try:
-        while (part := await _unless_done(heard.get(), drawing)) is not None:
-            png = await _unless_done(_preview(engine, part), drawing)
-            if png is not None:
-                yield Preview(part.index, len(part.tokens), engine.facts.tokens, png)
+        while not drawing.done():
+            news = await _unless_done(heard.get(), drawing)
+            if isinstance(news, Part):
+                png = await _unless_done(_preview(engine, news), drawing)
+                if png is not None:
+                    yield Preview(news.index, len(news.tokens), engine.facts.tokens, png)
+            elif not drawing.done():
+                yield news or Silence()
         for picture in await drawing:
             yield picture
     finally:
-        drawing.cancel()
+        if not drawing.cancel() and not drawing.cancelled():
+            drawing.exception()  # nobody waits for it any more, and the log need not say so
 
 
 async def finish(
@@ -155,15 +170,18 @@ async def finish(
     service: Service,
     caller: str,
     requests: list[ImageRequest],
-    on_part: Callable[[Part], None] | None = None,
+    on_news: Callable[[Place | Part], None] | None = None,
 ) -> list[Picture]:
-    """Wait for the batcher's images, write their files, and remember them.
+    """Wait for the batcher's images, write their files, and remember them. `on_news` gets the place in the queue first.
 
     Raises BadInput for a prompt that the model cannot read, BadNumber for an image that comes to NaN or infinity, Busy
     and Unavailable as the batcher does.
     """
     try:
-        drawn = await asyncio.wrap_future(engine.batcher.submit_draw(requests, caller, on_part))
+        future = engine.batcher.submit_draw(requests, caller, on_news)
+        if on_news is not None:
+            on_news(engine.batcher.place(future))
+        drawn = await asyncio.wrap_future(future)
     except BadNumber as error:
         log.error("refused: %s", error)
         service.traffic.refused(error.version)
@@ -181,11 +199,11 @@ def _requests(facts: ModelFacts, prompt: str, codebook: Codebook, sampling: Samp
 
 
 async def _unless_done(waiting: Coroutine[Any, Any, Result], work: asyncio.Task[list[Picture]]) -> Result | None:
-    """What `waiting` comes to, or None once `work` has ended."""
+    """What `waiting` comes to, or None once `work` has ended, or after SILENT_S."""
     task = asyncio.create_task(waiting)
     try:
-        await asyncio.wait({task, work}, return_when=asyncio.FIRST_COMPLETED)
-        return None if work.done() else task.result()
+        await asyncio.wait({task, work}, timeout=SILENT_S, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() and not work.done() else None
     finally:
         task.cancel()
 

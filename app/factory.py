@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from threading import Event, Thread
+from time import monotonic
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from app import problems, routes_codebooks, routes_flags, routes_generate, routes_health, routes_jobs, routes_traffic
+from app.door import Door
 from app.limits import BodyLimit
 from app.service import Load, Service
 from app.upkeep import keep_up
 from app.watcher import follow
 from codebook.settings import Settings
 from engine.loading import load_model
+
+CLOSE_S = 1.0  # a thread that takes longer to end is left behind
 
 
 def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
@@ -24,8 +28,9 @@ def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
     Before that, /health/ready answers 503 and every call that needs the model answers 503 with Retry-After.
     """
     app = FastAPI(title="Safe-CB", version="1", lifespan=_lifespan)
-    app.add_middleware(BodyLimit)
     app.state.service = Service(settings, load)
+    app.add_middleware(BodyLimit)
+    app.add_middleware(Door, service=app.state.service)
     problems.install(app)
     for routes in (routes_generate, routes_jobs, routes_codebooks, routes_flags, routes_traffic, routes_health):
         app.include_router(routes.router)
@@ -36,14 +41,23 @@ def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     ended = Event()
-    threads = [Thread(target=work, args=(service, ended), name=work.__name__) for work in (_watch, keep_up)]
-    for thread in threads:
-        thread.start()
+    threads = [_begun(_watch, service, ended), _begun(keep_up, service, ended)]
     yield
     ended.set()
+    await run_in_threadpool(_let_end, [*threads, _begun(service.close)])
+
+
+def _begun(work: Callable[..., None], *arguments: object) -> Thread:
+    thread = Thread(target=work, args=arguments, name=work.__name__, daemon=True)
+    thread.start()
+    return thread
+
+
+def _let_end(threads: Sequence[Thread]) -> None:
+    """Wait for threads, but not long: nothing interrupts a model that loads, and what is on disk is whole anyway."""
+    deadline = monotonic() + CLOSE_S
     for thread in threads:
-        await run_in_threadpool(thread.join)
-    await run_in_threadpool(service.close)
+        thread.join(max(0.0, deadline - monotonic()))
 
 
 def _watch(service: Service, ended: Event) -> None:

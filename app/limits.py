@@ -1,30 +1,40 @@
-"""How much a caller may send: counts the body as it arrives.
+"""How much a caller may send, and for how long: counts the body as it arrives.
 
 Knows ASGI messages. Knows nothing of what a body means.
 """
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY = 2 * 2**20  # bytes; the longest allowed list of prompts in JSON
+MAX_BODY_S = 30.0  # within which it is there
+CLOSE = {"Connection": "close"}  # the rest of the body is not waited for
 
 
 class BodyLimit:
-    """Answers 413 once a body grows beyond MAX_BODY bytes, whatever its Content-Length claims."""
+    """Answers 413 once a body grows beyond MAX_BODY bytes, whatever its Content-Length claims; 408 where it is slow."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the call on, with a `receive` that counts."""
-        size = 0
+        size, whole, deadline = 0, False, asyncio.get_running_loop().time() + MAX_BODY_S
 
         async def counted() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
+            nonlocal size, whole
+            if whole:  # what comes now is that the caller hangs up
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the body was not there within {MAX_BODY_S:.0f} s", CLOSE) from None
+            size, whole = size + len(message.get("body", b"")), not message.get("more_body", False)
             if size > MAX_BODY:
                 raise HTTPException(413, f"the body is longer than {MAX_BODY} bytes")
             return message

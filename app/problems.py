@@ -63,7 +63,8 @@ def problem(
     return Response(json.dumps(body, allow_nan=False), status, headers, MEDIA_TYPE)
 
 
-async def _on_own_error(request: Request, error: Exception) -> Response:
+def of(error: SafeCBError) -> Response:
+    """Return the problem document of an error of the tree."""
     status, slug = next(_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE)
     match error:
         case BadInput():
@@ -74,6 +75,11 @@ async def _on_own_error(request: Request, error: Exception) -> Response:
             return problem(status, slug, str(error), {"Retry-After": str(error.retry_after)})
         case _:
             return problem(status, slug, str(error))
+
+
+async def _on_own_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, SafeCBError)
+    return of(error)
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:

@@ -11,22 +11,24 @@ from uuid import uuid4
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Header, Request, Response
 from fastapi.responses import StreamingResponse
-from fastapi.sse import format_sse_event
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from app.accept import preferred
 from app.access import Caller, ServiceOf, check_caller
 from app.connection import while_connected
-from app.drawing import Picture, Preview, chosen_seed, draw_in_parts, draw_many
+from app.drawing import News, Picture, Preview, Silence, chosen_seed, draw_in_parts, draw_many
 from app.review import review
 from app.schemas import Generate, Images
-from codebook.errors import BadInput, SafeCBError
+from codebook.errors import BadInput, SafeCBError, Unavailable
 from codebook.store import codebook_hash
 from codebook.value import Codebook
+from engine.calls import Place
 from engine.model import ModelFacts, Sampling
 
 router = APIRouter(tags=["generate"], dependencies=[Depends(check_caller)])
 
 JSON, PNG, EVENTS = "application/json", "image/png", "text/event-stream"
+STREAM_HEADERS = {"Vary": "Accept", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # no proxy holds it back
 
 
 @router.post("/generate", response_model=Images, responses={200: {"content": {PNG: {}, EVENTS: {}}}})
@@ -46,12 +48,12 @@ async def generate(
     sampling = _sampling(asked, facts)
     if wanted == EVENTS:
         parts = draw_in_parts(service, caller, asked.prompt, asked.codebook, sampling, asked.n)
-        # What is wrong shows before the first part, and can still be answered with a status.
+        # What is wrong shows before there is a place in the queue, and can still be answered with a status.
         first = await while_connected(request, _first(parts))
         finished: list[Picture] = []
         later.add_task(review, service, finished)
         events = _events(first, parts, finished)
-        return StreamingResponse(events, media_type=EVENTS, headers={"Vary": "Accept"}, background=later)
+        return StreamingResponse(events, media_type=EVENTS, headers=STREAM_HEADERS, background=later)
     work = draw_many(service, caller, asked.prompt, asked.codebook, sampling, asked.n)
     pictures = await while_connected(request, work)
     later.add_task(review, service, pictures)
@@ -91,19 +93,21 @@ def _body(model_id: str, codebook: Codebook, sampling: Sampling, pictures: list[
     )
 
 
-async def _first(parts: AsyncGenerator[Preview | Picture]) -> Preview | Picture:
+async def _first(parts: AsyncGenerator[News]) -> News:
     return await anext(parts)
 
 
-async def _events(
-    first: Preview | Picture, rest: AsyncGenerator[Preview | Picture], finished: list[Picture]
-) -> AsyncIterator[bytes]:
-    """`progress` and `preview` on the way, at last an `image` each, as in the JSON answer; or an `error`."""
+async def _events(first: News, rest: AsyncGenerator[News], finished: list[Picture]) -> AsyncIterator[bytes]:
+    """`queued`, `progress` and `preview` on the way, at last an `image` each, as in the JSON answer; or an `error`."""
     async with aclosing(rest):  # a caller that hangs up ends the drawing
-        told: Preview | Picture | None = first
+        told: News | None = first
         try:
             while told is not None:
                 match told:
+                    case Place(ahead, seconds):
+                        yield _event("queued", {"ahead": ahead, "eta_s": round(seconds, 1)})
+                    case Silence():
+                        yield KEEPALIVE_COMMENT
                     case Preview(index, done, total, png):
                         yield _event("progress", {"index": index, "done": done, "total": total})
                         yield _event("preview", {"index": index, "b64_png": base64.b64encode(png).decode()})
@@ -111,6 +115,8 @@ async def _events(
                         finished.append(told)
                         yield _event("image", told.told().model_dump())
                 told = await anext(rest, None)
+        except Unavailable as error:
+            yield _event("error", {"detail": str(error), "retry_after": error.retry_after})
         except SafeCBError as error:
             yield _event("error", {"detail": str(error)})
 

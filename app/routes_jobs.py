@@ -24,6 +24,7 @@ from codebook.journal import IMPROVE, JobRecord
 router = APIRouter(tags=["jobs"], dependencies=[Depends(check_caller)])
 
 LOOK_EVERY_S = 0.5  # how often a stream of events looks for more
+RECONNECT_MS = 2000  # after which a browser comes back whose stream has ended with the server
 MOST_EVENTS = 2**53  # an id that no event reaches
 
 
@@ -65,7 +66,10 @@ async def events(
     service: ServiceOf,
     last_event_id: Annotated[int, Header(ge=0, le=MOST_EVENTS, description="go on after this event")] = 0,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Stream what happens in a job, from its beginning: `progress`, `round` and, at last, `end` with the job."""
+    """Stream what happens in a job, from its beginning: `progress`, `round` and, at last, `end` with the job.
+
+    Where the server stops before, the stream ends with a `retry` and without `end`: come back with `Last-Event-ID`.
+    """
     after = last_event_id
     while True:
         # The record is read first: what was written before a job ended is then surely among the events.
@@ -75,6 +79,9 @@ async def events(
             yield ServerSentEvent(data=event, event=event["event"], id=str(after))
         if record.ended:
             yield ServerSentEvent(data=_told(record), event="end")
+            return
+        if service.stopping:
+            yield ServerSentEvent(retry=RECONNECT_MS)
             return
         await asyncio.sleep(LOOK_EVERY_S)
 

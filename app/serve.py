@@ -10,10 +10,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from threading import Event
+from types import FrameType
 
 from app.child import HOPELESS, Child
 from app.heap import ONE_HEAP
@@ -28,19 +29,40 @@ log = logging.getLogger(__name__)
 ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_DYNAMIC": "FALSE"}
 OVERRULES = {"MKL_NUM_THREADS", "MKL_DOMAIN_NUM_THREADS", "OMP_THREAD_LIMIT"}
 LOOK_EVERY_S = 0.2
-END_S = 15.0  # longer than a server takes to finish its requests
+BEYOND_DRAIN_S = 10.0  # for a server to end in when it has finished its requests or given them up
 
 
 def main() -> int:
-    """Supervise with the settings of the environment: 0 after a signal, 2 where starting again cannot help."""
+    """Supervise with the settings of the environment: 0 after a signal, 2 where starting again cannot help.
+
+    The last line of the log says what ended it.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    kept: list[Child] = []
+    signals: list[signal.Signals] = []
+
+    def note(number: int, frame: FrameType | None) -> None:  # it may take no lock: this thread may hold it
+        signals.append(signal.Signals(number))
+        if not kept:  # nothing has to end in order yet
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, note)
     try:
         settings = Settings.from_environ(os.environ)
         with ExitStack() as files:
-            return supervise(children(settings, files))
+            kept += children(settings, files)
+            hopeless = supervise(kept, signals)
+    except KeyboardInterrupt:
+        hopeless = None
     except SafeCBError as error:
-        log.error("%s", error)
+        log.error("safecb serve cannot start: %s", error)
         return HOPELESS
+    if hopeless is not None:
+        log.error("safecb serve ends, since its %s cannot start: %s", hopeless.name, hopeless.reason())
+        return HOPELESS
+    log.info("safecb serve was ended by %s; start it again at any time", signals[0].name)
+    return 0
 
 
 def children(settings: Settings, files: ExitStack) -> list[Child]:
@@ -58,7 +80,8 @@ def children(settings: Settings, files: ExitStack) -> list[Child]:
         kept.append(_redis(redis, environ, files, logs))
     worker_log = files.enter_context((logs / "worker.log").open("ab"))
     kept.append(Child("worker", lambda: [sys.executable, "-m", "worker.main"], environ, worker_log))
-    kept.append(Child("server", lambda: [sys.executable, "-m", "app.server"], server_environ(environ)))
+    end_s = settings.drain_s + BEYOND_DRAIN_S
+    kept.append(Child("server", lambda: [sys.executable, "-m", "app.server"], server_environ(environ), end_s=end_s))
     return kept
 
 
@@ -82,31 +105,23 @@ def _redis(redis: EmbeddedRedis, environ: dict[str, str], files: ExitStack, logs
     return Child("redis", lambda: redis.command, environ, log_file, (redis.lock,), mourn)
 
 
-def supervise(kept: list[Child]) -> int:
-    """Keep the children alive until SIGTERM or SIGINT (returns 0) or until one is hopeless (returns its code, 2)."""
-    with _signalled() as stop:
-        try:
-            for child in kept:
-                child.start()
-            while not stop.wait(LOOK_EVERY_S):
-                if HOPELESS in [child.look() for child in kept]:
-                    return HOPELESS
-        finally:
-            for child in reversed(kept):
-                child.stop(END_S)
-        return 0
+def supervise(kept: list[Child], signals: list[signal.Signals]) -> Child | None:
+    """Keep the children alive until a signal (returns None) or until one is hopeless (returns it).
 
-
-@contextmanager
-def _signalled() -> Iterator[Event]:
-    """Give an event that SIGTERM and SIGINT set."""
-    stop = Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    `signals` grows with every SIGTERM and SIGINT: with the second one the children are hurried.
+    """
     try:
-        yield stop
+        for child in kept:
+            child.start()
+        while not signals:
+            for child in kept:
+                if child.look() == HOPELESS:
+                    return child
+            time.sleep(LOOK_EVERY_S)
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for child in reversed(kept):
+            child.stop(hurry=lambda: len(signals) > 1)
+    return None
 
 
 if __name__ == "__main__":

@@ -14,21 +14,55 @@ import signal
 import socket
 import sys
 import time
+from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 
-from app.child import HOPELESS
+from app.child import HOPELESS, last_words
 from app.factory import create_app
+from app.protocol import configured
 from app.service import Service
 from codebook.errors import BadSetting, SafeCBError
 from codebook.settings import Settings
 
 log = logging.getLogger(__name__)
 
-BIND_PATIENCE_S = 15.0  # a killed predecessor may still be finishing its requests
+BIND_PATIENCE_S = 5.0  # beyond the time for which a predecessor without a supervisor finishes its requests
 TURN_S = 0.0005  # after which a thread that waits for the interpreter gets it: drawing and pictures wait for neither
-LOOK_EVERY_S = 1.0  # whether the engine still works
-DRAIN_S = 10  # how long a stopping server finishes its requests
+LOOK_EVERY_S = 0.1  # for a signal, and whether the engine still works
+BACKLOG = 1024  # connections that wait in the kernel
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, but a signal ends nothing yet: the service takes nothing new from then on; `drain` does the rest."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self.signals: list[signal.Signals] = []
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Note a signal: uvicorn installs this as the handler."""
+        self._service.stopping = True
+        self.signals.append(signal.Signals(sig))
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, with a longer queue in the kernel than what is accepted together."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)
+
+    async def drain(self, seconds: float) -> None:
+        """Wait for the requests that were accepted, for so long or until another signal; then give them up."""
+        left, deadline = set(self.server_state.tasks), time.monotonic() + seconds
+        log.info("%s: the server stops; %d requests are being finished", self.signals[0].name, len(left))
+        while left and time.monotonic() < deadline and len(self.signals) == 1:
+            _, left = await asyncio.wait(left, timeout=LOOK_EVERY_S)
+        if left:
+            why = f"after {seconds:.0f} s (SAFECB_DRAIN_S)" if len(self.signals) == 1 else "on another signal"
+            log.warning("%d requests are given up %s; their callers are told to come again", len(left), why)
+            self._service.give_up()
 
 
 def main() -> int:
@@ -40,20 +74,30 @@ def main() -> int:
             return asyncio.run(_serve(settings, listener))
     except SafeCBError as error:
         log.error("%s", error)
+        last_words(str(error))
         return HOPELESS
+
+
+def end_process(code: int) -> NoReturn:
+    """Exit, whatever threads still do: nothing interrupts a model that loads, and what is on disk is whole anyway."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def bound(settings: Settings) -> socket.socket:
     """Return a socket bound to the address of `settings`. Raises BadSetting where it stays taken or is none of ours."""
-    deadline = time.monotonic() + BIND_PATIENCE_S
+    where, patience_s, began = f"{settings.host}:{settings.port}", settings.drain_s + BIND_PATIENCE_S, None
     while True:
         try:
             return _bind(settings)
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
-                where = f"{settings.host}:{settings.port}"
+            if error.errno != errno.EADDRINUSE or (began is not None and time.monotonic() > began + patience_s):
                 raise BadSetting("SAFECB_HOST, SAFECB_PORT", where, f"a free address ({error.strerror})") from None
-            time.sleep(0.2)
+        if began is None:
+            began = time.monotonic()
+            log.warning("%s is taken; the server waits for it, for at most %.0f s", where, patience_s)
+        time.sleep(0.2)
 
 
 def _bind(settings: Settings) -> socket.socket:
@@ -76,23 +120,24 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     sys.setswitchinterval(TURN_S)
     app = create_app(settings)
     service: Service = app.state.service
-    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=DRAIN_S)
-    server = uvicorn.Server(config)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn handles them while it serves; after a clean end it raises them again, and that shall change nothing.
-        signal.signal(number, signal.SIG_IGN)
+    server = Server(configured(app), service)
+    for number in (signal.SIGTERM, signal.SIGINT):  # also before uvicorn begins, and after it has ended
+        signal.signal(number, server.handle_exit)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    while not serving.done() and not service.is_open and service.failure is None:
-        await asyncio.wait([serving], timeout=0.1)
-    if service.is_open:
-        print(f"Safe-CB is ready at {address(listener)} with codebook {service.live.active.version}", flush=True)
-    while not serving.done() and not service.is_broken and service.failure is None:
+    while not (serving.done() or service.is_open or service.failure or server.signals):
         await asyncio.wait([serving], timeout=LOOK_EVERY_S)
-    broken = service.is_broken
-    server.should_exit |= broken or service.failure is not None
+    if service.is_open and not server.signals:
+        print(f"Safe-CB is ready at {address(listener)} with codebook {service.live.active.version}", flush=True)
+    while not (serving.done() or service.is_broken or service.failure or server.signals):
+        await asyncio.wait([serving], timeout=LOOK_EVERY_S)
+    failure, broken, service.stopping = service.failure, service.is_broken, True
+    if server.signals:
+        await server.drain(settings.drain_s)
+        failure = None
+    server.should_exit = True
     await serving
-    if service.failure is not None:
-        raise service.failure
+    if failure is not None:
+        raise failure
     return 1 if broken else 0
 
 
@@ -103,4 +148,4 @@ def address(listener: socket.socket) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 from app.queue import ImproveQueue
 from app.traffic import LiveTraffic
-from codebook.errors import BadModel, BadNumber, SafeCBError, Unavailable
+from codebook.errors import BadModel, BadNumber, SafeCBError, Stopping, Unavailable
 from codebook.flags import Flags
 from codebook.images import ImageMemory
 from codebook.journal import Journal
@@ -53,14 +53,17 @@ class Service:
         self.traffic = LiveTraffic(self.images, lambda: self.live.active.version)
         self.flags = Flags(settings.home / "flags.db", settings.keep_hours)
         self.failure: SafeCBError | None = None  # why the model could not be opened
+        self.stopping = False  # whether what was accepted is finished, and nothing new is begun
         self._load = load
         self._engine: Engine | None = None
 
     @property
     def engine(self) -> Engine:
-        """The model at work. Raises Unavailable while it is loading, or the reason why it could not be loaded."""
+        """The model at work. Raises Unavailable while it is loading or ends, or why it could not be loaded."""
         if self.failure is not None:
             raise self.failure
+        if self.stopping:
+            raise Stopping
         if self._engine is None:
             raise Unavailable("the model is still loading", retry_after=2)
         if self.is_broken:
@@ -95,6 +98,11 @@ class Service:
             self.failure = BadModel(f"{self.settings.model} cannot be served: {error}")
         else:
             self._engine = Engine(model.facts, batcher, model.check_prompt)
+
+    def give_up(self) -> None:
+        """Fail what is accepted and not finished, with Stopping."""
+        if self._engine is not None:
+            self._engine.batcher.give_up()
 
     def close(self) -> None:
         """Finish what is being drawn and let go of everything. Blocks."""

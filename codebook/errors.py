@@ -9,7 +9,8 @@ SafeCBError
 |- BadModel             a model folder cannot be served; the reason names why
 |- BadNumber            a model, a table or a judge came to NaN or infinity: its image is refused
 `- Unavailable          try again later: Redis away, model still loading
-   `- Busy              the same, because the queue is full
+   |- Busy              the same, because the queue is full
+   `- Stopping          the same, because the server is shutting down
 """
 
 import math
@@ -76,3 +77,10 @@ class Unavailable(SafeCBError):
 
 class Busy(Unavailable):
     """The server has as much to do as it takes on."""
+
+
+class Stopping(Unavailable):
+    """The server takes nothing on any more, or has given up what it had taken on."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down", retry_after=5.0)

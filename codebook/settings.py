@@ -28,6 +28,7 @@ _DEFAULTS = {
     "SAFECB_OPERATOR_KEYS": _UNSET,  # whoever may call may do everything
     "SAFECB_KEEP_IMAGES": "2000",
     "SAFECB_KEEP_HOURS": "24",
+    "SAFECB_DRAIN_S": "30",
 }
 _MODEL = re.compile(r"\S(.*\S)?")
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
@@ -37,6 +38,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?")
 _DTYPE = re.compile(r"auto|float32|bfloat16|float16")
 _CORES = re.compile(r"auto|[1-9][0-9]{0,2}")
 _WHOLE = re.compile(r"[0-9]{1,7}")
+_SECONDS = re.compile(r"[0-9]{1,4}")
 _KEYS = re.compile(r"[!-+\--~]+(,[!-+\--~]+)*")  # printable ASCII; the comma parts the keys
 
 
@@ -55,6 +57,7 @@ class Settings:
     api_keys: the keys a caller may use; empty asks for none.
     operator_keys: the keys with which to improve, move the active version and settle flags; empty asks for none.
     keep_images, keep_hours: how many drawn images are remembered for flags, and for how long; 0 images keeps none.
+    drain_s: for how many seconds a server that stops finishes what it has accepted.
     """
 
     home: Path
@@ -70,6 +73,7 @@ class Settings:
     operator_keys: tuple[str, ...] = field(repr=False)
     keep_images: int
     keep_hours: int
+    drain_s: int
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
@@ -101,6 +105,7 @@ class Settings:
             operator_keys=_keys(values, "SAFECB_OPERATOR_KEYS"),
             keep_images=int(_matching(values, "SAFECB_KEEP_IMAGES", _WHOLE, "a whole number up to 9999999")),
             keep_hours=int(_matching(values, "SAFECB_KEEP_HOURS", _WHOLE, "a whole number of hours up to 9999999")),
+            drain_s=int(_matching(values, "SAFECB_DRAIN_S", _SECONDS, "a whole number of seconds up to 9999")),
         )
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from codebook.errors import Busy, Unavailable
-from engine.calls import Call, Drawn, Line, Part, Refused, Wanted
+from codebook.errors import Busy, Stopping, Unavailable
+from engine.calls import Call, Drawn, Line, Part, Place, Refused, Wanted
 from engine.cores import Cores
 from engine.finisher import Finisher, explained, on_device
 from engine.model import ImageRequest
@@ -51,6 +51,7 @@ class Batcher:
         self._drawing: dict[Slot, Wanted] = {}
         self._line = Line()
         self._refused = Refused()
+        self._unsettled: set[Call] = set()
         self._changed = threading.Condition()  # guards the line, who was refused, and `_closed`
         self._closed = False
         self._step_s = 0.0  # mean seconds from one step to the next, whatever lies between
@@ -65,12 +66,15 @@ class Batcher:
         caller: str = "",
         on_part: Callable[[Part], None] | None = None,
     ) -> Future[list[Drawn]]:
-        """Draw, decode and judge images; the future gives them in order, or BadInput for a prompt not readable.
+        """Draw, decode and judge images; the future gives them in order, or Stopping where `give_up` comes before.
 
         Callers take turns, an image each. `on_part` is called with the first quarters of each image's tokens, in the
-        batcher's thread; it must be quick. Raises Busy when the caller's share of the queue is full, with the time
-        until there is room for it and for those refused before, and Unavailable when closed or broken.
+        batcher's thread; it must be quick. Raises BadInput for a prompt that the model cannot read, Busy when the
+        caller's share of the queue is full, with the time until there is room for it and for those refused before, and
+        Unavailable when closed or broken.
         """
+        for prompt in {request.prompt for request in requests}:
+            self._model.check_prompt(prompt)
         call = Call(list(requests), caller, on_part)
         with self._changed:
             self._refuse_closed()
@@ -80,6 +84,8 @@ class Batcher:
             if call.requests:
                 self._refused.let_in(caller)
                 self._line.join(call)
+                self._unsettled.add(call)
+                call.future.add_done_callback(lambda _: self._unsettled.discard(call))
                 self._changed.notify_all()
             else:
                 call.future.set_result([])
@@ -91,6 +97,13 @@ class Batcher:
             self._refuse_closed()
             return self._finisher.use(function)
 
+    def place(self, future: Future[list[Drawn]]) -> Place:
+        """The place in the queue of the call with this future."""
+        with self._changed:
+            line = self._begins()
+        own = [(i, begin) for i, (begin, wanted) in enumerate(line) if wanted.call.future is future] or [(0, 0)]
+        return Place(own[0][0], (own[-1][1] + self._model.facts.tokens) * self._step_s)
+
     def waiting(self) -> int:
         """How many images wait for their first token."""
         with self._changed:
@@ -100,6 +113,14 @@ class Batcher:
     def broken(self) -> bool:
         """Whether a thread has died: nothing will be drawn any more, and only a new process helps."""
         return self._failure is not None or not (self._closed or self._finisher.alive)
+
+    def give_up(self) -> None:
+        """Accept nothing more, and fail with Stopping what was accepted and is not finished."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for call in list(self._unsettled):
+            call.fail(Stopping())
 
     def close(self) -> None:
         """Accept nothing more, finish what was accepted, end the threads. May be called twice."""
@@ -111,7 +132,7 @@ class Batcher:
 
     def _refuse_closed(self) -> None:
         if self._closed:
-            raise Unavailable("the server is shutting down", retry_after=5.0)
+            raise Stopping
         if self.broken:
             raise Unavailable("the engine has failed; the server starts again", retry_after=10.0)
 
@@ -131,13 +152,17 @@ class Batcher:
 
         If nobody joins or leaves before, and no image begins again. Called with the lock.
         """
+        line = self._begins()
+        begins, own = [begin for begin, _ in line], [begin for begin, wanted in line if wanted.call.caller == caller]
+        waits = [*own[own_over - 1 : own_over], *begins[over - 1 : over]] or begins[-1:]
+        return min(waits, default=0) * self._step_s
+
+    def _begins(self) -> list[tuple[int, Wanted]]:
+        """The waiting images in their order, and in how many steps each begins. Called with the lock."""
         steps = self._model.facts.tokens
         drawing = [(len(slot.rows), steps - slot.step) for slot in self._slots.drawing]
         order = self._line.order()
-        begins = starts(drawing, [rows_of(wanted.request) for wanted in order], self._rows, steps)
-        own = [begin for begin, wanted in zip(begins, order, strict=True) if wanted.call.caller == caller]
-        waits = [*own[own_over - 1 : own_over], *begins[over - 1 : over]] or begins[-1:]
-        return min(waits, default=0) * self._step_s
+        return list(zip(starts(drawing, [rows_of(w.request) for w in order], self._rows, steps), order, strict=True))
 
     def _warm(self) -> None:
         with on_device(self._model.device):
@@ -201,9 +226,9 @@ class Batcher:
             while (wanted := self._line.first()) and rows_of(wanted.request) <= free:
                 free -= rows_of(wanted.request)
                 taken.append(self._line.take())
-        readable = [wanted for wanted in taken if self._is_readable(wanted)]
-        for first in range(0, len(readable), READ_TOGETHER):
-            self._admit(readable[first : first + READ_TOGETHER])
+        awaited = [wanted for wanted in taken if not wanted.call.future.done()]
+        for first in range(0, len(awaited), READ_TOGETHER):
+            self._admit(awaited[first : first + READ_TOGETHER])
 
     def _admit(self, some: list[Wanted]) -> None:
         """Begin images together; where that fails, one by one, so that an error is its own call's alone."""
@@ -215,15 +240,6 @@ class Batcher:
             else:
                 for wanted in some:
                     self._admit([wanted])
-
-    def _is_readable(self, wanted: Wanted) -> bool:
-        """Whether the image's prompt can be read; otherwise its call fails, and no other."""
-        if not wanted.call.future.done():
-            try:
-                self._model.check_prompt(wanted.request.prompt)
-            except Exception as error:  # whatever it is, it belongs to the caller
-                wanted.call.fail(error)
-        return not wanted.call.future.done()
 
     def _tell(self, wanted: Wanted, slot: Slot) -> None:
         if wanted.call.on_part is not None:

@@ -41,6 +41,17 @@ class Part:
     tokens: Tensor
 
 
+@dataclass(frozen=True)
+class Place:
+    """A call's place in the queue: `ahead` images begin before its first; `seconds` until its last one is drawn.
+
+    An estimate: if nobody joins or leaves, and no image begins again.
+    """
+
+    ahead: int
+    seconds: float
+
+
 @dataclass(eq=False)
 class Call:
     """A list of images that somebody asked for. `begun` of them have left the line; `drawn` are finished, by index.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -17,6 +18,7 @@ import uvicorn
 from PIL import Image
 
 from app.factory import create_app
+from app.protocol import configured
 from app.server import address, bound
 from app.service import Load, Service
 from codebook.settings import Settings
@@ -40,8 +42,8 @@ def wait_for(what: str, true: Callable[[], object]) -> None:
 class Server:
     """One running server: its service, its address and a client of it."""
 
-    def __init__(self, service: Service, url: str, http: httpx2.Client) -> None:
-        self.service, self.url, self.http = service, url, http
+    def __init__(self, service: Service, url: str, http: httpx2.Client, connections: Collection[Any]) -> None:
+        self.service, self.url, self.http, self.connections = service, url, http, connections
 
     def post(self, path: str, body: object, **headers: str) -> httpx2.Response:
         return self.http.post(path, json=body, headers=headers)
@@ -73,7 +75,7 @@ def serving(settings: Settings, load: Load = load_model, *, ready: bool = True) 
     """Run a server until the block ends; with `ready`, wait until it can draw."""
     app = create_app(settings, load)
     listener = bound(settings)
-    runner = uvicorn.Server(uvicorn.Config(app, log_config=None))
+    runner = uvicorn.Server(configured(app))
     thread = threading.Thread(target=runner.run, kwargs={"sockets": [listener]})
     thread.start()
     service: Service = app.state.service
@@ -82,7 +84,7 @@ def serving(settings: Settings, load: Load = load_model, *, ready: bool = True) 
         with httpx2.Client(base_url=address(listener), timeout=PATIENCE_S) as http:
             if ready:
                 wait_for("the server is ready", lambda: http.get("/health/ready").status_code == 200)
-            yield Server(service, address(listener), http)
+            yield Server(service, address(listener), http, runner.server_state.connections)
     finally:
         runner.should_exit = True
         thread.join()

@@ -7,7 +7,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ from typing import Any
 import httpx2
 import pytest
 
+from app import drawing
 from engine.loading import load_model
+from engine.model import ImageRequest
+from engine.slot import Slot
 from engine.slots import Served, Slots
 from tests.serving import Server, pixels, serving, settings_in, texts, tiny_model, wait_for
 
@@ -121,15 +124,22 @@ class Gate:
 
     def load(self, name: str, device: str, dtype: str) -> Served:
         model = load_model(name, device, dtype)
-        gate, inner = self, model.check_prompt
+        gate, inner = self, model.slots
 
-        def check_prompt(prompt: str) -> None:
-            if gate.shut:
-                gate.entered.release()
-                gate.open.wait()
-            inner(prompt)
+        def slots(rows: int) -> Slots:
+            made = inner(rows)
+            admit = made.admit
 
-        model.check_prompt = check_prompt  # type: ignore[method-assign]
+            def held(requests: Sequence[ImageRequest]) -> list[Slot]:
+                if gate.shut:
+                    gate.entered.release()
+                    gate.open.wait()
+                return admit(requests)
+
+            made.admit = held  # type: ignore[method-assign]
+            return made
+
+        model.slots = slots  # type: ignore[method-assign]
         return model
 
 
@@ -228,6 +238,47 @@ def test_a_stream_answers_what_is_wrong_with_a_status(server: Server) -> None:
         assert (answer.status_code, answer.json()["field"]) == (422, field)
 
 
+@pytest.mark.fault("F11")
+def test_a_stream_says_immediately_where_it_stands(gated: Server, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing, "SILENT_S", 0.1)
+    batcher, headers = gated.service.engine.batcher, {"Accept": "text/event-stream"}
+    with ThreadPoolExecutor() as callers:
+        first = callers.submit(gated.draw)
+        gate.entered.acquire()
+        rest = [callers.submit(gated.draw, n=8) for _ in range(4)]
+        wait_for("they are in the queue", lambda: batcher.waiting() == 32)
+        with gated.http.stream("POST", "/generate", json={"prompt": "a cat", "n": 2}, headers=headers) as answer:
+            assert answer.status_code == 200
+            assert (answer.headers["cache-control"], answer.headers["x-accel-buffering"]) == ("no-cache", "no")
+            lines = answer.iter_lines()
+            assert next(lines) == "event: queued"
+            place = json.loads(next(lines).removeprefix("data: "))
+            assert place["ahead"] == 32 and place["eta_s"] > 0
+            assert [next(lines) for _ in range(5)] == ["", ": ping", "", ": ping", ""]
+            assert (batcher.waiting(), len(batcher._unsettled)) == (34, 6)
+        wait_for("its images are given up", lambda: len(batcher._unsettled) == 5)
+        gate.open.set()
+        assert {call.result().status_code for call in [first, *rest]} == {200}
+
+
+@pytest.mark.fault("F11")
+def test_what_is_wrong_is_answered_before_the_queue(gated: Server, gate: Gate) -> None:
+    bodies = [({"prompt": "<begin_of_image>"}, 422), ({"prompt": "a", "top_k": 65}, 422)]
+    bodies += [({"prompt": "a", "codebook": "v9"}, 422), ({"prompt": "a"}, 429)]
+    with ThreadPoolExecutor(max_workers=10) as callers:
+        first = callers.submit(gated.draw)
+        gate.entered.acquire()
+        rest = [callers.submit(gated.draw, n=8) for _ in range(8)]
+        wait_for("64 images wait", lambda: gated.service.engine.batcher.waiting() == 64)
+        for accept in ("application/json", "image/png", "text/event-stream"):
+            for body, status in bodies:
+                answer = gated.http.post("/generate", json=body, headers={"Accept": accept})
+                assert answer.status_code == status, (accept, body)
+                assert answer.headers["content-type"] == "application/problem+json"
+        gate.open.set()
+        assert {call.result().status_code for call in [first, *rest]} == {200}
+
+
 def test_a_stream_that_nobody_reads_is_drawn_no_more(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     allowed, step, batcher = threading.Semaphore(5), Slots.step, server.service.engine.batcher
 
@@ -239,7 +290,9 @@ def test_a_stream_that_nobody_reads_is_drawn_no_more(server: Server, monkeypatch
     with httpx2.Client(base_url=server.url) as impatient:
         body, headers = {"prompt": "a long one"}, {"Accept": "text/event-stream"}
         with impatient.stream("POST", "/generate", json=body, headers=headers) as answer:
-            assert next(streamed(answer))[1]["done"] == 4
+            events = streamed(answer)
+            assert next(events) == ("queued", {"ahead": 0, "eta_s": pytest.approx(0, abs=60)})
+            assert next(events)[1]["done"] == 4
     for _ in range(8):  # not enough steps to finish it
         allowed.release()
         time.sleep(0.1)

@@ -13,10 +13,10 @@ from threading import get_ident
 import pytest
 import torch
 
-from codebook.errors import BadInput, Busy, Unavailable
+from codebook.errors import BadInput, Busy, Stopping, Unavailable
 from codebook.value import NO_EXPERT, Codebook, Look, OutputEdit, Router
 from engine.batcher import QUEUE, Batcher
-from engine.calls import Call, Drawn, Line, Part, Refused
+from engine.calls import Call, Drawn, Line, Part, Place, Refused
 from engine.cores import STEP_BACK
 from engine.language import Context
 from engine.loading import load_model
@@ -116,11 +116,10 @@ def test_callers_take_turns(gate: Gate, batcher: Batcher, base: Codebook) -> Non
 
 
 def test_a_bad_prompt_fails_alone(batcher: Batcher, base: Codebook) -> None:
-    bad = batcher.submit_draw([*wanted(base, 1), replace(wanted(base, 2)[0], prompt="<begin_of_image>")])
     good = batcher.submit_draw(wanted(base, 1))
-    assert len(good.result(60)) == 1
     with pytest.raises(BadInput):
-        bad.result(60)
+        batcher.submit_draw([*wanted(base, 1), replace(wanted(base, 2)[0], prompt="<begin_of_image>")])
+    assert len(good.result(60)) == 1
 
 
 def test_a_cancelled_image_frees_its_rows_at_the_next_step(gate: Gate, batcher: Batcher, base: Codebook) -> None:
@@ -174,6 +173,36 @@ def test_a_full_queue_says_when_there_is_room(gate: Gate, batcher: Batcher, base
     assert refused.value.retry_after == 60.0  # in place of 0.5 * (58 + 4 * 28)
     gate.let_all()
     assert len(drawing.result(60)) == 4 and len(waiting.result(60)) == 16
+
+
+@pytest.mark.fault("F11")
+def test_a_call_knows_its_place(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+    drawing = batcher.submit_draw(wanted(base, *range(4)), "a")
+    wait_for("the first step", lambda: gate.steps)
+    behind = batcher.submit_draw(wanted(base, *range(6)), "a")
+    turns = batcher.submit_draw(wanted(base, *range(2)), "b")
+    batcher._step_s = 0.5
+    # Four images fit at once and take 16 steps; "a" and "b" take turns.
+    assert batcher.place(drawing) == Place(0, 0.5 * 16)
+    assert batcher.place(behind) == Place(0, 0.5 * (16 + 16 + 16))
+    assert batcher.place(turns) == Place(1, 0.5 * (16 + 16))
+    gate.let_all()
+    assert [len(call.result(60)) for call in (drawing, behind, turns)] == [4, 6, 2]
+
+
+@pytest.mark.fault("F10")
+def test_what_is_given_up_fails_and_what_is_finished_stays(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+    drawing, waiting = batcher.submit_draw(wanted(base, 1)), batcher.submit_draw(wanted(base, *range(8)))
+    wait_for("the first step", lambda: gate.steps)
+    batcher.give_up()
+    for call in (drawing, waiting):
+        with pytest.raises(Stopping):
+            call.result(0)
+    with pytest.raises(Stopping):
+        batcher.submit_draw(wanted(base, 2))
+    gate.let_all()
+    batcher.close()
+    assert len(gate.steps) == 1 and not batcher.broken
 
 
 def test_a_caller_who_fills_the_queue_keeps_nobody_else_out(gate: Gate, batcher: Batcher, base: Codebook) -> None:

@@ -27,6 +27,7 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         operator_keys=(),
         keep_images=2000,
         keep_hours=24,
+        drain_s=30,
     )
 
 
@@ -44,6 +45,7 @@ def test_everything_can_be_set() -> None:
             "SAFECB_CORES": "6",
             "SAFECB_API_KEYS": "one-key,another~key",
             "SAFECB_OPERATOR_KEYS": "a-third",
+            "SAFECB_DRAIN_S": "0",
         }
     )
     assert (settings.home, settings.store) == (Path("/srv/home"), Path("/srv/codebooks"))
@@ -51,6 +53,7 @@ def test_everything_can_be_set() -> None:
     assert settings.redis_url == "rediss://user:secret@redis.example:6380/2"
     assert (settings.device, settings.dtype, settings.cores) == ("cuda:3", "bfloat16", 6)
     assert (settings.api_keys, settings.operator_keys) == (("one-key", "another~key"), ("a-third",))
+    assert settings.drain_s == 0
 
 
 def test_the_store_moves_with_home() -> None:
@@ -77,6 +80,7 @@ def test_a_relative_home_does_not_move_with_the_working_folder(tmp_path: Path, m
         *(("SAFECB_CORES", value) for value in ("", "0", "-1", "1.5", "all", "1000", "2\n")),
         *(("SAFECB_API_KEYS", value) for value in ("", ",", "a,", "a,,b", "a b", "a, b", "käse", "a\n")),
         *(("SAFECB_OPERATOR_KEYS", value) for value in ("", ",", "a b")),
+        *(("SAFECB_DRAIN_S", value) for value in ("", "-1", "1.5", "10000", "30s")),
         *((key, "1") for key in ("SAFECB_", "SAFECB_PROT", "SAFECB_model")),
     ],
 )

@@ -364,6 +364,26 @@ def test_a_container_s_limit_counts(tmp_path: Path) -> None:
         assert available(tmp_path) == pytest.approx(left, rel=0.2)
 
 
+@pytest.mark.fault("F14")
+@pytest.mark.parametrize(
+    ("limit", "used", "cache"),
+    [
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ],
+)
+def test_a_container_s_file_cache_counts_as_free(tmp_path: Path, limit: str, used: str, cache: str) -> None:
+    (tmp_path / limit).parent.mkdir(exist_ok=True)
+    (tmp_path / limit).write_text("1000\n")
+    (tmp_path / used).write_text("950\n")
+    assert available(tmp_path) == 50  # no memory.stat: nothing is known to be cache
+    stat = (tmp_path / limit).parent / "memory.stat"
+    stat.write_text(f"anon 100\ninactive_anon 20\n{cache} 800\nactive_file 30\n")
+    assert available(tmp_path) == 850
+    stat.write_text(f"{cache} 2000\n")  # the files are read one after the other
+    assert available(tmp_path) == 1000
+
+
 def test_few_unconditional_prompts_are_kept(tiny: Served) -> None:
     drawer = cast(JanusModel, tiny)._drawer
     for length in range(3, 60):
