@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 HOPELESS = 2  # the exit code by which a child says that starting it again cannot help
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 LOOK_EVERY_S = 0.05
+LOST_S = 5.0  # a child at fault for this long, while it runs, is ended and started again
+CHECK_EVERY_S = 1.0
 STEADY_S = 60.0  # a child that lived this long starts afresh with the first pause
 END_S, HURRY_S = 15.0, 5.0  # for a child to end in, after a first signal and after a second one
 MOST_WORDS = 4096  # bytes: what a pipe takes without a reader
@@ -47,7 +49,7 @@ class Child:
     """A process to keep alive. `command` is asked at each start; `pass_fds` are open files that it inherits.
 
     output: where it writes, None for the supervisor's own. mourn(code) is called after each death. end_s: how many
-    seconds it may take to end.
+    seconds it may take to end. fault() says what is wrong with it while it runs, None where nothing is.
     """
 
     name: str
@@ -57,9 +59,11 @@ class Child:
     pass_fds: tuple[int, ...] = ()
     mourn: Callable[[int], None] = lambda code: None
     end_s: float = END_S
+    fault: Callable[[], str | None] = lambda: None
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _pause_s: float = field(default=FIRST_PAUSE_S, init=False)
     _changed: float = field(default=0.0, init=False)  # monotonic time of the last start or death
+    _sound: float = field(default=0.0, init=False)  # monotonic time of the last start or check without fault
     _words: tuple[int, int] = field(default_factory=_pipe, init=False)  # (reader, writer)
 
     def start(self) -> None:
@@ -74,7 +78,7 @@ class Child:
             process_group=0,  # Ctrl-C reaches the supervisor alone, which ends the children in order
             preexec_fn=_die_with(os.getpid()),
         )
-        self._changed = time.monotonic()
+        self._changed = self._sound = time.monotonic()
         log.info("%s runs as process %d", self.name, self.process.pid)
 
     def look(self) -> int | None:
@@ -92,7 +96,20 @@ class Child:
             if code != HOPELESS:
                 log.warning("%s ended with code %d; it starts again in %.1f s", self.name, code, self._pause_s)
             self.mourn(code)
+        else:
+            self._check()
         return code
+
+    def _check(self) -> None:
+        """End it where it runs and has been at fault for LOST_S; the next look starts it again."""
+        since_s = time.monotonic() - self._sound
+        if since_s < CHECK_EVERY_S:
+            return
+        if (fault := self.fault()) is None:
+            self._sound = time.monotonic()
+        elif since_s > LOST_S:
+            log.warning("%s runs, but %s; it is ended and starts again", self.name, fault)
+            self.stop(hurry=lambda: True)
 
     def reason(self) -> str:
         """Why it cannot go on: its last words, or where it has written them."""

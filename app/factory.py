@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from app import problems, routes_codebooks, routes_flags, routes_generate, routes_health, routes_jobs, routes_traffic
 from app.door import Door
 from app.limits import BodyLimit
+from app.queue import listen
 from app.service import Load, Service
 from app.upkeep import keep_up
 from app.watcher import follow
@@ -41,7 +42,7 @@ def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     ended = Event()
-    threads = [_begun(_watch, service, ended), _begun(keep_up, service, ended)]
+    threads = [_begun(work, service, ended) for work in (_watch, keep_up, _listen)]
     yield
     ended.set()
     await run_in_threadpool(_let_end, [*threads, _begun(service.close)])
@@ -64,3 +65,7 @@ def _watch(service: Service, ended: Event) -> None:
     service.open()
     if service.failure is None:
         follow(service.live, service.settings.redis_url, ended)
+
+
+def _listen(service: Service, ended: Event) -> None:
+    listen(service.queue, ended)

@@ -1,4 +1,4 @@
-"""The door to the queue: hands jobs to the worker by name, and tells whether Redis answers.
+"""The door to the queue: hands jobs to the worker by name, and finds out whether that works.
 
 Knows Redis and the worker's dotted name. The journal holds the truth: a job that could not be enqueued is not lost,
 the worker finds it in the journal once Redis is back.
@@ -7,6 +7,7 @@ the worker finds it in the journal once Redis is back.
 from __future__ import annotations
 
 import logging
+from threading import Event
 
 from redis import Redis, RedisError
 from redis.backoff import NoBackoff
@@ -14,6 +15,9 @@ from redis.retry import Retry
 from rq import Queue
 from rq.command import send_stop_job_command
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
+from rq.worker_registration import get_keys
+
+from app.queue_state import Heartbeats, QueueState, fault
 
 log = logging.getLogger(__name__)
 
@@ -22,28 +26,34 @@ FUNCTION = "worker.jobs.improve"
 TIMEOUT_S = 24 * 3600  # a net for a hung job; a user ends one sooner
 KEEP_S = 3600  # the queue's own row; the record that counts is in the journal
 PATIENCE_S = 1.0  # how long a request may wait for Redis
+LOOK_EVERY_S = 2.0
+PROBE = "rq:safecb:probe"  # below rq:, so that a user who may write the queue's keys alone may write it
+PROBE_TTL_S = 60
 
 
 class ImproveQueue:
-    """The queue in the Redis at `url`; None is a Redis that never answers. Thread-safe."""
+    """The queue in the Redis at `url`; None is a Redis that never answers. Thread-safe.
+
+    state: as `look` or a failed `put` found it last.
+    """
 
     def __init__(self, url: str | None) -> None:
-        self._redis = url and Redis.from_url(
-            url, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S, retry=Retry(NoBackoff(), 0)
-        )
+        self._redis = None if url is None else _client(url)
+        self._url = url
+        self._heartbeats = Heartbeats()
+        self.state = QueueState("unknown", None, self._heartbeats.deaf())
 
-    def put(self, job_id: str) -> bool:
-        """Enqueue an improve job; False where Redis does not answer and the job waits in the journal alone."""
+    def put(self, job_id: str) -> None:
+        """Enqueue an improve job; where Redis takes none, `state` says why and the job waits in the journal alone."""
         if not self._redis:
-            return False
+            return
         try:
             Queue(QUEUE, connection=self._redis, serializer="json").enqueue_call(
                 FUNCTION, args=(job_id,), job_id=job_id, timeout=TIMEOUT_S, result_ttl=KEEP_S, failure_ttl=KEEP_S
             )
         except RedisError as error:
             log.warning("job %s waits in the journal: %s", job_id, error)
-            return False
-        return True
+            self._note(self._failed(error), str(error))
 
     def stop(self, job_id: str) -> None:
         """Ask the worker to kill a running job now; where that fails, the job ends itself at its next step."""
@@ -54,14 +64,54 @@ class ImproveQueue:
         except (RedisError, NoSuchJobError, InvalidJobOperation) as error:
             log.info("job %s was not stopped at once: %s", job_id, error)
 
-    def answers(self) -> bool:
-        """Whether Redis answers now."""
+    def look(self) -> None:
+        """Find out the state by a write over a new connection: old ones may outlive the address. Blocks for seconds."""
+        if self._url is None:
+            self._note(self._failed(ConnectionError()), "no Redis is set")
+            return
         try:
-            return bool(self._redis and self._redis.ping())
-        except RedisError:
-            return False
+            with _client(self._url) as redis:
+                redis.set(PROBE, "written to see whether it can be", ex=PROBE_TTL_S)
+                workers = sorted(get_keys(Queue(QUEUE, connection=redis)))
+                with redis.pipeline(transaction=False) as pipeline:
+                    for worker in workers:
+                        pipeline.hget(worker, "last_heartbeat")
+                    beats = dict(zip(workers, pipeline.execute(), strict=True))
+        except RedisError as error:
+            self._note(self._failed(error), str(error))
+        else:
+            self._note(QueueState("ok", None, self._heartbeats.heard(beats)))
 
     def close(self) -> None:
         """Close the connections."""
         if self._redis:
             self._redis.close()
+
+    def _failed(self, error: Exception) -> QueueState:
+        return QueueState(*fault(error), self._heartbeats.deaf())
+
+    def _note(self, state: QueueState, error: str = "") -> None:
+        """Take `state` on; what changed is logged, once."""
+        before, self.state = self.state, state
+        if state.redis != before.redis and state.reason is not None:
+            log.warning("jobs cannot be queued: Redis is %s, %s: %s", state.redis, state.reason, error)
+        elif state.redis != before.redis and before.reason is not None:
+            log.warning("jobs can be queued again")
+        match before.worker.state, state.worker.state:
+            case (("heard" | "unknown"), "silent"):
+                log.warning("no worker has been heard of since %s", state.worker.since)
+            case "silent", "heard":
+                log.warning("a worker is heard of again")
+
+
+def listen(queue: ImproveQueue, ended: Event) -> None:
+    """Keep the state of `queue` fresh until `ended`: the work of a thread of its own."""
+    while not ended.is_set():
+        queue.look()
+        ended.wait(LOOK_EVERY_S)
+
+
+def _client(url: str) -> Redis[bytes]:
+    return Redis.from_url(
+        url, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S, retry=Retry(NoBackoff(), 0)
+    )

@@ -3,30 +3,43 @@
     home/redis/.lock    held by the redis-server itself, so that the lock lives exactly as long as it does
     home/redis/data/    the append-only file; may be lost, since the truth lives in the journal and the store
 
-Knows how to start it. Knows nothing of processes and their restarts.
+    home/redis/data.damaged.N/    data that a Redis could not read, never deleted here
+
+Knows how to start it, and what its log says of a start that failed. Knows nothing of processes and their restarts.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import shutil
+import socket
 import stat
 import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from urllib.parse import quote
 
 from codebook.errors import BadSetting, Conflict
 
+log = logging.getLogger(__name__)
+
 OLDEST = (6, 2)
 LONGEST_SOCKET_PATH = 100  # bytes; the kernel's limit is about 107, and beyond it Redis makes no socket
 LOCK_PATIENCE_S = 10.0  # a killed predecessor's Redis is on its way out
+# What a Redis of 6.2 or later logs of data that it cannot read. A disk that fails says "Unrecoverable error".
+_DAMAGE = re.compile(
+    "(?<!Unrecoverable error )reading the append only file|AOF manifest"
+    "|Internal error in RDB|RDB format version|Error reading the RDB preamble"
+)
+_WARNING = re.compile(r"^\d+:\w [^#]*# (.+)$", re.MULTILINE)  # a line of its log at the level of warnings
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,7 @@ class EmbeddedRedis:
     def prepare(cls, home: Path, patience_s: float = LOCK_PATIENCE_S) -> EmbeddedRedis:
         """Find the program, make the folder, lock it. Raises BadSetting for no program, Conflict for a held lock."""
         folder = home / "redis"
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "data").mkdir(parents=True, exist_ok=True)
         program = find_program(os.environ.get("PATH", ""))
         return cls(program, folder, socket_path(folder), _lock(folder / ".lock", patience_s))
 
@@ -53,14 +66,12 @@ class EmbeddedRedis:
 
     @property
     def command(self) -> list[str]:
-        """The command line; the folder for its data is made."""
-        data = self.folder / "data"
-        data.mkdir(exist_ok=True)
+        """The command line."""
         options = {
             "port": "0",
             "unixsocket": str(self.socket),
             "unixsocketperm": "700",
-            "dir": str(data),
+            "dir": str(self.folder / "data"),
             "save": "",
             "appendonly": "yes",
             "appendfsync": "everysec",
@@ -68,12 +79,45 @@ class EmbeddedRedis:
         }
         return [str(self.program), *(part for key, value in options.items() for part in (f"--{key}", value))]
 
-    def set_data_aside(self) -> None:
-        """Move the data out of the way, after a start that failed on them; only the last damaged set is kept."""
-        damaged = self.folder / "data.damaged"
-        if damaged.exists():
-            shutil.rmtree(damaged)
-        (self.folder / "data").rename(damaged)
+    def fault(self) -> str | None:
+        """Say what is wrong with a running server as a new connection sees it; old ones outlive a removed socket."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.setblocking(False)
+            try:
+                connection.connect(str(self.socket))
+            except BlockingIOError:  # it is there, and busy
+                return None
+            except OSError as error:
+                return f"nothing answers at {self.socket} ({error.strerror})"
+        return None
+
+    def mend(self, said: str) -> None:
+        """After a start that failed, of which its log `said` this: name the reason; set damaged data aside.
+
+        Sound data stay: the next start, which may find the reason gone, needs them.
+        """
+        data = self.folder / "data"
+        try:
+            if is_damage(said):
+                aside = next(path for n in count(1) if not (path := self.folder / f"data.damaged.{n}").exists())
+                data.rename(aside)
+                log.warning("Redis starts without its data, which it cannot read; they are now in %s", aside)
+            else:
+                log.error("Redis cannot start: %s", self._reason(said))
+            data.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            log.error("Redis cannot start: %s", error)
+
+    def _reason(self, said: str) -> str:
+        if self.socket.exists() and not self.socket.is_socket():
+            return f"{self.socket} is in the way of its socket; move it elsewhere"
+        lines = _WARNING.findall(said) or said.split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "its log does not say why")
+
+
+def is_damage(said: str) -> bool:
+    """Whether a Redis that logged `said` could not start because its data are damaged."""
+    return _DAMAGE.search(said) is not None
 
 
 def find_program(search: str) -> Path:

@@ -23,12 +23,12 @@ async def live() -> dict[str, str]:
 @router.get("/health/ready")
 def ready(service: ServiceOf, response: Response) -> dict[str, Any]:
     """Tell whether images can be drawn: 503 until the model has drawn its first. Redis is not needed for that."""
-    redis = "ok" if service.queue.answers() else "unreachable"
+    queue = service.queue.state.report()
     try:
         facts, (active, content_hash) = service.engine.facts, service.live.following()
     except SafeCBError as error:
         response.status_code = 503
-        return {"status": "unready", "reason": str(error), "redis": redis}
+        return {"status": "unready", "reason": str(error), **queue}
     return {
         "status": "ready",
         "model": facts.model_id,
@@ -37,7 +37,7 @@ def ready(service: ServiceOf, response: Response) -> dict[str, Any]:
         "epoch": active.epoch,
         "refused": service.live.last_error,
         "bad_numbers": service.traffic.bad_numbers(active.version),
-        "redis": redis,
+        **queue,
     }
 
 

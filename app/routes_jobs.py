@@ -40,19 +40,19 @@ async def improve(asked: Improve, service: ServiceOf, response: Response) -> Job
     await run_in_threadpool(_check_prompts, service.engine, asked.prompts or ())
     record = await run_in_threadpool(_begin, service, asked.model_dump())
     response.headers["Location"] = f"/jobs/{record.id}"
-    return _told(record)
+    return _told(record, service)
 
 
 @router.get("/jobs")
 def jobs(service: ServiceOf) -> list[Job]:
     """List all jobs, newest first."""
-    return [_told(record) for record in service.journal.list()]
+    return [_told(record, service) for record in service.journal.list()]
 
 
 @router.get("/jobs/{id}")
 def job(id: str, service: ServiceOf) -> Job:
     """Tell how far a job is."""
-    return _told(service.journal.get(id))
+    return _told(service.journal.get(id), service)
 
 
 def _known_job(id: str, service: ServiceOf) -> str:
@@ -78,7 +78,7 @@ async def events(
             after = event["id"]
             yield ServerSentEvent(data=event, event=event["event"], id=str(after))
         if record.ended:
-            yield ServerSentEvent(data=_told(record), event="end")
+            yield ServerSentEvent(data=_told(record, service), event="end")
             return
         if service.stopping:
             yield ServerSentEvent(retry=RECONNECT_MS)
@@ -92,10 +92,11 @@ def cancel(id: str, service: ServiceOf) -> Job:
     record = service.journal.get(id)
     if record.status == "queued":
         with suppress(Conflict):  # a worker has just begun it
-            return _told(service.journal.update(id, attempt=record.attempt, status="cancelled", cancel_requested=True))
+            ended = service.journal.update(id, attempt=record.attempt, status="cancelled", cancel_requested=True)
+            return _told(ended, service)
     record = service.journal.update(id, cancel_requested=True)
     service.queue.stop(id)
-    return _told(record)
+    return _told(record, service)
 
 
 def _check_prompts(engine: Engine, prompts: Sequence[str]) -> None:
@@ -109,16 +110,16 @@ def _check_prompts(engine: Engine, prompts: Sequence[str]) -> None:
 
 def _begin(service: Service, request: dict[str, Any]) -> JobRecord:
     record = service.journal.create(IMPROVE, request)
-    if not service.queue.put(record.id):
-        waiting = {**record.progress, "message": "waits for Redis"}
-        with suppress(Conflict):  # a worker has just begun it
-            return service.journal.update(record.id, attempt=record.attempt, progress=waiting)
+    service.queue.put(record.id)
     return record
 
 
-def _told(record: JobRecord) -> Job:
+def _told(record: JobRecord, service: Service) -> Job:
     here = f"/jobs/{record.id}"
     links = {"self": here, "events": f"{here}/events"}
     if (version := (record.result or {}).get("version")) is not None:
         links["report"] = f"/codebooks/{version}/report"
-    return Job(**asdict(record), links=links)
+    progress = record.progress
+    if record.ended is None:
+        progress = {**progress, "message": service.queue.state.message(record.status, progress["message"])}
+    return Job(**{**asdict(record), "progress": progress}, links=links)

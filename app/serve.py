@@ -30,6 +30,7 @@ ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_DYNAMIC": "FALSE"}
 OVERRULES = {"MKL_NUM_THREADS", "MKL_DOMAIN_NUM_THREADS", "OMP_THREAD_LIMIT"}
 LOOK_EVERY_S = 0.2
 BEYOND_DRAIN_S = 10.0  # for a server to end in when it has finished its requests or given them up
+MOST_LOG = 65536  # bytes of Redis' log that are read after its death
 
 
 def main() -> int:
@@ -96,13 +97,18 @@ def server_environ(environ: Mapping[str, str]) -> dict[str, str]:
 def _redis(redis: EmbeddedRedis, environ: dict[str, str], files: ExitStack, logs: Path) -> Child:
     files.callback(os.close, redis.lock)
 
-    def mourn(code: int) -> None:
-        if code == 1:  # it could not start: what it keeps can be lost, a queue that never starts cannot
-            log.warning("Redis starts again without its data, which are kept beside")
-            redis.set_data_aside()
+    log_file = files.enter_context((logs / "redis.log").open("a+b"))
+    read = log_file.tell()
 
-    log_file = files.enter_context((logs / "redis.log").open("ab"))
-    return Child("redis", lambda: redis.command, environ, log_file, (redis.lock,), mourn)
+    def mourn(code: int) -> None:
+        nonlocal read
+        end = log_file.seek(0, os.SEEK_END)
+        log_file.seek(max(read, end - MOST_LOG))
+        said, read = log_file.read().decode(errors="replace"), end
+        if code == 1:  # it could not start
+            redis.mend(said)
+
+    return Child("redis", lambda: redis.command, environ, log_file, (redis.lock,), mourn, redis.fault)
 
 
 def supervise(kept: list[Child], signals: list[signal.Signals]) -> Child | None:

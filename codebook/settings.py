@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from codebook.errors import BadSetting
+from codebook.redis_url import check_redis_url
 
 _UNSET = ""  # never a value: an empty one is refused
 _DEFAULTS = {
@@ -33,7 +34,6 @@ _DEFAULTS = {
 _MODEL = re.compile(r"\S(.*\S)?")
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _PORT = re.compile(r"[0-9]{1,5}")
-_REDIS_URL = re.compile(r"(rediss?|unix)://\S+")
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?")
 _DTYPE = re.compile(r"auto|float32|bfloat16|float16")
 _CORES = re.compile(r"auto|[1-9][0-9]{0,2}")
@@ -90,7 +90,7 @@ class Settings:
                 raise BadSetting(key, value, "a value; leave the variable unset for its default")
         values = _DEFAULTS | given
         home = _folder(values, "SAFECB_HOME")
-        redis_url = values["SAFECB_REDIS_URL"] and _redis_url(values)
+        redis_url = values["SAFECB_REDIS_URL"] and check_redis_url("SAFECB_REDIS_URL", values["SAFECB_REDIS_URL"])
         return cls(
             home=home,
             model=_matching(values, "SAFECB_MODEL", _MODEL, '"embedded", a model folder or a hub name'),
@@ -142,14 +142,6 @@ def _port(values: Mapping[str, str]) -> int:
 def _cores(values: Mapping[str, str]) -> int | None:
     chosen = _matching(values, "SAFECB_CORES", _CORES, "auto, or a whole number from 1 to 999")
     return None if chosen == "auto" else int(chosen)
-
-
-def _redis_url(values: Mapping[str, str]) -> str:
-    url = values["SAFECB_REDIS_URL"]
-    if not _REDIS_URL.fullmatch(url):
-        masked = re.sub(r"//.*@", "//***@", url)
-        raise BadSetting("SAFECB_REDIS_URL", masked, "redis://, rediss:// or unix:// and an address")
-    return url
 
 
 def _keys(values: Mapping[str, str], name: str) -> tuple[str, ...]:

@@ -103,7 +103,7 @@ def test_a_finished_job_links_its_report(server: Server) -> None:
 def test_a_hint_is_heard(server: Server, redis: EmbeddedRedis) -> None:
     with Redis.from_url(redis.url) as connection:
         wait_for("the server listens", lambda: connection.publish(HINT_CHANNEL, "v1") == 1)
-    assert server.http.get("/health/ready").json()["redis"] == "ok"
+    wait_for("health tells", lambda: server.http.get("/health/ready").json()["redis"] == "ok")
 
 
 def test_without_redis_a_job_is_kept_and_found_by_the_worker(model: Path, tmp_path: Path) -> None:
@@ -113,7 +113,10 @@ def test_without_redis_a_job_is_kept_and_found_by_the_worker(model: Path, tmp_pa
         ready = server.http.get("/health/ready")
         assert (ready.status_code, ready.json()["redis"]) == (200, "unreachable")
         answer = server.post("/improve", {})
-        assert (answer.status_code, answer.json()["progress"]["message"]) == (202, "waits for Redis")
+        assert (answer.status_code, answer.json()["progress"]["message"]) == (
+            202,
+            "waits for Redis: it does not answer",
+        )
         journal, job = server.service.journal, answer.json()["id"]
     with embedded_redis(tmp_path) as redis, Redis.from_url(redis.url) as connection:
         waiting = Queue(station.QUEUE, connection=connection, serializer="json")

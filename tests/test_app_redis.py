@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from app import redis_server
-from app.queue import ImproveQueue
-from app.redis_server import EmbeddedRedis, find_program, socket_path
+from app.redis_server import EmbeddedRedis, find_program, is_damage, socket_path
 from codebook.errors import BadSetting, Conflict
-from tests.redis_home import embedded_redis
+from tests.redis_home import answers, embedded_redis
 
 
 def script(folder: Path, text: str) -> Path:
@@ -28,9 +28,7 @@ def script(folder: Path, text: str) -> Path:
 def test_it_answers_and_only_its_owner_may_ask(tmp_path: Path) -> None:
     with embedded_redis(tmp_path) as redis:
         assert stat.S_IMODE(redis.socket.stat().st_mode) == 0o700
-        queue = ImproveQueue(redis.url)
-        assert queue.answers()
-        queue.close()
+        assert answers(redis.url)
 
 
 def test_a_second_one_on_the_folder_is_refused(tmp_path: Path) -> None:
@@ -52,9 +50,7 @@ def test_the_lock_lives_as_long_as_the_server_itself(tmp_path: Path) -> None:
 
 def test_a_home_with_odd_letters_has_a_url_that_finds_it(tmp_path: Path) -> None:
     with embedded_redis(tmp_path / "a b%41#?é") as redis:
-        queue = ImproveQueue(redis.url)
-        assert queue.answers()
-        queue.close()
+        assert answers(redis.url)
 
 
 def test_a_long_path_gets_a_private_socket_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,3 +86,28 @@ def test_no_program_at_all_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(redis_server, "find_spec", lambda name: None)
     with pytest.raises(BadSetting, match=r"safecb\[embedded\]"):
         find_program("")
+
+
+@pytest.mark.fault("F23")
+@pytest.mark.parametrize(
+    ("data", "damaged"),
+    [
+        (b"*2\r\n$6\r\nSELECT\r\n$1\r\n0\r\nnonsense\r\n", True),
+        (b"*1\r\n$4\r\nNOPE\r\n", True),
+        (b"\0" * 1000, True),
+        (b"REDIS0099\xfa\x09redis-ver", True),  # a newer Redis wrote it
+        (b"REDIS0009\xfa\x09redis-ver\x066.2.14", True),  # cut off
+        (None, False),  # a folder in place of the file
+    ],
+)
+def test_only_damaged_data_are_taken_for_damaged(tmp_path: Path, data: bytes | None, damaged: bool) -> None:
+    redis = EmbeddedRedis.prepare(tmp_path)
+    file = tmp_path / "redis" / "data" / "appendonly.aof"
+    if data is None:
+        file.mkdir()
+    else:
+        file.write_bytes(data)
+    ended = subprocess.run(redis.command, stdout=subprocess.PIPE, text=True, check=False, timeout=60)
+    os.close(redis.lock)
+    assert (ended.returncode, is_damage(ended.stdout)) == (1, damaged), ended.stdout
+    assert file.exists()

@@ -6,6 +6,8 @@ from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
+from redis import Redis
+from rq.connections import get_connection_kwargs
 
 from codebook.errors import BadSetting
 from codebook.settings import Settings
@@ -122,3 +124,82 @@ def test_a_repr_does_not_tell_a_secret() -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         Settings.from_environ({}).port = 1  # type: ignore[misc]
+
+
+BROKEN_USERINFO = [
+    "redis://:hunter2/verysecret@host:6379/0",
+    "redis://:hunter2#verysecret@host",
+    "redis://user:hunter2?verysecret@host",
+    "redis://:hunter2?verysecret=1@host",
+    "redis://:hunter2?db=verysecret@host",
+    "redis://:12/verysecret@host",
+    "redis://:12#verysecret@host",
+    "redis://verysecret/hunter2@host",
+    "rediss://:hunter2[verysecret@host:6379",
+    "rediss://:hunter2 verysecret@host:6379",
+    "unix://:hunter2/verysecret?x@/run/redis.sock",
+    "unix://:hunter2#verysecret@/run/redis.sock",
+]
+BAD_ADDRESS = [
+    *(f"redis://:hunter2@{rest}" for rest in ("host:0", "host:65536", "host:verysecret", "host:1:2", "host:-1")),
+    *(f"redis://:hunter2@{rest}" for rest in ("[::1", "[zz]:1", "a..b", "%00", "host ", "host\n", f"{'a' * 64}")),
+    *(f"redis://:hunter2@host/{rest}" for rest in ("x", "0/1", "-1", "0 ", "0#x", "0#", "65536", "0@0")),
+    *(f"redis://:hunter2@host?{rest}" for rest in ("foo=bar", "verysecret", "db=x", "db=", "db=-1", "db=1&db=2")),
+    *(f"redis://:hunter2@host?{rest}" for rest in ("socket_timeout=abc", "socket_timeout=0", "socket_timeout=nan")),
+    *(f"redis://:hunter2@host?{rest}" for rest in ("protocol=9", "decode_responses=true", "retry=1", "host=x")),
+    *(f"redis://:hunter2@host?{rest}" for rest in ("ssl_cert_reqs=none", "health_check_interval=x", "path=/x")),
+    *(f"rediss://host?{rest}" for rest in ("ssl_cert_reqs=verysecret", "ssl_check_hostname=verysecret")),
+    "redis://host?password=hunter2&verysecret=1",
+    "unix://",
+    "unix://:hunter2@",
+    "unix://folder/redis.sock",
+    "unix:///a folder/redis.sock",
+    "unix:///a%00b/redis.sock",
+    "unix:///run/redis.sock/?foo=bar",
+    "unix:///" + "long/" * 25,
+]
+
+
+@pytest.mark.fault("F20")
+@pytest.mark.parametrize("url", BROKEN_USERINFO + BAD_ADDRESS)
+def test_a_redis_url_that_cannot_work_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(BadSetting) as refused:
+        Settings.from_environ({"SAFECB_REDIS_URL": url})
+    assert refused.value.field == "SAFECB_REDIS_URL"
+    said = str(refused.value) + repr(refused.value.value)
+    assert not any(part in said for part in ("hunter2", "verysecret"))
+    assert refused.value.__context__ is None  # urllib's own error holds parts of the address
+    assert "percent-encode" in said or url in BAD_ADDRESS
+
+
+@pytest.mark.fault("F20")
+@pytest.mark.parametrize(
+    ("url", "connection"),
+    [
+        ("redis://host", {"host": "host"}),
+        ("redis://:hunter%2F2@host:6380/", {"host": "host", "port": 6380, "password": "hunter/2"}),
+        ("redis://user:p%40%23@host/3", {"username": "user", "password": "p@#", "db": 3}),
+        ("redis://user:p@ss@host/3", {"password": "p@ss", "host": "host"}),
+        ("redis://[::1]:6379/1", {"host": "::1", "port": 6379, "db": 1}),
+        ("redis://under_score?db=2&socket_timeout=1.5", {"host": "under_score", "db": 2, "socket_timeout": 1.5}),
+        ("redis://host?socket_keepalive=yes&health_check_interval=30&protocol=2", {"health_check_interval": 30}),
+        ("rediss://host:6380/0?ssl_cert_reqs=none&ssl_check_hostname=false", {"ssl_cert_reqs": "none"}),
+        ("rediss://host?ssl_ca_certs=/etc/a@b/ca.pem", {"ssl_ca_certs": "/etc/a@b/ca.pem"}),
+        ("unix:///run/redis.sock", {"path": "/run/redis.sock"}),
+        ("unix:///a%20b%2541%23%3F@%C3%A9/redis.sock?db=1", {"path": "/a b%41#?@é/redis.sock", "db": 1}),
+        ("unix://user:secret@/run/redis.sock?password=other", {"username": "user", "path": "/run/redis.sock"}),
+    ],
+)
+def test_a_redis_url_that_is_accepted_means_the_same_to_the_client_and_to_a_jobs_process(
+    url: str, connection: dict[str, object]
+) -> None:
+    accepted = Settings.from_environ({"SAFECB_REDIS_URL": url}).redis_url
+    assert accepted == url
+    with Redis.from_url(accepted) as redis:
+        redis.connection_pool.make_connection()
+        kwargs = get_connection_kwargs(redis)
+    assert connection.items() <= kwargs.items()
+    if "path" in kwargs:
+        kwargs["unix_socket_path"] = kwargs.pop("path")
+    kwargs = {key: value for key, value in kwargs.items() if key not in ("retry", "driver_info")}
+    Redis(**eval(repr(kwargs))).close()  # as RQ makes a job's process

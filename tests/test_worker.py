@@ -39,9 +39,11 @@ from worker.station import QUEUE
 
 ROOT = Path(__file__).parent.parent
 WORKER = (
-    "import os, sys; from codebook.settings import Settings; from tests.scripted import ScriptedJob;"
-    "from worker.main import work; sys.exit(work(Settings.from_environ(os.environ), ScriptedJob))"
+    "import logging, os, sys; from codebook.settings import Settings; from tests.scripted import ScriptedJob;"
+    "from worker.main import work; logging.basicConfig(level=logging.INFO);"
+    "sys.exit(work(Settings.from_environ(os.environ), ScriptedJob))"
 )
+WAITS, OVER = "waiting for a Redis that can be used", "Redis can be used again"
 PATIENCE_S = 90.0  # far beyond what anything here takes, for a busy machine
 
 
@@ -92,15 +94,31 @@ class House:
         self.redis = Redis.from_url(redis.url)
         self.queue = Queue(QUEUE, connection=self.redis, job_class=ScriptedJob, serializer="json")
         self.workers: list[subprocess.Popen[bytes]] = []
+        self.log = home / "worker.log"
+
+    @property
+    def told(self) -> str:
+        """What the workers have printed so far."""
+        return self.log.read_text() if self.log.exists() else ""
+
+    def connections(self) -> int:
+        """How many connections Redis has taken so far."""
+        count: int = self.redis.info("stats")["total_connections_received"]
+        return count
 
     @property
     def store(self) -> CodebookStore:
         return CodebookStore(self.settings.store)
 
     def worker(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", WORKER], cwd=ROOT, env={**os.environ, **self.environ, "OMP_NUM_THREADS": "1"}
-        )
+        with self.log.open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-c", WORKER],
+                cwd=ROOT,
+                env={**os.environ, **self.environ, "OMP_NUM_THREADS": "1"},
+                stdout=output,
+                stderr=output,
+            )
         self.workers.append(process)
         return process
 
@@ -320,14 +338,76 @@ def test_a_redis_restart_in_the_middle_loses_nothing(house: House) -> None:
     house.allow(2)  # the horse goes on without Redis, and publishes
     record = house.wait_ended(job)
     assert (record.status, house.published(job)) == ("finished", [1, 2])
-    worker.wait()
-    assert worker.returncode == 1
-    waiting = house.worker()  # started before Redis is back, as a supervisor would
+    wait_for("the worker waits", lambda: house.told.count(WAITS) == 1)
     house.redis_process.start()
     second = house.job(rounds=1)
     assert house.wait_ended(second).status == "finished"
     assert house.journal.get(job) == record
-    assert waiting.poll() is None
+    assert worker.poll() is None and "Traceback" not in house.told
+
+
+FAULTS = {  # what makes a Redis unfit, what mends it, and what it says of itself
+    "read-only": (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"), "read only replica"),
+    "full": (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"), "maxmemory"),
+    "locked": (("CONFIG", "SET", "requirepass", "secret"), ("CONFIG", "SET", "requirepass", ""), "authenticate"),
+    "no writes": (("ACL", "SETUSER", "default", "-set"), ("ACL", "SETUSER", "default", "+set"), "no permissions"),
+    "no queue": (("ACL", "SETUSER", "default", "-blpop"), ("ACL", "SETUSER", "default", "+blpop"), "no permissions"),
+}
+
+
+@pytest.mark.fault("F21")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_worker_waits_with_one_line_for_a_redis_that_can_be_used(house: House, fault: str) -> None:
+    unfit, fit, reason = FAULTS[fault]
+    house.allow(1)
+    house.redis.execute_command(*unfit)
+    job = house.job(enqueue=False)
+    worker = house.worker()
+    wait_for("the worker waits", lambda: WAITS in house.told)
+    tries = house.connections()
+    wait_for("it has tried again several times", lambda: house.connections() >= tries + 4)
+    assert (house.told.count(WAITS), house.told.count(OVER), worker.poll()) == (1, 0, None)
+    assert reason in house.told
+    house.redis.execute_command(*fit)
+    assert house.wait_ended(job).status == "finished"
+    wait_for("the worker says so", lambda: OVER in house.told)
+    assert (house.told.count(WAITS), house.told.count(OVER), worker.poll()) == (1, 1, None)
+    assert "Traceback" not in house.told and "secret" not in house.told
+
+
+@pytest.mark.fault("F21")
+@pytest.mark.parametrize("fault", ["read-only", "full"])
+def test_a_redis_that_becomes_unfit_under_a_job_and_an_idle_worker(house: House, fault: str) -> None:
+    unfit, fit, reason = FAULTS[fault]
+    house.allow(1)
+    job = house.job(rounds=2)
+    worker = house.worker()
+    house.wait_begun(2)
+    house.redis.execute_command(*unfit)
+    house.allow(2)  # the job needs no Redis
+    assert house.wait_ended(job).status == "finished"
+    wait_for("the worker waits", lambda: WAITS in house.told)
+    assert reason in house.told
+    house.redis.execute_command(*fit)
+    wait_for("the worker says so", lambda: OVER in house.told)
+    second = house.job(rounds=1)
+    assert house.wait_ended(second).status == "finished"
+    assert (house.told.count(WAITS), house.told.count(OVER), worker.poll()) == (1, 1, None)
+    assert "Traceback" not in house.told
+
+
+@pytest.mark.fault("F23")
+def test_a_job_that_could_not_reach_redis_by_its_address_is_not_begun(house: House) -> None:
+    house.allow(1)
+    worker = house.worker()
+    wait_for("the worker listens", lambda: "Listening" in house.told)
+    house.connections()  # the test has one too, from now on
+    house.redis_process.socket.rename(house.redis_process.folder / "elsewhere")  # connections there are live on
+    job = house.job()
+    wait_for("the worker waits", lambda: WAITS in house.told)
+    (house.redis_process.folder / "elsewhere").rename(house.redis_process.socket)
+    assert house.wait_ended(job).status == "finished"
+    assert worker.poll() is None and "Traceback" not in house.told
 
 
 def test_a_queue_that_forgot_everything_is_filled_again(house: House) -> None:

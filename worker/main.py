@@ -1,18 +1,19 @@
-"""The worker process: reads the settings, waits for Redis, works until it is told to stop.
+"""The worker process: reads the settings, waits for a Redis that can be used, works until it is told to stop.
 
-It exits when Redis goes away for good; whoever supervises it (`safecb serve`, a container) starts it again.
+Where Redis goes away, or takes no writes, it waits again, however long that is: one line says why, one that it is over.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 
-from redis import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from codebook.errors import BadSetting
 from codebook.journal import Journal
@@ -22,12 +23,15 @@ from worker.station import open_station
 
 log = logging.getLogger(__name__)
 
-LONGEST_WAIT_S = 5.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
+PROBE = "rq:safecb:probe"  # written to see whether it can be; below rq:, as all that a worker writes
+PROBE_TTL_S = 60
+ONCE = Retry(NoBackoff(), 0)  # the waiting is done here
 STEP_BACK = 19  # by how much a job's priority is lower than a server's on the same cores, in steps of nice
 
 
 def main() -> int:
-    """Work with the settings of the environment: 0 after a signal, 1 when Redis was lost, 2 for a bad setting."""
+    """Work with the settings of the environment: 0 after a signal, 1 where RQ gave up, 2 for a bad setting."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     os.nice(STEP_BACK)
     try:
@@ -39,31 +43,54 @@ def main() -> int:
 
 
 def work(settings: Settings, job_class: type[AllowedJob] = AllowedJob) -> int:
-    """Take jobs until a signal (returns 0) or until Redis is lost (returns 1).
+    """Take jobs until a signal (returns 0) or until RQ gives up (returns 1), which its log explains.
 
     Raises BadSetting when no Redis is named: the embedded one is started, and named, by `safecb serve`.
     """
     if settings.redis_url is None:
         raise BadSetting("SAFECB_REDIS_URL", None, "the address of the queue's Redis")
-    station = open_station(reach(settings.redis_url), Journal(settings.home / "jobs"), job_class)
-    try:
-        station.work(logging_level="INFO")
-    except (RedisConnectionError, RedisTimeoutError) as error:
-        log.error("Redis was lost: %s", error)
-    return 0 if station.stopping else 1
-
-
-def reach(url: str) -> Redis[bytes]:
-    """A connection to the Redis at `url` that has answered; waits for as long as that takes."""
-    connection, wait_s = Redis.from_url(url), 0.1
+    journal, patience = Journal(settings.home / "jobs"), Patience()
+    _die_of_signals()
     while True:
+        patience.settled = False
         try:
-            connection.ping()
-            return connection
-        except (RedisConnectionError, RedisTimeoutError) as error:
-            log.warning("waiting for Redis: %s", error)
-            time.sleep(wait_s)
-            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+            with Redis.from_url(settings.redis_url, retry=ONCE) as redis:
+                redis.set(PROBE, "written to see whether it can be", ex=PROBE_TTL_S)
+            with Redis.from_url(settings.redis_url, retry=ONCE) as redis:  # RQ sets its own timeout
+                station = open_station(redis, journal, patience.settle, job_class)
+                station.work(logging_level="INFO")
+                return 0 if station.stopping else 1
+        except RedisError as error:
+            _die_of_signals()
+            patience.wait(error)
+
+
+def _die_of_signals() -> None:
+    """Let a signal end the process right away: RQ's handlers need a Redis, and here is nothing to end in order."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
+class Patience:
+    """Waits between two tries of Redis, longer each time; one line says why, and one that it is over."""
+
+    def __init__(self) -> None:
+        self.settled = False
+        self._said, self._wait_s = "", FIRST_WAIT_S
+
+    def settle(self) -> None:
+        """Take in that Redis did all that a worker needs."""
+        if self._said:
+            log.warning("Redis can be used again")
+        self.settled, self._said, self._wait_s = True, "", FIRST_WAIT_S
+
+    def wait(self, error: RedisError) -> None:
+        """Wait after `error`. Where Redis was of use until then, the next try shows what is the matter."""
+        if not self.settled and str(error) != self._said:
+            self._said = str(error)
+            log.warning("waiting for a Redis that can be used: %s", error)
+        time.sleep(self._wait_s)
+        self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
 
 
 if __name__ == "__main__":
