@@ -17,6 +17,7 @@ from PIL import Image
 from app.client import Client
 from codebook.errors import SafeCBError
 from codebook.settings import Settings
+from codebook.storage import naming
 
 PICTURE = Path("demo/before_after.png")
 PROMPTS = (
@@ -88,8 +89,9 @@ def save_grid(before: Sequence[Image.Image], after: Sequence[Image.Image], path:
     for row, images in enumerate((before, after)):
         for column, image in enumerate(images):
             sheet.paste(image.resize((side, side), Image.Resampling.NEAREST), (column * side, row * side))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
 
 
 def _draw(client: Client, prompts: Sequence[str], version: str) -> list[bytes]:

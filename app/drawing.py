@@ -236,5 +236,5 @@ def _remember(memory: ImageMemory, pictures: Sequence[Picture]) -> None:
     """Keep the images for flags. A full disk or a damaged file costs the memory, not the answer."""
     try:
         memory.keep([picture.kept() for picture in pictures])
-    except (SafeCBError, sqlite3.Error, OSError) as error:
+    except (SafeCBError, sqlite3.Error) as error:
         log.warning("%d images are not remembered: %s", len(pictures), error)

@@ -6,6 +6,7 @@ Knows status codes and how to show a value safely. Knows nothing of any one rout
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from reprlib import Repr
@@ -22,10 +23,15 @@ from codebook.errors import (
     BadNumber,
     Busy,
     Conflict,
+    NoAccess,
+    NoRoom,
+    NoStorage,
     NotFound,
     SafeCBError,
     Unavailable,
 )
+
+log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -37,6 +43,8 @@ _TABLE: Mapping[type[SafeCBError], tuple[HTTPStatus, str]] = {
     BadModel: (HTTPStatus.SERVICE_UNAVAILABLE, "bad-model"),
     BadNumber: (HTTPStatus.INTERNAL_SERVER_ERROR, "bad-number"),
     Busy: (HTTPStatus.TOO_MANY_REQUESTS, "busy"),
+    NoRoom: (HTTPStatus.INSUFFICIENT_STORAGE, "no-room"),
+    NoAccess: (HTTPStatus.SERVICE_UNAVAILABLE, "no-access"),
     Unavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
     SafeCBError: (HTTPStatus.INTERNAL_SERVER_ERROR, "internal"),
 }
@@ -63,23 +71,27 @@ def problem(
     return Response(json.dumps(body, allow_nan=False), status, headers, MEDIA_TYPE)
 
 
-def of(error: SafeCBError) -> Response:
-    """Return the problem document of an error of the tree."""
+def of(error: SafeCBError, detail: str | None = None) -> Response:
+    """Return the problem document of an error of the tree; `detail` in place of its own text."""
     status, slug = next(_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE)
+    detail = detail or str(error)
     match error:
         case BadInput():
             return _bad_input([_complaint(error.field, error.value, error.allowed)])
         case BadCodebook():
-            return problem(status, slug, str(error), version=error.version, check=error.check)
+            return problem(status, slug, detail, version=error.version, check=error.check)
         case Unavailable():
-            return problem(status, slug, str(error), {"Retry-After": str(error.retry_after)})
+            return problem(status, slug, detail, {"Retry-After": str(error.retry_after)})
         case _:
-            return problem(status, slug, str(error))
+            return problem(status, slug, detail)
 
 
 async def _on_own_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, SafeCBError)
-    return of(error)
+    if not isinstance(error, NoStorage):
+        return of(error)
+    log.warning("%s %s: %s", request.method, request.url.path, error.about(error.path))
+    return of(error, error.about(request.app.state.service.settings.place(error.path)))
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:

@@ -29,5 +29,5 @@ def _queue(service: Service, picture: Picture) -> None:
     note = f"judged unsafe, and no edit of {version} applied to it"
     try:
         service.flags.add(picture.kept(), category, note, REVIEWER, review=True)
-    except Unavailable as error:  # too many are open, or the file of the flags is damaged
+    except Unavailable as error:  # too many are open, or the file of the flags cannot be used
         log.info("image %s is not queued for review: %s", picture.id, error)

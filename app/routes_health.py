@@ -37,6 +37,7 @@ def ready(service: ServiceOf, response: Response) -> dict[str, Any]:
         "epoch": active.epoch,
         "refused": service.live.last_error,
         "bad_numbers": service.traffic.bad_numbers(active.version),
+        "storage": service.storage.states,
         **queue,
     }
 

@@ -12,15 +12,16 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
 
 from app.child import HOPELESS, Child
 from app.heap import ONE_HEAP
 from app.redis_server import EmbeddedRedis
-from codebook.errors import SafeCBError
+from codebook.errors import NoStorage, SafeCBError
 from codebook.settings import Settings
+from codebook.storage import naming
 
 log = logging.getLogger(__name__)
 
@@ -72,18 +73,29 @@ def children(settings: Settings, files: ExitStack) -> list[Child]:
     Raises BadSetting where there is no Redis, Conflict where another supervisor has the folder.
     """
     environ = {**os.environ, "SAFECB_HOME": str(settings.home)}
+    kept = []
+    try:
+        with naming(settings.home):
+            kept += _workers(settings, environ, files)
+    except NoStorage as error:
+        what = "neither Redis nor a worker is started, and images alone are served: start again after that"
+        log.error("SAFECB_HOME cannot be written: %s; %s", error.about(error.path), what)
+    end_s = settings.drain_s + BEYOND_DRAIN_S
+    kept.append(Child("server", lambda: [sys.executable, "-m", "app.server"], server_environ(environ), end_s=end_s))
+    return kept
+
+
+def _workers(settings: Settings, environ: dict[str, str], files: ExitStack) -> list[Child]:
+    """What an improve job needs; `environ` gets the address of the queue."""
     logs = settings.home / "logs"
     logs.mkdir(parents=True, exist_ok=True)
+    worker_log = files.enter_context((logs / "worker.log").open("ab"))
     kept = []
     if settings.redis_url is None:
         redis = EmbeddedRedis.prepare(settings.home)
         environ["SAFECB_REDIS_URL"] = redis.url
         kept.append(_redis(redis, environ, files, logs))
-    worker_log = files.enter_context((logs / "worker.log").open("ab"))
-    kept.append(Child("worker", lambda: [sys.executable, "-m", "worker.main"], environ, worker_log))
-    end_s = settings.drain_s + BEYOND_DRAIN_S
-    kept.append(Child("server", lambda: [sys.executable, "-m", "app.server"], server_environ(environ), end_s=end_s))
-    return kept
+    return [*kept, Child("worker", lambda: [sys.executable, "-m", "worker.main"], environ, worker_log)]
 
 
 def server_environ(environ: Mapping[str, str]) -> dict[str, str]:
@@ -106,7 +118,8 @@ def _redis(redis: EmbeddedRedis, environ: dict[str, str], files: ExitStack, logs
         log_file.seek(max(read, end - MOST_LOG))
         said, read = log_file.read().decode(errors="replace"), end
         if code == 1:  # it could not start
-            redis.mend(said)
+            with suppress(OSError):  # a disk that cannot be written; the next start may do better
+                redis.mend(said)
 
     return Child("redis", lambda: redis.command, environ, log_file, (redis.lock,), mourn, redis.fault)
 

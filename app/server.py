@@ -1,7 +1,7 @@
 """The server process: binds the address, serves the app, says when it is ready. `safecb serve` starts it.
 
-Exit codes: 0 after a signal, 1 where the engine has failed, 2 where starting again cannot help (a bad setting, model
-or address).
+Exit codes: 0 after a signal, 1 where the engine has failed or the disk is full, 2 where starting again cannot help (a
+bad setting, model or address).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -23,7 +24,7 @@ from app.child import HOPELESS, last_words
 from app.factory import create_app
 from app.protocol import configured
 from app.service import Service
-from codebook.errors import BadSetting, SafeCBError
+from codebook.errors import BadSetting, NoRoom, NoStorage, SafeCBError
 from codebook.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,10 @@ def main() -> int:
         settings = Settings.from_environ(os.environ)
         with bound(settings) as listener:
             return asyncio.run(_serve(settings, listener))
+    except NoStorage as error:
+        log.error("%s", error.about(error.path))
+        last_words(error.about(error.path))
+        return 1 if isinstance(error, NoRoom) else HOPELESS
     except SafeCBError as error:
         log.error("%s", error)
         last_words(str(error))
@@ -127,7 +132,8 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     while not (serving.done() or service.is_open or service.failure or server.signals):
         await asyncio.wait([serving], timeout=LOOK_EVERY_S)
     if service.is_open and not server.signals:
-        print(f"Safe-CB is ready at {address(listener)} with codebook {service.live.active.version}", flush=True)
+        with suppress(OSError):  # a full disk takes the line, not the server
+            print(f"Safe-CB is ready at {address(listener)} with codebook {service.live.active.version}", flush=True)
     while not (serving.done() or service.is_broken or service.failure or server.signals):
         await asyncio.wait([serving], timeout=LOOK_EVERY_S)
     failure, broken, service.stopping = service.failure, service.is_broken, True

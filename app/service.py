@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from app.queue import ImproveQueue
+from app.storage import Storage
 from app.traffic import LiveTraffic
 from codebook.errors import BadModel, BadNumber, SafeCBError, Stopping, Unavailable
 from codebook.flags import Flags
@@ -52,6 +53,7 @@ class Service:
         self.images = ImageMemory(settings.home / "images.db", settings.keep_images, settings.keep_hours)
         self.traffic = LiveTraffic(self.images, lambda: self.live.active.version)
         self.flags = Flags(settings.home / "flags.db", settings.keep_hours)
+        self.storage = Storage(settings.home, self.store)
         self.failure: SafeCBError | None = None  # why the model could not be opened
         self.stopping = False  # whether what was accepted is finished, and nothing new is begun
         self._load = load

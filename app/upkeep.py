@@ -1,4 +1,4 @@
-"""What a server does now and then, asked or not: gives memory back, forgets what is past its time, tells of alerts."""
+"""The upkeep of a server: gives memory back, looks at its disk, forgets what is past its time, tells of alerts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from threading import Event
 
 from app import heap
 from app.service import Service
-from codebook.errors import SafeCBError, Unavailable
+from codebook.errors import NoStorage, SafeCBError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,7 @@ def keep_up(service: Service, ended: Event) -> None:
     raised: str | None = None
     for turn in count():
         heap.trim()
+        service.storage.look()
         raised = _tell(service, raised)
         if turn % FORGET_EVERY == 0:
             _forget(service)
@@ -33,10 +34,10 @@ def _tell(service: Service, raised: str | None) -> str | None:
     """Log that an alert on live traffic is raised or over; returns the version that one stands on, as `raised` was."""
     try:
         told = service.traffic.told()
-    except Unavailable:  # no version yet
-        return raised
-    except (sqlite3.Error, OSError) as error:
+    except (NoStorage, sqlite3.Error) as error:
         log.warning("live traffic cannot be read: %s", error)
+        return raised
+    except Unavailable:  # no version yet
         return raised
     if raised not in (None, told.version):
         log.warning("live traffic alert over: %s is no longer active", raised)
@@ -52,5 +53,5 @@ def _forget(service: Service) -> None:
     for rows in (service.images, service.flags):
         try:
             rows.forget()
-        except (SafeCBError, sqlite3.Error, OSError) as error:  # a full disk, say: the next turn may do better
+        except (SafeCBError, sqlite3.Error) as error:  # the next turn may do better
             log.warning("what is past its time stays for now: %s", error)

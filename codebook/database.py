@@ -5,6 +5,7 @@ Knows SQLite. Knows nothing of what the rows mean.
 
 from __future__ import annotations
 
+import errno
 import logging
 import sqlite3
 import threading
@@ -14,12 +15,15 @@ from itertools import count
 from pathlib import Path
 from weakref import finalize
 
-from codebook.errors import Unavailable
+from codebook.errors import NoStorage, Unavailable
+from codebook.storage import failure, naming, probe
 
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 10.0  # how long a writer waits for another
-_DAMAGE = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CANTOPEN}
+_DAMAGE = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
+# SQLite's words for "the file cannot be read or written", without the reason.
+_VAGUE = {sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
 _COLUMNS = """
 SELECT t.name, c.name FROM sqlite_master t, pragma_table_info(t.name) c
 WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite%'
@@ -28,6 +32,9 @@ WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite%'
 
 class Database:
     """The file `path`, made with its folder and `schema` (CREATE ... IF NOT EXISTS) at the first use.
+
+    Each use raises NoRoom and NoAccess, naming the file, where the disk is full or does not let us; the next one starts
+    afresh.
 
     A file that is damaged, or another program's, is left alone: its use raises Unavailable, naming it. Where it is
     `expendable` it is set aside at the first use and begun anew.
@@ -45,15 +52,15 @@ class Database:
     @contextmanager
     def changing(self) -> Iterator[sqlite3.Connection]:
         """A connection that holds the write lock from the start; what it did counts unless the block raises."""
-        with self.reading() as connection:
+        with self.reading() as connection:  # one that is left open is rolled back
             connection.execute("BEGIN IMMEDIATE")
             yield connection
-            connection.commit()  # else the transaction is rolled back as the connection is closed
+            connection.commit()
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """A connection for one look."""
-        with self._naming_damage(), closing(self._open()) as connection:
+        with self._naming(), closing(self._open()) as connection:
             yield connection
 
     def write_back(self) -> None:
@@ -90,7 +97,7 @@ class Database:
                 if (damage := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
                     return str(damage)
             except sqlite3.DatabaseError as error:
-                if not _is_damage(error):
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGE:
                     raise
                 return str(error)
             ours.executescript(self._schema)
@@ -106,15 +113,6 @@ class Database:
                 part.rename(f"{beside}{suffix}")
         return beside
 
-    @contextmanager
-    def _naming_damage(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            if not _is_damage(error):
-                raise
-            raise self._refusal(str(error)) from None
-
     def _refusal(self, damage: str) -> Unavailable:
         detail = f"{self._path} cannot be used: {damage}; restore it from a backup or move it away to begin anew"
         return Unavailable(detail, retry_after=60)
@@ -129,6 +127,28 @@ class Database:
         connection.executescript(f"{settings} {self._schema}")
         return connection
 
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            with naming(self._path):
+                yield
+        except sqlite3.DatabaseError as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest of the code tells kinds of one kind apart
+            if (reason := self._reason(code)) is not None:
+                raise reason from error
+            if code in _DAMAGE | {sqlite3.SQLITE_CANTOPEN}:
+                raise self._refusal(str(error)) from None
+            raise
 
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE  # the rest of the code tells kinds of one kind apart
+    def _reason(self, code: int) -> NoStorage | None:
+        """Say what is behind one of SQLite's codes; None where it is not the disk."""
+        if code == sqlite3.SQLITE_FULL:
+            return failure(self._path, errno.ENOSPC)
+        if code not in _VAGUE:
+            return None
+        try:
+            probe(self._path.parent)
+            probe(self._path)
+        except NoStorage as stopped:
+            return type(stopped)(self._path, stopped.state, stopped.remedy)
+        return None if code == sqlite3.SQLITE_CANTOPEN else failure(self._path, errno.EIO)

@@ -11,9 +11,13 @@ SafeCBError
 `- Unavailable          try again later: Redis away, model still loading
    |- Busy              the same, because the queue is full
    `- Stopping          the same, because the server is shutting down
+   `- NoStorage         a file cannot be read or written now; it is named (codebook/storage.py finds the reason)
+      |- NoRoom         its disk is full or its quota used up
+      `- NoAccess       its disk is read-only or fails, it is not ours, or too many files are open
 """
 
 import math
+from pathlib import Path
 
 
 class SafeCBError(Exception):
@@ -84,3 +88,26 @@ class Stopping(Unavailable):
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down", retry_after=5.0)
+
+
+class NoStorage(Unavailable):
+    """A file or folder cannot be read or written; once the reason is gone all goes on by itself.
+
+    path: for logs; callers learn its last name alone. state: the reason in a word or two. remedy: what to do.
+    """
+
+    def __init__(self, path: Path, state: str, remedy: str) -> None:
+        self.path, self.state, self.remedy = path, state, remedy
+        super().__init__(self.about(path.name), retry_after=10)
+
+    def about(self, name: object) -> str:
+        """Return the error's text with another name of the file: its whole path, say."""
+        return f"{name} cannot be used: {self.remedy}"
+
+
+class NoRoom(NoStorage):
+    """There is no room for what must be written."""
+
+
+class NoAccess(NoStorage):
+    """What is there cannot be opened, read or changed."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from codebook.atomic import replace_file
+from codebook.atomic import read_file, replace_file
 from codebook.errors import BadCodebook, Conflict
 from codebook.records import from_json, to_json
 
@@ -29,7 +29,7 @@ class Fences:
 
     def _read(self) -> dict[str, int]:
         try:
-            fences = from_json(self._path.read_bytes())
+            fences = from_json(read_file(self._path))
             return {job: int(fence) for job, fence in fences.items()}
         except FileNotFoundError:
             return {}

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from codebook.atomic import write_file
+from codebook.atomic import list_folder, read_file, reveal_folder, write_file
 from codebook.errors import BadCodebook, BadInput, NotFound
 from codebook.identity import Identity
 from codebook.manifest import Manifest
@@ -28,6 +30,24 @@ from codebook.tensors import check, codebook_hash, unpack
 from codebook.value import Codebook
 
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.png")
+
+
+@contextmanager
+def new_version(parent: Path, version: str) -> Iterator[Path]:
+    """Give an empty folder that becomes the folder `version` of `parent`, in one step, unless the block raises.
+
+    The caller holds the lock of `parent`: what publishers that died have left there is removed.
+    """
+    for left in parent.glob(".v*.tmp"):
+        shutil.rmtree(left)
+    hidden = parent / f".{version}.tmp"
+    try:
+        hidden.mkdir()
+        yield hidden
+        reveal_folder(hidden, parent / version)
+    except Exception:  # a full disk, say: half a version shall not take what room is left
+        shutil.rmtree(hidden, ignore_errors=True)
+        raise
 
 
 def write_version(
@@ -44,7 +64,7 @@ def write_version(
 def read_manifest(folder: Path, version: str) -> Manifest:
     """Return the manifest in `folder`. Raises BadCodebook (manifest) where it is missing or damaged."""
     try:
-        data = (folder / "manifest.json").read_bytes()
+        data = read_file(folder / "manifest.json")
     except OSError as error:
         raise BadCodebook(version, "manifest", f"manifest.json cannot be read: {error.strerror}") from None
     return Manifest.parse(version, data)
@@ -70,7 +90,7 @@ def read_version(folder: Path, version: str, identity: Identity) -> Codebook:
 def read_report(folder: Path) -> dict[str, Any]:
     """Return the report in `folder`. Raises NotFound where it is missing or damaged."""
     try:
-        return from_json((folder / "report.json").read_bytes())
+        return from_json(read_file(folder / "report.json"))
     except (OSError, ValueError) as error:
         raise NotFound(f"the report of {folder.name} cannot be read: {error}") from None
 
@@ -80,14 +100,14 @@ def read_image(folder: Path, name: str) -> bytes:
     if not _IMAGE.fullmatch(name):
         raise NotFound(f"{folder.name} has no picture {name!r}")
     try:
-        return (folder / name).read_bytes()
+        return read_file(folder / name)
     except OSError:
         raise NotFound(f"{folder.name} has no picture {name!r}") from None
 
 
 def list_images(folder: Path) -> list[str]:
     """Return the file names of the PNGs in `folder`, sorted."""
-    return sorted(path.name for path in folder.glob("*.png") if _IMAGE.fullmatch(path.name))
+    return sorted(filter(_IMAGE.fullmatch, list_folder(folder)))
 
 
 def check_images(images: Mapping[str, bytes]) -> None:
@@ -101,7 +121,7 @@ def _read_tensors(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
     """Return the tensors of codebook.safetensors; the bytes hashed are the bytes parsed."""
     version = manifest.version
     try:
-        data = (folder / "codebook.safetensors").read_bytes()
+        data = read_file(folder / "codebook.safetensors")
     except OSError as error:
         raise BadCodebook(version, "file", f"codebook.safetensors cannot be read: {error.strerror}") from None
     if (found := hashlib.sha256(data).hexdigest()) != manifest.sha256:

@@ -20,11 +20,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, Unpack
 
-from codebook.atomic import append_line, locked, read_lines, replace_file, reveal_folder, write_file
+from codebook.atomic import (
+    append_line,
+    list_folder,
+    locked,
+    read_file,
+    read_lines,
+    replace_file,
+    reveal_folder,
+    write_file,
+)
 from codebook.clock import utc_now
-from codebook.errors import Conflict, NotFound, SafeCBError
+from codebook.errors import Conflict, NoStorage, NotFound, SafeCBError
 from codebook.job import Changes, JobRecord
 from codebook.records import decode, encode, from_json, plain, to_json
+from codebook.storage import naming
 
 __all__ = ["IMPROVE", "JobRecord", "Journal"]
 
@@ -48,33 +58,43 @@ class Journal:
         another of that kind is queued or running.
         """
         record = JobRecord.queued(_new_id(), kind, plain("request", request))
-        self._root.mkdir(parents=True, exist_ok=True)
-        with locked(self._root / ".lock"):
+        with naming(self._root):
+            self._root.mkdir(parents=True, exist_ok=True)
+        with locked(self._root / ".lock"), naming(self._root):
             if kind == IMPROVE and (other := self.running()) is not None:
                 raise Conflict(f"improve job {other.id} is {other.status}; only one runs at a time")
             hidden = self._root / ".new"
             if hidden.exists():  # a crash left it
                 shutil.rmtree(hidden)
-            (hidden / "work").mkdir(parents=True)
-            write_file(hidden / "record.json", encode(record))
-            reveal_folder(hidden, self._root / record.id)
+            try:
+                (hidden / "work").mkdir(parents=True)
+                write_file(hidden / "record.json", encode(record))
+                reveal_folder(hidden, self._root / record.id)
+            except Exception:  # a full disk, say
+                shutil.rmtree(hidden, ignore_errors=True)
+                raise
         return record
 
     def get(self, id: str) -> JobRecord:
         """Return a job as it stands. Raises NotFound, and SafeCBError where its record was damaged from outside."""
         path = self._folder(id) / "record.json"
         try:
-            return decode(JobRecord, path.read_bytes())
+            return decode(JobRecord, read_file(path))
         except (OSError, ValueError) as error:
             detail = f"the record of job {id} is damaged: {error}; restore {path} from a backup or move its folder away"
             raise SafeCBError(detail) from None
 
     def list(self) -> Jobs:
-        """Return all jobs, newest first. One whose record is damaged is left out; `get` says why."""
+        """Return all jobs, newest first. One whose record is damaged is left out; `get` says why.
+
+        Raises NoAccess where a record cannot be read now: whether that job still runs is not known then.
+        """
         records = []
-        for id in sorted((path.name for path in self._root.glob("*") if _ID.fullmatch(path.name)), reverse=True):
+        for id in sorted(filter(_ID.fullmatch, list_folder(self._root)), reverse=True):
             try:
                 records.append(self.get(id))
+            except NoStorage:
+                raise
             except SafeCBError:
                 continue
         return records

@@ -1,7 +1,10 @@
 """Which version is active, since when, and every move before: the files ACTIVE and audit.jsonl.
 
 A move is real once ACTIVE is replaced; the audit line follows. A crash between the two leaves the log one line short,
-and the next move writes the missing line first, since ACTIVE holds all of it.
+and the next move writes the missing line first, since ACTIVE holds all of it; a move that cannot do so is refused, so
+that never more than one line is missing.
+
+A move to a safer version must work on a full disk: room for the next ACTIVE and for some lines of the log is held.
 
 Knows names of versions. Knows nothing of what they hold; its caller has checked them, and holds the lock.
 """
@@ -13,12 +16,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from codebook.atomic import append_line, read_lines, replace_file
+from codebook.atomic import append_line, beside, hold_room, read_file, read_lines, replace_file
 from codebook.clock import utc_now
-from codebook.errors import BadCodebook, Conflict, NotFound
+from codebook.errors import BadCodebook, Conflict, NoStorage, NotFound
 from codebook.records import decode, encode, to_json
+from codebook.storage import probe
 
 Move = Literal["initialise", "activate", "rollback"]
+RECORD_BYTES = 4096  # more than an ActiveRecord ever takes
+LINES_BYTES = 1 << 14  # some sixty moves
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Pointer:
     def read(self) -> ActiveRecord:
         """Return the record as it stands. Raises NotFound before the first move, BadCodebook (active) if damaged."""
         try:
-            return decode(ActiveRecord, self._active.read_bytes())
+            return decode(ActiveRecord, read_file(self._active))
         except FileNotFoundError:
             raise NotFound(f"no codebook is active in {self._active.parent}: the store is not initialised") from None
         except (OSError, ValueError) as error:
@@ -94,6 +100,12 @@ class Pointer:
         current = self.read()
         return moves if moves and moves[-1].epoch >= current.epoch else [*moves, current]
 
+    def check_writable(self) -> None:
+        """Raise NoRoom or NoAccess where a file of the pointer cannot be written; hold room for the next moves."""
+        self._hold_room()
+        probe(self._active)
+        probe(self._audit_log)
+
     def before(self) -> str:
         """Return the version that a rollback goes to. Raises Conflict where there is none, else as `audit`."""
         if not (earlier := self.earlier()):
@@ -128,7 +140,13 @@ class Pointer:
 
     def _replace(self, record: ActiveRecord) -> None:
         replace_file(self._active, encode(record))
-        self._log(record)
+        self._hold_room()
+        with suppress(NoStorage):  # the move is made; the next one writes its line, or is refused
+            self._log(record)
+
+    def _hold_room(self) -> None:
+        hold_room(beside(self._active), RECORD_BYTES)
+        hold_room(self._audit_log, LINES_BYTES)
 
     def _logged(self) -> list[ActiveRecord]:
         moves = []

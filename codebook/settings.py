@@ -108,6 +108,13 @@ class Settings:
             drain_s=int(_matching(values, "SAFECB_DRAIN_S", _SECONDS, "a whole number of seconds up to 9999")),
         )
 
+    def place(self, path: Path) -> str:
+        """Name a file by the setting whose folder it is in: for callers, who may not see the server's paths."""
+        for setting, folder in (("SAFECB_STORE", self.store), ("SAFECB_HOME", self.home)):
+            if path.is_relative_to(folder):
+                return str(setting / path.relative_to(folder))
+        return path.name
+
 
 def _matching(values: Mapping[str, str], key: str, pattern: re.Pattern[str], allowed: str) -> str:
     if not pattern.fullmatch(values[key]):

@@ -16,9 +16,8 @@ Redis: the store is the truth, with or without it.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -26,12 +25,13 @@ from typing import Any
 
 import safetensors.torch
 
-from codebook.atomic import locked, replace_file, reveal_folder
+from codebook.atomic import list_folder, locked, read_file, replace_file
 from codebook.errors import BadCodebook, BadInput, Conflict, NotFound
 from codebook.fences import Fences
 from codebook.folder import (
     check_images,
     list_images,
+    new_version,
     read_image,
     read_manifest,
     read_report,
@@ -43,6 +43,7 @@ from codebook.manifest import Manifest, Origin
 from codebook.numbers import Numbers
 from codebook.pointer import ActiveRecord, Moved, Pointer
 from codebook.records import decode, encode, plain
+from codebook.storage import naming, probe
 from codebook.tensors import check, codebook_hash, pack
 from codebook.value import Codebook
 
@@ -76,8 +77,10 @@ class CodebookStore:
         """
         if base.version != BASE:
             raise BadInput("base", base.version, f"the model's own codebook, {BASE}")
-        self._versions.mkdir(parents=True, exist_ok=True)
-        with locked(self.root / ".lock"):
+        with naming(self.root):
+            self._versions.mkdir(parents=True, exist_ok=True)
+        # Nothing to make, no lock: a store that cannot be written serves too.
+        with nullcontext() if self._is_whole() else locked(self.root / ".lock"), naming(self.root):
             is_new = not self._identity_file.exists()
             identity = Identity.of(base, plain("facts", facts)) if is_new else self._identity()
             _check(identity, base)
@@ -93,10 +96,15 @@ class CodebookStore:
             self._pointer.start(BASE, "initialise")
         self._model = (base.family, base.model_hash)
 
+    def check_writable(self) -> None:
+        """Raise NoRoom or NoAccess where a version could not be published or the pointer not moved."""
+        for path in (self.root, self._versions, self.root / ".lock"):
+            probe(path)
+        self._pointer.check_writable()
+
     def names(self) -> list[str]:
         """Return the names of all versions, oldest first, those that would be refused included."""
-        found = [path.name for path in self._versions.glob("v*") if _VERSION.fullmatch(path.name)]
-        return sorted(found, key=_number)
+        return sorted(filter(_VERSION.fullmatch, list_folder(self._versions)), key=_number)
 
     def versions(self) -> list[Manifest]:
         """Return the manifests of all versions, oldest first. One that is damaged is left out; `manifest` says why."""
@@ -212,7 +220,7 @@ class CodebookStore:
 
     def _identity(self) -> Identity:
         try:
-            identity = decode(Identity, self._identity_file.read_bytes())
+            identity = decode(Identity, read_file(self._identity_file))
         except FileNotFoundError:
             raise NotFound(f"there is no codebook store in {self.root}: it is not initialised") from None
         except (OSError, ValueError) as error:
@@ -229,6 +237,10 @@ class CodebookStore:
             again = f"move {self._versions / BASE} away and start again: it is written anew from the model"
             raise BadCodebook(BASE, error.check, f"{error.detail}; {again}") from None
 
+    def _is_whole(self) -> bool:
+        files = (self._identity_file, self._versions / BASE, self.root / "ACTIVE")
+        return self._numbers.is_there and all(path.exists() for path in files)
+
     def _folder(self, version: str) -> Path:
         folder = self._versions / version
         if not _VERSION.fullmatch(version) or not folder.is_dir():
@@ -238,7 +250,7 @@ class CodebookStore:
     @contextmanager
     def _writing(self) -> Iterator[Identity]:
         identity = self._identity()
-        with locked(self.root / ".lock"):
+        with locked(self.root / ".lock"), naming(self.root):
             yield identity
 
     def _add_next(
@@ -268,14 +280,11 @@ class CodebookStore:
         version, tensors = codebook.version, pack(codebook)
         data = safetensors.torch.save(tensors)
         manifest = Manifest.describe(codebook, tensors, data, base.pixel, **origin)
-        for left in self._versions.glob(".v*.tmp"):  # of publishers that died: none is at work while we have the lock
-            shutil.rmtree(left)
-        hidden = self._versions / f".{version}.tmp"
-        hidden.mkdir()
-        write_version(hidden, manifest, data, report, images)
-        read_version(hidden, version, identity)
-        self._numbers.note(_number(version))  # first: once it is seen it may be deleted, and a crash may come between
-        reveal_folder(hidden, self._versions / version)
+        with new_version(self._versions, version) as hidden:
+            write_version(hidden, manifest, data, report, images)
+            read_version(hidden, version, identity)
+            # First: once it is seen it may be deleted, and a crash may come between.
+            self._numbers.note(_number(version))
         return manifest
 
     def _published(self, job: str, round: int) -> Manifest | None:

@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from codebook.atomic import replace_file
+from codebook.storage import naming
 
 
 class Keep:
@@ -21,7 +22,8 @@ class Keep:
 
     def __init__(self, folder: Path) -> None:
         """Use `folder`, made if missing."""
-        folder.mkdir(parents=True, exist_ok=True)
+        with naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
 
     def has(self, name: str) -> bool:

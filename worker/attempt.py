@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from redis import Redis, RedisError
 
 from codebook.atomic import replace_file
-from codebook.errors import BadCodebook, Conflict
+from codebook.errors import BadCodebook, Conflict, NoStorage
 from codebook.flags import Flags
 from codebook.journal import JobRecord, Journal
 from codebook.settings import Settings
@@ -55,8 +55,17 @@ def run(job_id: str, settings: Settings, load: Load, loop: Loop) -> None:
     """Make one attempt at job `job_id` with the model that `load` gives and the rounds of `loop`.
 
     The outcome is in the journal. A failure is recorded there and raised again; Conflict means that another attempt
-    has taken the job over, and nothing more was written. Does nothing when the job is closed or being worked on.
+    has taken the job over, and nothing more was written. A failure of the disk is logged instead: where not even the
+    record can be written, the job stays as it is and is taken up again once that can. Does nothing when the job is
+    closed or being worked on.
     """
+    try:
+        _attempt(job_id, settings, load, loop)
+    except NoStorage as error:
+        log.error("job %s: %s", job_id, error.about(error.path))
+
+
+def _attempt(job_id: str, settings: Settings, load: Load, loop: Loop) -> None:
     journal = Journal(settings.home / "jobs")
     record = journal.get(job_id)
     if record.status not in UNFINISHED or is_claimed(journal.path(job_id), record.attempt):

@@ -11,19 +11,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from codebook.storage import naming
+
 
 @contextmanager
 def claim(folder: Path, attempt: int) -> Iterator[None]:
     """Hold the mark of `attempt` (from 1) of the job kept in `folder` until the block or the process ends."""
-    with _file(folder, attempt).open("a") as lock:
+    path = _file(folder, attempt)
+    with naming(path):
+        lock = path.open("a")
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # blocks only while `is_claimed` looks
         yield
 
 
 def is_claimed(folder: Path, attempt: int) -> bool:
     """Whether a living process holds the mark of `attempt`; False for an attempt that never was."""
+    path = _file(folder, attempt)
     try:
-        with _file(folder, attempt).open("r") as lock:
+        with naming(path), path.open("r") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

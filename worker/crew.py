@@ -25,6 +25,7 @@ from torch import Tensor
 
 from codebook.atomic import replace_file
 from codebook.identity import Identity
+from codebook.storage import naming
 from codebook.tensors import codebook_hash, pack, unpack
 from codebook.value import Codebook
 from engine.model import ImageModel, Sampling
@@ -66,7 +67,8 @@ class Board:
 
     def post(self, task: Task) -> None:
         """Write a task down."""
-        self._folder.mkdir(exist_ok=True)
+        with naming(self._folder):
+            self._folder.mkdir(exist_ok=True)
         name = codebook_hash(task.codebook)
         book = self._folder / f"codebook-{name}.safetensors"
         if not book.exists():
@@ -114,8 +116,10 @@ class Board:
     @contextmanager
     def _claim(self, name: str) -> Iterator[bool]:
         """Hold the task against all others until the block ends; False where another holds it."""
-        self._folder.mkdir(exist_ok=True)
-        with (self._folder / f"{name}.lock").open("ab") as lock:
+        with naming(self._folder):
+            self._folder.mkdir(exist_ok=True)
+            lock = (self._folder / f"{name}.lock").open("ab")
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from codebook.atomic import replace_file
-from codebook.errors import SafeCBError
+from codebook.errors import NoStorage, SafeCBError
 from codebook.records import to_json
 from codebook.settings import Settings
 from codebook.store import CodebookStore
@@ -60,10 +60,13 @@ class Told:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command: 0, or 2 where something asked for is not allowed."""
+    """Run the command: 0, 1 where the disk does not let us, or 2 where something asked for is not allowed."""
     asked = _parser().parse_args(arguments)
     try:
         told = run(asked, Settings.from_environ(os.environ))
+    except NoStorage as error:
+        print(f"safecb evaluate: {error.about(error.path)}; then call it again to go on", file=sys.stderr)
+        return 1
     except SafeCBError as error:
         print(f"safecb evaluate: {error}", file=sys.stderr)
         return 2

@@ -10,7 +10,7 @@ import logging
 
 from rq import Queue
 
-from codebook.errors import Conflict
+from codebook.errors import Conflict, NoStorage
 from codebook.journal import JobRecord, Journal
 from worker.claim import is_claimed
 
@@ -26,13 +26,16 @@ def recover(journal: Journal, queue: Queue, function: str) -> None:
     """Enqueue every unfinished job that neither waits in `queue` nor is worked on, or close it if it is to end.
 
     `function` is the dotted name of the job's function. A cancelled job ends "cancelled"; one that died
-    MAX_ATTEMPTS times ends "failed". Raises Redis' errors.
+    MAX_ATTEMPTS times ends "failed". While records cannot be written, all wait. Raises Redis' errors.
     """
     waiting = set(queue.get_job_ids())
-    for record in journal.list():
-        lost = record.status in UNFINISHED and record.id not in waiting
-        if lost and not is_claimed(journal.path(record.id), record.attempt):
-            _settle(journal, queue, record, function)
+    try:
+        for record in journal.list():
+            lost = record.status in UNFINISHED and record.id not in waiting
+            if lost and not is_claimed(journal.path(record.id), record.attempt):
+                _settle(journal, queue, record, function)
+    except NoStorage as error:
+        log.error("lost jobs wait: %s", error.about(error.path))
 
 
 def _settle(journal: Journal, queue: Queue, record: JobRecord, function: str) -> None:
@@ -43,6 +46,9 @@ def _settle(journal: Journal, queue: Queue, record: JobRecord, function: str) ->
             gave_up = f"gave up: the worker died in each of {record.attempt} attempts"
             journal.update(record.id, attempt=record.attempt, status="failed", error=gave_up)
         else:
+            # Written first: an attempt at a job whose record cannot be written would end before it has begun.
+            waiting = {**record.progress, "message": f"waits for attempt {record.attempt + 1}"}
+            journal.update(record.id, attempt=record.attempt, progress=waiting)
             log.warning("job %s was left after attempt %d: enqueued again", record.id, record.attempt)
             _enqueue(queue, record.id, function)
     except Conflict:  # it ended, or another attempt began, since the list was read
