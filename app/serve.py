@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
@@ -35,10 +35,12 @@ MOST_LOG = 65536  # bytes of Redis' log that are read after its death
 
 
 def main() -> int:
-    """Supervise with the settings of the environment: 0 after a signal, 2 where starting again cannot help.
+    """Supervise with the settings of the environment: 0 after a signal, 2 where starting again cannot help."""
+    return run(children)
 
-    The last line of the log says what ended it.
-    """
+
+def run(make: Callable[[Settings, ExitStack], list[Child]]) -> int:
+    """Supervise what `make` makes, as `children` does; see `main`. The last line of the log says what ended it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     kept: list[Child] = []
     signals: list[signal.Signals] = []
@@ -53,7 +55,7 @@ def main() -> int:
     try:
         settings = Settings.from_environ(os.environ)
         with ExitStack() as files:
-            kept += children(settings, files)
+            kept += make(settings, files)
             hopeless = supervise(kept, signals)
     except KeyboardInterrupt:
         hopeless = None
@@ -121,7 +123,7 @@ def _redis(redis: EmbeddedRedis, environ: dict[str, str], files: ExitStack, logs
             with suppress(OSError):  # a disk that cannot be written; the next start may do better
                 redis.mend(said)
 
-    return Child("redis", lambda: redis.command, environ, log_file, (redis.lock,), mourn, redis.fault)
+    return Child("redis", lambda: redis.command, environ, log_file, (redis.lock,), mourn, fault=redis.fault)
 
 
 def supervise(kept: list[Child], signals: list[signal.Signals]) -> Child | None:

@@ -35,8 +35,7 @@ class Storage:
             except NoStorage as error:
                 self.states[setting] = error.state
                 if before != error.state:
-                    remedy = "images and moves of the active version go on where they can"
-                    log.warning("%s cannot be written: %s; %s", setting, error.about(error.path), remedy)
+                    log.warning("%s cannot be written: %s", setting, error.about(error.path))
             else:
                 self.states[setting] = OK
                 if before != OK:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from app import serve
+from app.child import Child
 from codebook.settings import Settings
 from codebook.value import Codebook
 from engine.loading import load_model
@@ -76,14 +77,12 @@ def worker() -> int:
     return work(Settings.from_environ(os.environ), ShortJob)
 
 
-def main() -> int:
-    """Supervise as `safecb serve` does, with the worker of this module."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    with ExitStack() as files:
-        children = serve.children(Settings.from_environ(os.environ), files)
-        next(child for child in children if child.name == "worker").command = lambda: [sys.executable, "-c", WORKER]
-        return serve.supervise(children)
+def children(settings: Settings, files: ExitStack) -> list[Child]:
+    """What `safecb serve` runs, with the worker of this module."""
+    parts = serve.children(settings, files)
+    next(part for part in parts if part.name == "worker").command = lambda: [sys.executable, "-c", WORKER]
+    return parts
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve.run(children))

@@ -24,7 +24,7 @@ from codebook.storage import probe
 
 Move = Literal["initialise", "activate", "rollback"]
 RECORD_BYTES = 4096  # more than an ActiveRecord ever takes
-LINES_BYTES = 1 << 14  # some sixty moves
+LINES_BYTES = 1 << 14  # some hundred moves
 
 
 @dataclass(frozen=True)

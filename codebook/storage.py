@@ -46,7 +46,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _REASONS:
+        if error.errno is None or error.errno not in _REASONS:
             raise
         raise failure(path, error.errno) from error
 

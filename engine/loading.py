@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from torch import nn
 from transformers import JanusForConditionalGeneration, JanusProcessor
+from transformers.utils import logging as progress
 
 from codebook.errors import BadModel
 from codebook.tensors import is_finite
@@ -50,6 +51,7 @@ def load_janus(
     folder = find_model(name)
     _check_config(folder)
     model_hash, instructions = hash_weights(folder), read_instructions(folder)
+    progress.disable_progress_bar()  # on a full disk it fails to print, and then holds up the end of the process
     try:
         model = JanusForConditionalGeneration.from_pretrained(folder, dtype=dtype, local_files_only=True)
         processor = JanusProcessor.from_pretrained(folder, local_files_only=True)

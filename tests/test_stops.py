@@ -27,7 +27,7 @@ from tests.serving import PATIENCE_S, tiny_model, wait_for
 from tests.supervised import ROOT, Supervised
 
 EVENTS = {"Accept": "text/event-stream"}
-ACCEPTS = ({}, {"Accept": "image/png"}, EVENTS)
+ACCEPTS: tuple[dict[str, str], ...] = ({}, {"Accept": "image/png"}, EVENTS)
 SOON_S = 12.0  # "in about a second", on a busy machine; a server that is killed takes longer
 
 

@@ -294,6 +294,13 @@ def test_work_that_does_not_fit_fails_the_job_by_name(disk: SmallDisk) -> None:
 
 
 def test_an_evaluation_says_that_its_disk_is_full_and_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        check_evaluation(disk, tmp_path, monkeypatch, capsys)
+
+
+def check_evaluation(
     disk: SmallDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SAFECB_HOME", str(tmp_path / "home"))
