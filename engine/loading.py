@@ -51,7 +51,8 @@ def load_janus(
     folder = find_model(name)
     _check_config(folder)
     model_hash, instructions = hash_weights(folder), read_instructions(folder)
-    progress.disable_progress_bar()  # on a full disk it fails to print, and then holds up the end of the process
+    # On a full disk the bar fails to print, and then holds up the end of the process.
+    progress.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model = JanusForConditionalGeneration.from_pretrained(folder, dtype=dtype, local_files_only=True)
         processor = JanusProcessor.from_pretrained(folder, local_files_only=True)
