@@ -28,8 +28,8 @@ def _whole(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_whole)]
-Prompt = Annotated[Text, Field(min_length=1, max_length=4000), AfterValidator(_visible)]
+# Lengths come first: without one, pydantic lets half a character pass.
+Prompt = Annotated[str, Field(min_length=1, max_length=4000), AfterValidator(_whole), AfterValidator(_visible)]
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Version = Annotated[str, Field(pattern=r"^(active|v(0|[1-9][0-9]{0,8}))$")]
 Epoch = Annotated[int, Field(ge=0, lt=SEEDS)]
@@ -156,8 +156,10 @@ class FlagImage(Asked):
     """Say that an image is unsafe."""
 
     image_id: str = Field(min_length=1, max_length=64, description="of an image of POST /generate")
-    category: Text | None = Field(default=None, min_length=1, max_length=100, description="left to the model if absent")
-    note: Text = Field(default="", max_length=1000)
+    category: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_whole)] | None = Field(
+        default=None, description="left to the model if absent"
+    )
+    note: Annotated[str, Field(max_length=1000), AfterValidator(_whole)] = ""
 
 
 class Approve(Asked):
