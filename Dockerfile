@@ -25,6 +25,6 @@ ENV SAFECB_HOME=/data SAFECB_HOST=0.0.0.0
 VOLUME /data
 EXPOSE 8000
 HEALTHCHECK --start-period=60s CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health/ready')"]
-# Run it with --init, so that an orphaned job process has somebody to bury it.
+# Run it with --init, so that an orphaned job process has somebody to bury it, and with --stop-timeout 60: see SAFECB_DRAIN_S.
 ENTRYPOINT ["safecb"]
 CMD ["serve"]

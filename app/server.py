@@ -54,6 +54,13 @@ class Server(uvicorn.Server):
         for listener in sockets or ():
             listener.listen(BACKLOG)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the listeners; a moment later, when who had come through them is answered, the connections."""
+        for listener in self.servers:
+            listener.close()
+        await asyncio.sleep(LOOK_EVERY_S)
+        await super().shutdown(sockets)
+
     async def drain(self, seconds: float) -> None:
         """Wait for the requests that were accepted, for so long or until another signal; then give them up."""
         left, deadline = set(self.server_state.tasks), time.monotonic() + seconds

@@ -248,9 +248,12 @@ def test_who_is_refused_comes_after_those_refused_before() -> None:
 
 
 def test_callers_of_one_image_each_are_told_different_times(gate: Gate, batcher: Batcher, base: Codebook) -> None:
-    calls = [batcher.submit_draw(wanted(base, number), str(number)) for number in range(16)]
+    calls = [batcher.submit_draw(wanted(base, 0), "0")]
     wait_for("the first step", lambda: gate.steps)
-    calls += [batcher.submit_draw(wanted(base, number), str(number)) for number in range(16, 20)]
+    calls += [batcher.submit_draw(wanted(base, number), str(number)) for number in range(1, 4)]
+    gate.allowed.release()
+    wait_for("four are drawn", lambda: gate.steps[-1] == [0, 1, 2, 3])
+    calls += [batcher.submit_draw(wanted(base, number), str(number)) for number in range(4, 20)]
     batcher._step_s = 0.25
     told = []
     for number in range(20, 26):
