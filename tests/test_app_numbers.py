@@ -55,7 +55,8 @@ def test_a_weight_that_is_no_number_stops_the_start(key: str, tmp_path: Path, ru
     runs.append(run)
     wait_for("the start is over", lambda: bool(run.addresses()) or run.process.poll() is not None)
     assert run.process.poll() == 2, run.told
-    (last,) = [line for line in run.told.splitlines() if "holds NaN or infinity" in line]
+    last = run.told.splitlines()[-1]
+    assert "holds NaN or infinity" in last
     assert key in last and str(model) in last
     assert "Traceback" not in run.told
 
