@@ -201,36 +201,35 @@ def _loads(store: CodebookStore, version: str) -> bool:
 
 
 class Lines:
-    """A pytest plugin: outcomes of the tests marked `fault`, by line."""
+    """A pytest plugin: outcomes of the tests marked `fault`, by line, which tests/conftest.py writes into reports."""
 
     def __init__(self) -> None:
         self.outcomes: dict[str, Counter[str]] = defaultdict(Counter)
         self.seconds: dict[str, float] = defaultdict(float)
-        self._lines: dict[str, list[str]] = {}
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Note the lines of each test."""
-        for item in items:
-            self._lines[item.nodeid] = [line for mark in item.iter_markers("fault") for line in mark.args]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count a test once: its call, or what kept it from one."""
         if report.when == "call" or not report.passed:
-            for line in self._lines[report.nodeid]:
-                self.outcomes[line][report.outcome] += 1
-                self.seconds[line] += report.duration
+            for name, line in report.user_properties:
+                if name == "fault":
+                    self.outcomes[str(line)][report.outcome] += 1
+                    self.seconds[str(line)] += report.duration
 
 
 def faults() -> list[dict[str, Any]]:
-    """Run the tests marked `fault`; one row a line."""
+    """Run the tests marked `fault`, most of which wait for something, four at a time; one row a line."""
     lines = Lines()
     os.chdir(ROOT)
-    pytest.main(["-m", "fault", "-q", "--no-header", "-p", "no:cacheprovider"], plugins=[lines])
+    pytest.main(["-m", "fault", "-q", "--no-header", "-n", "4", "--dist", "loadfile"], plugins=[lines])
     return [
-        {"line": line, "tests": sum(found.values()), **{o: found[o] for o in ("passed", "failed", "skipped")},
-         "seconds": lines.seconds[line]}
+        {
+            "line": line,
+            "tests": sum(found.values()),
+            **{outcome: found[outcome] for outcome in ("passed", "failed", "skipped")},
+            "seconds": lines.seconds[line],
+        }
         for line, found in sorted(lines.outcomes.items())
-    ]  # fmt: skip
+    ]
 
 
 def missed(found: Mapping[str, Any]) -> list[str]:

@@ -25,3 +25,9 @@ def runs() -> Iterator[list[Supervised]]:
     for run in runs:
         if run.process.poll() is None:
             run.end(signal.SIGTERM)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Write the lines of field reports that a test is marked with into its reports, for who runs tests elsewhere."""
+    for item in items:
+        item.user_properties += [("fault", line) for mark in item.iter_markers("fault") for line in mark.args]
