@@ -250,7 +250,8 @@ def test_a_supervisor_passes_a_second_signal_on(model: Path, tmp_path: Path, run
         assert time.monotonic() - began < SOON_S
         assert everything(caller).startswith(b"HTTP/1.1 503 ")
     assert "safecb serve was ended by SIGINT" in run.told.splitlines()[-1]
-    assert "Traceback" not in run.told and "killed" not in run.told
+    # A worker, the least of all by nice, may be killed before it comes to its signal.
+    assert "Traceback" not in run.told and "server does not end" not in run.told
 
 
 @pytest.mark.fault("F13")
