@@ -25,10 +25,10 @@ from functools import cache
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
+from xml.etree import ElementTree
 
 import httpx2
 import psutil
-import pytest
 import torch
 
 from benchmarks.answers import CUT, Tally, ask
@@ -200,35 +200,32 @@ def _loads(store: CodebookStore, version: str) -> bool:
     return False
 
 
-class Lines:
-    """A pytest plugin: outcomes of the tests marked `fault`, by line, which tests/conftest.py writes into reports."""
-
-    def __init__(self) -> None:
-        self.outcomes: dict[str, Counter[str]] = defaultdict(Counter)
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Count a test once: its call, or what kept it from one."""
-        if report.when == "call" or not report.passed:
-            for name, line in report.user_properties:
-                if name == "fault":
-                    self.outcomes[str(line)][report.outcome] += 1
-                    self.seconds[str(line)] += report.duration
-
-
-def faults() -> list[dict[str, Any]]:
+def faults(folder: Path) -> list[dict[str, Any]]:
     """Run the tests marked `fault`, most of which wait for something, four at a time; one row a line."""
-    lines = Lines()
-    os.chdir(ROOT)
-    pytest.main(["-m", "fault", "-q", "--no-header", "-n", "4", "--dist", "loadfile"], plugins=[lines])
+    report = folder / "faults.xml"
+    command = [sys.executable, "-m", "pytest", "-m", "fault", "-q", "-n", "4", "--dist", "worksteal"]
+    subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT, check=False)
+    return by_line(ElementTree.parse(report))
+
+
+def by_line(report: ElementTree.ElementTree) -> list[dict[str, Any]]:
+    """Sum up pytest's JUnit report by the lines of field reports, which tests/conftest.py notes as properties."""
+    outcomes: dict[str, Counter[str]] = defaultdict(Counter)
+    for case in report.iter("testcase"):
+        marks = {child.tag for child in case} & {"failure", "error", "skipped"}
+        outcome = "passed" if not marks else "skipped" if marks == {"skipped"} else "failed"
+        for note in case.iter("property"):
+            if note.get("name") == "fault":
+                outcomes[str(note.get("value"))] += Counter(
+                    tests=1, **{outcome: 1}, ms=round(1e3 * float(case.get("time", 0)))
+                )
     return [
         {
             "line": line,
-            "tests": sum(found.values()),
-            **{outcome: found[outcome] for outcome in ("passed", "failed", "skipped")},
-            "seconds": lines.seconds[line],
+            **{name: found[name] for name in ("tests", "passed", "failed", "skipped")},
+            "s": found["ms"] / 1e3,
         }
-        for line, found in sorted(lines.outcomes.items())
+        for line, found in sorted(outcomes.items())
     ]
 
 
@@ -270,7 +267,7 @@ def main() -> int:
         for part in (stops, kills):
             found[part.__name__] = part(Path(folder), runs)
             print(part.__name__, found[part.__name__], flush=True)
-    found["faults"] = faults()
+        found["faults"] = faults(Path(folder))
     found["about"]["minutes"] = round((time.monotonic() - began) / 60, 1)
     write("chaos", found, page(found))
     print("\n".join(page(found)))

@@ -8,6 +8,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from xml.etree import ElementTree
 
 import httpx2
 import pytest
@@ -210,3 +211,18 @@ def test_what_is_lost_or_damaged_is_counted(tmp_path: Path) -> None:
     assert counted([job]) == {"versions damaged": 1}
     (tmp_path / "store" / "versions" / "v2").rename(tmp_path / "v2")
     assert counted([job]) == {"versions lost": 1}
+
+
+def test_outcomes_are_counted_by_line() -> None:
+    cases = [
+        ('<property name="fault" value="F01"/><property name="fault" value="F02"/>', ""),
+        ('<property name="fault" value="F01"/>', "<failure/>"),
+        ('<property name="fault" value="F02"/>', "<skipped/>"),
+        ('<property name="other" value="F03"/>', ""),
+    ]
+    told = "".join(f'<testcase time="0.5"><properties>{notes}</properties>{end}</testcase>' for notes, end in cases)
+    rows = chaos.by_line(ElementTree.ElementTree(ElementTree.fromstring(f"<testsuite>{told}</testsuite>")))
+    assert rows == [
+        {"line": "F01", "tests": 2, "passed": 1, "failed": 1, "skipped": 0, "s": 1.0},
+        {"line": "F02", "tests": 2, "passed": 1, "failed": 0, "skipped": 1, "s": 1.0},
+    ]
