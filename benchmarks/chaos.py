@@ -205,10 +205,10 @@ def faults(folder: Path) -> list[dict[str, Any]]:
     report = folder / "faults.xml"
     command = [sys.executable, "-m", "pytest", "-m", "fault", "-q", "-n", "4", "--dist", "worksteal"]
     subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT, check=False)
-    return by_line(ElementTree.parse(report))
+    return by_line(ElementTree.parse(report).getroot())
 
 
-def by_line(report: ElementTree.ElementTree) -> list[dict[str, Any]]:
+def by_line(report: ElementTree.Element) -> list[dict[str, Any]]:
     """Sum up pytest's JUnit report by the lines of field reports, which tests/conftest.py notes as properties."""
     outcomes: dict[str, Counter[str]] = defaultdict(Counter)
     for case in report.iter("testcase"):

@@ -221,7 +221,7 @@ def test_outcomes_are_counted_by_line() -> None:
         ('<property name="other" value="F03"/>', ""),
     ]
     told = "".join(f'<testcase time="0.5"><properties>{notes}</properties>{end}</testcase>' for notes, end in cases)
-    rows = chaos.by_line(ElementTree.ElementTree(ElementTree.fromstring(f"<testsuite>{told}</testsuite>")))
+    rows = chaos.by_line(ElementTree.fromstring(f"<testsuite>{told}</testsuite>"))
     assert rows == [
         {"line": "F01", "tests": 2, "passed": 1, "failed": 1, "skipped": 0, "s": 1.0},
         {"line": "F02", "tests": 2, "passed": 1, "failed": 0, "skipped": 1, "s": 1.0},
