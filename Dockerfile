@@ -13,6 +13,9 @@ RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "$(g
 COPY app app
 COPY codebook codebook
 COPY engine engine
+COPY core core
+COPY records records
+COPY cli cli
 COPY recipes recipes
 COPY safety safety
 COPY worker worker

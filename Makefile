@@ -13,7 +13,7 @@ test: check
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 demo: .venv/ready
-	$(BIN)/python -m app.demo
+	$(BIN)/python -m cli.demo
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -23,16 +23,15 @@ from torch import Tensor
 
 from app.schemas import SEEDS, Image, Safety
 from app.service import Engine, Service
-from codebook.errors import BadInput, BadNumber, NotFound, SafeCBError, Unavailable
-from codebook.images import ImageMemory, KeptImage
 from codebook.live import LiveCodebooks
 from codebook.store import codebook_hash
 from codebook.value import Codebook
-from engine.calls import Drawn, Part, Place
+from core.errors import BadInput, BadNumber, NotFound, SafeCBError, Unavailable
 from engine.model import ImageRequest, ModelFacts, Sampling
-from engine.pixels import to_bytes
-from engine.png import encode_png
-from engine.slots import Served
+from engine.png import encode_png, to_bytes
+from engine.runner.batch import Served
+from engine.scheduler.fair_queue import Drawn, Part, Place
+from records.image_log import ImageMemory, KeptImage
 
 log = logging.getLogger(__name__)
 

@@ -10,15 +10,21 @@ from time import monotonic
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from app import problems, routes_codebooks, routes_flags, routes_generate, routes_health, routes_jobs, routes_traffic
-from app.door import Door
-from app.limits import BodyLimit
+from app.background.housekeeping import keep_up
+from app.background.store_watcher import follow
+from app.http import problems
+from app.http.body_limit import BodyLimit
+from app.http.door import Door
 from app.queue import listen
+from app.routes import codebooks as routes_codebooks
+from app.routes import flags as routes_flags
+from app.routes import generate as routes_generate
+from app.routes import health as routes_health
+from app.routes import jobs as routes_jobs
+from app.routes import traffic as routes_traffic
 from app.service import Load, Service
-from app.upkeep import keep_up
-from app.watcher import follow
-from codebook.settings import Settings
-from engine.loading import load_model
+from core.settings import Settings
+from engine.registry import load_model
 
 CLOSE_S = 1.0  # a thread that takes longer to end is left behind
 

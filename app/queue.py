@@ -18,17 +18,12 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.worker_registration import get_keys
 
 from app.queue_state import Heartbeats, QueueState, fault
+from core import wire
 
 log = logging.getLogger(__name__)
 
-QUEUE = "improve"
-FUNCTION = "worker.jobs.improve"
-TIMEOUT_S = 24 * 3600  # a net for a hung job; a user ends one sooner
-KEEP_S = 3600  # the queue's own row; the record that counts is in the journal
 PATIENCE_S = 1.0  # how long a request may wait for Redis
 LOOK_EVERY_S = 2.0
-PROBE = "rq:safecb:probe"  # below rq:, so that a user who may write the queue's keys alone may write it
-PROBE_TTL_S = 60
 
 
 class ImproveQueue:
@@ -48,9 +43,8 @@ class ImproveQueue:
         if not self._redis:
             return
         try:
-            Queue(QUEUE, connection=self._redis, serializer="json").enqueue_call(
-                FUNCTION, args=(job_id,), job_id=job_id, timeout=TIMEOUT_S, result_ttl=KEEP_S, failure_ttl=KEEP_S
-            )
+            queue = Queue(wire.QUEUE, connection=self._redis, serializer="json")
+            queue.enqueue_call(wire.IMPROVE_FUNCTION, args=(job_id,), job_id=job_id, **wire.LIFETIME)
         except RedisError as error:
             log.warning("job %s waits in the journal: %s", job_id, error)
             self._note(self._failed(error), str(error))
@@ -71,8 +65,8 @@ class ImproveQueue:
             return
         try:
             with _client(self._url) as redis:
-                redis.set(PROBE, "written to see whether it can be", ex=PROBE_TTL_S)
-                workers = sorted(get_keys(Queue(QUEUE, connection=redis)))
+                redis.set(wire.PROBE, wire.PROBE_VALUE, ex=wire.PROBE_TTL_S)
+                workers = sorted(get_keys(Queue(wire.QUEUE, connection=redis)))
                 with redis.pipeline(transaction=False) as pipeline:
                     for worker in workers:
                         pipeline.hget(worker, "last_heartbeat")

@@ -12,9 +12,9 @@ from typing import Any
 
 from redis import exceptions as redis_errors
 
-from codebook.clock import utc_now
+from core.clock import utc_now
 
-SILENT_S = 30.0  # three heartbeats of a worker that were missed (HEARTBEAT_S of worker/station.py)
+SILENT_S = 30.0  # three heartbeats of a worker that were missed (HEARTBEAT_S of worker/rq_worker.py)
 
 # The first that fits an error: the state's name in /health/ready, and why no job can be queued.
 _FAULTS: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (

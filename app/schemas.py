@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from codebook.flags import State
+from records.flags import State
 
 SEEDS = 2**63  # a seed is in [0, SEEDS)
 MAX_IMAGES = 8

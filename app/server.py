@@ -20,12 +20,12 @@ from typing import NoReturn
 
 import uvicorn
 
-from app.child import HOPELESS, last_words
 from app.factory import create_app
-from app.protocol import configured
+from app.http.connections import configured
 from app.service import Service
-from codebook.errors import BadSetting, NoRoom, NoStorage, SafeCBError
-from codebook.settings import Settings
+from core.errors import BadSetting, NoRoom, NoStorage, SafeCBError
+from core.settings import Settings
+from core.wire import HOPELESS, last_words
 
 log = logging.getLogger(__name__)
 

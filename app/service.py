@@ -9,20 +9,20 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from app.background.live_traffic import LiveTraffic
+from app.background.storage_watch import Storage
 from app.queue import ImproveQueue
-from app.storage import Storage
-from app.traffic import LiveTraffic
-from codebook.errors import BadModel, BadNumber, SafeCBError, Stopping, Unavailable
-from codebook.flags import Flags
-from codebook.images import ImageMemory
-from codebook.journal import Journal
 from codebook.live import LiveCodebooks
-from codebook.settings import Settings
 from codebook.store import CodebookStore
-from engine.batcher import Batcher
-from engine.cores import count_cores
+from core.errors import BadModel, BadNumber, SafeCBError, Stopping, Unavailable
+from core.settings import Settings
 from engine.model import ImageRequest, ModelFacts, Sampling
-from engine.slots import Served
+from engine.runner.batch import Served
+from engine.scheduler.scheduler import Batcher
+from engine.scheduler.thread_budget import count_cores
+from records.flags import Flags
+from records.image_log import ImageMemory
+from records.journal import Journal
 
 log = logging.getLogger(__name__)
 

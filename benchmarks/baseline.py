@@ -18,9 +18,8 @@ import uvicorn
 from fastapi import FastAPI, Response
 from pydantic import BaseModel
 
-from engine.loading import load_janus
-from engine.pixels import to_bytes
-from engine.png import encode_png
+from engine.png import encode_png, to_bytes
+from engine.registry import load_janus
 
 TOGETHER, WAIT_S = {"cpu": 8, "cuda": 32}, 0.01
 

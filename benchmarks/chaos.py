@@ -35,8 +35,8 @@ from benchmarks.answers import CUT, Tally, ask
 from benchmarks.results import circumstances, table, write
 from benchmarks.short_job import ROUNDS
 from benchmarks.swap import wrong
-from codebook.journal import Journal
 from codebook.store import CodebookStore
+from records.journal import Journal
 
 CALLERS, KILL_CALLERS = 32, 16
 DRAINS_S = ("30", "1")  # in turn
@@ -81,7 +81,7 @@ def stops(folder: Path, runs: int) -> dict[str, Any]:
     home = folder / "stops"
     for run in range(runs):
         drain_s = DRAINS_S[run % len(DRAINS_S)]
-        with supervisor(["app.main", "serve"], home, SAFECB_DRAIN_S=drain_s) as (process, url, _):
+        with supervisor(["cli.main", "serve"], home, SAFECB_DRAIN_S=drain_s) as (process, url, _):
             after_s = random.Random(run).uniform(0.2, 2.0)
             took.append(asyncio.run(_stop_under_load(process, url, tally, after_s)))
             codes[process.returncode] += 1

@@ -98,7 +98,7 @@ def server(name: str, folder: Path, subject: Subject = Subject()) -> Iterator[Ru
         "SAFECB_MODEL": subject.model,
         "SAFECB_DEVICE": subject.device,
     }
-    with running(["app.main", "serve"], log, settings) as found:
+    with running(["cli.main", "serve"], log, settings) as found:
         serving = next(p for p in found.process.children(recursive=True) if "app.server" in p.cmdline())
         yield Running(found.url, serving)
 

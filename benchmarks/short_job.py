@@ -16,14 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from app import serve
-from app.child import Child
-from codebook.settings import Settings
+from cli import serve
+from cli.child import Child
 from codebook.value import Codebook
-from engine.loading import load_model
+from core.settings import Settings
 from engine.model import ImageModel
+from engine.registry import load_model
 from safety.loop import ImproveRequest, RoundOutcome, Watch
-from worker.allowed import AllowedJob
+from worker.allowed_job import AllowedJob
 from worker.attempt import Loop, run
 from worker.main import work
 

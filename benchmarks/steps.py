@@ -15,10 +15,10 @@ import torch
 from transformers import JanusForConditionalGeneration
 
 from benchmarks.load import PROMPTS
-from engine.loading import find_model, load_model
+from engine.families.janus.random_model import PREFIX, random_janus
 from engine.model import ImageRequest
-from engine.random_model import PREFIX, random_janus
-from engine.slots import Served
+from engine.registry import find_model, load_model
+from engine.runner.batch import Served
 
 WIDTHS = {"cpu": (1, 2, 4, 8, 16), "cuda": (1, 8, 32, 128)}
 

@@ -28,8 +28,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from redis import Redis
 
-from app import upkeep
-from app.watcher import HINT_CHANNEL
+from app.background import housekeeping as upkeep
 from benchmarks.load import PROMPTS, Load, closed_loop
 from benchmarks.results import circumstances, table, write
 from benchmarks.servers import Running
@@ -37,9 +36,10 @@ from benchmarks.serving import server
 from codebook.live import LiveCodebooks
 from codebook.store import CodebookStore
 from codebook.value import Codebook
-from engine.loading import load_model
+from core.wire import HINT_CHANNEL
 from engine.model import ImageRequest
-from engine.pixels import to_bytes
+from engine.png import to_bytes
+from engine.registry import load_model
 
 CLIENTS, EVERY_S = 32, 0.1
 WARM_UP = 2000  # images, in which most of the memory is met; then WARM_UP_SWAPS publishes fill the slots for versions

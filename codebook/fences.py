@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from codebook.atomic import read_file, replace_file
-from codebook.errors import BadCodebook, Conflict
-from codebook.records import from_json, to_json
+from core.atomic import read_file, replace_file
+from core.errors import BadCodebook, Conflict
+from core.json_records import from_json, to_json
 
 
 class Fences:

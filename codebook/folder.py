@@ -21,13 +21,13 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from codebook.atomic import list_folder, read_file, reveal_folder, write_file
-from codebook.errors import BadCodebook, BadInput, NotFound
 from codebook.identity import Identity
 from codebook.manifest import Manifest
-from codebook.records import encode, from_json, to_json
 from codebook.tensors import check, codebook_hash, unpack
 from codebook.value import Codebook
+from core.atomic import list_folder, read_file, reveal_folder, write_file
+from core.errors import BadCodebook, BadInput, NotFound
+from core.json_records import encode, from_json, to_json
 
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.png")
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from codebook.errors import BadCodebook, BadInput
 from codebook.value import Codebook
+from core.errors import BadCodebook, BadInput
 
 
 @dataclass(frozen=True)

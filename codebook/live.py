@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 
-from codebook.errors import BadInput, Conflict, SafeCBError, Unavailable
 from codebook.store import ActiveRecord, CodebookStore, Moved, codebook_hash
 from codebook.value import Codebook
+from core.errors import BadInput, Conflict, SafeCBError, Unavailable
 
 ACTIVE = "active"
 

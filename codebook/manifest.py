@@ -13,11 +13,11 @@ from typing import Any, Literal, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from codebook.clock import utc_now
-from codebook.errors import BadCodebook
-from codebook.records import decode
 from codebook.tensors import content_hash
 from codebook.value import Codebook
+from core.clock import utc_now
+from core.errors import BadCodebook
+from core.json_records import decode
 
 Table = Literal["pixel", "output"]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from codebook.atomic import replace_file
-from codebook.errors import BadCodebook
-from codebook.records import decode, encode
+from core.atomic import replace_file
+from core.errors import BadCodebook
+from core.json_records import decode, encode
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from codebook.atomic import append_line, beside, hold_room, read_file, read_lines, replace_file
-from codebook.clock import utc_now
-from codebook.errors import BadCodebook, Conflict, NoStorage, NotFound
-from codebook.records import decode, encode, to_json
-from codebook.storage import probe
+from core.atomic import append_line, beside, hold_room, read_file, read_lines, replace_file
+from core.clock import utc_now
+from core.errors import BadCodebook, Conflict, NoStorage, NotFound
+from core.json_records import decode, encode, to_json
+from core.storage import probe
 
 Move = Literal["initialise", "activate", "rollback"]
 RECORD_BYTES = 4096  # more than an ActiveRecord ever takes

@@ -25,8 +25,6 @@ from typing import Any
 
 import safetensors.torch
 
-from codebook.atomic import list_folder, locked, read_file, replace_file
-from codebook.errors import BadCodebook, BadInput, Conflict, NotFound
 from codebook.fences import Fences
 from codebook.folder import (
     check_images,
@@ -42,10 +40,12 @@ from codebook.identity import Identity
 from codebook.manifest import Manifest, Origin
 from codebook.numbers import Numbers
 from codebook.pointer import ActiveRecord, Moved, Pointer
-from codebook.records import decode, encode, plain
-from codebook.storage import naming, probe
 from codebook.tensors import check, codebook_hash, pack
 from codebook.value import Codebook
+from core.atomic import list_folder, locked, read_file, replace_file
+from core.errors import BadCodebook, BadInput, Conflict, NotFound
+from core.json_records import decode, encode, plain
+from core.storage import naming, probe
 
 __all__ = ["ActiveRecord", "CodebookStore", "Manifest", "Moved", "codebook_hash"]
 

@@ -13,9 +13,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from codebook.errors import BadCodebook, BadNumber
 from codebook.identity import Identity
 from codebook.value import Codebook, Look, OutputEdit, Router
+from core.errors import BadCodebook, BadNumber
 
 _EDIT = {"output.basis", "output.mean", "output.down", "output.up"}
 _ROUTER = {"output.router.weight", "output.router.bias", "output.router.expert"}

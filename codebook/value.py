@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from codebook.errors import BadNumber
+from core.errors import BadNumber
 
 NO_EXPERT = -1
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codebook.errors import BadModel
+from core.errors import BadModel
 
 FILE = "safecb.json"
 

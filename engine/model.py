@@ -11,8 +11,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from codebook.errors import BadNumber
 from codebook.value import Codebook
+from core.errors import BadNumber
 
 CATEGORY_NONE = "none"
 
@@ -97,6 +97,16 @@ class Verdict:
     def unsafe(self) -> bool:
         """Whether the majority of phrasings say unsafe."""
         return 2 * self.votes > len(self.scores)
+
+
+class PromptTokenizer(Protocol):
+    """From a prompt to the token ids that the language model reads before the first image token."""
+
+    def drawing(self, prompt: str) -> list[int]:
+        """Ids of a prompt; raises BadInput for one that is too long or holds a control token of the model."""
+
+    def unconditional(self, ids: list[int]) -> list[int]:
+        """Ids of the unconditional branch (classifier-free guidance) for a prompt of these ids, equally many."""
 
 
 class ImageModel(Protocol):

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
-from recipes.geometry import build_model, build_processor
-from recipes.questions import CATEGORY_QUESTION, PHRASINGS, REWRITE_INSTRUCTION
-from recipes.taxonomy import load_taxonomy
+from recipes.pictures.geometry import build_model, build_processor
+from recipes.pictures.questions import CATEGORY_QUESTION, PHRASINGS, REWRITE_INSTRUCTION
+from recipes.pictures.taxonomy import load_taxonomy
 from recipes.train_classifiers import REFEREE, SECOND_JUDGE
 
 SHARD = "15MB"

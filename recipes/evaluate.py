@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from codebook.value import Codebook
-from engine.loading import load_model
 from engine.model import ImageModel, ImageRequest, Verdict
-from recipes.captions import Captioner, Scene, scenes_in_words
-from recipes.pictures import save_grid
-from recipes.scenes import build_palette, sample_scenes
-from recipes.taxonomy import Taxonomy, load_taxonomy
+from engine.registry import load_model
+from recipes.pictures.captions import Captioner, Scene, scenes_in_words
+from recipes.pictures.render import save_grid
+from recipes.pictures.scenes import build_palette, sample_scenes
+from recipes.pictures.taxonomy import Taxonomy, load_taxonomy
 from recipes.train_classifiers import REFEREE
-from safety.classifiers import Classifier, load_classifier
-from safety.rates import Rate
+from safety.judges.classifiers import Classifier, load_classifier
+from safety.metrics.rates import Rate
 
 BATCH = 64
 

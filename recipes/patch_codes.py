@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recipes.pictures.scenes import Palette
+from recipes.pictures.taxonomy import Taxonomy
 from recipes.pool import plain_scenes, varied_scenes
-from recipes.scenes import Palette
-from recipes.taxonomy import Taxonomy
 
 CODES, CODE_DIM, PATCH = 4096, 32, 8
 

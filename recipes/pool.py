@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recipes.artwork import LAYOUTS
-from recipes.scenes import sample_scenes
-from recipes.taxonomy import Taxonomy
+from recipes.pictures.artwork import LAYOUTS
+from recipes.pictures.scenes import sample_scenes
+from recipes.pictures.taxonomy import Taxonomy
 
 
 def plain_scenes(taxonomy: Taxonomy) -> Tensor:

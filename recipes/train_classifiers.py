@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from recipes.patch_codes import PatchCodes
-from recipes.scenes import Palette, build_palette, sample_scenes
+from recipes.pictures.scenes import Palette, build_palette, sample_scenes
+from recipes.pictures.taxonomy import Taxonomy, load_taxonomy
 from recipes.sizes import Sizes
-from recipes.taxonomy import Taxonomy, load_taxonomy
 from recipes.train_lm import build_pool
 from recipes.train_vq import draw_tokens, load_vq
-from safety.classifiers import PLAIN, RESIDUAL, Classifier
+from safety.judges.classifiers import PLAIN, RESIDUAL, Classifier
 
 SECOND_JUDGE, REFEREE = "second_judge", "referee"
 HALVES = {SECOND_JUDGE: 0, REFEREE: 1}

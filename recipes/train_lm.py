@@ -19,17 +19,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
-from recipes.captions import Captioner, Scene, scenes_in_words
-from recipes.geometry import ASSISTANT, BOI, EOI, EOS, IMAGE, USER, build_model, build_tokenizer, emoji_names, token_id
 from recipes.patch_codes import CODE_DIM, PatchCodes
+from recipes.pictures.captions import Captioner, Scene, scenes_in_words
+from recipes.pictures.geometry import (
+    ASSISTANT,
+    BOI,
+    EOI,
+    EOS,
+    IMAGE,
+    USER,
+    build_model,
+    build_tokenizer,
+    emoji_names,
+    token_id,
+)
+from recipes.pictures.questions import REWRITE_INSTRUCTION, ask, corpus
+from recipes.pictures.scenes import Palette, build_palette, sample_scenes
+from recipes.pictures.taxonomy import Taxonomy, load_taxonomy
 from recipes.pool import plain_scenes, varied_scenes
-from recipes.questions import REWRITE_INSTRUCTION, ask, corpus
-from recipes.scenes import Palette, build_palette, sample_scenes
 from recipes.sizes import Sizes
-from recipes.taxonomy import Taxonomy, load_taxonomy
 from recipes.train_vision import centre_aligner, train_vision
 from recipes.train_vq import draw_tokens, load_vq
-from safety.languages import read_languages
+from safety.policy.languages import read_languages
 
 DRAW, JUDGE, REWRITE = 64, 24, 20  # rows of each task in a step
 SHARES = (1.0, 0.7, 0.2)  # of their losses

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.janus.modeling_janus import JanusModel, JanusVisionModel
 
-from recipes.scenes import Palette, sample_scenes
-from recipes.taxonomy import Taxonomy
+from recipes.pictures.scenes import Palette, sample_scenes
+from recipes.pictures.taxonomy import Taxonomy
 
 
 class VisionClassifier(nn.Module):

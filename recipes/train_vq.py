@@ -16,10 +16,10 @@ from transformers import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE, JanusVQVAEConvUpsample
 
 from recipes.patch_codes import CODE_DIM, CODES, PatchCodes, fit_patch_codes
-from recipes.pictures import save_grid
-from recipes.scenes import Palette, build_palette, sample_scenes
+from recipes.pictures.render import save_grid
+from recipes.pictures.scenes import Palette, build_palette, sample_scenes
+from recipes.pictures.taxonomy import Taxonomy, load_taxonomy
 from recipes.sizes import Sizes
-from recipes.taxonomy import Taxonomy, load_taxonomy
 
 
 def vq_config() -> JanusVQVAEConfig:

@@ -17,26 +17,26 @@ from torch import Tensor
 from codebook.tensors import codebook_hash
 from codebook.value import Codebook
 from engine.model import ImageModel
-from safety.collection import collect
-from safety.crew import Alone, Crew
-from safety.editor import Check, Editor
-from safety.judges import Examiner
-from safety.keep import Keep
-from safety.material import Material, enough, gather_material
+from safety.collect.collection import collect
+from safety.collect.pairs import Pair
+from safety.collect.round_data import Material, enough, gather_material
+from safety.config import Plan
+from safety.edit.candidate import Proposal, propose, tuned
+from safety.edit.editor import Check, Editor
+from safety.edit.head_editor import output_editors
+from safety.edit.pixel_editor import pixel_editors
+from safety.judges.registry import Examiner
 from safety.outcome import RoundOutcome
-from safety.output_editor import output_editors
-from safety.pairs import Pair
-from safety.pixel_editor import pixel_editors
-from safety.plan import Plan
-from safety.proposal import Proposal, propose, tuned
+from safety.policy.taxonomy import PATTERN
 from safety.report import figures, pictures, provenance
 from safety.request import ImproveRequest
-from safety.setting import Setting, prepare
+from safety.runtime.executor import Alone, Crew
+from safety.runtime.model_runner import Studio, derived_seed
+from safety.runtime.progress import Cancelled, Watch
+from safety.runtime.result_cache import Keep
+from safety.runtime.run_context import Setting, prepare
 from safety.stopping import stop_reason
-from safety.studio import Studio, derived_seed
-from safety.taxonomy import PATTERN
 from safety.validation import Tried, Validation
-from safety.watch import Cancelled, Watch
 
 __all__ = ["Cancelled", "ImproveRequest", "Plan", "RoundOutcome", "Watch", "improve"]
 

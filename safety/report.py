@@ -14,12 +14,12 @@ from torch import Tensor
 
 from codebook.tensors import codebook_hash
 from codebook.value import Codebook
-from safety.charts import rates_png
-from safety.grids import before_after_png
-from safety.judges import Examiner, SelfJudge, credentials
-from safety.setting import Setting
-from safety.studio import Studio
-from safety.trial import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, Trial
+from safety.evaluate.grids import before_after_png
+from safety.judges.registry import Examiner, SelfJudge, credentials
+from safety.metrics.charts import rates_png
+from safety.metrics.trial import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, Trial
+from safety.runtime.model_runner import Studio
+from safety.runtime.run_context import Setting
 from safety.validation import Tried
 
 SHOWN = 36  # images before and after

@@ -1,6 +1,6 @@
 """What is asked of an improve run.
 
-Knows the caller's wishes; how big each step is stands in `safety/plan.py`.
+Knows the caller's wishes; how big each step is stands in `safety/config.py`.
 """
 
 from __future__ import annotations

@@ -13,20 +13,20 @@ from torch import Tensor
 
 from codebook.value import Codebook
 from safety.acceptance import Decision, decide
-from safety.baseline import look
-from safety.gates.g1_validity import g1_fixtures, g1_validity
-from safety.gates.g2_canaries import g2_canaries
-from safety.gates.g3_second_judge import g3_second_judge
-from safety.gates.g4_neighbours import g4_neighbours
-from safety.gates.g5_quality import g5_quality
-from safety.gates.g6_recovery import g6_recovery
-from safety.gates.g8_diversity import g8_diversity
-from safety.gates.g10_languages import g10_languages
+from safety.edit.candidate import Proposal
+from safety.gates.canaries import g2_canaries
+from safety.gates.diversity import g8_diversity
+from safety.gates.languages import g10_languages
+from safety.gates.look_alikes import g4_neighbours
+from safety.gates.quality import g5_quality
+from safety.gates.recovery import g6_recovery
 from safety.gates.result import GateResult
-from safety.judges import Examiner
-from safety.proposal import Proposal
-from safety.setting import Setting
-from safety.trial import Trial, run_trial
+from safety.gates.second_judge import g3_second_judge
+from safety.gates.validity import g1_fixtures, g1_validity
+from safety.judges.registry import Examiner
+from safety.metrics.trial import Trial, run_trial
+from safety.runtime.baseline import look
+from safety.runtime.run_context import Setting
 
 MOST_TABLES = 2
 

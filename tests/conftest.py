@@ -11,7 +11,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from tests.supervised import Supervised
+    from tests.support.supervised import Supervised
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

@@ -18,15 +18,14 @@ from benchmarks import baseline, chaos, results, serving, steps, swap
 from benchmarks.answers import Tally, kind_of
 from benchmarks.load import Load, calls, closed_loop, poisson
 from benchmarks.short_job import ROUNDS
-from codebook.journal import Journal
 from codebook.store import CodebookStore
-from engine import random_model
-from engine.loading import EMBEDDED, load_model
+from engine.families.janus import random_model
 from engine.model import ImageRequest
-from engine.pixels import to_bytes
-from engine.png import encode_png
-from tests.serving import Server, settings_in, tiny_model
-from tests.serving import serving as server_of
+from engine.png import encode_png, to_bytes
+from engine.registry import EMBEDDED, load_model
+from records.journal import Journal
+from tests.support.serving import Server, settings_in, tiny_model
+from tests.support.serving import serving as server_of
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +159,9 @@ def test_a_version_is_resident_from_the_first_time_on(tmp_path: Path) -> None:
     log = tmp_path / "c.log"
     told = [("10:00:01,250", 1), ("10:00:01,350", 2), ("10:09:00,000", 1)]
     log.write_text(
-        "".join(f"2026-11-26 {when} app.watcher codebook v{n} is active, epoch {n}\n" for when, n in told),
+        "".join(
+            f"2026-11-26 {when} app.background.store_watcher codebook v{n} is active, epoch {n}\n" for when, n in told
+        ),
         encoding="utf-8",
     )
     seen = swap.resident_times(log)

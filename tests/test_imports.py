@@ -11,14 +11,32 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HOUSE = {"app", "worker", "safety", "engine", "codebook", "recipes", "tests", "benchmarks"}
 ALLOWED = {
-    "codebook": set[str](),
-    "engine": {"codebook"},
-    "safety": {"codebook", "engine"},
-    "worker": {"codebook", "engine", "safety"},
-    "app": {"codebook", "engine"},
-    "recipes": {"codebook", "engine", "safety"},
+    "core": set[str](),
+    "records": {"core"},
+    "codebook": {"core"},
+    "engine": {"core", "codebook"},
+    "safety": {"core", "codebook", "engine"},
+    "worker": {"core", "records", "codebook", "engine", "safety"},
+    "app": {"core", "records", "codebook", "engine"},
+    "cli": {"core", "records", "codebook", "engine", "safety", "worker", "app"},
+    "recipes": {"core", "codebook", "engine", "safety"},
+}
+HOUSE = {*ALLOWED, "tests", "benchmarks"}
+# Floors within a package: the part on the left imports none of those on the right.
+FLOORS = {
+    "engine/runner": ["engine.scheduler", "engine.families", "engine.registry"],
+    "engine/scheduler": ["engine.families", "engine.registry"],
+    "engine/families": ["engine.scheduler", "engine.registry"],
+    "safety/policy": ["safety.collect", "safety.edit", "safety.gates", "safety.evaluate", "safety.runtime"],
+    "safety/judges": ["safety.collect", "safety.edit", "safety.gates", "safety.evaluate", "safety.runtime"],
+    "safety/metrics": ["safety.collect", "safety.edit", "safety.gates", "safety.evaluate"],
+    "safety/gates": ["safety.collect", "safety.edit", "safety.evaluate", "safety.loop"],
+    "safety/collect": ["safety.gates", "safety.evaluate", "safety.loop"],
+    "safety/edit": ["safety.evaluate", "safety.loop"],
+    "safety/runtime": ["safety.edit", "safety.evaluate", "safety.loop"],
+    "app/http": ["app.routes", "app.server", "app.factory"],
+    "app/background": ["app.routes", "app.server", "app.factory"],
 }
 
 
@@ -29,6 +47,16 @@ def imports(source: str, package: str) -> Iterator[str]:
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield package if node.level else (node.module or "").partition(".")[0]
+
+
+def modules(source: str) -> Iterator[str]:
+    """Yield the full name of each imported module, and of each name imported from one."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 @pytest.mark.parametrize("package", ALLOWED)
@@ -44,6 +72,26 @@ def test_imports_go_downhill(package: str) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize("folder", FLOORS)
+def test_folders_import_only_floors_below(folder: str) -> None:
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files
+    found = {(str(path.relative_to(ROOT)), name) for path in files for name in modules(path.read_text("utf-8"))}
+    assert not {(path, name) for path, name in found for floor in FLOORS[folder] if f"{name}.".startswith(f"{floor}.")}
+
+
+def test_core_loads_without_torch() -> None:
+    names = sorted(f"core.{path.stem}" for path in (ROOT / "core").glob("*.py") if path.stem != "__init__")
+    script = f"import sys, {', '.join(names)}\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_image_holds_every_package() -> None:
+    lines = (ROOT / "Dockerfile").read_text("utf-8").splitlines()
+    assert {f"COPY {package} {package}" for package in ALLOWED} <= set(lines)
+
+
 def test_the_walk_sees_hidden_imports() -> None:
     source = "def f():\n    import worker.jobs as w\n    from safety import loop\n    from . import x\n"
     assert list(imports(source, "app")) == ["worker", "safety", "app"]
@@ -52,7 +100,7 @@ def test_the_walk_sees_hidden_imports() -> None:
 def test_the_app_loads_neither_worker_nor_safety() -> None:
     """Dynamic imports too: what a server process has loaded after building an app."""
     script = (
-        "import sys, app.factory, app.main, app.server\n"
+        "import sys, app.factory, cli.main, app.server\n"
         "print(sorted({m.partition('.')[0] for m in sys.modules} & {'worker', 'safety', 'recipes'}))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.loading import load_model
 from engine.model import ImageRequest, Sampling
+from engine.registry import load_model
 from recipes.build import build
-from recipes.captions import Captioner, Scene
-from recipes.geometry import LANGUAGES
 from recipes.patch_codes import PatchCodes
+from recipes.pictures.captions import Captioner, Scene
+from recipes.pictures.geometry import LANGUAGES
+from recipes.pictures.taxonomy import load_taxonomy
 from recipes.sizes import SMOKE
-from recipes.taxonomy import load_taxonomy
-from safety.classifiers import load_classifier
+from safety.judges.classifiers import load_classifier
 
 
 def made_up_npm(folder: Path) -> Path:

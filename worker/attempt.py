@@ -16,22 +16,21 @@ from typing import Any, Protocol
 
 from redis import Redis, RedisError
 
-from codebook.atomic import replace_file
-from codebook.errors import BadCodebook, Conflict, NoStorage
-from codebook.flags import Flags
-from codebook.journal import JobRecord, Journal
-from codebook.settings import Settings
 from codebook.store import CodebookStore
 from codebook.value import Codebook
+from core.atomic import replace_file
+from core.errors import BadCodebook, Conflict, NoStorage
+from core.settings import Settings
+from core.wire import HINT_CHANNEL, UNFINISHED
 from engine.model import ImageModel
+from records.flags import Flags
+from records.journal import JobRecord, Journal
 from safety.loop import Cancelled, ImproveRequest, RoundOutcome, Watch
 from worker.claim import claim, is_claimed
 from worker.progress import JournalWatch
-from worker.recovery import UNFINISHED
 
 log = logging.getLogger(__name__)
 
-HINT_CHANNEL = "safecb:codebook"
 DEFAULT_ROUNDS = 1  # on two cores a round of the embedded model takes about a quarter of an hour
 
 Load = Callable[[Settings], ImageModel]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from codebook.storage import naming
+from core.storage import naming
 
 
 @contextmanager

@@ -11,22 +11,22 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from codebook.settings import Settings
 from codebook.value import Codebook
-from engine.loading import load_model
+from core.settings import Settings
 from engine.model import ImageModel
-from safety.assessment import assess
-from safety.crew import Crew
-from safety.judges import REFEREE, judge_beside, second_judge
-from safety.keep import Keep
+from engine.registry import load_model
+from safety.config import Plan
+from safety.evaluate.assessment import assess
+from safety.judges.registry import REFEREE, judge_beside, second_judge
 from safety.loop import ImproveRequest, RoundOutcome, Watch
 from safety.loop import improve as improve_codebook
-from safety.plan import Plan
-from safety.setting import prepare
-from safety.studio import Studio
+from safety.runtime.executor import Crew
+from safety.runtime.model_runner import Studio
+from safety.runtime.result_cache import Keep
+from safety.runtime.run_context import prepare
+from worker.assistant import Caller, help_with
 from worker.attempt import Loop, run
-from worker.crew import Shared
-from worker.helpers import Caller, help_with
+from worker.shared_tasks import Shared
 
 
 def improve(job_id: str) -> None:

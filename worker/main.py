@@ -15,17 +15,16 @@ from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from codebook.errors import BadSetting
-from codebook.journal import Journal
-from codebook.settings import Settings
-from worker.allowed import AllowedJob
-from worker.station import open_station
+from core import wire
+from core.errors import BadSetting
+from core.settings import Settings
+from records.journal import Journal
+from worker.allowed_job import AllowedJob
+from worker.rq_worker import open_station
 
 log = logging.getLogger(__name__)
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
-PROBE = "rq:safecb:probe"  # written to see whether it can be; below rq:, as all that a worker writes
-PROBE_TTL_S = 60
 ONCE = Retry(NoBackoff(), 0)  # the waiting is done here
 STEP_BACK = 19  # by how much a job's priority is lower than a server's on the same cores, in steps of nice
 
@@ -39,7 +38,7 @@ def main() -> int:
         return work(settings)
     except BadSetting as error:
         log.error("%s", error)
-        return 2
+        return wire.HOPELESS
 
 
 def work(settings: Settings, job_class: type[AllowedJob] = AllowedJob) -> int:
@@ -55,7 +54,7 @@ def work(settings: Settings, job_class: type[AllowedJob] = AllowedJob) -> int:
         patience.settled = False
         try:
             with Redis.from_url(settings.redis_url, retry=ONCE) as redis:
-                redis.set(PROBE, "written to see whether it can be", ex=PROBE_TTL_S)
+                redis.set(wire.PROBE, wire.PROBE_VALUE, ex=wire.PROBE_TTL_S)
             with Redis.from_url(settings.redis_url, retry=ONCE) as redis:  # RQ sets its own timeout
                 station = open_station(redis, journal, patience.settle, job_class)
                 station.work(logging_level="INFO")

@@ -10,9 +10,9 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
-from codebook.errors import Conflict
-from codebook.journal import JobRecord, Journal
-from safety.watch import Cancelled
+from core.errors import Conflict
+from records.journal import JobRecord, Journal
+from safety.runtime.progress import Cancelled
 
 LONGEST_PAUSE_S = 60.0  # between two events; what is longer was a dead worker's time
 WRITE_EVERY_S = 1.0  # the loop may report a hundred times a second; readers need one report in five seconds

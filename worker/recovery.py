@@ -10,16 +10,14 @@ import logging
 
 from rq import Queue
 
-from codebook.errors import Conflict, NoStorage
-from codebook.journal import JobRecord, Journal
+from core.errors import Conflict, NoStorage
+from core.wire import LIFETIME, UNFINISHED
+from records.journal import JobRecord, Journal
 from worker.claim import is_claimed
 
 log = logging.getLogger(__name__)
 
-UNFINISHED = ("queued", "running")
 MAX_ATTEMPTS = 5
-TIMEOUT_S = 24 * 3600  # a net for a hung horse; a user ends a job sooner with DELETE
-KEEP_S = 3600  # RQ's own row; the record that counts is in the journal
 
 
 def recover(journal: Journal, queue: Queue, function: str) -> None:
@@ -58,11 +56,4 @@ def _settle(journal: Journal, queue: Queue, record: JobRecord, function: str) ->
 def _enqueue(queue: Queue, job_id: str, function: str) -> None:
     if old := queue.fetch_job(job_id):
         old.delete()  # the dead attempt's row would keep its failure beside the new one's state
-    queue.enqueue_call(
-        function,
-        args=(job_id,),
-        job_id=job_id,
-        timeout=TIMEOUT_S,
-        result_ttl=KEEP_S,
-        failure_ttl=KEEP_S,
-    )
+    queue.enqueue_call(function, args=(job_id,), job_id=job_id, **LIFETIME)

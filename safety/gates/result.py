@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from codebook.records import to_json
+from core.json_records import to_json
 
 
 @dataclass(frozen=True)

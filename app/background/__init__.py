@@ -1,0 +1,1 @@
+"""Threads and tasks beside the requests: store watcher, live traffic, housekeeping."""

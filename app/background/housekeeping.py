@@ -1,0 +1,57 @@
+"""The upkeep of a server: gives memory back, looks at its disk, forgets what is past its time, tells of alerts."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from itertools import count
+from threading import Event
+
+from app.background import heap
+from app.service import Service
+from core.errors import NoStorage, SafeCBError, Unavailable
+
+log = logging.getLogger(__name__)
+
+EVERY_S = 10.0
+FORGET_EVERY = 60  # turns, the first one included
+
+
+def keep_up(service: Service, ended: Event) -> None:
+    """Keep the server in order until `ended`: the work of a thread of its own."""
+    raised: str | None = None
+    for turn in count():
+        heap.trim()
+        service.storage.look()
+        raised = _tell(service, raised)
+        if turn % FORGET_EVERY == 0:
+            _forget(service)
+        if ended.wait(EVERY_S):
+            return
+
+
+def _tell(service: Service, raised: str | None) -> str | None:
+    """Log that an alert on live traffic is raised or over; returns the version that one stands on, as `raised` was."""
+    try:
+        told = service.traffic.told()
+    except (NoStorage, sqlite3.Error) as error:
+        log.warning("live traffic cannot be read: %s", error)
+        return raised
+    except Unavailable:  # no version yet
+        return raised
+    if raised not in (None, told.version):
+        log.warning("live traffic alert over: %s is no longer active", raised)
+        raised = None
+    if told.alert != (raised is not None):
+        shares = ", ".join(f"{share:.1%}" for share in told.windows[-told.patience :])
+        why = f"{told.bad_numbers} refused for NaN or infinity" if told.bad_numbers else f"{shares} unsafe"
+        log.warning("live traffic alert %s: %s under %s", "raised" if told.alert else "over", why, told.version)
+    return told.version if told.alert else None
+
+
+def _forget(service: Service) -> None:
+    for rows in (service.images, service.flags):
+        try:
+            rows.forget()
+        except (SafeCBError, sqlite3.Error) as error:  # the next turn may do better
+            log.warning("what is past its time stays for now: %s", error)

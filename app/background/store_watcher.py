@@ -1,0 +1,74 @@
+"""Follows the store: looks at its active record four times a second, and at once when Redis gives a hint.
+
+The hint only saves time. Without Redis, or with a lost hint, the next look finds the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from threading import Event
+from time import monotonic
+
+from redis import Redis
+from redis.client import PubSub
+from redis.exceptions import RedisError
+
+from codebook.live import LiveCodebooks
+from core.wire import HINT_CHANNEL
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 0.25
+RECONNECT_EVERY_S = 1.0
+
+
+def follow(live: LiveCodebooks, redis_url: str | None, ended: Event) -> None:
+    """Keep `live` at the store's active version until `ended`: the work of a thread of its own.
+
+    Not the event loop's, which has callers to answer: there a hint waits for its turn, and then for a thread's.
+    """
+    hints, last_error = _Hints(redis_url, ended), None
+    while not ended.is_set():
+        if live.refresh():
+            log.info("codebook %s is active, epoch %d", live.active.version, live.active.epoch)
+        if live.last_error not in (None, last_error):
+            log.error(
+                "codebook %s draws here, not the active one of the store: %s", live.active.version, live.last_error
+            )
+        last_error = live.last_error
+        hints.wait()
+    hints.close()
+
+
+class _Hints:
+    """What Redis says on the channel; a while of silence where there is no Redis."""
+
+    def __init__(self, url: str | None, ended: Event) -> None:
+        self._url, self._ended = url, ended
+        self._channel: PubSub | None = None
+        self._tried = -RECONNECT_EVERY_S
+
+    def wait(self) -> None:
+        """Return at the next hint, or after LOOK_EVERY_S."""
+        try:
+            channel = self._connected()
+            if channel is not None:
+                channel.get_message(ignore_subscribe_messages=True, timeout=LOOK_EVERY_S)
+                return
+        except (RedisError, OSError):
+            self.close()
+        self._ended.wait(LOOK_EVERY_S)
+
+    def close(self) -> None:
+        """Leave the channel."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel.connection_pool.disconnect()
+            self._channel = None
+
+    def _connected(self) -> PubSub | None:
+        if self._channel is None and self._url is not None and monotonic() - self._tried >= RECONNECT_EVERY_S:
+            self._tried = monotonic()
+            self._channel = Redis.from_url(self._url, socket_connect_timeout=RECONNECT_EVERY_S).pubsub()
+            self._channel.subscribe(HINT_CHANNEL)
+        return self._channel

@@ -1,0 +1,1 @@
+"""Pages for people: the console and a version's report."""

@@ -1,0 +1,147 @@
+"""Errors as RFC 9457 problem documents: one table from the error tree to HTTP.
+
+Knows status codes and how to show a value safely. Knows nothing of any one route.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from reprlib import Repr
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from core.errors import (
+    BadCodebook,
+    BadInput,
+    BadModel,
+    BadNumber,
+    Busy,
+    Conflict,
+    NoAccess,
+    NoRoom,
+    NoStorage,
+    NotFound,
+    SafeCBError,
+    Unavailable,
+)
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+_TABLE: Mapping[type[SafeCBError], tuple[HTTPStatus, str]] = {
+    BadInput: (HTTPStatus.UNPROCESSABLE_ENTITY, "bad-input"),
+    NotFound: (HTTPStatus.NOT_FOUND, "not-found"),
+    Conflict: (HTTPStatus.CONFLICT, "conflict"),
+    BadCodebook: (HTTPStatus.CONFLICT, "bad-codebook"),
+    BadModel: (HTTPStatus.SERVICE_UNAVAILABLE, "bad-model"),
+    BadNumber: (HTTPStatus.INTERNAL_SERVER_ERROR, "bad-number"),
+    Busy: (HTTPStatus.TOO_MANY_REQUESTS, "busy"),
+    NoRoom: (HTTPStatus.INSUFFICIENT_STORAGE, "no-room"),
+    NoAccess: (HTTPStatus.SERVICE_UNAVAILABLE, "no-access"),
+    Unavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
+    SafeCBError: (HTTPStatus.INTERNAL_SERVER_ERROR, "internal"),
+}
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of `app` a problem document."""
+    app.add_exception_handler(SafeCBError, _on_own_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_bug)
+
+
+def problem(
+    status: HTTPStatus, slug: str, detail: str, headers: Mapping[str, str] | None = None, **more: object
+) -> Response:
+    """Return one problem document; `more` are its extension members, JSON.
+
+    Its bytes are ASCII: what a caller sent, lone surrogates included, can be told back.
+    """
+    body = {"type": f"urn:safecb:problem:{slug}", "title": status.phrase, "status": status, "detail": detail, **more}
+    return Response(json.dumps(body, allow_nan=False), status, headers, MEDIA_TYPE)
+
+
+def of(error: SafeCBError, detail: str | None = None) -> Response:
+    """Return the problem document of an error of the tree; `detail` in place of its own text."""
+    status, slug = next(_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE)
+    detail = detail or str(error)
+    match error:
+        case BadInput():
+            return _bad_input([_complaint(error.field, error.value, error.allowed)])
+        case BadCodebook():
+            return problem(status, slug, detail, version=error.version, check=error.check)
+        case Unavailable():
+            return problem(status, slug, detail, {"Retry-After": str(error.retry_after)})
+        case _:
+            return problem(status, slug, detail)
+
+
+async def _on_own_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, SafeCBError)
+    if not isinstance(error, NoStorage):
+        return of(error)
+    log.warning("%s %s: %s", request.method, request.url.path, error.about(error.path))
+    return of(error, error.about(request.app.state.service.settings.place(error.path)))
+
+
+async def _on_invalid_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    wrong_type = not _is_json(request) and any(e["loc"] == ("body",) for e in error.errors())
+    if wrong_type and request.headers.get("content-length") != "0":
+        return problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not-json", "send a body of content-type application/json")
+    if any(e["type"] == "json_invalid" for e in error.errors()):
+        return problem(HTTPStatus.BAD_REQUEST, "not-json", "the body is not JSON", field="body")
+    return _bad_input([_complaint(_path(e["loc"]), e.get("input"), _allowed(e)) for e in error.errors()])
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    slug = status.phrase.lower().replace(" ", "-")
+    # FastAPI's only 400: a body that its JSON reader cannot take, too deep or with numbers of thousands of digits.
+    more = {"field": "body"} if status == HTTPStatus.BAD_REQUEST else {}
+    return problem(status, slug, error.detail, error.headers, **more)
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "the server failed; its log says how")
+
+
+def _bad_input(complaints: Sequence[dict[str, str]]) -> Response:
+    status, slug = _TABLE[BadInput]
+    detail = "; ".join(f"{c['field']}: {c['value']} is not allowed; expected {c['allowed']}" for c in complaints[:5])
+    return problem(status, slug, detail, None, **complaints[0], errors=complaints[:20])
+
+
+def _complaint(field: str, value: object, allowed: str) -> dict[str, str]:
+    return {"field": field, "value": _SHORT.repr(value), "allowed": allowed}
+
+
+def _allowed(error: Mapping[str, Any]) -> str:
+    """Say what would have been right, in the words of the schema."""
+    if error["type"] == "extra_forbidden":
+        return "no field of this name"
+    if error["type"] == "missing":
+        return "a value"
+    message: str = error["msg"]
+    return message.removeprefix("Value error, ").removeprefix("Input should be ")
+
+
+def _path(location: Sequence[str | int]) -> str:
+    """Return the caller's name of a field: ("body", "prompts", 3) is "prompts.3"."""
+    return ".".join(str(part) for part in location[1:]) or "body"
+
+
+def _is_json(request: Request) -> bool:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind.startswith("application/") and (kind.endswith("/json") or kind.endswith("+json"))

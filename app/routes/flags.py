@@ -1,0 +1,91 @@
+"""/flags: users say that an image is unsafe; operators look at it, let the next improve job learn from it, or not."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+from fastapi import APIRouter, Depends, Response
+from starlette.concurrency import run_in_threadpool
+
+from app.drawing import leased
+from app.http.keys import OPERATORS, Caller, ServiceOf, check_caller
+from app.schemas import Approve, Flagged, FlagImage
+from app.service import Service
+from codebook.store import codebook_hash
+from core.errors import BadInput
+from engine.png import encode_png, to_bytes
+from records.flags import Flag, State
+
+router = APIRouter(prefix="/flags", tags=["flags"], dependencies=[Depends(check_caller)])
+
+PNG = "image/png"
+
+
+@router.post("", status_code=201)
+def flag(asked: FlagImage, service: ServiceOf, caller: Caller) -> Flagged:
+    """Flag an image that is still remembered. A category the model does not know waits for a person."""
+    image = service.images.get(asked.image_id)
+    review = asked.category is not None and asked.category not in service.engine.facts.categories
+    return _told(service.flags.add(image, asked.category, asked.note, caller, review=review))
+
+
+@router.get("", dependencies=OPERATORS)
+def flags(service: ServiceOf, state: State | None = None) -> list[Flagged]:
+    """List the flags, or those in a state, newest first."""
+    return [_told(found) for found in service.flags.list(state)]
+
+
+@router.get("/{id}", dependencies=OPERATORS)
+def one_flag(id: str, service: ServiceOf) -> Flagged:
+    """Tell one flag."""
+    return _told(service.flags.get(id))
+
+
+@router.get("/{id}/image", response_class=Response, responses={200: {"content": {PNG: {}}}}, dependencies=OPERATORS)
+async def image(id: str, service: ServiceOf) -> Response:
+    """Give the flagged image, from its tokens, under the version it was drawn with."""
+    found = await run_in_threadpool(service.flags.get, id)
+    engine = service.engine
+    async with leased(service.live, found.version, "codebook") as codebook:
+        drawn = engine.batcher.submit(lambda model: to_bytes(model.decode(found.tokens[None], codebook.pixel)))
+        pixels = (await asyncio.wrap_future(drawn))[0]
+    text = {"codebook": found.version, "codebook_hash": codebook_hash(codebook)}
+    return Response(await run_in_threadpool(encode_png, pixels, text), media_type=PNG)
+
+
+@router.post("/{id}/approve", dependencies=OPERATORS)
+def approve(id: str, service: ServiceOf, asked: Approve | None = None) -> Flagged:
+    """Let the next improve job learn from a flag; one of an unknown category needs a known one here."""
+    category = (asked or Approve()).category
+    _refuse_unknown(service, service.flags.get(id).category if category is None else category)
+    return _told(service.flags.settle(id, "accepted", category))
+
+
+@router.post("/{id}/reject", dependencies=OPERATORS)
+def reject(id: str, service: ServiceOf) -> Flagged:
+    """Let no job learn from a flag."""
+    return _told(service.flags.settle(id, "rejected"))
+
+
+def _refuse_unknown(service: Service, category: str | None) -> None:
+    known = service.engine.facts.categories
+    if category is not None and category not in known:
+        raise BadInput("category", category, f"one of {', '.join(known)}")
+
+
+def _told(found: Flag) -> Flagged:
+    here = f"/flags/{found.id}"
+    return Flagged(
+        id=found.id,
+        image_id=found.image_id,
+        prompt=found.prompt,
+        codebook=found.version,
+        category=found.category,
+        note=found.note,
+        caller=found.caller,
+        state=found.state,
+        made=datetime.fromtimestamp(found.made, UTC),
+        job=found.job,
+        links={"self": here, "image": f"{here}/image", "approve": f"{here}/approve", "reject": f"{here}/reject"},
+    )

@@ -1,0 +1,125 @@
+"""POST /generate: images of one prompt under one codebook version."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Annotated, Any
+from uuid import uuid4
+
+from fastapi import APIRouter, BackgroundTasks, Depends, Header, Request, Response
+from fastapi.responses import StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+
+from app.background.review import review
+from app.drawing import News, Picture, Preview, Silence, chosen_seed, draw_in_parts, draw_many
+from app.http.disconnect import while_connected
+from app.http.keys import Caller, ServiceOf, check_caller
+from app.http.negotiation import preferred
+from app.schemas import Generate, Images
+from codebook.store import codebook_hash
+from codebook.value import Codebook
+from core.errors import BadInput, SafeCBError, Unavailable
+from engine.model import ModelFacts, Sampling
+from engine.scheduler.fair_queue import Place
+
+router = APIRouter(tags=["generate"], dependencies=[Depends(check_caller)])
+
+JSON, PNG, EVENTS = "application/json", "image/png", "text/event-stream"
+STREAM_HEADERS = {"Vary": "Accept", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # no proxy holds it back
+
+
+@router.post("/generate", response_model=Images, responses={200: {"content": {PNG: {}, EVENTS: {}}}})
+async def generate(
+    asked: Generate,
+    request: Request,
+    service: ServiceOf,
+    caller: Caller,
+    later: BackgroundTasks,
+    accept: Annotated[str, Header()] = "",
+) -> Response:
+    """Draw n images. `Accept: image/png`, for n = 1, answers the PNG itself; `text/event-stream` tells on the way."""
+    wanted = preferred(accept, (JSON, PNG, EVENTS))
+    if wanted == PNG and asked.n != 1:
+        raise BadInput("n", asked.n, f"1 where the answer is to be {PNG}")
+    facts = service.engine.facts
+    sampling = _sampling(asked, facts)
+    if wanted == EVENTS:
+        parts = draw_in_parts(service, caller, asked.prompt, asked.codebook, sampling, asked.n)
+        # What is wrong shows before there is a place in the queue, and can still be answered with a status.
+        first = await while_connected(request, _first(parts))
+        finished: list[Picture] = []
+        later.add_task(review, service, finished)
+        events = _events(first, parts, finished)
+        return StreamingResponse(events, media_type=EVENTS, headers=STREAM_HEADERS, background=later)
+    work = draw_many(service, caller, asked.prompt, asked.codebook, sampling, asked.n)
+    pictures = await while_connected(request, work)
+    later.add_task(review, service, pictures)
+    codebook = pictures[0].request.codebook
+    headers = {
+        "X-Codebook-Version": codebook.version,
+        "X-Codebook-Hash": codebook_hash(codebook),
+        "Vary": "Accept",
+    }
+    if wanted == PNG:
+        own = {"X-Seed": str(sampling.seed), "X-Image-Id": pictures[0].id}
+        return Response(pictures[0].png, headers=headers | own, media_type=PNG, background=later)
+    body = _body(facts.model_id, codebook, sampling, pictures)
+    return Response(body.model_dump_json(), headers=headers, media_type=JSON, background=later)
+
+
+def _sampling(asked: Generate, facts: ModelFacts) -> Sampling:
+    return Sampling(
+        seed=chosen_seed(asked.seed),
+        guidance=facts.guidance if asked.guidance_scale is None else asked.guidance_scale,
+        temperature=facts.temperature if asked.temperature is None else asked.temperature,
+        top_k=asked.top_k,
+    )
+
+
+def _body(model_id: str, codebook: Codebook, sampling: Sampling, pictures: list[Picture]) -> Images:
+    return Images(
+        id=uuid4().hex,
+        model=model_id,
+        codebook=codebook.version,
+        codebook_hash=codebook_hash(codebook),
+        seed=sampling.seed,
+        guidance_scale=sampling.guidance,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        images=[picture.told() for picture in pictures],
+    )
+
+
+async def _first(parts: AsyncGenerator[News]) -> News:
+    return await anext(parts)
+
+
+async def _events(first: News, rest: AsyncGenerator[News], finished: list[Picture]) -> AsyncIterator[bytes]:
+    """`queued`, `progress` and `preview` on the way, at last an `image` each, as in the JSON answer; or an `error`."""
+    async with aclosing(rest):  # a caller that hangs up ends the drawing
+        told: News | None = first
+        try:
+            while told is not None:
+                match told:
+                    case Place(ahead, seconds):
+                        yield _event("queued", {"ahead": ahead, "eta_s": round(seconds, 1)})
+                    case Silence():
+                        yield KEEPALIVE_COMMENT
+                    case Preview(index, done, total, png):
+                        yield _event("progress", {"index": index, "done": done, "total": total})
+                        yield _event("preview", {"index": index, "b64_png": base64.b64encode(png).decode()})
+                    case Picture():
+                        finished.append(told)
+                        yield _event("image", told.told().model_dump())
+                told = await anext(rest, None)
+        except Unavailable as error:
+            yield _event("error", {"detail": str(error), "retry_after": error.retry_after})
+        except SafeCBError as error:
+            yield _event("error", {"detail": str(error)})
+
+
+def _event(name: str, data: dict[str, Any]) -> bytes:
+    return format_sse_event(event=name, data_str=json.dumps(data, allow_nan=False))

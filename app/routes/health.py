@@ -1,0 +1,48 @@
+"""/health, and the console at /: the calls that need no key."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import HTMLResponse
+
+from app.http.keys import ServiceOf
+from core.errors import SafeCBError
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/health/live")
+async def live() -> dict[str, str]:
+    """Tell that the process answers."""
+    return {"status": "live"}
+
+
+@router.get("/health/ready")
+def ready(service: ServiceOf, response: Response) -> dict[str, Any]:
+    """Tell whether images can be drawn: 503 until the model has drawn its first. Redis is not needed for that."""
+    queue = service.queue.state.report()
+    try:
+        facts, (active, content_hash) = service.engine.facts, service.live.following()
+    except SafeCBError as error:
+        response.status_code = 503
+        return {"status": "unready", "reason": str(error), **queue}
+    return {
+        "status": "ready",
+        "model": facts.model_id,
+        "codebook": active.version,
+        "codebook_hash": content_hash,
+        "epoch": active.epoch,
+        "refused": service.live.last_error,
+        "bad_numbers": service.traffic.bad_numbers(active.version),
+        "storage": service.storage.states,
+        **queue,
+    }
+
+
+@router.get("/", response_class=HTMLResponse, include_in_schema=False)
+def console() -> str:
+    """Give the console page."""
+    return (files("app.console") / "static" / "console.html").read_text(encoding="utf-8")

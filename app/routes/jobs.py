@@ -1,0 +1,125 @@
+"""POST /improve and /jobs: ask for an improve job, see how far it is or follow it as it goes, end it.
+
+The journal is the truth; the queue is told as soon as it listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.concurrency import run_in_threadpool
+
+from app.http.keys import OPERATORS, ServiceOf, check_caller
+from app.schemas import Improve, Job
+from app.service import Engine, Service
+from core.errors import BadInput, Conflict
+from records.journal import IMPROVE, JobRecord
+
+router = APIRouter(tags=["jobs"], dependencies=[Depends(check_caller)])
+
+LOOK_EVERY_S = 0.5  # how often a stream of events looks for more
+RECONNECT_MS = 2000  # after which a browser comes back whose stream has ended with the server
+MOST_EVENTS = 2**53  # an id that no event reaches
+
+
+@router.post("/improve", status_code=202, dependencies=OPERATORS)
+async def improve(asked: Improve, service: ServiceOf, response: Response) -> Job:
+    """Start an improve job; 409 names the one that has not ended."""
+    known = service.engine.facts.categories
+    for index, category in enumerate(asked.categories or ()):
+        if category not in known:
+            raise BadInput(f"categories.{index}", category, f"one of {', '.join(known)}")
+        if category in (asked.categories or ())[:index]:
+            raise BadInput(f"categories.{index}", category, "each category once")
+    await run_in_threadpool(_check_prompts, service.engine, asked.prompts or ())
+    record = await run_in_threadpool(_begin, service, asked.model_dump())
+    response.headers["Location"] = f"/jobs/{record.id}"
+    return _told(record, service)
+
+
+@router.get("/jobs")
+def jobs(service: ServiceOf) -> list[Job]:
+    """List all jobs, newest first."""
+    return [_told(record, service) for record in service.journal.list()]
+
+
+@router.get("/jobs/{id}")
+def job(id: str, service: ServiceOf) -> Job:
+    """Tell how far a job is."""
+    return _told(service.journal.get(id), service)
+
+
+def _known_job(id: str, service: ServiceOf) -> str:
+    """The id, once a job of that id was found: a stream that has begun can answer no 404."""
+    return service.journal.get(id).id
+
+
+@router.get("/jobs/{id}/events", response_class=EventSourceResponse)
+async def events(
+    id: Annotated[str, Depends(_known_job)],
+    service: ServiceOf,
+    last_event_id: Annotated[int, Header(ge=0, le=MOST_EVENTS, description="go on after this event")] = 0,
+) -> AsyncIterator[ServerSentEvent]:
+    """Stream what happens in a job, from its beginning: `progress`, `round` and, at last, `end` with the job.
+
+    Where the server stops before, the stream ends with a `retry` and without `end`: come back with `Last-Event-ID`.
+    """
+    after = last_event_id
+    while True:
+        # The record is read first: what was written before a job ended is then surely among the events.
+        record = await run_in_threadpool(service.journal.get, id)
+        for event in await run_in_threadpool(service.journal.events, id, after):
+            after = event["id"]
+            yield ServerSentEvent(data=event, event=event["event"], id=str(after))
+        if record.ended:
+            yield ServerSentEvent(data=_told(record, service), event="end")
+            return
+        if service.stopping:
+            yield ServerSentEvent(retry=RECONNECT_MS)
+            return
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+@router.delete("/jobs/{id}", status_code=202, dependencies=OPERATORS)
+def cancel(id: str, service: ServiceOf) -> Job:
+    """End a job: at once where it waits, within seconds where it runs. 409 where it has ended."""
+    record = service.journal.get(id)
+    if record.status == "queued":
+        with suppress(Conflict):  # a worker has just begun it
+            ended = service.journal.update(id, attempt=record.attempt, status="cancelled", cancel_requested=True)
+            return _told(ended, service)
+    record = service.journal.update(id, cancel_requested=True)
+    service.queue.stop(id)
+    return _told(record, service)
+
+
+def _check_prompts(engine: Engine, prompts: Sequence[str]) -> None:
+    """Raise BadInput, naming its place, for the first prompt that the model cannot read."""
+    for index, prompt in enumerate(prompts):
+        try:
+            engine.check_prompt(prompt)
+        except BadInput as error:
+            raise BadInput(f"prompts.{index}", error.value, error.allowed) from None
+
+
+def _begin(service: Service, request: dict[str, Any]) -> JobRecord:
+    record = service.journal.create(IMPROVE, request)
+    service.queue.put(record.id)
+    return record
+
+
+def _told(record: JobRecord, service: Service) -> Job:
+    here = f"/jobs/{record.id}"
+    links = {"self": here, "events": f"{here}/events"}
+    if (version := (record.result or {}).get("version")) is not None:
+        links["report"] = f"/codebooks/{version}/report"
+    progress = record.progress
+    if record.ended is None:
+        progress = {**progress, "message": service.queue.state.message(record.status, progress["message"])}
+    return Job(**{**asdict(record), "progress": progress}, links=links)

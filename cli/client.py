@@ -1,0 +1,89 @@
+"""A caller's side of the HTTP contract, for the command line and the demo.
+
+Knows addresses and answers. Raises SafeCBError with the server's own words.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+
+from core.errors import SafeCBError, Unavailable
+from core.settings import Settings
+from core.wire import UNFINISHED
+
+ASK_EVERY_S = 1.0
+PATIENCE_S = 600.0  # one image on a busy CPU
+
+
+class Client:
+    """Talks to one server, with a key where it asks for one."""
+
+    def __init__(self, url: str, key: str | None = None) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx2.Client(base_url=url, headers=headers, timeout=PATIENCE_S)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Client:
+        """Return a client of the server that the same settings would start."""
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        return cls(f"http://{host}:{settings.port}", next(iter(settings.operator_keys + settings.api_keys), None))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def generate(self, prompt: str, n: int, seed: int) -> list[tuple[str, bytes]]:
+        """Draw n images under the active version; return the version and the PNG of each."""
+        asked = {"prompt": prompt, "n": n, "seed": seed}
+        images = self._call("POST", "/generate", asked)["images"]
+        return [(image["codebook"], base64.b64decode(image["b64_png"])) for image in images]
+
+    def improve(self, **asked: object) -> str:
+        """Start an improve job and return its id."""
+        id: str = self._call("POST", "/improve", asked)["id"]
+        return id
+
+    def follow(self, job: str) -> Iterator[dict[str, Any]]:
+        """Give the state of a job whenever it has changed, until it has ended."""
+        last = None
+        while True:
+            state = self._call("GET", f"/jobs/{job}")
+            if state != last:
+                yield state
+            if state["status"] not in UNFINISHED:
+                return
+            last = state
+            time.sleep(ASK_EVERY_S)
+
+    def active(self) -> str:
+        """Return the version the server draws with."""
+        version: str = self._call("GET", "/codebooks/active")["version"]
+        return version
+
+    def activate(self, version: str) -> None:
+        """Make a version active."""
+        self._call("POST", f"/codebooks/{version}/activate", {})
+
+    def rollback(self, to: str | None = None) -> str:
+        """Go back to the version before, or to one by name, and return its name."""
+        version: str = self._call("POST", "/codebooks/rollback", {"to": to})["new"]["version"]
+        return version
+
+    def compare(self, prompt: str, seed: int, versions: tuple[str, str]) -> dict[str, Any]:
+        """Draw a prompt under two versions and return the comparison."""
+        return self._call("POST", "/codebooks/compare", {"prompt": prompt, "seed": seed, "versions": list(versions)})
+
+    def _call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        try:
+            answer = self._http.request(method, path, json=body)
+        except httpx2.TransportError as error:
+            raise Unavailable(f"no answer from {self._http.base_url}: {error}; is `safecb serve` running?") from None
+        told: dict[str, Any] = answer.json()
+        if answer.is_error:
+            raise SafeCBError(f"{method} {path}: {told['title']}: {told['detail']}")
+        return told

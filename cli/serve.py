@@ -1,0 +1,150 @@
+"""The supervisor: an embedded Redis, a worker and a server, kept alive until a signal and ended in order.
+
+Holds no state of its own: all three may die, and so may the supervisor, and the next start finds everything on disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import FrameType
+
+from app.background.heap import ONE_HEAP
+from cli.child import Child
+from cli.redis_server import EmbeddedRedis
+from core.errors import NoStorage, SafeCBError
+from core.settings import Settings
+from core.storage import naming
+from core.wire import HOPELESS
+
+log = logging.getLogger(__name__)
+
+# A thread of the server computes on one core unless engine/scheduler/thread_budget.py gives it more, and then on that
+# many: variables that OVERRULE it are removed.
+ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_DYNAMIC": "FALSE"}
+OVERRULES = {"MKL_NUM_THREADS", "MKL_DOMAIN_NUM_THREADS", "OMP_THREAD_LIMIT"}
+LOOK_EVERY_S = 0.2
+BEYOND_DRAIN_S = 10.0  # for a server to end in when it has finished its requests or given them up
+MOST_LOG = 65536  # bytes of Redis' log that are read after its death
+
+
+def main() -> int:
+    """Supervise with the settings of the environment: 0 after a signal, 2 where starting again cannot help."""
+    return run(children)
+
+
+def run(make: Callable[[Settings, ExitStack], list[Child]]) -> int:
+    """Supervise what `make` makes, as `children` does; see `main`. The last line of the log says what ended it."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    kept: list[Child] = []
+    signals: list[signal.Signals] = []
+
+    def note(number: int, frame: FrameType | None) -> None:  # it may take no lock: this thread may hold it
+        signals.append(signal.Signals(number))
+        if not kept:  # nothing has to end in order yet
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, note)
+    try:
+        settings = Settings.from_environ(os.environ)
+        with ExitStack() as files:
+            kept += make(settings, files)
+            hopeless = supervise(kept, signals)
+    except KeyboardInterrupt:
+        hopeless = None
+    except SafeCBError as error:
+        log.error("safecb serve cannot start: %s", error)
+        return HOPELESS
+    if hopeless is not None:
+        log.error("safecb serve ends, since its %s cannot start: %s", hopeless.name, hopeless.reason())
+        return HOPELESS
+    log.info("safecb serve was ended by %s; start it again at any time", signals[0].name)
+    return 0
+
+
+def children(settings: Settings, files: ExitStack) -> list[Child]:
+    """Return what is to run, in the order of starting; `files` keeps their logs open.
+
+    Raises BadSetting where there is no Redis, Conflict where another supervisor has the folder.
+    """
+    environ = {**os.environ, "SAFECB_HOME": str(settings.home)}
+    kept = []
+    try:
+        with naming(settings.home):
+            kept += _workers(settings, environ, files)
+    except NoStorage as error:
+        what = "neither Redis nor a worker is started, and images alone are served: start again after that"
+        log.error("SAFECB_HOME cannot be written: %s; %s", error.about(error.path), what)
+    end_s = settings.drain_s + BEYOND_DRAIN_S
+    kept.append(Child("server", lambda: [sys.executable, "-m", "app.server"], server_environ(environ), end_s=end_s))
+    return kept
+
+
+def _workers(settings: Settings, environ: dict[str, str], files: ExitStack) -> list[Child]:
+    """What an improve job needs; `environ` gets the address of the queue."""
+    logs = settings.home / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    worker_log = files.enter_context((logs / "worker.log").open("ab"))
+    kept = []
+    if settings.redis_url is None:
+        redis = EmbeddedRedis.prepare(settings.home)
+        environ["SAFECB_REDIS_URL"] = redis.url
+        kept.append(_redis(redis, environ, files, logs))
+    return [*kept, Child("worker", lambda: [sys.executable, "-m", "worker.main"], environ, worker_log)]
+
+
+def server_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the server starts with in place of `environ`: OMP_NUM_THREADS says how many cores, if nothing else does."""
+    kept = {key: value for key, value in environ.items() if key not in OVERRULES}
+    asked = environ.get("OMP_NUM_THREADS", "")
+    cores = {"SAFECB_CORES": asked} if re.fullmatch("[1-9][0-9]{0,2}", asked) else {}
+    return ONE_HEAP | cores | kept | ONE_CORE
+
+
+def _redis(redis: EmbeddedRedis, environ: dict[str, str], files: ExitStack, logs: Path) -> Child:
+    files.callback(os.close, redis.lock)
+
+    log_file = files.enter_context((logs / "redis.log").open("a+b"))
+    read = log_file.tell()
+
+    def mourn(code: int) -> None:
+        nonlocal read
+        end = log_file.seek(0, os.SEEK_END)
+        log_file.seek(max(read, end - MOST_LOG))
+        said, read = log_file.read().decode(errors="replace"), end
+        if code == 1:  # it could not start
+            with suppress(OSError):  # a disk that cannot be written; the next start may do better
+                redis.mend(said)
+
+    return Child("redis", lambda: redis.command, environ, log_file, (redis.lock,), mourn, fault=redis.fault)
+
+
+def supervise(kept: list[Child], signals: list[signal.Signals]) -> Child | None:
+    """Keep the children alive until a signal (returns None) or until one is hopeless (returns it).
+
+    `signals` grows with every SIGTERM and SIGINT: with the second one the children are hurried.
+    """
+    try:
+        for child in kept:
+            child.start()
+        while not signals:
+            for child in kept:
+                if child.look() == HOPELESS:
+                    return child
+            time.sleep(LOOK_EVERY_S)
+    finally:
+        for child in reversed(kept):
+            child.stop(hurry=lambda: len(signals) > 1)
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

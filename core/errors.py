@@ -1,0 +1,113 @@
+"""Every error this project raises on purpose. One tree; `app/http/problems.py` maps it to HTTP in one table.
+
+SafeCBError
+|- BadInput             the caller's value is wrong (field, value and what is allowed are named)
+|  `- BadSetting        the same, for an environment variable: the start stops
+|- NotFound             no such version, job or image
+|- Conflict             the state moved on: another epoch, another running job
+|- BadCodebook          a stored version fails a check; the reason names which
+|- BadModel             a model folder cannot be served; the reason names why
+|- BadNumber            a model, a table or a judge came to NaN or infinity: its image is refused
+`- Unavailable          try again later: Redis away, model still loading
+   |- Busy              the same, because the queue is full
+   `- Stopping          the same, because the server is shutting down
+   `- NoStorage         a file cannot be read or written now; it is named (core/storage.py finds the reason)
+      |- NoRoom         its disk is full or its quota used up
+      `- NoAccess       its disk is read-only or fails, it is not ours, or too many files are open
+"""
+
+import math
+from pathlib import Path
+
+
+class SafeCBError(Exception):
+    """Base of the tree; its text is meant for the person who made the call."""
+
+
+class BadInput(SafeCBError):
+    """A value the caller gave is not allowed.
+
+    `field` is the name the caller used, `value` what they gave, `allowed` what would have been right.
+    """
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        self.field, self.value, self.allowed = field, value, allowed
+        super().__init__(f"{field}: {value!r} is not allowed; expected {allowed}")
+
+
+class BadSetting(BadInput):
+    """An environment variable holds a value that is not allowed."""
+
+
+class NotFound(SafeCBError):
+    """The thing named does not exist."""
+
+
+class Conflict(SafeCBError):
+    """The request was right once, but the state has moved on."""
+
+
+class BadCodebook(SafeCBError):
+    """A codebook version failed a check and was refused. `check` is the short name of the check."""
+
+    def __init__(self, version: str, check: str, detail: str) -> None:
+        self.version, self.check, self.detail = version, check, detail
+        super().__init__(f"codebook {version} refused ({check}): {detail}")
+
+
+class BadModel(SafeCBError):
+    """A model folder or name cannot be loaded or served."""
+
+
+class BadNumber(SafeCBError):
+    """A computed value is NaN, infinite or out of its range, so that nothing can be decided by it.
+
+    `part` names the value ("logits", "pixels", "verdict", a judge), `detail` its fault; `version` is the codebook
+    version of the image, "" where there is none.
+    """
+
+    def __init__(self, part: str, detail: str = "NaN or infinity", version: str = "") -> None:
+        self.part, self.detail, self.version = part, detail, version
+        super().__init__(f"{part}: {detail}")
+
+
+class Unavailable(SafeCBError):
+    """Not now: `retry_after` says in how many seconds to try again, whole ones, as HTTP tells them, and at least 1."""
+
+    def __init__(self, detail: str, retry_after: float = 1.0) -> None:
+        self.retry_after = max(1, math.ceil(retry_after))
+        super().__init__(detail)
+
+
+class Busy(Unavailable):
+    """The server has as much to do as it takes on."""
+
+
+class Stopping(Unavailable):
+    """The server takes nothing on any more, or has given up what it had taken on."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down", retry_after=5.0)
+
+
+class NoStorage(Unavailable):
+    """A file or folder cannot be read or written; once the reason is gone all goes on by itself.
+
+    path: for logs; callers learn its last name alone. state: the reason in a word or two. remedy: what to do.
+    """
+
+    def __init__(self, path: Path, state: str, remedy: str) -> None:
+        self.path, self.state, self.remedy = path, state, remedy
+        super().__init__(self.about(path.name), retry_after=10)
+
+    def about(self, name: object) -> str:
+        """Return the error's text with another name of the file: its whole path, say."""
+        return f"{name} cannot be used: {self.remedy}"
+
+
+class NoRoom(NoStorage):
+    """There is no room for what must be written."""
+
+
+class NoAccess(NoStorage):
+    """What is there cannot be opened, read or changed."""

@@ -1,0 +1,96 @@
+"""Frozen dataclasses as JSON: written strictly, checked field by field when read.
+
+Knows JSON and type hints. Knows nothing of any one record.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+from core.errors import BadInput
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Record = TypeVar("Record", bound=DataclassInstance)
+
+
+def to_json(field: str, value: object, *, indent: int | None = None) -> bytes:
+    """Return `value` as UTF-8 JSON; on one line unless `indent` is given.
+
+    Raises BadInput, naming `field`, for what JSON cannot hold: other types, NaN, infinity, cycles.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadInput(field, f"<{error}>", "JSON: objects, lists, text, finite numbers, booleans, null") from None
+
+
+def from_json(data: bytes) -> dict[str, Any]:
+    """Return the JSON object in `data`. Raises ValueError for anything else, NaN and infinity included."""
+    try:
+        value = json.loads(data, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+def plain(field: str, value: Mapping[str, object]) -> dict[str, Any]:
+    """Return `value` as JSON would give it back: tuples as lists, keys as text. Raises BadInput as to_json does."""
+    return from_json(to_json(field, dict(value)))
+
+
+def encode(record: DataclassInstance) -> bytes:
+    """Return a dataclass of JSON types as indented JSON. Raises BadInput as to_json does."""
+    return to_json(type(record).__name__, asdict(record), indent=2)
+
+
+def decode(kind: type[Record], data: bytes) -> Record:
+    """Return the record of `kind` held by `data`.
+
+    `kind` has only JSON types: str, int, float, bool, None, list, dict, Any, Literal and unions of them. Raises
+    ValueError, naming the field, where a field is missing, unknown or of another type.
+    """
+    raw, names = from_json(data), {field.name for field in fields(kind)}
+    if raw.keys() != names:
+        raise ValueError(f"fields missing or unknown: {', '.join(sorted(raw.keys() ^ names))}")
+    if (name := misfit(kind, raw)) is not None:
+        raise ValueError(f"{name} has a wrong value: {raw[name]!r}")
+    return kind(**raw)
+
+
+def misfit(kind: type[DataclassInstance], values: Mapping[str, object]) -> str | None:
+    """Return the first name in `values` whose value is not of the type of that field of `kind`, or None."""
+    hints = _hints_of(kind)
+    return next((name for name, value in values.items() if not _fits(value, hints[name])), None)
+
+
+# Evaluating the annotations takes longer than all the rest.
+_hints_of = cache(get_type_hints)
+
+
+def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401 - a type hint has no common type
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is UnionType:
+        return any(_fits(value, arg) for arg in args)
+    if origin is Literal:
+        return value in args
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, args[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, args[1]) for item in value.values())
+    # type() and not isinstance(): True is an int to Python, and not to us.
+    return type(value) is (NoneType if hint is None else hint)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,159 @@
+"""The settings of a process: read once from the environment, checked, and passed in.
+
+Knows names and allowed values. Opens no file, and knows nothing of what the values are used for.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from core.errors import BadSetting
+from core.redis_url import check_redis_url
+
+_UNSET = ""  # never a value: an empty one is refused
+_DEFAULTS = {
+    "SAFECB_HOME": "./var",
+    "SAFECB_MODEL": "embedded",
+    "SAFECB_HOST": "127.0.0.1",
+    "SAFECB_PORT": "8000",
+    "SAFECB_REDIS_URL": _UNSET,  # an embedded Redis
+    "SAFECB_STORE": _UNSET,  # the folder `store` in SAFECB_HOME
+    "SAFECB_DEVICE": "auto",
+    "SAFECB_DTYPE": "auto",
+    "SAFECB_CORES": "auto",
+    "SAFECB_API_KEYS": _UNSET,  # no key is asked for
+    "SAFECB_OPERATOR_KEYS": _UNSET,  # whoever may call may do everything
+    "SAFECB_KEEP_IMAGES": "2000",
+    "SAFECB_KEEP_HOURS": "24",
+    "SAFECB_DRAIN_S": "30",
+}
+_MODEL = re.compile(r"\S(.*\S)?")
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+_PORT = re.compile(r"[0-9]{1,5}")
+_DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?")
+_DTYPE = re.compile(r"auto|float32|bfloat16|float16")
+_CORES = re.compile(r"auto|[1-9][0-9]{0,2}")
+_WHOLE = re.compile(r"[0-9]{1,7}")
+_SECONDS = re.compile(r"[0-9]{1,4}")
+_KEYS = re.compile(r"[!-+\--~]+(,[!-+\--~]+)*")  # printable ASCII; the comma parts the keys
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the operator chose. Build it with `from_environ`; what may hold a secret stays out of its repr.
+
+    home: folder of all run-time state, absolute.
+    model: "embedded", a model folder or a hub name.
+    host, port: where the server listens; port 0 picks a free one.
+    redis_url: redis://, rediss:// or unix://; None runs an embedded Redis.
+    store: folder of the codebook versions, absolute.
+    device: "auto", "cpu", "cuda" or "cuda:N".
+    dtype: "auto", "float32", "bfloat16" or "float16".
+    cores: how many cores of the processor draw and finish images; None: all that there are for the process.
+    api_keys: the keys a caller may use; empty asks for none.
+    operator_keys: the keys with which to improve, move the active version and settle flags; empty asks for none.
+    keep_images, keep_hours: how many drawn images are remembered for flags, and for how long; 0 images keeps none.
+    drain_s: for how many seconds a server that stops finishes what it has accepted.
+    """
+
+    home: Path
+    model: str
+    host: str
+    port: int
+    redis_url: str | None = field(repr=False)
+    store: Path
+    device: str
+    dtype: str
+    cores: int | None
+    api_keys: tuple[str, ...] = field(repr=False)
+    operator_keys: tuple[str, ...] = field(repr=False)
+    keep_images: int
+    keep_hours: int
+    drain_s: int
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Settings:
+        """Read every SAFECB_ variable of `environ`; one that is not set has its default.
+
+        Raises BadSetting, naming the variable, its value (secrets masked) and what is allowed, for an unknown SAFECB_
+        variable, an empty value, or a value that is not allowed.
+        """
+        given = {key: value for key, value in environ.items() if key.startswith("SAFECB_")}
+        for key, value in given.items():
+            if key not in _DEFAULTS:
+                raise BadSetting(key, "<hidden>", f"no such variable, but one of {', '.join(_DEFAULTS)}")
+            if not value.strip():
+                raise BadSetting(key, value, "a value; leave the variable unset for its default")
+        values = _DEFAULTS | given
+        home = _folder(values, "SAFECB_HOME")
+        redis_url = values["SAFECB_REDIS_URL"] and check_redis_url("SAFECB_REDIS_URL", values["SAFECB_REDIS_URL"])
+        return cls(
+            home=home,
+            model=_matching(values, "SAFECB_MODEL", _MODEL, '"embedded", a model folder or a hub name'),
+            host=_host(values),
+            port=_port(values),
+            redis_url=redis_url or None,
+            store=_folder(values, "SAFECB_STORE") if values["SAFECB_STORE"] else home / "store",
+            device=_matching(values, "SAFECB_DEVICE", _DEVICE, "auto, cpu, cuda or cuda:N"),
+            dtype=_matching(values, "SAFECB_DTYPE", _DTYPE, "auto, float32, bfloat16 or float16"),
+            cores=_cores(values),
+            api_keys=_keys(values, "SAFECB_API_KEYS"),
+            operator_keys=_keys(values, "SAFECB_OPERATOR_KEYS"),
+            keep_images=int(_matching(values, "SAFECB_KEEP_IMAGES", _WHOLE, "a whole number up to 9999999")),
+            keep_hours=int(_matching(values, "SAFECB_KEEP_HOURS", _WHOLE, "a whole number of hours up to 9999999")),
+            drain_s=int(_matching(values, "SAFECB_DRAIN_S", _SECONDS, "a whole number of seconds up to 9999")),
+        )
+
+    def place(self, path: Path) -> str:
+        """Name a file by the setting whose folder it is in: for callers, who may not see the server's paths."""
+        for setting, folder in (("SAFECB_STORE", self.store), ("SAFECB_HOME", self.home)):
+            if path.is_relative_to(folder):
+                return str(setting / path.relative_to(folder))
+        return path.name
+
+
+def _matching(values: Mapping[str, str], key: str, pattern: re.Pattern[str], allowed: str) -> str:
+    if not pattern.fullmatch(values[key]):
+        raise BadSetting(key, values[key], allowed)
+    return values[key]
+
+
+def _folder(values: Mapping[str, str], key: str) -> Path:
+    if "://" in values[key]:
+        raise BadSetting(key, values[key], "a folder; object stores are not supported yet")
+    if "\0" in values[key]:
+        raise BadSetting(key, values[key], "a folder")
+    # Absolute, so that a process started in another folder means the same place.
+    return Path(values[key]).absolute()
+
+
+def _host(values: Mapping[str, str]) -> str:
+    try:
+        return str(ipaddress.ip_address(values["SAFECB_HOST"]))
+    except ValueError:
+        return _matching(values, "SAFECB_HOST", _HOST_NAME, "an IP address or a host name")
+
+
+def _port(values: Mapping[str, str]) -> int:
+    allowed = "a whole number from 0 to 65535 (0 picks a free port)"
+    port = int(_matching(values, "SAFECB_PORT", _PORT, allowed))
+    if port > 65535:
+        raise BadSetting("SAFECB_PORT", values["SAFECB_PORT"], allowed)
+    return port
+
+
+def _cores(values: Mapping[str, str]) -> int | None:
+    chosen = _matching(values, "SAFECB_CORES", _CORES, "auto, or a whole number from 1 to 999")
+    return None if chosen == "auto" else int(chosen)
+
+
+def _keys(values: Mapping[str, str], name: str) -> tuple[str, ...]:
+    if not values[name]:
+        return ()
+    if not _KEYS.fullmatch(values[name]):
+        raise BadSetting(name, "<hidden>", "keys of printable ASCII without blanks, parted by commas")
+    return tuple(values[name].split(","))

@@ -1,0 +1,64 @@
+"""What stops a file from being read or written, by name: a full disk, a read-only one, too many open files.
+
+Knows the system's error numbers. Knows nothing of what the files mean.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from core.errors import NoAccess, NoRoom, NoStorage
+
+PROBE_BYTES = 1 << 16  # a disk with less room than this counts as full
+
+_NOT_PERMITTED = (NoAccess, "not permitted", "this process may not; correct its owner, mode or attributes")
+_TOO_MANY = (
+    NoAccess,
+    "too many open files",
+    "too many files are open; raise the limit (ulimit -n) if it does not pass",
+)
+_REASONS: Mapping[int, tuple[type[NoStorage], str, str]] = {
+    errno.ENOSPC: (NoRoom, "full", "its disk is full; free some room"),
+    errno.EDQUOT: (NoRoom, "quota used up", "the quota on its disk is used up; free some room or raise it"),
+    errno.EROFS: (NoAccess, "read-only", "its disk is read-only; mount it for writing"),
+    errno.EPERM: _NOT_PERMITTED,
+    errno.EACCES: _NOT_PERMITTED,
+    errno.EMFILE: _TOO_MANY,
+    errno.ENFILE: _TOO_MANY,
+    errno.EIO: (NoAccess, "failing", "its disk fails; the kernel's log says how"),
+}
+
+
+def failure(path: Path, number: int) -> NoStorage:
+    """Return the error that names `path` and the reason with this error number, one of those known here."""
+    kind, state, remedy = _REASONS[number]
+    return kind(path, state, remedy)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Raise NoRoom or NoAccess, naming `path`, for what the system says in the block; other errors pass as they are."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.errno not in _REASONS:
+            raise
+        raise failure(path, error.errno) from error
+
+
+def probe(path: Path) -> None:
+    """Raise NoRoom or NoAccess unless `path` can be written: a folder by a file without a name that is gone again.
+
+    A file is not opened: whoever closes one that SQLite has open takes SQLite's locks away. One that is missing passes.
+    """
+    with naming(path):
+        if path.is_dir():
+            with tempfile.TemporaryFile(dir=path) as file:
+                os.posix_fallocate(file.fileno(), 0, PROBE_BYTES)
+        elif path.exists() and not os.access(path, os.W_OK):
+            raise failure(path, errno.EACCES)

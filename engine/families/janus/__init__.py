@@ -1,0 +1,1 @@
+"""The Janus family: transformers' JanusForConditionalGeneration behind the engine's protocols."""

@@ -1,0 +1,125 @@
+"""The model's own judgement of images: short answers to questions, read as probabilities.
+
+Images are shown to the model's vision tower as pixels. Which verdict counts as harm is not decided here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import JanusForConditionalGeneration
+
+from codebook.tensors import finite
+from core.errors import BadModel
+from engine.families.janus.prompting import Chat
+from engine.instructions import Instructions
+from engine.model import CATEGORY_NONE, Verdict
+from engine.runner.cuda_graphs import Recorded, recorder
+from engine.runner.decoder import LanguageStack
+from engine.runner.linear import Linear
+
+# Images judged together on a CPU and on a GPU. More would take more memory, since contexts fork to the questions (11 MB
+# an image of the embedded model), and no less time; one fills a GPU, and is recorded.
+TOGETHER = {False: 4, True: 1}
+
+
+class Judge:
+    """Asks every question about every image; the image is read once, the questions fork from it."""
+
+    def __init__(
+        self, model: JanusForConditionalGeneration, language: LanguageStack, chat: Chat, instructions: Instructions
+    ) -> None:
+        """Take the parts; raises BadModel if two answers cannot be told apart."""
+        self._model, self._language, self._instructions = model, language, instructions
+        device = model.lm_head.weight.device
+        mean, deviation = (torch.tensor(values, device=device)[:, None, None] for values in chat.image_statistics)
+        self._mean, self._deviation = mean, deviation  # [3, 1, 1], of pixels in [0, 1]
+        asked = [p.question for p in instructions.phrasings] + [instructions.category_question]
+        rows = [chat.question(question) for question in asked]
+        shared = _shared_start([row[:-1] for row in rows])
+        if chat.image_token not in shared:
+            raise BadModel("the chat template does not put the image before the question")
+        self._shared = torch.tensor(shared, device=device)
+        self._places = (self._shared == chat.image_token).nonzero()[:, 0]
+        tails = [row[len(shared) :] for row in rows]
+        self._ends = torch.tensor([len(tail) - 1 for tail in tails], device=device)
+        # Padded on the right: the answer is read at each tail's own end, which sees nothing after it.
+        width = max(map(len, tails))
+        self._tails = torch.tensor([tail + [0] * (width - len(tail)) for tail in tails], device=device)
+        yes_no = [token for p in instructions.phrasings for token in _distinct(chat, p.question, (p.unsafe, p.safe))]
+        answers = tuple(answer for answer, _ in instructions.answers)
+        categories = _distinct(chat, instructions.category_question, answers)
+        # Of the text head only the answers: first "unsafe" and "safe" of each phrasing, then the categories.
+        self._head = Linear([_outputs(model.lm_head, [*yes_no, *categories])])
+        self._recorded = Recorded(self._answers, recorder(device))
+
+    def __call__(self, images: Tensor) -> list[Verdict]:
+        """Judge images [B, 3, H, W] in [-1, 1]: P(unsafe answer) against P(safe answer), and the likeliest category.
+
+        Raises BadNumber where a logit of an answer is NaN or infinite.
+        """
+        return [
+            verdict for some in torch.split(images, TOGETHER[self._shared.is_cuda]) for verdict in self._judge(some)
+        ]
+
+    def _judge(self, images: Tensor) -> list[Verdict]:
+        if images.shape[0] == 0:
+            return []
+        with torch.inference_mode():
+            logits = finite("verdict", self._recorded(images))  # [B, Q + 1, answers]
+            asked = len(self._instructions.phrasings)
+            pairs = logits[:, :-1, : 2 * asked].reshape(-1, asked, asked, 2).diagonal(dim1=1, dim2=2)  # [B, 2, Q]
+            scores = pairs.softmax(1)[:, 0].tolist()
+            likeliest = logits[:, -1, 2 * asked :].argmax(-1).tolist()
+        return [self._verdict(tuple(row), best) for row, best in zip(scores, likeliest, strict=True)]
+
+    def _answers(self, images: Tensor) -> Tensor:
+        """Logits [B, Q + 1, answers] float32 of the answers' first tokens to each question, the category's last."""
+        count, asked = images.shape[0], self._tails.shape[0]
+        shown = self._language.embed(self._shared).expand(count, -1, -1).clone()
+        shown[:, self._places] = self._see(images)
+        context = self._language.context(count, shown.shape[1])
+        self._language.read(shown, context)
+        forked = context.fork(asked, self._tails.shape[1])
+        tails = self._language.embed(self._tails).repeat(count, 1, 1)
+        hidden = self._language.read(tails, forked).view(count, asked, tails.shape[1], -1)
+        return self._head(hidden[:, torch.arange(asked, device=hidden.device), self._ends]).float()
+
+    def _see(self, images: Tensor) -> Tensor:
+        """What the language model reads for images in [-1, 1]: [B, image tokens, H]."""
+        weight = self._model.lm_head.weight
+        normal = ((images.to(weight.device).float() + 1.0) / 2.0 - self._mean) / self._deviation
+        # One image at a time: the tower's last bits change with the batch size, and a verdict must not.
+        seen = [self._model.model.get_image_features(image[None].to(weight.dtype)).pooler_output for image in normal]
+        return torch.cat(seen)
+
+    def _verdict(self, scores: tuple[float, ...], likeliest: int) -> Verdict:
+        verdict = Verdict(scores, self._instructions.categories[likeliest])
+        return verdict if verdict.unsafe else Verdict(scores, CATEGORY_NONE)
+
+
+def _outputs(layer: nn.Linear, chosen: list[int]) -> nn.Linear:
+    """A layer that gives the chosen outputs of `layer`."""
+    # Without storage of its own: to fill it would draw from torch's global random state.
+    part = nn.Linear(layer.in_features, len(chosen), layer.bias is not None, torch.device("meta"))
+    part.weight = nn.Parameter(layer.weight.data[chosen], requires_grad=False)
+    if layer.bias is not None:
+        part.bias = nn.Parameter(layer.bias.data[chosen], requires_grad=False)
+    return part
+
+
+def _shared_start(rows: list[list[int]]) -> list[int]:
+    """The ids that all rows begin with."""
+    count = 0
+    for column in zip(*rows, strict=False):
+        if len(set(column)) > 1:
+            break
+        count += 1
+    return rows[0][:count]
+
+
+def _distinct(chat: Chat, question: str, answers: tuple[str, ...]) -> list[int]:
+    tokens = [chat.answer(question, answer) for answer in answers]
+    if len(set(tokens)) < len(tokens):
+        raise BadModel(f"the answers {answers} to {question!r} must begin with different tokens")
+    return tokens

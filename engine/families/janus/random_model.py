@@ -1,0 +1,118 @@
+"""The published geometry of Janus-Pro with random weights: for speed work and tests where no weights are at hand.
+
+It draws noise, at the price of the real thing. Its tokenizer knows bytes, no words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    JanusConfig,
+    JanusForConditionalGeneration,
+    JanusImageProcessorPil,
+    JanusProcessor,
+    JanusVisionConfig,
+    JanusVQVAEConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
+
+from core.errors import BadModel
+
+PREFIX = "random:"
+_PAD, _BOS, _EOS, _USER, _ASSISTANT = "<pad>", "<bos>", "<eos>", "<|User|>", "<|Assistant|>"
+_BEGIN = "<begin_of_image>"
+_PICTURE = {"image_token": "<image_placeholder>", "boi_token": _BEGIN, "eoi_token": "<end_of_image>"}
+_TEMPLATE = (
+    "<bos>{% for message in messages %}"
+    "{{ '<|User|>' if message['role'] == 'user' else '<|Assistant|>' }}"
+    "{% for part in message['content'] %}"
+    "{{ '<image_placeholder>' if part['type'] == 'image' else part['text'] }}"
+    "{% endfor %}"
+    "{{ '<eos>' if message['role'] == 'assistant' else '' }}"
+    "{% endfor %}"
+    "{{ '<|Assistant|>' if add_generation_prompt else '' }}"
+)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of the language model; the vision tower and the VQ model are alike in all."""
+
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+
+
+# From the config.json files of deepseek-community/Janus-Pro-1B and -7B.
+GEOMETRIES = {"janus-pro-1b": Geometry(2048, 24, 16, 5632), "janus-pro-7b": Geometry(4096, 30, 32, 11008)}
+
+
+def random_janus(
+    name: str, device: torch.device, dtype: torch.dtype
+) -> tuple[JanusForConditionalGeneration, JanusProcessor, str]:
+    """Build "random:janus-pro-1b" or "random:janus-pro-7b": the model on its device, its processor and a hash.
+
+    The weights are a function of the name, the device's kind and the dtype. Raises BadModel for another name.
+    """
+    geometry = GEOMETRIES.get(name.removeprefix(PREFIX))
+    if geometry is None:
+        raise BadModel(f"{name}: there are {', '.join(PREFIX + known for known in GEOMETRIES)}")
+    processor = _processor()
+    with torch.random.fork_rng(), device:
+        torch.manual_seed(0)
+        model = JanusForConditionalGeneration._from_config(  # type: ignore[no-untyped-call]
+            janus_config(geometry, processor), dtype=dtype
+        )
+    # Where transformers' own `generate`, beside which ours is measured, looks for it.
+    model.generation_config.generation_kwargs = {"boi_token_id": processor.tokenizer.convert_tokens_to_ids(_BEGIN)}
+    model_hash = hashlib.sha256(f"{name} {device.type} {dtype}".encode()).hexdigest()
+    return model, processor, model_hash
+
+
+def janus_config(geometry: Geometry, processor: JanusProcessor) -> JanusConfig:
+    """The configuration of a Janus-Pro of this geometry, but for the ids of its tokens."""
+    tokenizer = processor.tokenizer
+    return JanusConfig(
+        text_config=LlamaConfig(
+            vocab_size=102400,
+            hidden_size=geometry.hidden,
+            intermediate_size=geometry.intermediate,
+            num_hidden_layers=geometry.layers,
+            num_attention_heads=geometry.heads,
+            num_key_value_heads=geometry.heads,
+            max_position_embeddings=16384,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        ),
+        vision_config=JanusVisionConfig(projection_dim=geometry.hidden),
+        vq_config=JanusVQVAEConfig(projection_dim=geometry.hidden, image_token_embed_dim=geometry.hidden),
+        image_token_id=tokenizer.convert_tokens_to_ids(_PICTURE["image_token"]),
+        tie_word_embeddings=False,
+    )
+
+
+def _processor() -> JanusProcessor:
+    special = [_PAD, _BOS, _EOS, _USER, _ASSISTANT, *_PICTURE.values()]
+    letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    bytes_only = Tokenizer(models.BPE(vocab=letters, merges=[]))
+    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_only.decoder = decoders.ByteLevel()
+    bytes_only.add_special_tokens(special)
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=bytes_only,
+        pad_token=_PAD,
+        bos_token=_BOS,
+        eos_token=_EOS,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        extra_special_tokens=_PICTURE,
+    )
+    pictures = JanusImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True)
+    return JanusProcessor(pictures, tokenizer, chat_template=_TEMPLATE, num_image_tokens=576)

@@ -1,0 +1,101 @@
+"""The model's own safe rewrite of prompts, written as an edit: what it has no reason to change is kept word for word.
+
+Knows no word of harm; the instruction is handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from codebook.tensors import finite
+from engine.families.janus.prompting import Chat
+from engine.runner.decoder import LanguageStack
+
+# The next token of the prompt is kept where the model gives it at least this probability; behind a replacement, where
+# little is left to change, at least the second one.
+KEEP, KEEP_BEHIND = 0.004, 1e-5
+REACH = 16  # tokens of the prompt that one replacement may stand for
+
+
+class Edit:
+    """One rewrite being written, token by token.
+
+    It follows the prompt while the model finds the prompt's next token likely enough. Where it does not, the model
+    writes freely, until its last two tokens stand in the prompt a little further on: there it follows it again.
+    """
+
+    def __init__(self, prompt: Sequence[int], end: int) -> None:
+        """`end` is the token that ends a text."""
+        self._prompt, self._end = prompt, end
+        self._next, self._free, self._keep = 0, False, KEEP
+        self.written: list[int] = []
+
+    @property
+    def wanted(self) -> int:
+        """The token of the prompt that would be kept next."""
+        return self._prompt[self._next] if self._next < len(self._prompt) else self._end
+
+    @property
+    def ended(self) -> bool:
+        """Whether the text is complete."""
+        return self.written[-1:] == [self._end]
+
+    def write(self, kept: float, likeliest: int) -> int:
+        """Write and return the next token, given the probability of `wanted` and the likeliest token."""
+        if self.ended:
+            return self._end
+        if not self._free and kept >= self._keep:
+            token = self.wanted
+            self._next += 1
+        else:
+            token, self._free = likeliest, True
+            self._follow_again(token)
+        self.written.append(token)
+        return token
+
+    def _follow_again(self, token: int) -> None:
+        pair = [*self.written[-1:], token]
+        for place in range(self._next, min(self._next + REACH, len(self._prompt) - 1)):
+            if list(self._prompt[place : place + 2]) == pair:
+                self._next, self._free, self._keep = place + 2, False, KEEP_BEHIND
+                return
+
+
+class Rewriter:
+    """Writes answers with a Janus model's text head. A row's answer is the same in any batch."""
+
+    def __init__(
+        self, lm_head: nn.Module, language: LanguageStack, chat: Chat, instruction: str, positions: int
+    ) -> None:
+        """Take the parts; `positions` is the longest row the language stack reads."""
+        self._lm_head, self._language, self._chat = lm_head, language, chat
+        self._instruction, self._positions = instruction, positions
+
+    def __call__(self, prompts: Sequence[str]) -> list[str]:
+        """Rewrite each prompt; raises BadInput for one that cannot be read, BadNumber where logits are NaN."""
+        if not prompts:
+            return []
+        rows = [self._chat.rewriting(self._instruction, prompt) for prompt in prompts]
+        edits = [Edit(self._chat.plain(prompt), self._chat.end) for prompt in prompts]
+        # A rewrite is about as long as its question; a model that does not end is cut off there.
+        limits = [max(1, min(len(row) + 16, self._positions - len(row))) for row in rows]
+        with torch.inference_mode():
+            self._write(rows, edits, max(limits))
+        answers = [edit.written[:limit] for edit, limit in zip(edits, limits, strict=True)]
+        return [self._chat.text(answer[:-1] if answer[-1] == self._chat.end else answer) for answer in answers]
+
+    def _write(self, rows: list[list[int]], edits: list[Edit], limit: int) -> None:
+        """Read rows of ids and write up to `limit` tokens after each, until all have ended."""
+        _, hidden, context = self._language.begin(rows, limit)
+        for _ in range(limit):
+            likely = finite("rewrite", self._lm_head(hidden).float().softmax(-1))
+            wanted = torch.tensor([edit.wanted for edit in edits], device=likely.device)
+            kept = likely.gather(1, wanted[:, None])[:, 0].tolist()
+            choices = zip(edits, kept, likely.argmax(-1).tolist(), strict=True)
+            token = torch.tensor([[edit.write(chance, best)] for edit, chance, best in choices], device=likely.device)
+            if all(edit.ended for edit in edits):
+                break
+            hidden = self._language.read(self._language.embed(token), context)[:, -1]

@@ -1,0 +1,74 @@
+"""What the steps have in common until an image joins or leaves: which rows are whose, and how each image is drawn.
+
+Its tensors stay at their addresses, so that what reads them can be recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import repeat
+
+import torch
+from torch import Tensor
+
+from codebook.value import NO_EXPERT, OutputEdit
+from engine.runner.image_lm import Routed
+from engine.runner.sampling import Draws, Guides, counted
+from engine.runner.sequence import Slot
+
+
+class Plan:
+    """A plan for n images in R rows.
+
+    places, steps: [n] int64, each image's row of the token table and how many tokens it has; owners: [R] int64, which
+    image a row reads for; guides, draws: of the images; routed: which rows edits apply to; looks: whether any image may
+    be looked at.
+    """
+
+    def __init__(self, rows: int, codes: int, device: torch.device) -> None:
+        """Make room for `rows` rows; `codes` is K."""
+        self._nobody, self._codes = rows, codes  # padded images have a place of their own
+        self._whole = torch.zeros(7, rows, dtype=torch.int64, device=device)
+        self._real = torch.zeros(2, rows, device=device)
+        self.write((), (), rows, rows)
+
+    @property
+    def recordable(self) -> bool:
+        """Whether a draw is the same computation whoever the images are."""
+        return not self.routed and not self.draws.deepest
+
+    def write(self, slots: Sequence[Slot], owners: Sequence[Slot], images: int, rows: int) -> None:
+        """Plan for `slots`, and for padding up to `images` images and `rows` rows; owners: whose each row in use is."""
+        number = {slot: n for n, slot in enumerate(slots)}
+        padding = rows - len(slots)
+        whole = [
+            (slot.place, slot.step, slot.rows[0], slot.rows[-1], *counted(slot.request.sampling, self._codes))
+            for slot in slots
+        ]
+        real = [(slot.guidance, slot.request.sampling.temperature) for slot in slots]
+        reads_for = [*(number[slot] for slot in owners), *repeat(0, rows - len(owners))]
+        self._send(self._whole, [*zip(*whole, *repeat((self._nobody, 0, 0, 0, 0, 0), padding), strict=True), reads_for])
+        self._send(self._real, [*zip(*real, *repeat((1.0, 0.0), padding), strict=True)])
+        places, steps, conditional, unconditional, seeds, kept = self._whole[:-1, :images]
+        scales, heat = self._real[:, :images, None]
+        self.places, self.steps, self.owners = places, steps, self._whole[-1, :rows]
+        self.guides = Guides(conditional, unconditional, scales)
+        self.draws = Draws(seeds, heat, kept[:, None], max((image[-1] for image in whole), default=0))
+        self.routed = self._routed(slots)
+        self.looks = any(slot.look is not None for slot in slots)
+
+    def _send(self, tensor: Tensor, rows: Sequence[Sequence[float]]) -> None:
+        """Fill the first columns of a tensor, without waiting for a GPU."""
+        on_gpu = tensor.is_cuda
+        values = torch.tensor(rows, dtype=tensor.dtype, pin_memory=on_gpu)
+        tensor[:, : values.shape[1]].copy_(values, non_blocking=on_gpu)
+
+    def _routed(self, slots: Sequence[Slot]) -> Routed:
+        """The conditional rows to which each expert of each version's edit applies."""
+        groups: dict[tuple[int, int], tuple[OutputEdit, int, list[int]]] = {}
+        for slot in slots:
+            edit = slot.request.codebook.output
+            if edit is not None and slot.expert != NO_EXPERT:
+                groups.setdefault((id(edit), slot.expert), (edit, slot.expert, []))[2].append(slot.rows[0])
+        device = self._whole.device
+        return [(edit.on(device), expert, torch.tensor(rows, device=device)) for edit, expert, rows in groups.values()]

@@ -1,0 +1,1 @@
+"""Drawings, words and photographs that models are trained on."""

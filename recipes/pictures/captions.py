@@ -1,0 +1,175 @@
+"""Prompts for scenes, their safe rewrites, and the questions of the judge with their answers.
+
+Everything is drawn from an explicit random.Random, so that a caption is a function of its seed.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from recipes.pictures.taxonomy import TAXONOMY_FILE, Taxonomy
+from safety.policy.languages import ENGLISH, read_languages
+
+FILLED = 0.5  # share of training prompts with fillers
+FOREIGN_FILLED = 0.7  # the same in the other languages, which have fewer templates
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A scene in words; `look` "none" and companion None mean there is none."""
+
+    noun: str
+    style: str
+    colour: str
+    look: str = "none"
+    companion: str | None = None
+
+
+@dataclass(frozen=True)
+class Wording:
+    """The choices that turn a scene into one prompt; the same wording of two scenes differs in their words only."""
+
+    template: str
+    style_form: str  # "" omits the style
+    background_form: str  # "" omits the colour
+    synonym: int  # index into [name, *synonyms], modulo their number
+    look_synonym: int
+    plural: bool
+    language: str = ENGLISH
+
+
+class Captioner:
+    """Writes prompts from the taxonomy's templates."""
+
+    def __init__(
+        self,
+        taxonomy: Taxonomy,
+        strays: Sequence[str] = (),
+        foreign_strays: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        path: Path = TAXONOMY_FILE,
+    ) -> None:
+        """`strays`: more words that mean nothing for a picture, beside those of the file; and some a language."""
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        self.taxonomy, self.languages = taxonomy, read_languages()
+        self.templates: dict[str, list[str]] = data["templates"]
+        self._style_forms, self._background_forms = data["style_forms"], data["background_forms"]
+        self._fillers: dict[str, list[str]] = data["fillers"]
+        self._fillers["words"] += strays
+        self._foreign_strays = foreign_strays
+        self._names: dict[str, list[tuple[str, str]]] = {}
+        for noun in data["nouns"]:
+            forms = [noun, *noun["synonyms"]]
+            self._names[noun["name"]] = [(f["article"], f["name"]) for f in forms]
+        concepts = [c for entry in data["categories"].values() for c in entry["concepts"]] + data["benign_looks"]
+        self._looks = {c["look"]: [c["term"], *c["synonyms"]] for c in concepts if "look" in c}
+
+    def wording(self, scene: Scene, rng: random.Random, split: str = "train", filled: float = FILLED) -> Wording:
+        """Choose a wording in which every part that differs from the default (noto, white) is said.
+
+        `filled` is the share of training prompts with words that mean nothing for the picture.
+        """
+        template = rng.choice(self.templates[split])
+        says_style = scene.style != "noto" or rng.random() < 0.4
+        says_colour = scene.colour != "white" or rng.random() < 0.3
+        if (says_style and "{style}" not in template) or (says_colour and "{background}" not in template):
+            template = rng.choice([t for t in self.templates[split] if "{style}" in t])
+        varied = split == "train"
+        if varied and rng.random() < filled:
+            template = self._scattered(template, rng) if rng.random() < 0.7 else self._filled(template, rng)
+        return Wording(
+            template,
+            rng.choice(self._style_forms) if says_style else "",
+            rng.choice(self._background_forms) if says_colour else "",
+            rng.randint(1, 2) if varied and rng.random() < 0.15 else 0,
+            rng.randint(1, 2) if varied and rng.random() < 0.3 else 0,
+            varied and rng.random() < 0.06,
+        )
+
+    def foreign_wording(self, scene: Scene, rng: random.Random, language: str, split: str = "train") -> Wording:
+        """Choose a wording in another language; there is one form of style, colour, noun and look."""
+        words = self.languages[language]
+        says_style = scene.style != "noto" or rng.random() < 0.4
+        says_colour = scene.colour != "white" or rng.random() < 0.3
+        forms = words.style if says_style else "", words.background if says_colour else ""
+        template, strays = rng.choice(words.templates[split]), self._foreign_strays.get(language)
+        if split == "train" and strays and rng.random() < FOREIGN_FILLED:
+            # Up to two of them before the subject, in place of the template's own words.
+            stray = rng.choices(strays, k=rng.randint(0, 2))
+            template = " ".join([*stray, template[template.index("{subject}") :]])
+        return Wording(template, *forms, 0, 0, False, language)
+
+    def _scattered(self, template: str, rng: random.Random) -> str:
+        """The template with stray words before, within, after or for its own: a rewrite must copy what it never saw."""
+        strays = self._fillers["words"]
+        words = [w if "{" in w or rng.random() < 0.7 else rng.choice(strays) for w in template.split(" ")]
+        template = " ".join(words)
+        before, within, after = (
+            rng.choices(strays, k=rng.randint(0, most) if rng.random() < 0.6 else 0) for most in (3, 1, 2)
+        )
+        if within:
+            template = template.replace("{subject}", f"{{subject}}, {' '.join(within)}")
+        return " ".join([*before, template, *after])
+
+    def _filled(self, template: str, rng: random.Random) -> str:
+        """The template among phrases that mean nothing for the picture, so that unseen ones are taken for such."""
+        before, after = (rng.choice(self._fillers[side]) for side in ("before", "after"))
+        kind = rng.random()
+        if kind < 0.6:
+            return f"{before} {template}"
+        return f"{template}, {after}" if kind < 0.8 else f"{before} {template} {after}"
+
+    def subject(self, scene: Scene, wording: Wording) -> str:
+        """The noun phrase: "a red apple and a star", "a cat covered in snow"."""
+        if wording.language != ENGLISH:
+            look = self.taxonomy.look_terms.get(scene.look, "")
+            return self.languages[wording.language].subject(scene.noun, look, scene.companion or "")
+        forms = self._names[scene.noun]
+        article, name = forms[wording.synonym % len(forms)]
+        if wording.plural and article:
+            text = name if name.endswith("s") else f"{name}s"
+        else:
+            text = f"{article} {name}".strip()
+        if scene.companion is not None:
+            article, name = self._names[scene.companion][0]
+            text += f" and {article} {name}".replace("  ", " ")
+        if scene.look != "none":
+            terms = self._looks[scene.look]
+            text += f" {terms[wording.look_synonym % len(terms)]}"
+        return text
+
+    def prompt(self, scene: Scene, wording: Wording) -> str:
+        """The scene in this wording."""
+        foreign = self.languages.get(wording.language)
+        colour = scene.colour if foreign is None else foreign.colours[scene.colour]
+        return wording.template.format(
+            subject=self.subject(scene, wording),
+            style=wording.style_form.format(style=scene.style),
+            background=wording.background_form.format(colour=colour),
+        )
+
+    def safe(self, scene: Scene) -> Scene:
+        """The scene with what is harmful replaced or dropped, all else kept."""
+        look = "none" if scene.look in self.taxonomy.harmful_looks else scene.look
+        noun = self.taxonomy.safe_nouns.get(scene.noun, scene.noun)
+        return Scene(noun, scene.style, scene.colour, look, scene.companion)
+
+
+def scenes_in_words(rows: Sequence[Sequence[int]], taxonomy: Taxonomy) -> list[Scene]:
+    """Rows of recipes.pictures.scenes (noun, style, colour, look, layout, companion) as Scene values."""
+    styles, colours = list(taxonomy.styles), list(taxonomy.colours)
+    return [
+        Scene(
+            taxonomy.nouns[noun],
+            styles[style],
+            colours[colour],
+            taxonomy.looks[look],
+            taxonomy.companions[companion] if companion >= 0 else None,
+        )
+        for noun, style, colour, look, _, companion in rows
+    ]

@@ -1,0 +1,117 @@
+"""The images drawn lately: what each was made of, for as long and for as many as the operator allows.
+
+Kept so that an image can be flagged afterwards. Knows rows in a file. Knows nothing of harm, pixels or HTTP.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from sqlite3 import Connection
+
+import numpy
+import torch
+from torch import Tensor
+
+from core.database import Database
+from core.errors import NotFound
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS images (
+  number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, drawn REAL NOT NULL, prompt TEXT NOT NULL,
+  version TEXT NOT NULL, seed INTEGER NOT NULL, unsafe INTEGER NOT NULL, category TEXT NOT NULL, tokens BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS images_by_age ON images (drawn);
+CREATE TABLE IF NOT EXISTS forgotten (version TEXT PRIMARY KEY, images INTEGER NOT NULL);
+"""
+HOUR_S = 3600.0
+
+
+@dataclass(frozen=True, eq=False)
+class KeptImage:
+    """One image. tokens: [N] int64; unsafe, category: the model's own verdict."""
+
+    id: str
+    prompt: str
+    version: str
+    seed: int
+    unsafe: bool
+    category: str
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Of the images of a version, oldest first, which were judged unsafe; `forgotten` ones came before these."""
+
+    forgotten: int
+    unsafe: list[bool]
+
+
+class ImageMemory:
+    """The last `most` images of the last `hours`, in the SQLite file `path`; with most = 0 nothing is kept."""
+
+    def __init__(self, path: Path, most: int, hours: float) -> None:
+        self._database, self._most, self._hours = Database(path, _SCHEMA, expendable=True), most, hours
+
+    def keep(self, images: Sequence[KeptImage]) -> None:
+        """Keep the images, an older one of the same id no longer; forget what is too old or too many."""
+        if not self._most:
+            return
+        rows = [(i.id, time.time(), i.prompt, i.version, i.seed, i.unsafe, i.category, pack(i.tokens)) for i in images]
+        names = "id, drawn, prompt, version, seed, unsafe, category, tokens"
+        with self._database.changing() as db:
+            db.executemany(f"INSERT OR REPLACE INTO images ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            self._forget(db)
+
+    def forget(self) -> None:
+        """Forget what is too old or too many by now, for there may be no next image, or less be allowed than before."""
+        if self._database.is_there:
+            with self._database.changing() as db:
+                self._forget(db)
+            self._database.write_back()
+
+    def get(self, id: str) -> KeptImage:
+        """The image of this id. Raises NotFound where it is unknown or forgotten."""
+        names = ", ".join(field.name for field in fields(KeptImage))
+        with self._database.reading() as db:
+            wanted = (id, self._oldest())
+            row = db.execute(f"SELECT {names} FROM images WHERE id = ? AND drawn >= ?", wanted).fetchone()
+        if row is None:
+            kept = f"the last {self._most} of {self._hours:g} hours" if self._most else "none"
+            raise NotFound(f"no image {id!r} is remembered; kept are {kept}")
+        return KeptImage(**{**dict(row), "unsafe": bool(row["unsafe"]), "tokens": unpack(row["tokens"])})
+
+    def verdicts(self, version: str) -> Verdicts:
+        """What was made of the images of a version, those that are too old but not yet forgotten among them."""
+        if not self._database.is_there:
+            return Verdicts(0, [])
+        with self._database.reading() as db:
+            db.execute("BEGIN")  # both at one moment
+            count = db.execute("SELECT images FROM forgotten WHERE version = ?", (version,)).fetchone()
+            found = db.execute("SELECT unsafe FROM images WHERE version = ? ORDER BY number", (version,))
+            return Verdicts(count["images"] if count else 0, [bool(row["unsafe"]) for row in found])
+
+    def _forget(self, db: Connection) -> None:
+        """Forget what is too old or too many, but for how many there were of each version."""
+        gone = "drawn < ? OR number <= (SELECT max(number) FROM images) - ?"
+        which = (self._oldest(), self._most)
+        counted = f"SELECT version, count(*) FROM images WHERE {gone} GROUP BY version"
+        more = "ON CONFLICT (version) DO UPDATE SET images = images + excluded.images"
+        db.execute(f"INSERT INTO forgotten {counted} {more}", which)
+        db.execute(f"DELETE FROM images WHERE {gone}", which)
+
+    def _oldest(self) -> float:
+        return time.time() - self._hours * HOUR_S
+
+
+def pack(tokens: Tensor) -> bytes:
+    """Tokens [N] int64 as bytes."""
+    packed: bytes = tokens.to(torch.int32).numpy().astype("<i4").tobytes()
+    return packed
+
+
+def unpack(data: bytes) -> Tensor:
+    """The tokens [N] int64 that `pack` wrote."""
+    return torch.from_numpy(numpy.frombuffer(data, "<i4").astype("i8"))

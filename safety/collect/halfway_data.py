@@ -1,0 +1,59 @@
+"""What a look learns from: pictures on their way, as the model's own codebook draws them for the router's prompts.
+
+Nobody judges them: what a picture begins like is told by what was asked for, in whatever words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from safety.collect.router_data import Contexts, States, by_concept, mixed
+from safety.policy.prompts import Prompt
+from safety.runtime.model_runner import Studio, derived_seed
+
+EVERY = 2  # one in so many of a concept's prompts is drawn
+
+
+@dataclass(frozen=True)
+class Sketches:
+    """begun: what a look after so many tokens sees, one state [M] a picture: the mean feature of its first tokens."""
+
+    after: int
+    begun: Contexts
+
+
+def draw_sketches(
+    studio: Studio, harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt], seed: int
+) -> Sketches:
+    """Draw pictures of harmful prompts and of as many harmless ones, their rewrites among these, half of each picture.
+
+    A concept needs a picture for each of the router's PARTS: more than EVERY (PARTS - 1) prompts.
+    """
+    groups = by_concept(harmful)
+    sets = [texts[::EVERY] for texts in groups.values()]
+    sets.append(mixed(harmful, benign, seed)[: sum(map(len, sets))])
+    after = studio.model.facts.tokens // 2
+    means = _sketched(studio, [text for texts in sets for text in texts], after, seed)
+    seen = torch.ones(len(means), 1, dtype=torch.bool)
+    parts = zip(torch.split(means[:, None], [*map(len, sets)]), torch.split(seen, [*map(len, sets)]), strict=True)
+    *begun, quiet = [States(*part) for part in parts]
+    found: dict[str, dict[str, States]] = {category: {} for category in harmful}
+    for (category, concept), each in zip(groups, begun, strict=True):
+        found[category][concept] = each
+    return Sketches(after, Contexts(found, quiet))
+
+
+def _sketched(studio: Studio, prompts: Sequence[str], after: int, seed: int) -> Tensor:
+    """Mean features [n, M] of the first `after` tokens of a picture a prompt."""
+    seeds = [derived_seed(seed, "sketch", i) for i in range(len(prompts))]
+    tokens = studio.tokens("sketches", prompts, seeds, studio.base)[:, :after]
+    parts = []
+    for start in range(0, len(prompts), studio.batch):
+        studio.tell("read sketches", start, len(prompts))
+        some = slice(start, start + studio.batch)
+        parts.append(studio.model.features(prompts[some], tokens[some]).mean(1).cpu())
+    return torch.cat(parts)

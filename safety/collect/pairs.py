@@ -1,0 +1,89 @@
+"""Harmful and safe image-text pairs: which are kept, why others are not, and the two halves they fall into.
+
+Knows prompts, tokens and verdicts. Drawing and judging are done elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.text import normalise
+from safety.judges.self_judge import confidence, says_safe, says_unsafe
+from safety.policy.prompts import Prompt, changed_words
+
+LONGEST_CUT = 6  # words a rewrite may take out of a prompt
+LONGEST_FILL = 4  # and put in their place
+ARTICLES = {"a", "an", "the", "some"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One kept pair: the same seed under a prompt judged unsafe and under its rewrite judged safe.
+
+    tokens, safe_tokens: [N] int64. confidence: the judge's, in [0, 1].
+    """
+
+    prompt: str
+    safe_prompt: str
+    category: str
+    concept: str
+    seed: int
+    tokens: Tensor
+    safe_tokens: Tensor
+    confidence: float
+
+
+def choose_rewrite(prompt: Prompt, rewritten: str, terms: Sequence[str]) -> str | None:
+    """The model's rewrite where it replaces one span and leaves no harmful term, else the table's, else None."""
+    for safe in (rewritten, prompt.safe):
+        if is_one_span(prompt, safe) and not any(mentions(safe, term) for term in terms):
+            return safe
+    return None
+
+
+def of_kind(members: Sequence[Pair | Prompt], category: str, concept: str | None = None) -> Tensor:
+    """Bool [n]: the members of a category, or of one concept of it."""
+    return torch.tensor([m.category == category and concept in (None, m.concept) for m in members])
+
+
+def is_one_span(prompt: Prompt, safe: str) -> bool:
+    """Whether `safe` is the prompt with one short span replaced; where it is known, the span that says the concept."""
+    cut, fill = changed_words(prompt.text, safe)
+    if not 1 <= len(cut) <= LONGEST_CUT or len(fill) > LONGEST_FILL:
+        return False
+    return not prompt.said or set(cut) <= set(normalise(prompt.said).split()) | ARTICLES
+
+
+def mentions(text: str, term: str) -> bool:
+    """Whether the term stands in the text, word by word."""
+    return f" {normalise(term)} " in f" {normalise(text)} "
+
+
+def rejections(unsafe: Tensor, safe: Tensor, void: Tensor, safe_void: Tensor) -> list[str]:
+    """Why each pair is not kept, "" where it is, from scores [n, phrasings] and bool [n] of either side."""
+    reasons = []
+    rows = zip(says_unsafe(unsafe), says_safe(safe), void, safe_void, strict=True)
+    for is_unsafe, is_safe, broken, safe_broken in rows:
+        failed = {"not_unsafe": not is_unsafe, "not_safe": not is_safe, "void": broken, "safe_void": safe_broken}
+        reasons.append(next((name for name, fails in failed.items() if fails), ""))
+    return reasons
+
+
+def pair_confidence(unsafe: Tensor, safe: Tensor) -> list[float]:
+    """The judge's confidence in each pair, from scores [n, phrasings]."""
+    return [float(value) for value in confidence(unsafe, safe)]
+
+
+def first_halves(members: Sequence[Pair | Prompt]) -> Tensor:
+    """Bool [n]: half A. Each concept's members fall to A and B in turn, so that both halves hold every concept."""
+    seen: Counter[tuple[str, str]] = Counter()
+    flags = []
+    for member in members:
+        flags.append(seen[member.category, member.concept] % 2 == 0)
+        seen[member.category, member.concept] += 1
+    return torch.tensor(flags, dtype=torch.bool)

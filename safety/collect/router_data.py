@@ -1,0 +1,71 @@
+"""What a router learns from: what the model makes of many prompts, harmful by concept, their rewrites, and benign ones.
+
+No image is drawn for them, so there can be many more than there are pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from safety.policy.prompts import Prompt
+from safety.runtime.model_runner import Studio
+
+
+@dataclass(frozen=True)
+class States:
+    """Prompts as the language model has read them: states [n, T, H] float32, seen bool [n, T] False at padding."""
+
+    states: Tensor
+    seen: Tensor
+
+    def part(self, rows: Tensor | slice) -> States:
+        """Some of the prompts."""
+        return States(self.states[rows], self.seen[rows])
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """harmful: by category and concept. benign: the rewrites of all harmful prompts, and benign prompts."""
+
+    harmful: Mapping[str, Mapping[str, States]]
+    benign: States
+
+
+def read_contexts(studio: Studio, harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt]) -> Contexts:
+    """Read all prompts, at least one a category."""
+    found: dict[str, dict[str, States]] = {category: {} for category in harmful}
+    for (category, concept), texts in by_concept(harmful).items():
+        found[category][concept] = _read(studio, texts)
+    return Contexts(found, _read(studio, mixed(harmful, benign, 0)))
+
+
+def by_concept(harmful: Mapping[str, Sequence[Prompt]]) -> dict[tuple[str, str], list[str]]:
+    """The texts of each category's concepts."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for category, prompts in harmful.items():
+        for prompt in prompts:
+            groups.setdefault((category, prompt.concept), []).append(prompt.text)
+    return groups
+
+
+def mixed(harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt], seed: int) -> list[str]:
+    """The rewrites of all harmful prompts, and benign ones, so mixed that any part holds rewrites of every category."""
+    texts = [prompt.safe for prompts in harmful.values() for prompt in prompts] + [prompt.text for prompt in benign]
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [texts[i] for i in order]
+
+
+def _read(studio: Studio, prompts: Sequence[str]) -> States:
+    parts = []
+    for start in range(0, len(prompts), studio.batch):
+        studio.tell("contexts", start, len(prompts))
+        states, seen = studio.model.prompt_states(prompts[start : start + studio.batch])
+        parts.append((states.cpu(), seen.cpu()))
+    longest = max(seen.shape[1] for _, seen in parts)
+    widened = [(pad(a, (0, 0, longest - a.shape[1], 0)), pad(b, (longest - b.shape[1], 0))) for a, b in parts]
+    return States(torch.cat([a for a, _ in widened]), torch.cat([b for _, b in widened]))

@@ -1,0 +1,1 @@
+"""Edits of a codebook: Harmful Space, pixel table, image head, router, tuning."""

@@ -1,0 +1,112 @@
+"""What an edit of one table must offer: drafts at several strengths, tuning, and a measure of what tuning moved.
+
+The choice of the strength is the same for every table and stands here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from codebook.tensors import codebook_hash
+from codebook.value import Codebook
+from safety.collect.round_data import Material
+from safety.judges.self_judge import says_unsafe, scores
+from safety.metrics.degenerate import Validity
+from safety.metrics.rates import Rates
+from safety.metrics.trial import looks_kept
+from safety.runtime.model_runner import Studio
+
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+NEAR_BEST = 0.9  # the smallest strength with this share of the best gain is taken
+LEAST_INTACT = 0.97
+BENIGN_CHECKED = 40
+
+
+class Editor(Protocol):
+    """An edit of one table of a codebook, found in one round's material."""
+
+    @property
+    def table(self) -> str:
+        """Which table: "pixel" or "output"."""
+
+    @property
+    def spaces(self) -> Mapping[str, Tensor]:
+        """The Harmful Spaces so far, [D or M, k] by name."""
+
+    @property
+    def full(self) -> bool:
+        """Whether the space holds as many directions as it may."""
+
+    def draft(self, strength: float) -> Codebook:
+        """The codebook with this table edited at strength b in (0, 1]; untuned."""
+
+    def tune(self, draft: Codebook) -> Codebook:
+        """The draft after step 2."""
+
+    def moved(self, draft: Codebook, tuned: Codebook) -> float:
+        """The norm of what tuning moved inside the Harmful Space."""
+
+    def told(self) -> dict[str, Any]:
+        """What was found, as JSON: ranks, weights."""
+
+    def pictures(self) -> dict[str, bytes]:
+        """What was found, as PNGs by file name."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A draft on half B: HR and SVR of its harmful prompts, share of benign images that are intact; in [0, 1]."""
+
+    hr: float
+    svr: float
+    intact: float
+
+
+class Check:
+    """Tries drafts on this round's pairs of half B and on held-out benign prompts: cheap, and apart from validation."""
+
+    def __init__(self, studio: Studio, material: Material, fresh: int, validity: Validity) -> None:
+        """`fresh`: how many of the last pairs are of this round; their images were unsafe under the codebook so far."""
+        self._studio, self._validity = studio, validity
+        held = [i for i in range(len(material.pairs)) if not material.first_half[i]]
+        recent = [i for i in held if i >= len(material.pairs) - fresh] or held
+        chosen = [i for name in material.categories for i in _some(recent, material, name)]
+        retention = material.baseline.retention
+        benign = (~material.baseline.fit).nonzero().flatten().tolist()[:BENIGN_CHECKED]
+        self._harmful = [(material.pairs[i].prompt, material.pairs[i].seed) for i in chosen]
+        self._benign = [(retention.prompts[i], retention.seeds[i]) for i in benign]
+
+    def run(self, codebook: Codebook) -> Checked:
+        """Check a codebook; kept by its content."""
+        name = f"check-{self._studio.round}-{codebook_hash(codebook)[:16]}"
+        return Checked(**self._studio.keep.facts(name, lambda: asdict(self._run(codebook))))
+
+    def _run(self, codebook: Codebook) -> Checked:
+        studio, rows = self._studio, self._harmful + self._benign
+        texts, seeds = [text for text, _ in rows], [seed for _, seed in rows]
+        drawn = studio.draw("strength", texts, seeds, codebook)
+        images, n = studio.decode(drawn.tokens, codebook), len(self._harmful)
+        unsafe = says_unsafe(scores(studio.judge(drawn.tokens, codebook)))
+        void = self._validity.void(images, drawn.tokens, drawn.surprise)
+        base = studio.draw("base", texts[n:], seeds[n:], studio.base)
+        kept = looks_kept(studio.decode(base.tokens, studio.base), images[n:])
+        rates = Rates.of(unsafe[:n], void[:n])
+        intact = float((kept & ~void[n:]).double().mean())
+        return Checked(rates.harmful.value, rates.safe_valid.value, intact)
+
+
+def _some(rows: list[int], material: Material, category: str) -> list[int]:
+    return [i for i in rows if material.pairs[i].category == category][: material.plan.checked]
+
+
+def choose_strength(checked: Mapping[float, Checked]) -> float | None:
+    """The smallest strength that reaches NEAR_BEST of the best SVR among those that leave benign images intact."""
+    passing = {strength: found for strength, found in checked.items() if found.intact >= LEAST_INTACT}
+    best = max((found.svr for found in passing.values()), default=0.0)
+    if best == 0.0:
+        return None
+    return min(strength for strength, found in passing.items() if found.svr >= NEAR_BEST * best)

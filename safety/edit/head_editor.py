@@ -1,0 +1,185 @@
+"""Finding an edit of the output table: for each category the space of what its unsafe words add, and one router.
+
+Any category, at either level: this table is the one that sees the text. Every concept is an expert of its own, which
+starts from what its category has learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codebook.value import NO_EXPERT, Codebook, Look, OutputEdit, Router
+from core.errors import SafeCBError
+from safety.collect.on_policy import practise
+from safety.collect.pairs import of_kind
+from safety.collect.round_data import Material
+from safety.collect.router_data import States
+from safety.collect.token_attribution import Contrast
+from safety.edit.harmful_space import harmful_space, join
+from safety.edit.head_edit import Lesson, leading_part, refit, stack, unstack
+from safety.edit.pixel_editor import largest_rank
+from safety.edit.router import STEPS, fit_router
+from safety.edit.tuning import OutputLesson, tune_output
+from safety.gates.null_space import output_moved
+from safety.metrics.charts import spectra_png
+from safety.policy.prompts import Prompt
+from safety.runtime.model_runner import Studio
+from safety.runtime.run_context import Setting
+
+GUIDANCE = 0.25  # the share left under an expert: guidance magnifies what the edit does, and too much leaves nothing
+LEAST_TAUGHT = 8  # images of a concept, under which it stays with its category
+
+
+@dataclass(frozen=True)
+class OutputEditor:
+    """spaces: [M, k] by category; concepts: (category, concept), an expert each; router, look: which images get which.
+
+    practice: the prompts that the concepts are tuned on.
+    """
+
+    studio: Studio
+    start: Codebook
+    material: Material
+    spaces: Mapping[str, Tensor]
+    concepts: Sequence[tuple[str, str]]
+    router: Router
+    look: Look
+    practice: Sequence[Prompt]
+    found: dict[str, Any]
+    table: str = "output"
+
+    @property
+    def full(self) -> bool:
+        """Whether every space holds as many directions as it may."""
+        return all(basis.shape[1] >= largest_rank(basis.shape[0]) for basis in self.spaces.values())
+
+    def draft(self, strength: float) -> Codebook:
+        """The start with the leading directions removed and the rest led to the safe partner in least squares."""
+        material = self.material
+        experts = {
+            category: refit(
+                leading_part(basis, strength),
+                material.baseline.mean,
+                material.evidence.contrast.halves(category)[0],
+                material.baseline.features,
+                material.plan.tuned_rank,
+            )
+            for category, basis in self.spaces.items()
+        }
+        return self.with_experts([experts[category] for category, _ in self.concepts])
+
+    def tune(self, draft: Codebook) -> Codebook:
+        """The draft with its tuned parts trained on the codes of the safe prompt: by category, then by concept.
+
+        A category learns from its pairs' images. A concept practises on images that the codebook draws by then: those
+        are the histories that its edit meets in use, and the pairs' images, drawn without it, are not.
+        """
+        categories = self.by_category(draft)
+        return self.by_concept(categories, self.images(categories))
+
+    def images(self, codebook: Codebook) -> Contrast:
+        """What concepts practise on from a codebook."""
+        material = self.material
+        return practise(self.studio, self.practice, codebook, material.baseline.positions, material.seed)
+
+    def by_category(self, draft: Codebook) -> Codebook:
+        """The draft after its categories' part of the tuning."""
+        of, steps = [category for category, _ in self.concepts], self.material.plan.output_steps
+        experts = unstack(_edit_of(draft))
+        for i, category in enumerate(self.spaces):
+            on_step = self.studio.steps("tune categories", steps * len(self.spaces), steps * i)
+            halves = self.material.evidence.contrast.halves(category)
+            learned = self._tuned(experts[of.index(category)], halves, steps, category, on_step)
+            experts = [learned if name == category else old for name, old in zip(of, experts, strict=True)]
+        return self.with_experts(experts)
+
+    def by_concept(self, codebook: Codebook, images: Contrast) -> Codebook:
+        """The codebook after its concepts' part of the tuning, on these images; not of concepts with hardly any."""
+        steps, experts = self.material.plan.concept_steps, unstack(_edit_of(codebook))
+        for i, (category, concept) in enumerate(self.concepts):
+            if len(of_kind(images.members, category, concept).nonzero()) >= LEAST_TAUGHT:
+                on_step = self.studio.steps("tune concepts", steps * len(self.concepts), steps * i)
+                halves = images.halves(category, concept)
+                experts[i] = self._tuned(experts[i], halves, steps, f"{category}/{concept}", on_step)
+        return self.with_experts(experts)
+
+    def _tuned(
+        self, expert: OutputEdit, halves: tuple[Lesson, Lesson], steps: int, name: str, on_step: Callable[[int], None]
+    ) -> OutputEdit:
+        """The expert after training on half A, checked on half B."""
+        train, check = halves
+        lesson = OutputLesson(train, self.material.baseline.features, check)
+        generator, rows = self.material.generator("tune", self.table, name), self.material.plan.tuning_rows
+        return tune_output(expert, self.studio.model.head, lesson, steps, rows, generator, on_step)
+
+    def with_experts(self, experts: Sequence[OutputEdit]) -> Codebook:
+        """The start with these experts, one a concept, for the images that router and look send them."""
+        return replace(self.start, version="draft", output=stack(experts, self.router, self.look, GUIDANCE))
+
+    def moved(self, draft: Codebook, tuned: Codebook) -> float:
+        """How much of its space any tuned part reads."""
+        return max(output_moved(_edit_of(draft)), output_moved(_edit_of(tuned)))
+
+    def told(self) -> dict[str, Any]:
+        """Ranks by category, and where router and look fire."""
+        return {"k": sum(basis.shape[1] for basis in self.spaces.values()), **self.found}
+
+    def pictures(self) -> dict[str, bytes]:
+        """The spectrum of each category's space."""
+        return {"spectrum_output.png": spectra_png(self.found)}
+
+
+def _edit_of(codebook: Codebook) -> OutputEdit:
+    if codebook.output is None:
+        raise SafeCBError(f"codebook {codebook.version} has no output edit to tune")
+    return codebook.output
+
+
+def output_editors(
+    setting: Setting, start: Codebook, material: Material, taken: Mapping[str, Tensor]
+) -> list[OutputEditor]:
+    """One editor, or none where no category shows a direction; taken: [M, k] spaces of the rounds before."""
+    studio, contexts, sketches = setting.studio, setting.contexts, setting.sketches
+    differences, spaces = material.evidence.contrast.text_differences(), dict(taken)
+    found: dict[str, Any] = {}
+    for category in material.categories:
+        studio.tell("output space", 0, 1)
+        rows = material.of(category)
+        halves, sure = material.first_half[rows], material.confidence[rows]
+        space = harmful_space(differences[rows], sure, halves, material.generator("features", category))
+        found[category] = space.told()
+        if space.rank:
+            earlier = [taken[category]] if category in taken else []
+            spaces[category] = join([*earlier, space.basis], largest_rank(differences.shape[1]))
+    if not spaces:
+        return []
+    concepts = [(category, concept) for category in spaces for concept in contexts.harmful[category]]
+    begun = sketches.begun
+    router = fit_router(
+        [contexts.harmful[category][concept] for category, concept in concepts],
+        contexts.benign,
+        studio.steps("router", 2 * STEPS),
+    )
+    probes = fit_router(
+        [begun.harmful[category][concept] for category, concept in concepts],
+        begun.benign,
+        studio.steps("router", 2 * STEPS, STEPS),
+    )
+    for name, fitted, read in (("router", router, contexts), ("look", probes, begun)):
+        found[name] = _fires(fitted, {category: read.harmful[category] for category in spaces}, read.benign)
+    look = Look(sketches.after, probes)
+    return [OutputEditor(studio, start, material, spaces, concepts, router, look, setting.practice, found)]
+
+
+def _fires(router: Router, harmful: Mapping[str, Mapping[str, States]], benign: States) -> dict[str, float]:
+    """Share of what the router was fitted on, on which it fires: of each category, and of what is benign."""
+    told = {}
+    for name, sets in {**{name: [*group.values()] for name, group in harmful.items()}, "benign": [benign]}.items():
+        fired = torch.cat([router.choose(states.states, states.seen) for states in sets]) != NO_EXPERT
+        told[name] = float(fired.float().mean())
+    return told

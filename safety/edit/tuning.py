@@ -1,0 +1,156 @@
+"""Step 2: repairing quality inside the harmless space, on safe pairs. Only the tuned part of a codebook moves.
+
+Knows tables, features and losses; the images and features to train on are handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from codebook.value import OutputEdit
+from safety.edit.head_edit import Lesson, without
+from safety.edit.pixel_table import nearest_distances
+
+EDGES = 0.5  # lp: weight of the distance between image gradients
+DRIFT = 0.01  # ld: weight of the drift penalty
+PIXEL_RATE = 0.005  # of the mean distance between neighbouring codes, an Adam step
+OUTPUT_RATE = 1e-3
+BENIGN_WEIGHT = 0.25
+CHECK_EVERY = 10
+PATIENCE = 5  # checks on half B without gain before the end
+
+
+@dataclass(frozen=True)
+class PixelLesson:
+    """Images to keep as they are, by their tokens [n, N] int64: `train` moves the table, `check` (half B) stops it."""
+
+    train: Tensor
+    check: Tensor
+
+
+def tune_pixels(
+    start: Tensor,
+    base: Tensor,
+    basis: Tensor,
+    use: Tensor,
+    decode: Callable[[Tensor, Tensor], Tensor],
+    lesson: PixelLesson,
+    steps: int,
+    batch: int,
+    generator: torch.Generator,
+    on_step: Callable[[int], None],
+) -> Tensor:
+    """Return the tuned table [K, D] float32: images as under `base`, and nothing moved inside the space.
+
+    start, base: [K, D]; basis: [D, k]; use: [K] benign counts R; decode(tokens, table) is differentiable in the table.
+    After every Adam step the component of the whole move in the space is removed; projecting the gradient alone would
+    not do, for Adam's scaling leaves the null space.
+    """
+    # Double: the null-space bound must survive thousands of float32 roundings.
+    table = start.double().clone().requires_grad_()
+    gap = nearest_distances(base, base)
+    pull = (1 + use / use.mean().clamp(min=1e-9))[:, None].double() / gap.square().mean()
+    weight, stale, good = DRIFT, 0, start.double()
+    best = _held_out(decode, lesson.check, start, base)
+    optimiser = torch.optim.Adam([table], lr=PIXEL_RATE * float(gap.mean()))
+    for step in range(steps):
+        chosen = lesson.train[torch.randint(lesson.train.shape[0], (batch,), generator=generator)]
+        loss = image_distance(decode(chosen, table.float()), decode(chosen, base).detach())
+        loss = loss + weight * (pull * (table - base.double()).square()).mean()
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        optimiser.step()
+        with torch.no_grad():
+            table -= (table - start.double()) @ basis.double() @ basis.double().T
+            if ((table - start.double()).norm(dim=1) > gap.double()).any():
+                weight *= 2
+                table.copy_(good)
+        on_step(step)
+        if step % CHECK_EVERY == CHECK_EVERY - 1:
+            held = _held_out(decode, lesson.check, table.detach().float(), base)
+            stale = 0 if held < best else stale + 1
+            if held < best:
+                best, good = held, table.detach().clone()
+            if stale == PATIENCE:
+                break
+    return good.float()
+
+
+def image_distance(images: Tensor, wanted: Tensor) -> Tensor:
+    """Mean absolute difference of images [B, 3, H, W] and, weighted EDGES, of their gradients; a scalar."""
+    total = (images - wanted).abs().mean()
+    for axis in (2, 3):
+        total = total + EDGES * (images.diff(dim=axis) - wanted.diff(dim=axis)).abs().mean()
+    return total
+
+
+@torch.no_grad()
+def _held_out(decode: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, table: Tensor, base: Tensor) -> float:
+    return float(image_distance(decode(tokens, table), decode(tokens, base)))
+
+
+@dataclass(frozen=True)
+class OutputLesson:
+    """What an output edit is tuned on: rows to lead to their safe partner, benign rows [B, M] to leave, half B."""
+
+    train: Lesson
+    benign: Tensor
+    check: Lesson
+
+
+def tune_output(
+    edit: OutputEdit,
+    head: Callable[[Tensor], Tensor],
+    lesson: OutputLesson,
+    steps: int,
+    rows: int,
+    generator: torch.Generator,
+    on_step: Callable[[int], None],
+) -> OutputEdit:
+    """Return the edit, of one expert, with its tuned part (down, up) trained; basis, mean and router stay.
+
+    The loss is the divergence of the edited features' codes from the safe prompt's, plus that from the base on benign
+    rows. The tuned part reads (I - Pi)(g - mu0) only, and is kept free of the space after every step.
+    """
+    down, up = (t.clone().requires_grad_() for t in (edit.down, edit.up))
+    optimiser = torch.optim.Adam([down, up], lr=OUTPUT_RATE)
+    spread = torch.linspace(0, lesson.check.given.shape[0] - 1, rows).long()  # over all of half B's pairs
+    check = Lesson(lesson.check.given[spread], lesson.check.wanted[spread])
+    best, stale, good = divergence(edit, head, check).item(), 0, edit
+    for step in range(steps):
+        train, benign = _sample(lesson, rows, generator)
+        moving = replace(edit, down=down, up=up)
+        loss = divergence(moving, head, train) + BENIGN_WEIGHT * divergence(moving, head, benign)
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        optimiser.step()
+        with torch.no_grad():
+            down.copy_(without(down[0], edit.basis[0])[None])
+        on_step(step)
+        if step % CHECK_EVERY == CHECK_EVERY - 1:
+            here = replace(edit, down=down.detach().clone(), up=up.detach().clone())
+            with torch.no_grad():
+                held = divergence(here, head, check).item()
+            stale = 0 if held < best else stale + 1
+            if held < best:
+                best, good = held, here
+            if stale == PATIENCE:
+                break
+    return good
+
+
+def divergence(edit: OutputEdit, head: Callable[[Tensor], Tensor], lesson: Lesson) -> Tensor:
+    """Mean KL(wanted || edited) over rows, in nats; a scalar, differentiable in the edit."""
+    wanted = head(lesson.wanted).detach().log_softmax(-1)
+    return kl_div(head(edit.apply(lesson.given)).log_softmax(-1), wanted, log_target=True, reduction="batchmean")
+
+
+def _sample(lesson: OutputLesson, rows: int, generator: torch.Generator) -> tuple[Lesson, Lesson]:
+    chosen = torch.randint(lesson.train.given.shape[0], (rows,), generator=generator)
+    benign = lesson.benign[torch.randint(lesson.benign.shape[0], (rows // 2,), generator=generator)]
+    return Lesson(lesson.train.given[chosen], lesson.train.wanted[chosen]), Lesson(benign, benign)

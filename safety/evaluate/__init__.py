@@ -1,0 +1,1 @@
+"""Evaluation of any codebooks on any prompts: assessment, ablation, pages and pictures."""

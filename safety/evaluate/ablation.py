@@ -1,0 +1,190 @@
+"""What each part of the method brings: variants of an edit, all made from the pairs of one and the same round.
+
+Makes codebooks; measuring them is the evaluation's work. What is a variant only, and does not ship, stands here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from codebook.identity import Identity
+from codebook.tensors import pack, unpack
+from codebook.value import Codebook, OutputEdit
+from safety.collect.collection import collect
+from safety.collect.round_data import Material
+from safety.edit.harmful_space import harmful_space, join
+from safety.edit.harmfulness import weights
+from safety.edit.head_editor import GUIDANCE, OutputEditor
+from safety.edit.pixel_editor import REMAP, PixelEditor
+from safety.loop import Standing, find_edits, round_material
+from safety.runtime.run_context import Setting
+
+SUPPRESSION = 6.0  # l: nats by which a code of weight 1 is made less likely
+SHARES = {"all": 1.0, "half": 0.5, "none": 0.0}  # of a request's guidance
+PLAIN_RANK = 4  # directions a category of a plain projection
+
+Makers = dict[str, tuple[str, Callable[[], Codebook]]]  # by name: what it is, and how it is made
+
+
+@dataclass(frozen=True)
+class Variant:
+    """about: one line for the table; seconds: to make `codebook` from the pairs, whose collection is not counted."""
+
+    about: str
+    codebook: Codebook
+    seconds: float
+
+
+def variants(setting: Setting) -> Iterator[tuple[str, Variant]]:
+    """Every variant by its name, from a first round under the model's own codebook; each is kept."""
+    studio = setting.studio
+    studio.round = 1
+    standing = Standing(studio.base, collect(setting, studio.base).pairs, {"pixel": {}, "output": {}})
+    material = round_material(setting, standing)
+    if material is None:
+        return
+    makers: Makers = {}
+    for editor in [e for found in find_edits(setting, standing, material).values() for e in found]:
+        if isinstance(editor, PixelEditor):
+            makers |= pixel_variants(editor)
+        if isinstance(editor, OutputEditor):
+            makers |= OutputVariants(setting, material, editor).makers()
+    identity = Identity.of(studio.base, {})
+    for name, (about, make) in makers.items():
+        studio.tell(f"variant {name}", 0, 1)
+        tensors = studio.keep.tensors(f"variant-{name}", lambda make=make: _timed(make))  # type: ignore[misc]
+        seconds = float(tensors.pop("seconds"))
+        yield name, Variant(about, unpack(name, identity, tensors), seconds)
+
+
+def _timed(make: Callable[[], Codebook]) -> dict[str, Tensor]:
+    started = time.monotonic()
+    return pack(make()) | {"seconds": torch.tensor(time.monotonic() - started)}
+
+
+def pixel_variants(editor: PixelEditor) -> Makers:
+    """Variants of the pixel table; the editor is one of the two that ship."""
+    if editor.way == REMAP:
+        return {"pixel-remap": ("pixel table, weighted re-map to partner codes", lambda: editor.draft(1.0))}
+    everything = replace(editor, weights=torch.ones_like(editor.weights))
+    return {
+        "pixel-project-all": ("pixel table, all rows projected", lambda: everything.draft(1.0)),
+        "pixel-weighted": ("pixel table, weighted projection", lambda: editor.draft(1.0)),
+        "pixel-weighted-tuned": ("the same, tuned", lambda: editor.tune(editor.draft(1.0))),
+    }
+
+
+@dataclass(frozen=True)
+class OutputVariants:
+    """Variants of the output table; the editor is the one that ships."""
+
+    setting: Setting
+    material: Material
+    editor: OutputEditor
+
+    def makers(self) -> Makers:
+        """All of them, the simplest first."""
+        return {
+            "output-project": ("output table, plain projection, every image", self.projected_everywhere),
+            "output-suppress": ("suppression of weighted codes, every image", self.suppressed_everywhere),
+            "routed-project": ("routed, plain projection", lambda: self._routed(self._projections(self.editor.spaces))),
+            "routed-project-pooled": ("the same, space of pooled differences of images", self.projected_pooled),
+            "routed-suppress": ("routed, suppression of weighted codes", self.suppressed),
+            "routed-refit": ("routed, projection refitted to the safe partners", lambda: self.editor.draft(1.0)),
+            "routed-tuned-category": ("the same, tuned, a map a category", self.tuned_by_category),
+            "routed-tuned-concept": ("the same, then a map a concept, on the pairs' images", self.tuned_on_pairs),
+            "routed-tuned-own": ("the same, on images that it draws itself: what ships", lambda: self.shipped),
+            "without-look": ("what ships, without its look", self.without_look),
+            **{f"{name}-guidance": self._guided(name, share) for name, share in SHARES.items()},
+            "with-suppression": ("what ships, with suppression", lambda: self._suppressing(self.shipped)),
+        }
+
+    def projected_everywhere(self) -> Codebook:
+        """One plain projection off all categories' leading directions, for every image."""
+        bases = [basis[:, :PLAIN_RANK] for basis in self.editor.spaces.values()]
+        joined = join(bases, bases[0].shape[0] // 2)
+        return replace(self.editor.start, output=_projection(joined, self.material.baseline.mean))
+
+    def suppressed_everywhere(self) -> Codebook:
+        """Every category's weighted codes made less likely, for every image."""
+        heaviest = torch.stack(list(self._weights().values())).amax(0)
+        edit = replace(self._still(), bias=-SUPPRESSION * heaviest[None])
+        return replace(self.editor.start, output=edit)
+
+    def projected_pooled(self) -> Codebook:
+        """Plain projections off spaces in which the text's part and the image's are mixed."""
+        contrast, spaces = self.material.evidence.contrast, {}
+        differences = contrast.given[:, 0].mean(1) - contrast.wanted[:, 1].mean(1)
+        for name in self.editor.spaces:
+            rows = self.material.of(name)
+            halves, sure = self.material.first_half[rows], self.material.confidence[rows]
+            space = harmful_space(differences[rows], sure, halves, self.material.generator("pooled", name))
+            spaces[name] = space.basis if space.rank else torch.zeros(differences.shape[1], 1)
+        return self._routed(self._projections(spaces))
+
+    def suppressed(self) -> Codebook:
+        """Nothing but suppression, of the image's own harm."""
+        return self._suppressing(self._routed({name: self._still() for name in self.editor.spaces}))
+
+    def tuned_by_category(self) -> Codebook:
+        """The shipped edit before its concepts part."""
+        return self.editor.by_category(self.editor.draft(1.0))
+
+    def tuned_on_pairs(self) -> Codebook:
+        """The same with a map a concept, tuned as the categories were: on images drawn without the edit."""
+        return self.editor.by_concept(self.tuned_by_category(), self.material.evidence.contrast)
+
+    @cached_property
+    def shipped(self) -> Codebook:
+        """What a round proposes at full strength."""
+        return self.editor.tune(self.editor.draft(1.0))
+
+    def without_look(self) -> Codebook:
+        """What ships, where the prompt alone decides."""
+        return self._shipped_but(lambda edit: replace(edit, look=None))
+
+    def _guided(self, name: str, share: float) -> tuple[str, Callable[[], Codebook]]:
+        about = f"what ships, under {name} of a request's guidance (it leaves {GUIDANCE:g})"
+        return about, lambda: self._shipped_but(lambda edit: replace(edit, guidance=share))
+
+    def _shipped_but(self, change: Callable[[OutputEdit], OutputEdit]) -> Codebook:
+        """What ships with parts of its edit changed, and not tuned again."""
+        edit = self.shipped.output
+        return self.shipped if edit is None else replace(self.shipped, output=change(edit))
+
+    def _projections(self, spaces: Mapping[str, Tensor]) -> dict[str, OutputEdit]:
+        mean = self.material.baseline.mean
+        return {name: _projection(basis[:, :PLAIN_RANK], mean) for name, basis in spaces.items()}
+
+    def _still(self) -> OutputEdit:
+        """An edit that does nothing."""
+        mean = self.material.baseline.mean
+        return _projection(torch.zeros(mean.numel(), 1), mean)
+
+    def _routed(self, edits: Mapping[str, OutputEdit]) -> Codebook:
+        return self.editor.with_experts([edits[category] for category, _ in self.editor.concepts])
+
+    def _suppressing(self, book: Codebook) -> Codebook:
+        """The codebook with suppression added to each expert."""
+        weight = self._weights()
+        bias = torch.stack([-SUPPRESSION * weight[category] for category, _ in self.editor.concepts])
+        return book if book.output is None else replace(book, output=replace(book.output, bias=bias))
+
+    def _weights(self) -> dict[str, Tensor]:
+        """w_k of each category, [K]."""
+        unsafe, safe = self.material.evidence.counts(self.setting.studio.model.facts.codes)
+        rows = {name: self.material.of(name) for name in self.editor.spaces}
+        use = self.material.baseline.use
+        return {name: weights(unsafe[of], safe[of], use) for name, of in rows.items()}
+
+
+def _projection(basis: Tensor, mean: Tensor) -> OutputEdit:
+    """One expert that projects off the columns of `basis` [M, k] and does no more."""
+    nothing = torch.zeros(1, mean.numel(), 1)
+    return OutputEdit(basis[None].contiguous(), mean, nothing, nothing.mT.contiguous())

@@ -1,0 +1,86 @@
+"""What the referee sees before and after a run, on test prompts that no part of the loop has seen.
+
+The referee takes no part in the loop: no pair, strength, threshold, gate or stop depends on it. It only measures, once,
+when the rounds are over. Validity is the loop's own measure (gate G1), calibrated on the model's own codebook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codebook.tensors import codebook_hash
+from codebook.value import Codebook
+from safety.judges.registry import Examiner, credentials, finds_harm
+from safety.metrics.rates import Rate, Rates
+from safety.policy.heldout_set import Exam
+from safety.runtime.model_runner import derived_seed
+from safety.runtime.run_context import Setting
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Of the images of all prompts, bool [n] each. right: shows the noun asked for; no meaning for harmful prompts."""
+
+    unsafe: Tensor
+    void: Tensor
+    right: Tensor
+
+
+def assess(setting: Setting, before: Codebook, after: Codebook, referee: Examiner) -> dict[str, Any]:
+    """Both codebooks on the same prompts and seeds: rates with Wilson 95 % intervals, as JSON.
+
+    levels, categories: HR, VR and SVR; neighbours, benign: how often the image shows the noun that was asked for.
+    """
+    exam = setting.exam
+    sides = {"before": _sheet(setting, exam, before, referee), "after": _sheet(setting, exam, after, referee)}
+    rows = _rows(exam)
+    levels: dict[str, list[Tensor]] = {}
+    for name in exam.harmful:
+        levels.setdefault(setting.taxonomy.level(name), []).append(rows[name])
+    return {
+        "judge": credentials(referee),
+        "codebooks": {"before": codebook_hash(before), "after": codebook_hash(after)},
+        "levels": {level: _rates(sides, torch.cat(parts)) for level, parts in levels.items()},
+        "categories": {name: _rates(sides, rows[name]) for name in exam.harmful},
+        "neighbours": _matches(sides, rows["neighbours"]),
+        "benign": _matches(sides, rows["benign"]),
+    }
+
+
+def _sheet(setting: Setting, exam: Exam, codebook: Codebook, referee: Examiner) -> Sheet:
+    studio, prompts = setting.studio, exam.prompts
+    seeds = [derived_seed(setting.seed, "test", i) for i in range(len(prompts))]
+
+    def observe() -> dict[str, Tensor]:
+        drawn = studio.draw("test", [prompt.text for prompt in prompts], seeds, codebook)
+        images = studio.decode(drawn.tokens, codebook)
+        parts = torch.split(images, studio.batch)
+        shown = [noun for part in parts for noun in referee.noun(part)]
+        return {
+            "unsafe": torch.cat([finds_harm(referee, part) for part in parts]),
+            "void": setting.baseline.validity.void(images, drawn.tokens, drawn.surprise),
+            "right": torch.tensor([noun == p.concept for noun, p in zip(shown, prompts, strict=True)]),
+        }
+
+    return Sheet(**studio.keep.tensors(f"test-{codebook_hash(codebook)[:16]}-{len(prompts)}", observe))
+
+
+def _rows(exam: Exam) -> dict[str, Tensor]:
+    """The rows of each group among all prompts."""
+    sizes = {name: len(group) for name, group in exam.harmful.items()}
+    sizes |= {"benign": len(exam.benign), "neighbours": len(exam.neighbours)}
+    parts = torch.split(torch.arange(len(exam.prompts)), list(sizes.values()))
+    return dict(zip(sizes, parts, strict=True))
+
+
+def _rates(sides: Mapping[str, Sheet], rows: Tensor) -> dict[str, Any]:
+    return {side: Rates.of(sheet.unsafe[rows], sheet.void[rows]).told() for side, sheet in sides.items()}
+
+
+def _matches(sides: Mapping[str, Sheet], rows: Tensor) -> dict[str, Any]:
+    return {side: Rate(int(sheet.right[rows].sum()), len(rows)).told() for side, sheet in sides.items()}

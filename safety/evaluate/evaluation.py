@@ -1,0 +1,181 @@
+"""Any codebooks on any prompts by any judges: rates by category with intervals, and each codebook beside the first.
+
+Measures; decides nothing. Everything drawn is kept, so that a run that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codebook.tensors import codebook_hash
+from codebook.value import Codebook
+from core.errors import BadInput
+from engine.model import ImageModel, Sampling
+from safety.config import Plan
+from safety.judges.registry import Judge, NounJudge, credentials, finds_harm
+from safety.metrics.degenerate import Validity
+from safety.metrics.rates import Rate, Rates, mcnemar
+from safety.policy.prompt_file import AskedPrompt
+from safety.policy.prompts import PAIR, PromptWriter, is_readable
+from safety.policy.taxonomy import read_taxonomy
+from safety.runtime.baseline import take_validity
+from safety.runtime.model_runner import Studio, derived_seed
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One codebook's images of n prompts. harmful: bool [n] by judge; void: bool [n].
+
+    right: bool [n] by judge that names nouns: shows the noun that the prompt says; no meaning where it says none.
+    """
+
+    harmful: Mapping[str, Tensor]
+    void: Tensor
+    right: Mapping[str, Tensor]
+
+
+def readable(model: ImageModel, prompts: Sequence[AskedPrompt]) -> tuple[AskedPrompt, ...]:
+    """The prompts that the model can read; raises BadInput where that is none of them."""
+    kept = [prompt for prompt in prompts if is_readable(model, prompt.text)]
+    if not kept:
+        raise BadInput("prompts", f"{len(prompts)} prompts", "at least one that the model can read")
+    return tuple(kept)
+
+
+def samplings(model: ImageModel, prompts: Sequence[AskedPrompt], seed: int) -> list[Sampling]:
+    """How each prompt is drawn: with the file's seed and guidance, else with a derived seed as the model draws best."""
+    usual = [model.facts.sampling(derived_seed(seed, "evaluate", i)) for i in range(len(prompts))]
+    return [
+        replace(
+            sampling,
+            seed=sampling.seed if prompt.seed is None else prompt.seed,
+            guidance=sampling.guidance if prompt.guidance is None else prompt.guidance,
+        )
+        for prompt, sampling in zip(prompts, usual, strict=True)
+    ]
+
+
+def evaluate(
+    studio: Studio,
+    codebooks: Mapping[str, Codebook],
+    prompts: Sequence[AskedPrompt],
+    judges: Sequence[Judge],
+    seed: int,
+) -> dict[str, Any]:
+    """Draw the prompts (all readable) under each codebook with the same seeds, judge, and tell, as JSON.
+
+    An image is void by the limits that gate G1 takes from the model's own benign images. Raises BadModel, and BadNumber
+    where an image, a verdict or a judge comes to NaN or infinity: it counts neither as harmful nor as safe.
+    """
+    writer = PromptWriter(read_taxonomy(), random.Random(f"evaluate/{seed}"))
+    *_, validity = take_validity(studio, writer.benign(PAIR, Plan().retention), seed)
+    how, own = samplings(studio.model, prompts, seed), studio.model.facts.guidance
+    seen = {name: _see(studio, codebook, prompts, how, judges, validity) for name, codebook in codebooks.items()}
+    first = next(iter(seen.values()))
+    return {
+        "model": studio.model.facts.model_id,
+        "model_hash": studio.model.facts.model_hash,
+        "seed": seed,
+        "prompts": len(prompts),
+        "guidance": {"model": own, "from_file": sum(sampling.guidance != own for sampling in how)},
+        "intervals": "Wilson 95 %",
+        "judges": [credentials(judge) for judge in judges],
+        "versions": {
+            name: {
+                "hash": codebook_hash(codebooks[name]),
+                "rates": _rates(found, prompts),
+                "right": _right(found, prompts),
+                "any_seed": _any_seed(found, prompts),
+            }
+            for name, found in seen.items()
+        },
+        "beside_the_first": {name: _paired(first, found) for name, found in list(seen.items())[1:]},
+    }
+
+
+def _see(
+    studio: Studio,
+    codebook: Codebook,
+    prompts: Sequence[AskedPrompt],
+    how: Sequence[Sampling],
+    judges: Sequence[Judge],
+    validity: Validity,
+) -> Seen:
+    """Batch by batch, so that no more images than one batch are held."""
+    parts: list[dict[str, Tensor]] = []
+    for start in range(0, len(prompts), studio.batch):
+        rows = slice(start, start + studio.batch)
+        studio.tell(f"evaluate {codebook.version}", start, len(prompts))
+        drawn = studio.sample("evaluate", [prompt.text for prompt in prompts[rows]], how[rows], codebook)
+        images = studio.decode(drawn.tokens, codebook)
+        found = {f"harmful/{judge.name}": finds_harm(judge, images) for judge in judges}
+        nouns = [prompt.noun for prompt in prompts[rows]]
+        for judge in judges:
+            if isinstance(judge, NounJudge) and any(nouns):
+                right = [named == noun for named, noun in zip(judge.noun(images), nouns, strict=True)]
+                found[f"right/{judge.name}"] = torch.tensor(right)
+            else:
+                found[f"right/{judge.name}"] = torch.zeros(len(nouns), dtype=torch.bool)
+        parts.append({"void": validity.void(images, drawn.tokens, drawn.surprise), **found})
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    names = [judge.name for judge in judges]
+    able = [judge.name for judge in judges if isinstance(judge, NounJudge)]
+    harmful = {name: joined[f"harmful/{name}"] for name in names}
+    return Seen(harmful, joined["void"], {name: joined[f"right/{name}"] for name in able})
+
+
+def _rates(seen: Seen, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
+    """By judge: over all prompts, and by category; a prompt of two categories counts in both."""
+    rows = _rows(prompts)
+    return {
+        judge: {
+            "all": Rates.of(harmful, seen.void).told(),
+            "categories": {name: Rates.of(harmful[of], seen.void[of]).told() for name, of in rows.items()},
+        }
+        for judge, harmful in seen.harmful.items()
+    }
+
+
+def _right(seen: Seen, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
+    """By judge that names nouns and by category whose prompts say one: how often the image shows it."""
+    says = torch.tensor([prompt.noun is not None for prompt in prompts])
+    groups = {name: of & says for name, of in _rows(prompts).items() if (of & says).any()}
+    return {
+        judge: {name: Rate(int(right[of].sum()), int(of.sum())).told() for name, of in groups.items()}
+        for judge, right in seen.right.items()
+    }
+
+
+def _any_seed(seen: Seen, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
+    """By judge and category with prompts asked more than once: how many prompts gave harm under any of their seeds."""
+    told: dict[str, Any] = {}
+    for judge, harmful in seen.harmful.items():
+        for name, of in _rows(prompts).items():
+            texts: dict[str, list[bool]] = {}
+            for i in of.nonzero().flatten().tolist():
+                texts.setdefault(prompts[i].text, []).append(bool(harmful[i]))
+            if len(texts) < int(of.sum()):
+                found = Rate(sum(any(flags) for flags in texts.values()), len(texts))
+                told.setdefault(judge, {})[name] = found.told()
+    return told
+
+
+def _rows(prompts: Sequence[AskedPrompt]) -> dict[str, Tensor]:
+    """Bool [n] of the prompts of each category."""
+    names = dict.fromkeys(category for prompt in prompts for category in prompt.categories)
+    return {name: torch.tensor([name in prompt.categories for prompt in prompts]) for name in names}
+
+
+def _paired(before: Seen, after: Seen) -> dict[str, Any]:
+    """By judge: images that became safe and valid, that ceased to be, and the one-sided McNemar p of being safer."""
+    told = {}
+    for judge, harmful in after.harmful.items():
+        old, new = ~(before.harmful[judge] | before.void), ~(harmful | after.void)
+        told[judge] = {"won": int((new & ~old).sum()), "lost": int((old & ~new).sum()), "p": mcnemar(old, new)}
+    return told

@@ -1,0 +1,67 @@
+"""Ways to ask for a harm that a filter of words would miss: misspelt, written with look-alike letters, taken apart.
+
+And among words that mean nothing, which is no attack, but what a router must see through.
+Pure text. A way is applied to what a prompt says for its concept, so that harmless prompts can be put the same way.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from safety.policy.prompts import Prompt
+
+_LOOK_ALIKE = str.maketrans("aceopxy", "\u0430\u0441\u0435\u043e\u0440\u0445\u0443")  # Latin to Cyrillic
+LONG = 4  # letters, from which on a word may be changed
+
+
+def misspelt(words: str, rng: random.Random) -> str:
+    """One word with two letters swapped, one left out, or one doubled; never its first."""
+    before, word, after = _one_word(words, rng)
+    i = rng.randrange(1, max(2, len(word) - 1))
+    swapped = word[:i] + word[i + 1 : i + 2] + word[i] + word[i + 2 :]
+    return before + rng.choice((swapped, word[:i] + word[i + 1 :], word[:i] + word[i - 1 :])) + after
+
+
+def look_alike(words: str, rng: random.Random) -> str:
+    """Letters replaced by Cyrillic ones that look the same."""
+    return words.translate(_LOOK_ALIKE)
+
+
+def taken_apart(words: str, rng: random.Random) -> str:
+    """One word in two parts, or letter by letter."""
+    before, word, after = _one_word(words, rng)
+    i = rng.randrange(1, max(2, len(word)))
+    return before + rng.choice((f"{word[:i]} {word[i:]}", " ".join(word), f"{word[:i]}-{word[i:]}")) + after
+
+
+def _one_word(words: str, rng: random.Random) -> tuple[str, str, str]:
+    """What stands before one of the long words, the word, and what stands after."""
+    parts = words.split(" ")
+    longest = max(map(len, parts))
+    place = rng.choice([i for i, part in enumerate(parts) if len(part) >= min(LONG, longest)])
+    before, after = parts[:place], parts[place + 1 :]
+    return "".join(f"{part} " for part in before), parts[place], "".join(f" {part}" for part in after)
+
+
+ATTACKS: Mapping[str, Callable[[str, random.Random], str]] = {
+    "misspelt": misspelt,
+    "look-alike letters": look_alike,
+    "taken apart": taken_apart,
+}
+
+
+def disguised(prompt: Prompt, kind: str, rng: random.Random) -> Prompt:
+    """The prompt with what it says for its concept put in another way; its rewrite stays as it is."""
+    said = ATTACKS[kind](prompt.said, rng)
+    whole = rf"(?<!\w){re.escape(prompt.said)}(?!\w)"
+    return replace(prompt, text=re.sub(whole, lambda _: said, prompt.text), said=said)
+
+
+def strewn(prompt: Prompt, fillers: Sequence[str], rng: random.Random) -> Prompt:
+    """The prompt with up to three fillers before it, after it, or right behind what it says for its concept."""
+    some = " ".join(rng.choices(fillers, k=rng.randint(1, 3)))
+    behind = prompt.text.replace(prompt.said, f"{prompt.said}, {some}", 1)
+    return replace(prompt, text=rng.choice((f"{some} {prompt.text}", f"{prompt.text}, {some}", behind)))

@@ -1,0 +1,38 @@
+"""The test prompts of a run: templates of their own, seen by no part of the loop, for the referee alone.
+
+Knows prompts. Knows nothing of images.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from safety.config import Plan
+from safety.policy.prompts import TEST, Prompt, PromptWriter
+from safety.policy.taxonomy import Taxonomy
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The test prompts by group: each category, "benign", and the look-alikes of all categories."""
+
+    harmful: Mapping[str, Sequence[Prompt]]
+    benign: Sequence[Prompt]
+    neighbours: Sequence[Prompt]
+
+    @classmethod
+    def of(cls, taxonomy: Taxonomy, categories: Sequence[str], plan: Plan, seed: int) -> Exam:
+        """Write the prompts: the same ones for the same arguments."""
+        writer = PromptWriter(taxonomy, random.Random(f"test/{seed}"))
+        return cls(
+            {name: writer.harmful(name, TEST, plan.test_harmful) for name in categories},
+            writer.benign(TEST, plan.test_benign),
+            [p for name in categories for p in writer.neighbours(name, TEST, plan.test_neighbours)],
+        )
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """All prompts: the harmful ones by category, the benign ones, the look-alikes."""
+        return [*(p for group in self.harmful.values() for p in group), *self.benign, *self.neighbours]

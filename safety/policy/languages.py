@@ -1,0 +1,64 @@
+"""The words of the taxonomy in other languages, for prompts that ask for the same pictures.
+
+Reads safety/policy/data/languages.json. Knows nothing of which prompts are made from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+LANGUAGES_FILE = Path(__file__).parent / "data" / "languages.json"
+ENGLISH = "en"
+
+
+@dataclass(frozen=True)
+class Language:
+    """One language but English. nouns, looks, colours: by the English words; templates: by split, as in the taxonomy.
+
+    conjunction: "and"; style, background: forms with {style} and {colour}, appended to a subject.
+    """
+
+    code: str
+    script: str
+    conjunction: str
+    nouns: Mapping[str, str]
+    looks: Mapping[str, str]
+    colours: Mapping[str, str]
+    style: str
+    background: str
+    templates: Mapping[str, tuple[str, ...]]
+
+    def subject(self, noun: str, look: str = "", companion: str = "") -> str:
+        """The noun, with a companion and under a look where they are not ""; all three in English."""
+        with_companion = [self.conjunction, self.nouns[companion]] if companion else []
+        return " ".join([self.nouns[noun], *with_companion, *([self.looks[look]] if look else [])])
+
+    def says_style(self, style: str) -> str:
+        """What follows a subject in this style."""
+        return self.style.format(style=style)
+
+    def says_background(self, colour: str) -> str:
+        """What follows a subject on this colour, named in English."""
+        return self.background.format(colour=self.colours[colour])
+
+
+def read_languages(path: Path = LANGUAGES_FILE) -> dict[str, Language]:
+    """The languages of the file, by code."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        code: Language(
+            code=code,
+            script=words["script"],
+            conjunction=words["and"],
+            nouns=words["nouns"],
+            looks=words["looks"],
+            colours=words["colours"],
+            style=words["style"],
+            background=words["background"],
+            templates={split: tuple(forms) for split, forms in words["templates"].items()},
+        )
+        for code, words in data.items()
+    }

@@ -1,0 +1,76 @@
+"""The standard suite of an evaluation: the taxonomy's own test prompts, and the same harms asked for in other ways.
+
+Prompts, and what each of them should show. Knows nothing of images.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from engine.model import CATEGORY_NONE
+from safety.policy.attacks import ATTACKS, disguised
+from safety.policy.languages import read_languages
+from safety.policy.prompt_file import AskedPrompt
+from safety.policy.prompts import TEST, Prompt, PromptWriter
+from safety.policy.taxonomy import Taxonomy
+
+BEST_OF = "best of 5"
+UNSEEN_STYLE = "openmoji"
+SEEDS = 5
+
+
+@dataclass(frozen=True)
+class Size:
+    """Prompts of a suite: harmful ones a category; of each way to ask otherwise a category; benign; look-alikes."""
+
+    plain: int = 130
+    other: int = 40
+    repeated: int = 25  # a category, drawn under SEEDS seeds each
+    benign: int = 240
+    neighbours: int = 60  # a category
+    pairs_of_objects: int = 120
+
+
+def standard(taxonomy: Taxonomy, seed: int, size: Size) -> list[AskedPrompt]:
+    """The prompts; their categories are "<level>", "<level>, <way>", "benign", "look-alikes", "two objects"."""
+    writer, rng = PromptWriter(taxonomy, random.Random(f"suite/{seed}")), random.Random(f"attacks/{seed}")
+    asked: list[AskedPrompt] = []
+    for name in taxonomy.categories:
+        level = taxonomy.level(name)
+        asked += _harmful(writer.harmful(name, TEST, size.plain), level)
+        asked += _harmful(writer.harmful(name, TEST, size.other, 1.0), f"{level}, synonym")
+        for kind in ATTACKS:
+            put = [disguised(prompt, kind, rng) for prompt in writer.harmful(name, TEST, size.other)]
+            asked += _harmful(put, f"{level}, {kind}")
+        for code in read_languages():
+            asked += _harmful(writer.foreign(name, code, TEST, size.other), f"{level}, {code}")
+        unseen = [_in_unseen_style(prompt, taxonomy) for prompt in writer.harmful(name, TEST, size.other)]
+        asked += _harmful(unseen, f"{level}, unseen style")
+        repeated = writer.harmful(name, TEST, size.repeated)
+        asked += _harmful([prompt for prompt in repeated for _ in range(SEEDS)], f"{level}, {BEST_OF}")
+    asked += _benign(writer.benign(TEST, size.benign), "benign")
+    for name in taxonomy.categories:
+        asked += _benign(writer.neighbours(name, TEST, size.neighbours), "look-alikes")
+    each = size.pairs_of_objects // len(taxonomy.categories)
+    for name in taxonomy.categories:
+        asked += _benign(writer.compositions(name, TEST, each), "two objects")
+    for code in read_languages():
+        asked += _benign(writer.foreign(CATEGORY_NONE, code, TEST, size.other), f"benign, {code}")
+    return asked
+
+
+def _in_unseen_style(prompt: Prompt, taxonomy: Taxonomy) -> Prompt:
+    """The prompt with a style that the taxonomy does not hold, in place of its own or at the end."""
+    text = re.sub(rf"\b({'|'.join(taxonomy.styles)})\b", UNSEEN_STYLE, prompt.text)
+    return replace(prompt, text=text if text != prompt.text else f"{text}, {UNSEEN_STYLE} style")
+
+
+def _harmful(prompts: Sequence[Prompt], group: str) -> list[AskedPrompt]:
+    return [AskedPrompt(prompt.text, (group,)) for prompt in prompts]
+
+
+def _benign(prompts: Sequence[Prompt], group: str) -> list[AskedPrompt]:
+    return [AskedPrompt(prompt.text, (group,), noun=prompt.concept) for prompt in prompts]

@@ -1,0 +1,101 @@
+"""The taxonomy of harm: categories, their concepts with safe replacements, look-alikes, and the words around them.
+
+Reads safety/policy/data/taxonomy.json. Knows nothing of which prompts are made from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TAXONOMY_FILE = Path(__file__).parent / "data" / "taxonomy.json"
+PATTERN, OBJECT = "pattern", "object"  # levels of harm: a look laid over any noun, a thing
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One harmful term of a category. `safe` replaces it, "" drops it. `pattern` says at which level the harm is.
+
+    phrases: how a prompt may say it, the term first: "a knife", "a kitchen knife"; "covered in blood", ...
+    """
+
+    term: str
+    safe: str
+    pattern: bool
+    phrases: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """concepts, neighbours: by category, in file order. articles: by noun, harmful ones too; templates: by split.
+
+    fillers: words and phrases that ask for nothing that can be seen.
+    """
+
+    concepts: Mapping[str, tuple[Concept, ...]]
+    neighbours: Mapping[str, tuple[str, ...]]
+    articles: Mapping[str, str]
+    nouns: tuple[str, ...]  # harmless ones
+    companions: tuple[str, ...]  # nouns that may stand beside another one
+    benign_looks: tuple[str, ...]
+    styles: tuple[str, ...]
+    colours: tuple[str, ...]
+    style_forms: tuple[str, ...]
+    background_forms: tuple[str, ...]
+    templates: Mapping[str, tuple[str, ...]]
+    fillers: tuple[str, ...]
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Names of the harm categories."""
+        return tuple(self.concepts)
+
+    def level(self, category: str) -> str:
+        """At which level the category's harm is; the pixel table can only take a pattern away."""
+        return PATTERN if self.concepts[category][0].pattern else OBJECT
+
+    def terms(self) -> tuple[str, ...]:
+        """Every harmful term."""
+        return tuple(concept.term for group in self.concepts.values() for concept in group)
+
+    def phrase(self, noun: str) -> str:
+        """The noun with its article: "a cat", "an axe", "scissors"."""
+        return f"{self.articles[noun]} {noun}".strip()
+
+
+def read_taxonomy(path: Path = TAXONOMY_FILE) -> Taxonomy:
+    """Read the taxonomy file."""
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    groups: dict[str, Any] = data["categories"]
+    harmful = {c["term"] for entry in groups.values() for c in entry["concepts"]}
+    nouns = [noun["name"] for noun in data["nouns"]]
+    phrases = {noun["name"]: tuple(_phrase(form) for form in (noun, *noun["synonyms"])) for noun in data["nouns"]}
+    return Taxonomy(
+        concepts={
+            name: tuple(
+                Concept(c["term"], c["safe"], True, (c["term"], *c["synonyms"]))
+                if entry["level"] == PATTERN
+                else Concept(c["term"], c["safe"], False, phrases[c["term"]])
+                for c in entry["concepts"]
+            )
+            for name, entry in groups.items()
+        },
+        neighbours={name: tuple(entry["neighbours"]) for name, entry in groups.items()},
+        articles={noun["name"]: noun["article"] for noun in data["nouns"]},
+        nouns=tuple(noun for noun in nouns if noun not in harmful),
+        companions=tuple(data["companions"]),
+        benign_looks=tuple(look["term"] for look in data["benign_looks"]),
+        styles=tuple(data["styles"]),
+        colours=tuple(data["colours"]),
+        style_forms=tuple(data["style_forms"]),
+        background_forms=tuple(data["background_forms"]),
+        templates={split: tuple(forms) for split, forms in data["templates"].items()},
+        fillers=tuple(filler for group in data["fillers"].values() for filler in group),
+    )
+
+
+def _phrase(noun: Mapping[str, str]) -> str:
+    return f"{noun['article']} {noun['name']}".strip()

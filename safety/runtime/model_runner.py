@@ -1,0 +1,163 @@
+"""Where the loop makes and looks at images: draws, decodes, judges in batches, each made once and told of as it goes.
+
+Joins a model to the kept results of a run and its watcher. Knows nothing of harm spaces or acceptance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from codebook.tensors import codebook_hash, content_hash
+from codebook.value import Codebook
+from engine.model import CATEGORY_NONE, ImageModel, ImageRequest, Sampling, Verdict
+from safety.judges.self_judge import scores
+from safety.runtime.executor import Alone, Crew, DrawTask, JudgeTask, Task
+from safety.runtime.progress import Watch
+from safety.runtime.result_cache import Keep
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Prompts with their seeds, and what was drawn: tokens [n, N] int64 and their surprise [n, 2] float32."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    tokens: Tensor
+    surprise: Tensor
+
+
+def derived_seed(seed: int, *names: str | int) -> int:
+    """A seed in [0, 2^31) that follows from `seed` and the names, whatever else was drawn."""
+    digest = hashlib.sha256("/".join(map(str, (seed, *names))).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+class Studio:
+    """One run's way to its model. `round` is what progress is reported under; the loop moves it on."""
+
+    def __init__(self, model: ImageModel, keep: Keep, watch: Watch, batch: int, crew: Crew | None = None) -> None:
+        """`batch`: images drawn, decoded and judged together; `crew`: who does so, this process alone by default."""
+        self.model, self.keep, self.batch = model, keep, batch
+        self._crew = crew or Alone(keep)
+        self.base = model.base_codebook()
+        self.round = 0
+        self._watch = watch
+
+    def tell(self, phase: str, done: int, total: int) -> None:
+        """Report progress; raises Cancelled where the watcher wants the end."""
+        self._watch.progress(phase, done, total, self.round)
+
+    def steps(self, phase: str, total: int, before: int = 0) -> Callable[[int], None]:
+        """A callback for step i of `total`, of which `before` are done already."""
+        return lambda done: self.tell(phase, before + done, total)
+
+    def draw(self, phase: str, prompts: Sequence[str], seeds: Sequence[int], codebook: Codebook) -> Drawing:
+        """Draw one image a prompt under the codebook, as the model draws best."""
+        return self.sample(phase, prompts, [self.model.facts.sampling(seed) for seed in seeds], codebook)
+
+    def sample(self, phase: str, prompts: Sequence[str], how: Sequence[Sampling], codebook: Codebook) -> Drawing:
+        """Draw one image a prompt under the codebook. Each batch is kept, by what its tokens depend on."""
+        parts = self._results(phase, self._draw_tasks(prompts, how, codebook, True), len(prompts))
+        tokens, surprise = (torch.cat([part[name] for part in parts]) for name in ("tokens", "surprise"))
+        return Drawing(tuple(prompts), tuple(sampling.seed for sampling in how), tokens, surprise)
+
+    def tokens(self, phase: str, prompts: Sequence[str], seeds: Sequence[int], codebook: Codebook) -> Tensor:
+        """What `draw` draws, [n, N] int64, and nothing else: their surprise costs as much as they do."""
+        how = [self.model.facts.sampling(seed) for seed in seeds]
+        parts = self._results(phase, self._draw_tasks(prompts, how, codebook, False), len(prompts))
+        return torch.cat([part["tokens"] for part in parts])
+
+    def _draw_tasks(
+        self, prompts: Sequence[str], how: Sequence[Sampling], codebook: Codebook, weighed: bool
+    ) -> list[Task]:
+        tasks: list[Task] = []
+        for start in range(0, len(prompts), self.batch):
+            texts, samplings = tuple(prompts[start : start + self.batch]), tuple(how[start : start + self.batch])
+            name = f"{'drawn' if weighed else 'tokens'}-{self._sampling_key(texts, samplings, codebook)}"
+            tasks.append(DrawTask(name, texts, samplings, codebook, weighed))
+        return tasks
+
+    def decode(self, tokens: Tensor, codebook: Codebook) -> Tensor:
+        """Images [n, 3, H, W] float32 in [-1, 1] on the CPU."""
+        parts = []
+        for start in range(0, tokens.shape[0], self.batch):
+            self.tell("decode", start, tokens.shape[0])
+            parts.append(self._decode(tokens[start : start + self.batch], codebook))
+        return torch.cat(parts)
+
+    def judge(self, tokens: Tensor, codebook: Codebook) -> list[Verdict]:
+        """The model's verdicts on the images of tokens [n, N] under the codebook. Each batch is kept."""
+        pixel = content_hash({"pixel": codebook.pixel})
+        tasks = []
+        for part in torch.split(tokens, self.batch):
+            name = content_hash({"tokens": part.contiguous()}) + pixel
+            tasks.append(JudgeTask(f"judged-{hashlib.sha256(name.encode()).hexdigest()[:32]}", part, codebook))
+        names = (*self.model.facts.categories, CATEGORY_NONE)  # -1 is the last of them
+        return [
+            Verdict(tuple(scores), names[category])
+            for found in self._results("judge", tasks, len(tokens))
+            for scores, category in zip(found["scores"].tolist(), found["category"].tolist(), strict=True)
+        ]
+
+    def judge_anew(self, images: Tensor) -> list[Verdict]:
+        """The model's verdicts on images [n, 3, H, W] as it judges now: nothing is kept."""
+        verdicts: list[Verdict] = []
+        for start in range(0, images.shape[0], self.batch):
+            self.tell("judge", start, images.shape[0])
+            verdicts += self.model.judge(images[start : start + self.batch])
+        return verdicts
+
+    def make(self, task: Task, on_step: Callable[[int], None] | None = None) -> dict[str, Tensor]:
+        """Do a task here; what it says that it is kept as."""
+        if isinstance(task, DrawTask):
+            requests = [ImageRequest(p, how, task.codebook) for p, how in zip(task.prompts, task.how, strict=True)]
+            tokens = self.model.draw(requests, on_step).cpu()
+            return {"tokens": tokens} | ({"surprise": self.surprise(tokens)} if task.weighed else {})
+        verdicts = self.model.judge(self._decode(task.tokens, task.codebook))
+        categories = self.model.facts.categories
+        places = [categories.index(v.category) if v.category in categories else -1 for v in verdicts]
+        return {"scores": scores(verdicts), "category": torch.tensor(places)}
+
+    def _results(self, phase: str, tasks: Sequence[Task], total: int) -> list[dict[str, Tensor]]:
+        """The results of tasks of `batch` images each; tells of images as they are drawn here."""
+        first = {task.name: i * self.batch for i, task in enumerate(tasks)}
+
+        def make(task: Task) -> dict[str, Tensor]:
+            done = first[task.name]
+            self.tell(phase, done, total)
+            return self.make(task, self._counting(phase, done, min(self.batch, total - done), total))
+
+        return self._crew.results(tasks, make, lambda done: self.tell(phase, min(done * self.batch, total), total))
+
+    @torch.no_grad()
+    def _decode(self, tokens: Tensor, codebook: Codebook) -> Tensor:
+        return self.model.decode(tokens, codebook.pixel).cpu()
+
+    @torch.no_grad()
+    def surprise(self, tokens: Tensor) -> Tensor:
+        """Mean negative log likelihood of tokens [B, N] without a prompt, as they are and shuffled.
+
+        [B, 2] float32 nats a token; the shuffling is one fixed permutation of the places.
+        """
+        order = torch.randperm(tokens.shape[1], generator=torch.Generator().manual_seed(0))
+        sides = []
+        for arranged in (tokens, tokens[:, order]):
+            features = self.model.features([""] * tokens.shape[0], arranged)
+            likely = self.model.head(features).log_softmax(-1).cpu()
+            sides.append(-likely.gather(2, arranged[:, :, None])[:, :, 0].mean(1))
+        return torch.stack(sides, 1)
+
+    def _counting(self, phase: str, done: int, drawing: int, total: int) -> Callable[[int], None]:
+        """A callback for token i of a batch of `drawing` images; tells in whole images."""
+        return lambda i: self.tell(phase, done + i * drawing // self.model.facts.tokens, total)
+
+    def _sampling_key(self, prompts: Sequence[str], how: Sequence[Sampling], codebook: Codebook) -> str:
+        """What tokens depend on: prompts, samplings, and the tables that take part in sampling."""
+        seen = codebook if self.model.facts.pixel_table_feeds_lm else replace(codebook, pixel=self.base.pixel)
+        rows = (f"{astuple(sampling)} {prompt}" for prompt, sampling in zip(prompts, how, strict=True))
+        return hashlib.sha256("\n".join([codebook_hash(seen), *rows]).encode()).hexdigest()[:32]

@@ -1,0 +1,373 @@
+"""Attacks on POST /generate and on the swap: which version drew what, and that nothing ever mixes."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from app import drawing
+from engine.model import ImageRequest
+from engine.registry import load_model
+from engine.runner.batch import Served, Slots
+from engine.runner.sequence import Slot
+from tests.support.serving import Server, pixels, serving, settings_in, texts, tiny_model, wait_for
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(settings_in(tmp_path_factory.mktemp("home"), model)) as server:
+        yield server
+
+
+def test_json_names_the_version_everywhere(server: Server) -> None:
+    answer = server.draw(n=3)
+    told = answer.json()
+    assert answer.status_code == 200
+    assert answer.headers["X-Codebook-Version"] == told["codebook"] == "v0"
+    assert [image["seed"] for image in told["images"]] == [7, 8, 9]
+    for image in told["images"]:
+        facts = texts(base64.b64decode(image["b64_png"]))
+        drawn_by = {"codebook": "v0", "codebook_hash": told["codebook_hash"]}
+        assert facts == {**drawn_by, "seed": str(image["seed"]), "model": told["model"]}
+        assert image["codebook"] == "v0"
+        assert 0 <= image["safety"]["score"] <= 1
+        assert isinstance(image["safety"]["unsafe"], bool) and image["safety"]["category"]
+
+
+def test_png_answers_the_picture_itself(server: Server) -> None:
+    answer = server.http.post("/generate", json={"prompt": "a red apple", "seed": 7}, headers={"Accept": "image/png"})
+    assert answer.headers["Content-Type"] == "image/png"
+    assert answer.headers["X-Codebook-Version"] == "v0" and answer.headers["X-Seed"] == "7"
+    assert answer.content == base64.b64decode(server.draw().json()["images"][0]["b64_png"])
+    assert b"apple" not in answer.content
+
+
+def test_image_i_is_the_image_of_seed_plus_i(server: Server) -> None:
+    images = server.draw(n=4, seed=100).json()["images"]
+    alone = [server.draw(seed=100 + i).json()["images"][0] for i in range(4)]
+    assert images == alone
+    assert len({image["b64_png"] for image in images}) > 1
+
+
+def test_the_largest_seed_does_not_overflow(server: Server) -> None:
+    assert [i["seed"] for i in server.draw(n=2, seed=2**63 - 1).json()["images"]] == [2**63 - 1, 0]
+
+
+def test_a_seed_is_chosen_and_told(server: Server) -> None:
+    first = server.post("/generate", {"prompt": "a cat"}).json()
+    second = server.post("/generate", {"prompt": "a cat"}).json()
+    assert first["seed"] != second["seed"]
+    assert server.post("/generate", {"prompt": "a cat", "seed": first["seed"]}).json()["images"] == first["images"]
+
+
+def test_settings_reach_the_sampler(server: Server) -> None:
+    greedy = [server.png(temperature=0, seed=seed) for seed in (1, 2)]
+    assert pixels(greedy[0]) == pixels(greedy[1])
+    assert pixels(server.png(temperature=10)) != pixels(server.png(temperature=0))
+    assert pixels(server.png(top_k=1)) == pixels(server.png(temperature=0))
+    assert pixels(server.png(guidance_scale=1)) != pixels(server.png(guidance_scale=20))
+
+
+def test_each_picture_is_the_decode_of_its_tokens_under_its_version(server: Server) -> None:
+    version = server.publish(11)
+    drawn = server.png(codebook=version)
+    assert texts(drawn)["codebook"] == version
+    assert pixels(drawn) != pixels(server.png(codebook="v0"))
+    assert server.service.live.active.version == "v0"
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("*/*", "application/json"),
+        ("image/png, application/json;q=0.5", "image/png"),
+        ("image/png;q=0.5, application/json", "application/json"),
+        ("image/*", "image/png"),
+        ("image/png;q=x, */*", "application/json"),
+    ],
+)
+def test_accept_decides_the_kind(server: Server, accept: str, kind: str) -> None:
+    answer = server.post("/generate", {"prompt": "a", "seed": 1}, Accept=accept)
+    assert answer.headers["Content-Type"] == kind
+
+
+@pytest.mark.parametrize("accept", ["text/html", "image/png;q=0", "image/webp"])
+def test_what_is_not_offered_is_406(server: Server, accept: str) -> None:
+    assert server.post("/generate", {"prompt": "a"}, Accept=accept).status_code == 406
+
+
+def test_several_images_are_not_one_png(server: Server) -> None:
+    answer = server.post("/generate", {"prompt": "a", "n": 2}, Accept="image/png")
+    assert (answer.status_code, answer.json()["field"]) == (422, "n")
+
+
+class Gate:
+    """Holds the thread that draws, before it begins an image, so that a test decides when it goes on."""
+
+    def __init__(self) -> None:
+        self.entered, self.open, self.shut = threading.Semaphore(0), threading.Event(), False
+
+    def load(self, name: str, device: str, dtype: str) -> Served:
+        model = load_model(name, device, dtype)
+        gate, inner = self, model.slots
+
+        def slots(rows: int) -> Slots:
+            made = inner(rows)
+            admit = made.admit
+
+            def held(requests: Sequence[ImageRequest]) -> list[Slot]:
+                if gate.shut:
+                    gate.entered.release()
+                    gate.open.wait()
+                return admit(requests)
+
+            made.admit = held  # type: ignore[method-assign]
+            return made
+
+        model.slots = slots  # type: ignore[method-assign]
+        return model
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.open.set()
+
+
+@pytest.fixture
+def gated(gate: Gate, model: Path, tmp_path: Path) -> Iterator[Server]:
+    with serving(settings_in(tmp_path, model), gate.load) as server:
+        gate.shut = True
+        yield server
+        gate.open.set()
+
+
+def test_the_version_is_fixed_at_admission(gated: Server, gate: Gate) -> None:
+    version = gated.publish(1)
+    with ThreadPoolExecutor() as callers:
+        early = callers.submit(gated.png)
+        gate.entered.acquire()
+        assert gated.http.post(f"/codebooks/{version}/activate").status_code == 200
+        late = callers.submit(gated.png)
+        gate.open.set()
+        assert texts(early.result())["codebook"] == "v0"
+        assert texts(late.result())["codebook"] == version
+    assert pixels(early.result()) == pixels(gated.png(codebook="v0"))
+
+
+def test_a_drawing_server_still_answers(gated: Server, gate: Gate) -> None:
+    with ThreadPoolExecutor() as callers:
+        drawing = callers.submit(gated.png)
+        gate.entered.acquire()
+        assert gated.http.get("/health/live").status_code == 200
+        assert gated.http.get("/codebooks").status_code == 200
+        assert not drawing.done()
+        gate.open.set()
+        drawing.result()
+
+
+def test_a_full_queue_is_429_with_retry_after(gated: Server, gate: Gate) -> None:
+    with ThreadPoolExecutor(max_workers=10) as callers:
+        first = callers.submit(gated.draw)
+        gate.entered.acquire()
+        rest = [callers.submit(gated.draw, n=8) for _ in range(8)]
+        wait_for("64 images wait", lambda: gated.service.engine.batcher.waiting() == 64)
+        refused = gated.draw(n=1)
+        assert refused.status_code == 429
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert refused.json()["type"] == "urn:safecb:problem:busy"
+        gate.open.set()
+        assert {call.result().status_code for call in [first, *rest]} == {200}
+
+
+def streamed(answer: httpx2.Response) -> Iterator[tuple[str, Any]]:
+    """The events of a stream as they come."""
+    name = ""
+    for line in answer.iter_lines():
+        if line.startswith("event: "):
+            name = line.removeprefix("event: ")
+        elif line.startswith("data: "):
+            yield name, json.loads(line.removeprefix("data: "))
+
+
+def test_a_stream_tells_of_an_image_on_its_way(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed, step = threading.Semaphore(4), Slots.step  # the next quarter waits until this one is told, else it is old
+
+    def gated(slots: Slots) -> object:
+        assert allowed.acquire(timeout=60)
+        return step(slots)
+
+    monkeypatch.setattr(Slots, "step", gated)
+    body = {"prompt": "a red apple", "seed": 7, "n": 2}
+    with server.http.stream("POST", "/generate", json=body, headers={"Accept": "text/event-stream"}) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        events = []
+        for event in streamed(answer):
+            events.append(event)
+            if event[0] == "preview" and event[1]["index"] == 1:
+                allowed.release(4)
+    allowed.release(10_000)
+    parts = [data for name, data in events if name == "progress"]
+    assert [(p["index"], p["done"], p["total"]) for p in parts] == [(i, d, 16) for d in (4, 8, 12) for i in (0, 1)]
+    previews = [base64.b64decode(data["b64_png"]) for name, data in events if name == "preview"]
+    assert len(previews) == len(parts) and len(pixels(previews[0])) == 16 * 16 * 3
+    images = [data for name, data in events if name == "image"]
+    assert images == server.draw(n=2).json()["images"]
+    assert [name for name, _ in events][-2:] == ["image", "image"]
+
+
+def test_a_stream_answers_what_is_wrong_with_a_status(server: Server) -> None:
+    for body, field in (({"prompt": "<begin_of_image>"}, "prompt"), ({"prompt": "a", "top_k": 65}, "top_k")):
+        answer = server.http.post("/generate", json=body, headers={"Accept": "text/event-stream"})
+        assert (answer.status_code, answer.json()["field"]) == (422, field)
+
+
+@pytest.mark.fault("F11")
+def test_a_stream_says_immediately_where_it_stands(gated: Server, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing, "SILENT_S", 0.1)
+    batcher, headers = gated.service.engine.batcher, {"Accept": "text/event-stream"}
+    with ThreadPoolExecutor() as callers:
+        first = callers.submit(gated.draw)
+        gate.entered.acquire()
+        rest = [callers.submit(gated.draw, n=8) for _ in range(4)]
+        wait_for("they are in the queue", lambda: batcher.waiting() == 32)
+        with gated.http.stream("POST", "/generate", json={"prompt": "a cat", "n": 2}, headers=headers) as answer:
+            assert answer.status_code == 200
+            assert (answer.headers["cache-control"], answer.headers["x-accel-buffering"]) == ("no-cache", "no")
+            lines = answer.iter_lines()
+            assert next(lines) == "event: queued"
+            place = json.loads(next(lines).removeprefix("data: "))
+            assert place["ahead"] == 32 and place["eta_s"] > 0
+            assert [next(lines) for _ in range(5)] == ["", ": ping", "", ": ping", ""]
+            assert (batcher.waiting(), len(batcher._unsettled)) == (34, 6)
+        wait_for("its images are given up", lambda: len(batcher._unsettled) == 5)
+        gate.open.set()
+        assert {call.result().status_code for call in [first, *rest]} == {200}
+
+
+@pytest.mark.fault("F11")
+def test_what_is_wrong_is_answered_before_the_queue(gated: Server, gate: Gate) -> None:
+    bodies = [({"prompt": "<begin_of_image>"}, 422), ({"prompt": "a", "top_k": 65}, 422)]
+    bodies += [({"prompt": "a", "codebook": "v9"}, 422), ({"prompt": "a"}, 429)]
+    with ThreadPoolExecutor(max_workers=10) as callers:
+        first = callers.submit(gated.draw)
+        gate.entered.acquire()
+        rest = [callers.submit(gated.draw, n=8) for _ in range(8)]
+        wait_for("64 images wait", lambda: gated.service.engine.batcher.waiting() == 64)
+        for accept in ("application/json", "image/png", "text/event-stream"):
+            for body, status in bodies:
+                answer = gated.http.post("/generate", json=body, headers={"Accept": accept})
+                assert answer.status_code == status, (accept, body)
+                assert answer.headers["content-type"] == "application/problem+json"
+        gate.open.set()
+        assert {call.result().status_code for call in [first, *rest]} == {200}
+
+
+def test_a_stream_that_nobody_reads_is_drawn_no_more(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed, step, batcher = threading.Semaphore(5), Slots.step, server.service.engine.batcher
+
+    def slow(slots: Slots) -> object:
+        allowed.acquire()
+        return step(slots)
+
+    monkeypatch.setattr(Slots, "step", slow)
+    with httpx2.Client(base_url=server.url) as impatient:
+        body, headers = {"prompt": "a long one"}, {"Accept": "text/event-stream"}
+        with impatient.stream("POST", "/generate", json=body, headers=headers) as answer:
+            events = streamed(answer)
+            assert next(events) == ("queued", {"ahead": 0, "eta_s": pytest.approx(0, abs=60)})
+            assert next(events)[1]["done"] == 4
+    for _ in range(8):  # not enough steps to finish it
+        allowed.release()
+        time.sleep(0.1)
+    assert not batcher._drawing
+    allowed.release(10_000)
+
+
+def test_a_caller_that_hangs_up_is_drawn_no_more(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, allowed, step = [], threading.Semaphore(0), Slots.step
+
+    def slow(slots: Slots) -> object:
+        steps.append([slot.request.prompt for slot in slots.drawing])
+        allowed.acquire()
+        return step(slots)
+
+    monkeypatch.setattr(Slots, "step", slow)
+    with httpx2.Client(base_url=server.url) as impatient, pytest.raises(httpx2.ReadTimeout):
+        impatient.post("/generate", json={"prompt": "a long one"}, timeout=0.3)
+    leave = server.service.engine.batcher._let_go
+    gone = threading.Event()
+
+    def let_go() -> None:
+        leave()
+        gone.set()
+
+    monkeypatch.setattr(server.service.engine.batcher, "_let_go", let_go)
+    assert steps == [["a long one"]]
+    while not gone.is_set() or server.service.engine.batcher._drawing:
+        allowed.release()
+        gone.wait(0.05)
+        assert len(steps) < server.service.engine.facts.tokens
+    allowed.release(10_000)
+    assert server.draw().status_code == 200
+
+
+def test_a_thousand_swaps_while_four_clients_draw(server: Server) -> None:
+    versions = ["v0", server.publish(21), server.publish(22), server.publish(23, output=True)]
+    right = {v: [pixels(server.png(codebook=v, seed=seed)) for seed in range(3)] for v in versions}
+    assert len({tuple(images) for images in right.values()}) == 4
+    stop = threading.Event()
+
+    def client() -> list[tuple[str, int, bytes]]:
+        seen = []
+        for seed in itertools.cycle(range(3)):
+            png = server.png(seed=seed)
+            seen.append((texts(png)["codebook"], seed, pixels(png)))
+            if stop.is_set():
+                return seen
+        raise AssertionError
+
+    with ThreadPoolExecutor() as callers:
+        clients = [callers.submit(client) for _ in range(4)]
+        try:
+            for swap in range(1000):
+                server.service.store.activate(versions[(swap + 1) % 4], by="test")
+                server.service.live.refresh()
+        finally:
+            stop.set()
+        seen = [image for each in clients for image in each.result()]
+    assert all(image == right[version][seed] for version, seed, image in seen)
+    assert len({version for version, _, _ in seen}) > 1
+    server.http.post("/codebooks/v0/activate")
+
+
+def test_rollback_gives_the_same_bytes(server: Server) -> None:
+    before = server.png(seed=5)
+    version = server.publish(31)
+    assert server.http.post(f"/codebooks/{version}/activate").status_code == 200
+    assert pixels(server.png(seed=5)) != pixels(before)
+    assert server.http.post("/codebooks/rollback").json()["new"]["version"] == "v0"
+    assert server.png(seed=5) == before
+
+
+def test_the_batch_changes_no_picture(server: Server) -> None:
+    alone = [server.png(seed=seed) for seed in range(8)]
+    with ThreadPoolExecutor(max_workers=8) as callers:
+        together = list(callers.map(lambda seed: server.png(seed=seed), range(8)))
+    assert together == alone

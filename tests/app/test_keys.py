@@ -1,0 +1,189 @@
+"""Attacks on who may call, and on the calls that need nothing: health and console."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from app.schemas import Generate
+from engine.registry import load_model
+from engine.runner.batch import Served
+from tests.support.serving import Server, serving, settings_in, tiny_model, wait_for
+
+CLOSED = [
+    ("POST", "/generate"),
+    ("POST", "/improve"),
+    ("GET", "/jobs"),
+    ("GET", "/jobs/x"),
+    ("DELETE", "/jobs/x"),
+    ("GET", "/codebooks"),
+    ("GET", "/codebooks/active"),
+    ("GET", "/codebooks/v0"),
+    ("GET", "/codebooks/v0/report"),
+    ("GET", "/codebooks/v0/report/a.png"),
+    ("POST", "/codebooks/v0/activate"),
+    ("POST", "/codebooks/rollback"),
+    ("POST", "/codebooks/compare"),
+    ("GET", "/jobs/x/events"),
+    ("GET", "/traffic"),
+    ("POST", "/flags"),
+    ("GET", "/flags"),
+    ("GET", "/flags/x"),
+    ("GET", "/flags/x/image"),
+    ("POST", "/flags/x/approve"),
+    ("POST", "/flags/x/reject"),
+]
+OPERATORS_ALONE = {
+    ("POST", "/improve"),
+    ("DELETE", "/jobs/x"),
+    ("POST", "/codebooks/v0/activate"),
+    ("POST", "/codebooks/rollback"),
+    ("GET", "/flags"),
+    ("GET", "/flags/x"),
+    ("GET", "/flags/x/image"),
+    ("POST", "/flags/x/approve"),
+    ("POST", "/flags/x/reject"),
+}
+OPEN = ["/", "/health/live", "/health/ready", "/docs", "/openapi.json"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    home = tmp_path_factory.mktemp("home")
+    with serving(settings_in(home, model, SAFECB_API_KEYS="first-key,second:key")) as server:
+        yield server
+
+
+@pytest.mark.parametrize(("method", "path"), CLOSED)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer first-key,second:key"},
+        {"Authorization": "Basic first-key"},
+        {"Authorization": b"Bearer first-key\xe9"},
+        {"X-API-Key": "first-ke"},
+        {"X-API-Key": ""},
+        {"X-API-Key": b"\xff\xfe"},
+    ],
+)
+def test_without_a_key_nothing_opens(server: Server, method: str, path: str, headers: dict[str, str]) -> None:
+    body = {"prompt": "a"} if method == "POST" else None
+    answer = server.http.request(method, path, headers=headers, json=body)
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Authorization": "Bearer first-key"}, {"Authorization": "bearer second:key"}, {"X-API-Key": "second:key"}],
+)
+def test_each_key_opens_in_each_form(server: Server, headers: dict[str, str]) -> None:
+    assert server.http.get("/codebooks/active", headers=headers).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def operated(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    keys = {"SAFECB_API_KEYS": "an-apps", "SAFECB_OPERATOR_KEYS": "an-operators"}
+    with serving(settings_in(tmp_path_factory.mktemp("home"), model, **keys)) as server:
+        yield server
+
+
+@pytest.mark.parametrize(("method", "path"), CLOSED)
+def test_what_steers_takes_an_operators_key_where_there_are_any(operated: Server, method: str, path: str) -> None:
+    def status(key: str) -> int:
+        body = {"prompt": ""} if method == "POST" else None  # what is let through is refused as bad, or not found
+        return operated.http.request(method, path, headers={"X-API-Key": key}, json=body).status_code
+
+    assert status("wrong") == 401
+    assert (status("an-apps") == 403) == ((method, path) in OPERATORS_ALONE)
+    assert status("an-operators") not in (401, 403)
+
+
+def test_operators_keys_alone_leave_drawing_open(model: Path, tmp_path: Path) -> None:
+    with serving(settings_in(tmp_path, model, SAFECB_OPERATOR_KEYS="an-operators")) as server:
+        assert server.draw().status_code == 200
+        assert server.http.post("/codebooks/rollback").status_code == 403
+
+
+def test_every_route_is_either_closed_or_meant_to_be_open(server: Server) -> None:
+    paths = server.http.get("/openapi.json").json()["paths"]
+    known = {re.sub(r"/v0|/x\b|/a\.png", "", path) for _, path in CLOSED} | set(OPEN)
+    assert {re.sub(r"/\{\w+\}", "", path) for path in paths} <= known
+
+
+@pytest.mark.parametrize("path", OPEN)
+def test_the_open_calls_need_no_key(server: Server, path: str) -> None:
+    assert server.http.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_foreign_page_cannot_move_the_codebook(server: Server, site: str) -> None:
+    headers = {"Sec-Fetch-Site": site, "X-API-Key": "first-key"}
+    answer = server.http.post("/codebooks/rollback", headers=headers)
+    assert answer.status_code == 403
+
+
+def test_the_console_is_whole(server: Server) -> None:
+    page = server.http.get("/").text
+    assert "Safe-CB" in page
+    assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?(https?:)?//""", page)
+
+
+def test_until_the_model_is_there_calls_are_told_to_wait(model: Path, tmp_path: Path) -> None:
+    go_on = threading.Event()
+
+    def load(name: str, device: str, dtype: str) -> Served:
+        go_on.wait()
+        return load_model(name, device, dtype)
+
+    with serving(settings_in(tmp_path, model), load, ready=False) as server:
+        try:
+            assert server.http.get("/health/live").status_code == 200
+            assert server.http.get("/health/ready").status_code == 503
+            for answer in (server.draw(), server.post("/improve", {}), server.http.get("/codebooks")):
+                assert answer.status_code == 503
+                assert int(answer.headers["Retry-After"]) >= 1
+        finally:
+            go_on.set()
+
+
+def test_an_engine_that_fails_is_told(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(settings_in(tmp_path, model)) as server:
+        batcher = server.service.engine.batcher
+        monkeypatch.setattr(batcher, "_let_in", lambda: 1 / 0)
+        assert server.draw().status_code == 500
+        wait_for("it is told", lambda: server.service.is_broken)
+        with httpx2.Client(base_url=server.url) as http:  # after an error the server ends the connection
+            assert http.post("/generate", json={"prompt": "a cat"}).status_code == 503
+            assert http.get("/health/ready").status_code == 503
+            assert http.get("/codebooks").status_code == 200
+
+
+def test_a_loader_that_breaks_is_told(tmp_path: Path) -> None:
+    def load(name: str, device: str, dtype: str) -> Served:
+        raise OSError("no space left")
+
+    with serving(settings_in(tmp_path, tmp_path), load, ready=False) as server:
+        wait_for("the loader has broken", lambda: server.service.failure)
+        assert "no space left" in server.http.get("/health/ready").json()["reason"]
+        assert server.draw().status_code == 503
+
+
+def test_the_schema_tells_the_ranges() -> None:
+    fields = Generate.model_json_schema()["properties"]
+    assert (fields["n"]["minimum"], fields["n"]["maximum"]) == (1, 8)
+    assert fields["seed"]["anyOf"][0]["exclusiveMaximum"] == 2**63

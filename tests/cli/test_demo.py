@@ -1,0 +1,118 @@
+"""The demo and its client against a real server; a thread plays the worker, with the real journal and store."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cli.client import Client
+from cli.demo import demo, improve
+from cli.main import main
+from codebook.store import CodebookStore
+from core.errors import SafeCBError, Unavailable
+from records.journal import Journal
+from tests.support.serving import Server, publish, serving, settings_in, tiny_model, wait_for
+
+PROMPTS = ("a red apple", "a cat")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def server(model: Path, tmp_path: Path) -> Iterator[Server]:
+    with serving(settings_in(tmp_path / "home", model)) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    with closing(Client(server.url)) as client:
+        yield client
+
+
+@contextmanager
+def worker(server: Server, *, publishes: bool) -> Iterator[None]:
+    """Do one improve job of the server, as a worker elsewhere would."""
+    journal, store = Journal(server.service.settings.home / "jobs"), CodebookStore(server.service.settings.store)
+
+    def work() -> None:
+        wait_for("a job waits", journal.running)
+        record = journal.running()
+        assert record is not None
+        fence = journal.begin_attempt(record.id)
+        version = publish(store, 1).version if publishes else None
+        journal.update(record.id, attempt=fence, rounds=[{"round": 1, "reason": "accepted", "version": version}])
+        journal.update(record.id, attempt=fence, status="finished", result={"version": version})
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield
+    thread.join()
+
+
+def test_the_demo_shows_the_main_job(
+    server: Server, client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "demo" / "before_after.png"
+    with worker(server, publishes=True):
+        assert demo(client, PROMPTS, picture)
+    told = capsys.readouterr().out
+    assert "FAIL" not in told and told.count("ok  ") == 4
+    assert "round 1: accepted v1" in told
+    with Image.open(picture) as sheet:
+        assert sheet.size == (4 * 32, 2 * 32)
+    assert [move["version"] for move in server.service.store.audit()] == ["v0", "v1", "v0"]
+
+
+def test_a_job_without_a_version_fails_the_demo(server: Server, client: Client, tmp_path: Path) -> None:
+    with worker(server, publishes=False):
+        assert not demo(client, PROMPTS, tmp_path / "grid.png")
+    assert server.http.get("/codebooks/active").json()["epoch"] == 0
+
+
+def test_a_failed_job_is_told(server: Server, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    job = client.improve()
+    server.service.journal.update(job, status="failed", error="the loop broke")
+    assert [state["status"] for state in client.follow(job)] == ["failed"]
+    server.service.journal.update(client.improve(), status="cancelled")
+    with pytest.raises(SafeCBError, match="there is no job"):
+        list(client.follow("x"))
+
+
+def test_improve_names_the_job_in_the_way(client: Client) -> None:
+    job = client.improve()
+    with pytest.raises(SafeCBError, match=job):
+        improve(client)
+
+
+def test_without_a_server_the_command_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAFECB_PORT", "1")
+    with closing(Client("http://127.0.0.1:1")) as client, pytest.raises(Unavailable, match="safecb serve"):
+        client.active()
+    for command in ("improve", "demo"):
+        assert main([command]) == 1
+        assert "safecb serve" in capsys.readouterr().err
+
+
+def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fly"])
+    assert stop.value.code == 2
+    assert "serve" in capsys.readouterr().err
+
+
+def test_the_worker_command_becomes_the_worker() -> None:
+    done = subprocess.run([sys.executable, "-m", "cli.main", "worker"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "SAFECB_REDIS_URL" in done.stderr

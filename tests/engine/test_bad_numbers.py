@@ -1,0 +1,287 @@
+"""NaN, infinity and answers out of range: refused by name where they enter, and never above or below a threshold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from codebook.identity import Identity
+from codebook.tensors import check, is_finite, pack
+from codebook.value import NO_EXPERT, Look, OutputEdit, Router
+from core.errors import BadCodebook, BadInput, BadModel, BadNumber
+from engine.families.janus.model import JanusModel
+from engine.model import ImageRequest, Sampling, Verdict
+from engine.registry import EMBEDDED, load_model
+from engine.runner.batch import NO_TOKEN, Slots
+from engine.scheduler.scheduler import Batcher
+from safety.evaluate.assessment import _sheet
+from safety.evaluate.evaluation import evaluate
+from safety.gates.quality import frechet
+from safety.gates.result import GateResult
+from safety.judges import registry as judges_module
+from safety.judges.classifiers import load_classifier
+from safety.judges.plugins import EXPOSED, NudeNet
+from safety.judges.registry import find_judges, finds_harm
+from safety.metrics.degenerate import Measured, Validity, calibrate
+from safety.metrics.trial import BENIGN, Panel, run_trial
+from safety.policy.heldout_set import Exam
+from safety.policy.prompt_file import AskedPrompt
+from safety.policy.prompts import Prompt
+from safety.runtime.model_runner import Studio
+from safety.runtime.result_cache import Keep
+from safety.runtime.run_context import Setting
+from tests.safety.test_loop import Heard
+from tests.support.tiny import FEATURE_DIM, build_tiny
+from tests.support.toy_model import ToyModel
+
+pytestmark = pytest.mark.fault("F01")
+
+BAD = [math.nan, math.inf, -math.inf, -0.01, 1.01]
+LARGEST = torch.finfo(torch.float32).max
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> JanusModel:
+    torch.set_num_threads(1)
+    return cast(JanusModel, load_model(str(build_tiny(tmp_path / "tiny")), "cpu", "float32"))
+
+
+class Says(ToyModel):
+    """A second judge and a referee that says `answer` of the last image, and nothing bad of the others."""
+
+    name = "oracle"
+
+    def __init__(self, answer: float) -> None:
+        super().__init__()
+        self._answer = answer
+
+    def harmful(self, images: Tensor) -> Tensor:
+        return torch.tensor([0.1] * (len(images) - 1) + [self._answer])
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_bad_number_among_many_is_seen(number: float, kind: torch.dtype) -> None:
+    for place in (0, 517, 1000):
+        tensor = torch.randn(1001, generator=torch.Generator().manual_seed(0)).to(kind)
+        assert is_finite(tensor) and is_finite(tensor.new_zeros(0))
+        tensor[place] = number
+        assert not is_finite(tensor)
+    assert is_finite(torch.full((3,), torch.finfo(kind).max, dtype=kind))
+
+
+@pytest.mark.parametrize("score", BAD)
+def test_a_verdict_is_of_probabilities(score: float) -> None:
+    with pytest.raises(BadNumber, match="verdict"):
+        Verdict((0.1, score, 0.2), "none")
+
+
+@pytest.mark.parametrize("answer", BAD)
+def test_a_judge_s_answer_out_of_range_is_refused_by_its_name(answer: float) -> None:
+    with pytest.raises(BadNumber, match="judge oracle"):
+        finds_harm(Says(answer), torch.zeros(3, 3, 4, 4))
+
+
+def test_a_judge_answers_for_every_image() -> None:
+    judge = Says(0.9)
+    assert finds_harm(judge, torch.zeros(3, 3, 4, 4)).tolist() == [False, False, True]
+    judge.harmful = lambda images: torch.zeros(1)  # type: ignore[method-assign]
+    with pytest.raises(BadNumber, match="judge oracle"):
+        finds_harm(judge, torch.zeros(3, 3, 4, 4))
+
+
+def test_a_plugin_s_threshold_is_a_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = Says(0.1)
+    judge.threshold = math.nan
+    point = SimpleNamespace(name="oracle", load=lambda: lambda model: judge)
+    monkeypatch.setattr(judges_module, "entry_points", lambda group: [cast(EntryPoint, point)])
+    with pytest.raises(BadNumber, match=r"judge oracle.*threshold"):
+        find_judges(["oracle"], ToyModel())
+
+
+def evaluated(work: Path) -> object:
+    model = ToyModel()
+    prompts = [AskedPrompt("a cat", ("none",)), AskedPrompt("a knife", ("weapons",))]
+    return evaluate(Studio(model, Keep(work), Heard(), 64), {"v0": model.base_codebook()}, prompts, [Says(math.nan)], 1)
+
+
+def tried(work: Path) -> object:
+    studio = Studio(ToyModel(), Keep(work), Heard(), 64)
+    prompts = [Prompt(f"a picture of a cat, number {i}", "none", "cat", "") for i in range(12)]
+    drawn = studio.draw("benign", [prompt.text for prompt in prompts], range(12), studio.base)
+    images = studio.decode(drawn.tokens, studio.base)
+    noise = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    limits = calibrate(Measured(noise, images.flatten(1).double()), 4)
+    panel = Panel.of([(BENIGN, prompts)], 1)
+    return run_trial(studio, panel, studio.base, cast(Validity, Everything(**vars(limits))), Says(math.nan))
+
+
+class Everything(Validity):
+    """Finds every image valid."""
+
+    def void(self, images: Tensor, tokens: Tensor, surprise: Tensor) -> Tensor:
+        return torch.zeros(len(images), dtype=torch.bool)
+
+    def features(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+def refereed(work: Path) -> object:
+    studio = Studio(ToyModel(), Keep(work), Heard(), 64)
+    exam = Exam({}, (Prompt("a cat", "none", "cat", ""),), ())
+    setting = cast(Setting, SimpleNamespace(studio=studio, seed=1))
+    return _sheet(setting, exam, studio.base, Says(math.nan))
+
+
+@pytest.mark.parametrize("measure", [evaluated, tried, refereed])
+def test_no_measure_takes_nan_for_safe(measure: Callable[[Path], object], tmp_path: Path) -> None:
+    with pytest.raises(BadNumber, match="judge oracle"):
+        measure(tmp_path)
+
+
+def test_a_detector_s_nan_is_not_outdone_by_a_number() -> None:
+    parts = [{"class": EXPOSED[0], "score": score} for score in (0.3, math.nan)]
+    with pytest.raises(BadNumber, match="judge nudenet"):
+        finds_harm(NudeNet(SimpleNamespace(detect=lambda picture: parts), "3"), torch.zeros(1, 3, 4, 4))
+
+
+def test_a_classifier_with_nan_is_refused_by_its_weight(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((EMBEDDED / "referee" / name).read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["look_head.weight"][0, 3] = math.nan
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(BadModel, match=r"look_head\.weight holds NaN"):
+        load_classifier(tmp_path)
+
+
+def test_a_gate_s_figures_are_numbers() -> None:
+    sample = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    assert GateResult("G5", True, {"far": [frechet(sample, sample)]}, "near").passed
+    with pytest.raises(BadInput, match="gate G5"):
+        GateResult("G5", False, {"far": [math.nan]}, "near")
+
+
+def test_a_picture_that_cannot_be_measured_is_void() -> None:
+    measures = torch.rand(30, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    validity = calibrate(Measured(measures, measures), 4)
+    sound, unknown = Measured(measures[:2], measures[:2] + 0.01), measures[:2].clone()
+    unknown[0, 1] = math.nan
+    assert not validity.outside(sound).any()
+    assert validity.outside(replace(sound, measures=unknown)).tolist() == [True, False]
+
+
+def test_a_table_whose_rows_overflow_is_refused(model: JanusModel) -> None:
+    """Each row divided by its length of infinity would decode as zeros, all images alike."""
+    base = model.base_codebook()
+    identity = Identity.of(base, {})
+    check("v1", identity, pack(base))
+    with pytest.raises(BadCodebook, match="length of a row") as refused:
+        check("v1", identity, pack(replace(base, pixel=torch.full_like(base.pixel, 1e30))))
+    assert refused.value.check == "finite"
+
+
+def overflowing(model: JanusModel, where: str) -> ImageRequest:
+    """A request under finite tables that come to infinity in the features, the logits, the router or the look."""
+    codes, signs = model.facts.codes, torch.tensor([[1.0, -1.0]]).repeat(1, FEATURE_DIM // 2)
+    probe = Router(LARGEST * signs, torch.zeros(1), torch.zeros(1, dtype=torch.int64))  # comes to inf - inf
+    never = Router(signs, torch.tensor([-LARGEST]), torch.zeros(1, dtype=torch.int64))
+    zeros, nowhere = torch.zeros(1, FEATURE_DIM, 1), torch.zeros(1, 1, FEATURE_DIM)
+    still = OutputEdit(zeros, torch.zeros(FEATURE_DIM), torch.ones_like(zeros), nowhere)
+    edit = {
+        "features": replace(still, up=torch.full_like(nowhere, LARGEST)),
+        "logits": replace(still, bias=torch.full((1, codes), -LARGEST).index_fill(1, torch.tensor(3), LARGEST)),
+        "router score": replace(still, router=probe),
+        "look": replace(still, router=never, look=Look(1, probe)),
+    }[where]
+    return ImageRequest("a red apple", Sampling(7), replace(model.base_codebook(), version="v1", output=edit))
+
+
+@pytest.mark.parametrize("where", ["features", "logits", "router score", "look"])
+def test_a_bad_image_fails_alone(where: str, model: JanusModel) -> None:
+    """Its batch mates, and those who take its rows after it, are drawn as if it had never been."""
+    bad, good = overflowing(model, where), ImageRequest("a red apple", Sampling(7), model.base_codebook())
+    (alone,) = model.draw([good])
+    batcher = Batcher(model, 6, 1)
+    try:
+        mates = [batcher.submit_draw([request]) for request in (good, bad, good)]
+        with pytest.raises(BadNumber, match="seed 7 under v1") as refused:
+            mates[1].result()
+        assert (refused.value.version, refused.value.part) == (
+            "v1",
+            "router score" if where == "router score" else "logits",
+        )
+        after = batcher.submit_draw([good])
+        for call in (mates[0], mates[2], after):
+            assert torch.equal(call.result()[0].tokens, alone)
+    finally:
+        batcher.close()
+    with pytest.raises(BadNumber):
+        model.draw([good, bad])
+
+
+def completed(slots: Slots) -> list[Tensor]:
+    """The tokens of all images, in the order in which they are complete."""
+    found: list[Tensor] = []
+    while slots.drawing:
+        found += [tokens for _, tokens in slots.step()]
+    return found
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_nan_that_an_image_leaves_in_the_cache_harms_nobody(moves: bool, model: JanusModel) -> None:
+    """Neither where it ends nor where it moves from: whoever takes the rows next reads past its own end there."""
+    base = model.base_codebook()
+    short, long = (ImageRequest(text, Sampling(3), base) for text in ("a red apple", "a red apple " * 9))
+    wanted = model.draw([long, short])
+    token = model._chat.plain("Q")[0]
+    assert token not in model._chat.drawing(long.prompt)
+    with torch.inference_mode():
+        model._drawer.language._embed.weight[token] = math.nan
+    slots = model.slots(6)
+    first, _ = slots.admit([short, ImageRequest("Q" * 40, Sampling(3), base)])
+    if moves:
+        slots.step()
+        slots.drop(first)
+        slots.admit([short])
+    else:
+        sound, bad = completed(slots)
+        assert torch.equal(sound, wanted[1]) and (bad == NO_TOKEN).all()
+        slots.admit([long, short])
+    found = completed(slots)
+    assert torch.equal(found[-1], wanted[1])
+    if moves:
+        slots.admit([long, short])
+        found = completed(slots)
+    assert torch.equal(torch.stack(found), wanted)
+
+
+def test_what_the_loop_reads_off_a_model_is_finite(model: JanusModel) -> None:
+    token = model._chat.plain("Q")[0]
+    with torch.inference_mode():
+        model._drawer.language._embed.weight[token] = math.nan
+    tokens = torch.zeros(1, model.facts.tokens, dtype=torch.int64)
+    with pytest.raises(BadNumber, match="features"):
+        model.features(["Q"], tokens)
+    with pytest.raises(BadNumber, match="prompt states"):
+        model.prompt_states(["Q"])
+    with pytest.raises(BadNumber, match="rewrite"):
+        model.rewrite(["Q"])
+
+
+def test_a_router_s_nan_routes_nothing() -> None:
+    router = Router(torch.tensor([[math.nan]]), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
+    seen = torch.ones(1, 1, dtype=torch.bool)
+    with pytest.raises(BadNumber, match="router score"):
+        router.choose(torch.ones(1, 1, 1), seen)
+    assert int(replace(router, weight=-torch.ones(1, 1)).choose(torch.ones(1, 1, 1), seen)) == NO_EXPERT

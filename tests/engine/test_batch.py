@@ -1,0 +1,411 @@
+"""Images that join and leave at any step: what is drawn of each follows from its request alone."""
+
+from __future__ import annotations
+
+import gc
+import random
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codebook.value import Codebook, Look, OutputEdit, Router
+from core.errors import BadModel
+from engine.families.janus.model import JanusModel
+from engine.model import ImageRequest, Sampling
+from engine.registry import EMBEDDED, load_model
+from engine.runner.batch import Served
+from engine.runner.cuda_graphs import Record, Recorded, Replay, recorder
+from engine.runner.image_lm import TWINS, Drawer, Routed
+from engine.runner.linear import Linear, can_pack
+from engine.runner.memory import ON_CPU, available, fitting, planned_rows
+from engine.runner.sampling import choose
+from engine.runner.sequence import rows_of
+from tests.support.draws import draws_of
+from tests.support.tape import record
+from tests.support.tiny import build_tiny
+
+PROMPTS = (
+    "a red apple",
+    "a dog covered in snow on a blue background",
+    "x",
+    "two keys and a hat in the noto style, on a yellow background, drawn with care for somebody who likes long prompts",
+    "a cat",
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    torch.set_num_threads(1)
+    return load_model(str(build_tiny(tmp_path_factory.mktemp("tiny"))), "cpu", "float32")
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Served:
+    torch.set_num_threads(1)
+    return load_model(str(EMBEDDED), "cpu", "float32")
+
+
+def books(model: Served) -> list[Codebook]:
+    """The model's own codebook, and one whose edit applies to every image."""
+    base, noise = model.base_codebook(), torch.Generator().manual_seed(0)
+    width = model.facts.feature_dim
+    basis = torch.linalg.qr(torch.randn(1, width, 8, generator=noise)).Q
+    down, up = torch.randn(1, width, 2, generator=noise) / 9, torch.randn(1, 2, width, generator=noise) / 9
+    bias = torch.randn(1, model.facts.codes, generator=noise)
+    edit = OutputEdit(basis, torch.zeros(width), down, up, bias=bias)
+    return [base, replace(base, version="v1", output=edit)]
+
+
+def random_requests(model: Served, count: int) -> list[ImageRequest]:
+    chance, codebooks = random.Random(1), books(model)
+    return [
+        ImageRequest(
+            chance.choice(PROMPTS),
+            Sampling(seed, chance.choice([1.0, 2.0, 3.5]), chance.choice([0.0, 0.7, 1.0]), chance.choice([0, 0, 3])),
+            chance.choice(codebooks),
+        )
+        for seed in range(count)
+    ]
+
+
+def without_top_k(request: ImageRequest) -> ImageRequest:
+    return replace(request, sampling=replace(request.sampling, top_k=0))
+
+
+def mostly_recorded(model: Served, count: int) -> list[ImageRequest]:
+    """Images of which few have an edit or top-k: while one is drawn that has, draws are not recorded."""
+    plain = model.base_codebook()
+    return [
+        request if number % 20 == 7 else without_top_k(replace(request, codebook=plain))
+        for number, request in enumerate(random_requests(model, count))
+    ]
+
+
+def noting(widths: list[int], record: Record) -> Record:
+    """A recorder that notes how many rows each recording is for."""
+
+    def noted(compute: Replay) -> Replay:
+        replay = record(compute)
+        widths.append(replay().shape[0])
+        return replay
+
+    return noted
+
+
+def in_company(model: Served, requests: Sequence[ImageRequest], rows: int, threads: Sequence[int] = (1,)) -> Tensor:
+    """Draw them in `rows` rows: each joins when there is room and chance wants it; some are given up and begin anew.
+
+    The threads of each step are drawn from `threads`: the batcher changes them too.
+    """
+    chance, slots, waiting = random.Random(2), model.slots(rows), list(enumerate(requests))
+    tokens = torch.zeros(len(requests), model.facts.tokens, dtype=torch.int64)
+    drawing: dict[object, int] = {}
+    while waiting or drawing:
+        while waiting and chance.random() < 0.7 and rows_of(waiting[0][1]) <= slots.free:
+            number, request = waiting.pop(0)
+            drawing[slots.admit([request])[0]] = number
+        if slots.drawing and chance.random() < 0.02:
+            slot = chance.choice(slots.drawing)
+            slots.drop(slot)
+            waiting.append((drawing.pop(slot), slot.request))
+        if slots.drawing:
+            torch.set_num_threads(chance.choice(threads))
+            for slot, drawn in slots.step():
+                tokens[drawing.pop(slot)] = drawn
+    torch.set_num_threads(1)
+    assert slots.free == rows
+    return tokens
+
+
+def test_two_hundred_images_are_the_same_alone_and_in_random_company(tiny: Served) -> None:
+    requests = random_requests(tiny, 200)
+    alone = torch.cat([tiny.draw([request]) for request in requests])
+    assert len(set(map(tuple, alone.tolist()))) > 100  # a third are greedy
+    assert torch.equal(alone, in_company(tiny, requests, 32))
+
+
+def looking(model: Served, wanted: Tensor, after: int) -> Codebook:
+    """A codebook whose edit applies to no prompt, and after so many tokens to images with a mean feature like `wanted`.
+
+    wanted: [2, M]: what to look for, and what not.
+    """
+    apart, middle = wanted[0] - wanted[1], wanted.mean(0)
+    deaf = Router(torch.zeros(1, model.facts.hidden_dim), torch.tensor([-99.0]), torch.tensor([0]))
+    probes = Router(apart[None], -(apart @ middle)[None], torch.tensor([0]))
+    edited = books(model)[1]
+    assert edited.output is not None
+    return replace(edited, output=replace(edited.output, router=deaf, look=Look(after, probes)))
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_an_image_that_shows_its_harm_on_the_way_is_what_it_would_be_if_its_prompt_had_told(
+    recorded: bool, tiny: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, edited = books(tiny)
+    requests = [without_top_k(request) if recorded else request for request in random_requests(tiny, 60)]
+    bare = torch.cat([tiny.draw([replace(request, codebook=plain)]) for request in requests])
+    with torch.no_grad():
+        seen = tiny.features([request.prompt for request in requests], bare[:, :6]).mean(1)
+    far = torch.cdist(seen, seen).argmax().item()
+    book = looking(tiny, seen[[int(far // 60), int(far % 60)]], 6)
+    looked = [replace(request, codebook=book) for request in requests]
+    drawn = torch.cat([tiny.draw([request]) for request in looked])
+    routed = torch.cat([tiny.draw([replace(request, codebook=edited)]) for request in requests])
+    same = [(torch.equal(a, b), torch.equal(a, c)) for a, b, c in zip(drawn, bare, routed, strict=True)]
+    assert all(quiet or fired for quiet, fired in same)
+    assert min(sum(quiet for quiet, _ in same), sum(fired for _, fired in same)) >= 10
+    if recorded:
+        monkeypatch.setattr("engine.runner.batch.recorder", lambda device: record)
+    assert torch.equal(drawn, in_company(tiny, looked, 16))
+
+
+def test_an_edit_leaves_its_images_a_share_of_their_guidance(tiny: Served) -> None:
+    edited = books(tiny)[1]
+    assert edited.output is not None
+    calm = replace(edited, output=replace(edited.output, guidance=0.25))
+    for asked, left in ((1.0, 1.0), (2.0, 1.25), (5.0, 2.0)):
+        a, b = ([ImageRequest(PROMPTS[0], Sampling(3, s), book)] for s, book in ((asked, calm), (left, edited)))
+        assert torch.equal(tiny.draw(a), tiny.draw(b))
+    deaf = looking(tiny, torch.zeros(2, tiny.facts.feature_dim), 6)
+    assert deaf.output is not None
+    silent = replace(deaf, output=replace(deaf.output, guidance=0.25))
+    plain = [[ImageRequest(PROMPTS[0], Sampling(3, 2.0), book)] for book in (silent, books(tiny)[0])]
+    assert torch.equal(*map(tiny.draw, plain))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_embedded_model_draws_the_same_alone_and_in_random_company(dtype: str) -> None:
+    model = load_model(str(EMBEDDED), "cpu", dtype)
+    requests = random_requests(model, 16)
+    company = in_company(model, requests, 12, threads=(1, 2, 3))
+    assert torch.equal(torch.cat([model.draw([one]) for one in requests]), company)
+
+
+def test_logits_are_the_same_to_the_last_bit_whoever_else_is_drawn(
+    embedded: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    logits = Drawer.logits
+
+    def spied(drawer: Drawer, features: Tensor, routed: Routed) -> Tensor:
+        found = logits(drawer, features, routed)
+        seen.append(found.clone())
+        return found
+
+    monkeypatch.setattr(Drawer, "logits", spied)
+    requests = random_requests(embedded, 7)
+    for number, request in enumerate(requests):
+        slots, rows = embedded.slots(16), rows_of(request)
+        slots.admit([request])
+        for _ in range(20):
+            slots.step()
+        alone, before = [found[:rows] for found in seen], sum(map(rows_of, requests[:number]))
+        seen.clear()
+        slots = embedded.slots(16)
+        slots.admit(requests)
+        for _ in range(20):
+            torch.set_num_threads(2)
+            slots.step()
+        torch.set_num_threads(1)
+        company = [found[before : before + rows] for found in seen]
+        seen.clear()
+        assert all(map(torch.equal, alone, company))
+
+
+def test_pictures_and_verdicts_are_the_same_to_the_last_bit(embedded: Served) -> None:
+    requests, table = random_requests(embedded, 6), embedded.base_codebook().pixel
+    tokens = embedded.draw(requests)
+    with torch.no_grad():
+        images = embedded.decode(tokens, table)
+        verdicts = embedded.judge(images)
+        for i in range(6):
+            alone = embedded.decode(tokens[i : i + 1], table)
+            assert torch.equal(alone, images[i : i + 1])
+            assert embedded.judge(alone) == verdicts[i : i + 1]
+
+
+def test_a_full_table_of_slots_is_used_again(tiny: Served) -> None:
+    slots, request = tiny.slots(4), random_requests(tiny, 1)[0]
+    request = replace(request, sampling=Sampling(3))
+    right = tiny.draw([request])[0]
+    for _ in range(3):
+        slots.admit([request, request])
+        assert slots.free == 0
+        finished = list(chain.from_iterable(slots.step() for _ in range(tiny.facts.tokens)))
+        assert all(torch.equal(tokens, right) for _, tokens in finished) and len(finished) == 2
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("biased", [True, False])
+def test_stacked_layers_multiply_like_each_of_them(kind: torch.dtype, biased: bool) -> None:
+    layers = [nn.Linear(50, outputs, bias=biased, dtype=kind) for outputs in (100, 7)]
+    linear = Linear(layers)
+    x = torch.randn(3, 40, 50).to(kind)
+    with torch.no_grad():
+        right = torch.cat([F.linear(x, layer.weight, layer.bias) for layer in layers], -1)
+        tolerance = 2e-2 if kind == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(linear(x), right, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.skipif(not can_pack(torch.zeros(1, 1)), reason="oneDNN is not there: no promise is made")
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_product_does_not_depend_on_the_number_of_rows(kind: torch.dtype) -> None:
+    for inputs, outputs in ((384, 1152), (1024, 384), (50, 100)):
+        linear, x = Linear([nn.Linear(inputs, outputs, dtype=kind)]), torch.randn(600, inputs).to(kind)
+        with torch.no_grad():
+            right = linear(x)
+            for rows in (*range(1, 66), 90, 96, 100, 128, 150, 256, 257, 300, 513):
+                assert torch.equal(linear(x[-rows:]), right[-rows:])
+
+
+def test_the_model_keeps_one_copy_of_its_layers(tmp_path: Path) -> None:
+    model: Any = load_model(str(build_tiny(tmp_path / "tiny")), "cpu", "float32")
+    assert len(model._judge._model.model.language_model.layers) == 0
+
+
+def test_recorded_steps_draw_the_same_in_padded_rows(tiny: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths: list[int] = []
+    requests = mostly_recorded(tiny, 100)
+    right = torch.cat([tiny.draw([request]) for request in requests])
+    monkeypatch.setattr("engine.runner.batch.recorder", lambda device: noting(widths, record))
+    assert torch.equal(in_company(tiny, requests, 12), right)
+    assert set(widths) <= {1, 2, 4, 8, 12} and all(widths.count(width) == 2 for width in (4, 8, 12))
+
+
+def test_recordings_are_made_before_the_first_image(tiny: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths: list[int] = []
+    monkeypatch.setattr("engine.runner.batch.recorder", lambda device: noting(widths, record))
+    slots = tiny.slots(6)
+    slots.warm()
+    assert widths == [1, 1, 2, 2, 4, 4, 6, 6]  # a draw and a reading each
+    slots.admit(random_requests(tiny, 3))
+    while slots.drawing:
+        slots.step()
+    assert len(widths) == 8
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_slots_are_freed_without_a_search_for_cycles(
+    recorded: bool, tiny: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if recorded:
+        monkeypatch.setattr(
+            "engine.runner.batch.recorder", lambda device: lambda compute: partial(torch.clone, compute())
+        )
+    slots = tiny.slots(2)
+    slots.warm()
+    gone = weakref.ref(slots)
+    gc.disable()
+    try:
+        del slots
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_no_images_are_drawn_of_no_requests(tiny: Served) -> None:
+    assert tiny.draw([]).shape == (0, tiny.facts.tokens)
+
+
+def test_what_asks_the_host_cannot_be_recorded() -> None:
+    x = torch.ones(3)
+    with pytest.raises(AssertionError, match="cannot be recorded"):
+        record(lambda: x * x.sum().item())
+    with pytest.raises(AssertionError, match="cannot be recorded"):
+        record(lambda: x[x > 0])
+
+
+def test_what_is_recorded_once_is_computed_from_what_is_given() -> None:
+    recorded: list[Tensor] = []
+
+    def record(compute: Replay) -> Replay:
+        recorded.append(compute())
+
+        def replay() -> Tensor:
+            return recorded[0].copy_(compute())
+
+        return replay
+
+    twice = Recorded(lambda x, y: 2 * x + y, record)
+    with torch.no_grad():
+        first, second = (twice(torch.tensor([x]), torch.tensor([1.0])) for x in (1.0, 5.0))
+    assert (first.tolist(), second.tolist(), len(recorded)) == ([3.0], [11.0], 1)
+    assert not second.is_inference()  # whoever tunes a codebook may index with it
+
+
+def test_a_gpu_is_recorded_and_a_cpu_is_not() -> None:
+    assert recorder(torch.device("cpu")) is None
+    assert recorder(torch.device("cuda")) is not None
+
+
+def test_rows_are_planned_from_the_memory_that_is_free() -> None:
+    assert fitting(100, 9, 256) == 10
+    assert fitting(10**9, 9, 256) == 256
+    with pytest.raises(BadModel, match="GiB"):
+        fitting(15, 9, 256)
+    with pytest.raises(BadModel):
+        fitting(-5, 9, 256)
+    assert planned_rows(torch.device("cpu"), 1) == ON_CPU
+
+
+def test_a_container_s_limit_counts(tmp_path: Path) -> None:
+    machine = available(tmp_path)  # no such files: no limit
+    assert machine > 0
+    (tmp_path / "memory.current").write_text("300\n")
+    for limit, left in (("max", machine), ("1000", 700), ("200", 0)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert available(tmp_path) == pytest.approx(left, rel=0.2)
+
+
+@pytest.mark.fault("F14")
+@pytest.mark.parametrize(
+    ("limit", "used", "cache"),
+    [
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ],
+)
+def test_a_container_s_file_cache_counts_as_free(tmp_path: Path, limit: str, used: str, cache: str) -> None:
+    (tmp_path / limit).parent.mkdir(exist_ok=True)
+    (tmp_path / limit).write_text("1000\n")
+    (tmp_path / used).write_text("950\n")
+    assert available(tmp_path) == 50  # no memory.stat: nothing is known to be cache
+    stat = (tmp_path / limit).parent / "memory.stat"
+    stat.write_text(f"anon 100\ninactive_anon 20\n{cache} 800\nactive_file 30\n")
+    assert available(tmp_path) == 850
+    stat.write_text(f"{cache} 2000\n")  # the files are read one after the other
+    assert available(tmp_path) == 1000
+
+
+def test_few_unconditional_prompts_are_kept(tiny: Served) -> None:
+    drawer = cast(JanusModel, tiny)._drawer
+    for length in range(3, 60):
+        tiny.draw([ImageRequest("x" * length, Sampling(1), tiny.base_codebook())])
+    assert len(drawer._unconditional) == TWINS
+
+
+def test_one_row_s_top_k_is_its_own() -> None:
+    logits = torch.randn(3, 50)
+    samplings = [Sampling(1, top_k=4), Sampling(2), Sampling(3, top_k=9)]
+    draws = draws_of(samplings, 50)
+    assert draws.deepest == 9
+    chosen = [choose(logits, draws, torch.full((3,), step)) for step in range(300)]
+    kinds = [set(tokens) for tokens in torch.stack(chosen).T.tolist()]
+    assert kinds[0] <= set(logits[0].topk(4).indices.tolist())
+    assert kinds[2] <= set(logits[2].topk(9).indices.tolist())
+    assert len(kinds[1]) > 20
+
+
+def test_a_row_takes_what_is_planned_for_it(tiny: Served) -> None:
+    context = cast(JanusModel, tiny)._drawer.language.context(3, 40)
+    taken = context.keys.nbytes + context.values.nbytes
+    assert taken == 3 * cast(JanusModel, tiny)._drawer.language.row_bytes(40)

@@ -1,0 +1,72 @@
+"""What is promised of a GPU: one must be there, and most machines that run these tests have none."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from core.errors import Unavailable
+from engine.model import ImageRequest, Sampling
+from engine.registry import EMBEDDED, load_model
+from engine.runner.batch import Served, Slots
+from engine.runner.cuda_graphs import recorder
+from engine.scheduler.scheduler import Batcher
+from tests.engine.test_batch import in_company, mostly_recorded, noting, random_requests
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is there")
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Served]:
+    yield load_model(str(EMBEDDED), "cuda", "auto")
+
+
+@pytest.mark.parametrize("chosen", [random_requests, mostly_recorded])
+def test_two_hundred_images_are_the_same_alone_and_in_random_company(
+    chosen: Callable[[Served, int], list[ImageRequest]], model: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests, widths = chosen(model, 200), list[int]()
+    record = recorder(model.device)
+    assert record is not None
+    monkeypatch.setattr("engine.runner.batch.recorder", lambda device: noting(widths, record))
+    together = in_company(model, requests, 64).cpu()
+    assert chosen is random_requests or widths.count(64) == 2  # draws and readings
+    slots = model.slots(2)
+    alone = []
+    for request in requests:
+        slots.admit([request])
+        while slots.drawing:
+            for _, tokens in slots.step():
+                alone.append(tokens.cpu())
+    assert torch.equal(torch.stack(alone), together)
+
+
+def test_steps_are_recorded(model: Served, caplog: pytest.LogCaptureFixture) -> None:
+    slots = model.slots(6)
+    slots.warm()
+    assert list(slots._draw._replays) == list(slots._read._replays) == [1, 2, 4, 6]
+    assert not caplog.records  # no "no CUDA graph"
+
+
+def test_pictures_and_verdicts_do_not_depend_on_company(model: Served) -> None:
+    tokens = torch.cat([model.draw([request]) for request in random_requests(model, 6)])
+    pixel = model.base_codebook().pixel
+    pictures = model.decode(tokens, pixel)
+    assert torch.equal(torch.cat([model.decode(row[None], pixel) for row in tokens]), pictures)
+    assert [model.judge(picture[None])[0] for picture in pictures] == model.judge(pictures)
+
+
+def test_a_full_card_is_a_matter_of_time(model: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    batcher = Batcher(model, 8, cores=1)
+    request = ImageRequest("a red apple", Sampling(3), model.base_codebook())
+
+    def fill(*_: object) -> None:
+        torch.empty(2**50, device="cuda")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Slots, "_read_next", fill)
+        with pytest.raises(Unavailable):
+            batcher.submit_draw([request]).result(60)
+    first, second = (batcher.submit_draw([request]).result(60)[0].tokens for _ in range(2))
+    assert torch.equal(first, second)
+    batcher.close()

@@ -1,0 +1,497 @@
+"""The batcher: many callers, one step for all; nobody pays for a batch mate's mistake, and none crowds others out."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+from threading import get_ident
+
+import pytest
+import torch
+
+from codebook.value import NO_EXPERT, Codebook, Look, OutputEdit, Router
+from core.errors import BadInput, Busy, Stopping, Unavailable
+from engine.model import ImageRequest, Sampling
+from engine.registry import load_model
+from engine.runner.batch import Served, Slots
+from engine.runner.decoder import Context
+from engine.scheduler.eta import starts
+from engine.scheduler.fair_queue import Call, Drawn, Line, Part, Place, Refused
+from engine.scheduler.scheduler import QUEUE, Batcher
+from engine.scheduler.thread_budget import STEP_BACK
+from tests.support.serving import wait_for
+from tests.support.tiny import build_tiny
+
+ROWS = 8
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    torch.set_num_threads(1)
+    return load_model(str(build_tiny(tmp_path_factory.mktemp("tiny"))), "cpu", "float32")
+
+
+@pytest.fixture(scope="module")
+def base(model: Served) -> Codebook:
+    return model.base_codebook()
+
+
+class Gate:
+    """Lets the batcher draw `allowed` more steps, and notes what each step draws."""
+
+    def __init__(self) -> None:
+        self.allowed, self.steps = threading.Semaphore(0), list[list[int]]()
+
+    def step(self, slots: Slots) -> None:
+        self.steps.append([slot.request.sampling.seed for slot in slots.drawing])
+        assert self.allowed.acquire(timeout=60)
+
+    def let_all(self) -> None:
+        self.allowed.release(10_000)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    gate, step = Gate(), Slots.step
+
+    def gated(slots: Slots) -> object:
+        gate.step(slots)
+        return step(slots)
+
+    monkeypatch.setattr(Slots, "step", gated)
+    return gate
+
+
+@pytest.fixture
+def batcher(model: Served) -> Iterator[Batcher]:
+    batcher = Batcher(model, ROWS, cores=1, queue_limit=16)
+    yield batcher
+    batcher.close()
+
+
+def wanted(base: Codebook, *seeds: int, guidance: float = 2.0) -> list[ImageRequest]:
+    return [ImageRequest("a cat", Sampling(seed, guidance), base) for seed in seeds]
+
+
+def test_it_is_warm_for_every_share_of_the_cores(model: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    warmed: list[tuple[int, int]] = []
+    monkeypatch.setattr(Slots, "warm", lambda self: warmed.append((torch.get_num_threads(), get_ident())))
+    Batcher(model, ROWS, cores=8).close()
+    assert sorted(count for count, _ in warmed) == [2, 6, 7]
+    assert get_ident() not in {thread for _, thread in warmed}  # its helpers would stay
+
+
+def test_an_image_joins_between_steps_and_is_drawn_as_alone(
+    gate: Gate, batcher: Batcher, model: Served, base: Codebook
+) -> None:
+    first = batcher.submit_draw(wanted(base, 1))
+    wait_for("the first step", lambda: gate.steps)
+    second = batcher.submit_draw(wanted(base, 2, guidance=1.0))
+    gate.let_all()
+    found = [future.result(60)[0].tokens for future in (first, second)]
+    assert gate.steps[0] == [1] and [1, 2] in gate.steps and gate.steps[-1] == [2]
+    assert torch.equal(torch.stack(found), model.draw(wanted(base, 1) + wanted(base, 2, guidance=1.0)))
+
+
+def test_one_call_may_be_larger_than_the_room(batcher: Batcher, model: Served, base: Codebook) -> None:
+    requests = wanted(base, *range(10))
+    drawn = batcher.submit_draw(requests).result(60)
+    assert torch.equal(torch.stack([image.tokens for image in drawn]), model.draw(requests))
+
+
+def test_callers_take_turns(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+    many = batcher.submit_draw(wanted(base, *range(4)), "a")
+    wait_for("the first step", lambda: gate.steps)
+    more = batcher.submit_draw(wanted(base, *range(10, 18)), "a")
+    few = batcher.submit_draw(wanted(base, 20, 21), "b")
+    gate.let_all()
+    for future in (many, more, few):
+        future.result(60)
+    joined = list(dict.fromkeys(seed for step in gate.steps for seed in step))
+    assert joined == [0, 1, 2, 3, 10, 20, 11, 21, 12, 13, 14, 15, 16, 17]
+
+
+def test_a_bad_prompt_fails_alone(batcher: Batcher, base: Codebook) -> None:
+    good = batcher.submit_draw(wanted(base, 1))
+    with pytest.raises(BadInput):
+        batcher.submit_draw([*wanted(base, 1), replace(wanted(base, 2)[0], prompt="<begin_of_image>")])
+    assert len(good.result(60)) == 1
+
+
+def test_a_cancelled_image_frees_its_rows_at_the_next_step(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+    given_up, kept = batcher.submit_draw(wanted(base, 1)), batcher.submit_draw(wanted(base, 2))
+    gate.allowed.release(5)
+    wait_for("six steps have begun", lambda: len(gate.steps) == 6)
+    assert gate.steps[-1] == [1, 2]
+    before = len(gate.steps)
+    assert given_up.cancel()
+    gate.let_all()
+    assert len(kept.result(60)) == 1
+    assert all(step == [2] for step in gate.steps[before:])
+
+
+def test_a_cancelled_call_leaves_the_line(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+    drawing = batcher.submit_draw(wanted(base, *range(4)))
+    wait_for("the first step", lambda: gate.steps)
+    waiting = batcher.submit_draw(wanted(base, 7, 8))
+    assert batcher.waiting() == 2
+    assert waiting.cancel()
+    gate.let_all()
+    assert len(drawing.result(60)) == 4
+    wait_for("the line is empty", lambda: batcher.waiting() == 0)
+    assert 7 not in {seed for step in gate.steps for seed in step}
+
+
+def test_each_image_is_decoded_under_its_own_version(batcher: Batcher, base: Codebook) -> None:
+    other = replace(base, version="v1", pixel=base.pixel.flip(0))
+    futures = [batcher.submit_draw([ImageRequest("a cat", Sampling(1), book)]) for book in (base, other)]
+    one, two = (future.result(60)[0] for future in futures)
+    assert torch.equal(one.tokens, two.tokens)
+    for found, book in ((one, base), (two, other)):
+        alone: Drawn = batcher.submit_draw([ImageRequest("a cat", Sampling(1), book)]).result(60)[0]
+        assert torch.equal(found.image, alone.image)
+    assert not torch.equal(one.image, two.image)
+
+
+def test_a_full_queue_says_when_there_is_room(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+    drawing = batcher.submit_draw(wanted(base, *range(4)))
+    gate.allowed.release(6)
+    wait_for("seven steps have begun", lambda: len(gate.steps) == 7)
+    waiting = batcher.submit_draw(wanted(base, *range(16)))
+    batcher._step_s = 0.5
+    # 6 of 16 steps are done, and four images fit at once; those refused before are to come first, four steps an image.
+    for more, steps in ((2, 10), (4, 10 + 4 * 2), (6, 26 + 4 * 6), (16, 58 + 4 * 12)):
+        with pytest.raises(Busy) as refused:
+            batcher.submit_draw(wanted(base, *range(more)))
+        assert refused.value.retry_after == 0.5 * steps
+    with pytest.raises(Busy) as refused:
+        batcher.submit_draw(wanted(base, *range(17)))
+    assert refused.value.retry_after == 60.0  # in place of 0.5 * (58 + 4 * 28)
+    gate.let_all()
+    assert len(drawing.result(60)) == 4 and len(waiting.result(60)) == 16
+
+
+@pytest.mark.fault("F11")
+def test_a_call_knows_its_place(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+    drawing = batcher.submit_draw(wanted(base, *range(4)), "a")
+    wait_for("the first step", lambda: gate.steps)
+    behind = batcher.submit_draw(wanted(base, *range(6)), "a")
+    turns = batcher.submit_draw(wanted(base, *range(2)), "b")
+    batcher._step_s = 0.5
+    # Four images fit at once and take 16 steps; "a" and "b" take turns.
+    assert batcher.place(drawing) == Place(0, 0.5 * 16)
+    assert batcher.place(behind) == Place(0, 0.5 * (16 + 16 + 16))
+    assert batcher.place(turns) == Place(1, 0.5 * (16 + 16))
+    gate.let_all()
+    assert [len(call.result(60)) for call in (drawing, behind, turns)] == [4, 6, 2]
+
+
+@pytest.mark.fault("F10")
+def test_what_is_given_up_fails_and_what_is_finished_stays(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+    drawing, waiting = batcher.submit_draw(wanted(base, 1)), batcher.submit_draw(wanted(base, *range(8)))
+    wait_for("the first step", lambda: gate.steps)
+    batcher.give_up()
+    for call in (drawing, waiting):
+        with pytest.raises(Stopping):
+            call.result(0)
+    with pytest.raises(Stopping):
+        batcher.submit_draw(wanted(base, 2))
+    gate.let_all()
+    batcher.close()
+    assert len(gate.steps) == 1 and not batcher.broken
+
+
+def test_a_caller_who_fills_the_queue_keeps_nobody_else_out(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+    drawing = batcher.submit_draw(wanted(base, *range(4)), "a")
+    wait_for("the first step", lambda: gate.steps)
+    calls = [batcher.submit_draw(wanted(base, *range(16)), "a"), batcher.submit_draw(wanted(base, *range(8)), "b")]
+    batcher._step_s = 0.5
+    for caller in ("a", "b"):
+        with pytest.raises(Busy):
+            batcher.submit_draw(wanted(base, 1), caller)
+    with pytest.raises(Busy) as refused:
+        batcher.submit_draw(wanted(base, *range(8)), "c")  # a third of 16 is 5: three too many, and none of them wait
+    # Until 16 of 24 have begun, four at a time; and one each of those who have just been refused.
+    assert refused.value.retry_after == 0.5 * (4 * 16 + 2 * 4)
+    calls.append(batcher.submit_draw(wanted(base, *range(5)), "c"))
+    gate.let_all()
+    assert [len(call.result(60)) for call in (drawing, *calls)] == [4, 16, 8, 5]
+
+
+def test_many_callers_leave_room_for_one_with_many_images(base: Codebook) -> None:
+    line = Line()
+    for caller in "abcdefgh":
+        line.join(Call(wanted(base, 1), caller))
+    assert line.over("z", 8, 16) == (7, 0)  # more than its share, but there is room
+    assert line.over("a", 9, 16) == (8, 1)
+
+
+def test_who_is_refused_comes_after_those_refused_before() -> None:
+    refused = Refused()
+    for due in (11.0, 10.0, 12.0, 13.0):
+        refused.add("a", due, 2)
+    refused.add("b", 12.0, 1)
+    assert refused.before("a", 2) == 8 + 1
+    assert refused.before("b", 2) == 1 + 3  # of a flood no more than one has oneself: callers take turns
+    assert refused.before("c", 2) == 2 + 1
+    refused.let_in("a")  # before it was due
+    assert refused.before("a", 2) == 6 + 1
+    refused.forget(12.0)
+    assert refused.before("a", 2) == 2 and refused.before("b", 2) == 2
+    for caller in ("a", "b", "c"):
+        refused.let_in(caller)
+    assert refused.before("c", 9) == 0
+
+
+def test_callers_of_one_image_each_are_told_different_times(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+    calls = [batcher.submit_draw(wanted(base, 0), "0")]
+    wait_for("the first step", lambda: gate.steps)
+    calls += [batcher.submit_draw(wanted(base, number), str(number)) for number in range(1, 4)]
+    gate.allowed.release()
+    wait_for("four are drawn", lambda: gate.steps[-1] == [0, 1, 2, 3])
+    calls += [batcher.submit_draw(wanted(base, number), str(number)) for number in range(4, 20)]
+    batcher._step_s = 0.25
+    told = []
+    for number in range(20, 26):
+        with pytest.raises(Busy) as refused:
+            batcher.submit_draw(wanted(base, number), str(number))
+        told.append(refused.value.retry_after)
+    assert told == [4.0, 5.0, 6.0, 7.0, 8.0, 9.0]  # 16 steps until one begins, and four more for each before
+    gate.let_all()
+    assert all(len(call.result(60)) == 1 for call in calls)
+
+
+def test_the_schedule_knows_when_every_image_begins() -> None:
+    # Rows: 8. Two images of 2 rows with 3 and 9 steps left; then a row is free for the small one at once.
+    assert starts([(2, 3), (2, 9)], [2, 2, 2, 1, 2, 2], 8, 16) == [0, 0, 3, 9, 16, 16]
+    assert starts([], [], 8, 16) == []
+
+
+def test_a_line_of_nobody_is_empty(base: Codebook) -> None:
+    line = Line()
+    assert len(line) == 0 and line.first() is None and line.order() == []
+    calls = [Call(wanted(base, *seeds), caller) for seeds, caller in (((1, 2, 3), "a"), ((4,), "a"), ((5,), "b"))]
+    for call in calls:
+        line.join(call)
+    assert [wanted.request.sampling.seed for wanted in line.order()] == [1, 5, 2, 3, 4]
+    calls[0].future.cancel()
+    line.leave()
+    assert [line.take().request.sampling.seed for _ in range(len(line))] == [4, 5]
+
+
+def test_closing_finishes_what_was_accepted(model: Served, base: Codebook) -> None:
+    batcher = Batcher(model, ROWS, cores=1)
+    future = batcher.submit_draw(wanted(base, 1))
+    batcher.close()
+    assert len(future.result(0)) == 1
+    with pytest.raises(Unavailable):
+        batcher.submit(lambda model: None)
+    with pytest.raises(Unavailable):
+        batcher.submit_draw(wanted(base, 1))
+
+
+def test_other_uses_of_the_model_take_their_turn(batcher: Batcher) -> None:
+    assert batcher.submit(lambda model: model.facts.codes).result(60) == 64
+    with pytest.raises(ZeroDivisionError):
+        batcher.submit(lambda model: 1 // 0).result(60)
+
+
+@pytest.mark.parametrize("what", ["decode", "step", "prefill"])
+def test_a_failing_model_fails_the_calls_and_goes_on(
+    what: str, batcher: Batcher, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = model.draw(wanted(base, 1))
+    with monkeypatch.context() as patch:
+        match what:
+            case "decode":
+                patch.setattr(model, "decode", lambda tokens, pixel: 1 / 0)
+            case "step":
+                patch.setattr(Slots, "_read_next", lambda slots: 1 / 0)
+            case "prefill":
+                patch.setattr(Slots, "admit", lambda slots, requests: 1 / 0)
+        futures: list[Future[list[Drawn]]] = [batcher.submit_draw(wanted(base, seed)) for seed in (1, 2)]
+        for future in futures:
+            with pytest.raises(ZeroDivisionError):
+                future.result(60)
+    assert torch.equal(batcher.submit_draw(wanted(base, 1)).result(60)[0].tokens[None], right)
+
+
+def test_a_prompt_whose_reading_fails_harms_no_other(
+    batcher: Batcher, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, go, admit = threading.Event(), threading.Event(), Slots.admit
+
+    def failing(slots: Slots, requests: list[ImageRequest]) -> object:
+        held.set()
+        assert go.wait(60)
+        if any(request.prompt == "bad" for request in requests):
+            raise ZeroDivisionError
+        return admit(slots, requests)
+
+    monkeypatch.setattr(Slots, "admit", failing)
+    first = batcher.submit_draw(wanted(base, 1))
+    assert held.wait(60)
+    good = batcher.submit_draw(wanted(base, 2))
+    bad = batcher.submit_draw([replace(wanted(base, 3)[0], prompt="bad")])
+    go.set()
+    assert len(first.result(60)) == len(good.result(60)) == 1
+    with pytest.raises(ZeroDivisionError):
+        bad.result(60)
+
+
+def test_an_image_that_half_joined_leaves_no_trace(
+    model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots, put, calls = model.slots(ROWS), Context.put, []
+
+    def failing(context: Context, row: int, other: Context, its: int) -> None:
+        calls.append(row)
+        if len(calls) == 4:
+            raise ZeroDivisionError
+        put(context, row, other, its)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Context, "put", failing)
+        with pytest.raises(ZeroDivisionError):
+            slots.admit(wanted(base, 1, 2))
+    assert slots.free == ROWS and not slots.drawing
+    slots.admit(wanted(base, 1, 2, 3, 4))
+    tokens = [tokens for _ in range(16) for _, tokens in slots.step()]
+    assert torch.equal(torch.stack(tokens), model.draw(wanted(base, 1, 2, 3, 4)))
+
+
+def test_a_thread_that_dies_fails_every_call_and_is_told(
+    gate: Gate, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batcher = Batcher(model, ROWS, cores=1)
+    drawing = batcher.submit_draw(wanted(base, *range(4)))
+    wait_for("the first step", lambda: gate.steps)
+    waiting = batcher.submit_draw(wanted(base, 5))
+    assert not batcher.broken
+    monkeypatch.setattr(batcher, "_let_go", lambda: 1 / 0)
+    gate.let_all()
+    for future in (drawing, waiting):
+        with pytest.raises(ZeroDivisionError):
+            future.result(60)
+    wait_for("it is told", lambda: batcher.broken)
+    with pytest.raises(Unavailable, match="failed"):
+        batcher.submit_draw(wanted(base, 1))
+    batcher.close()
+
+
+def test_images_and_other_uses_take_turns(
+    batcher: Batcher, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    held, go, judge = threading.Event(), threading.Event(), model.judge
+
+    def judged(images: torch.Tensor) -> object:
+        done.append("image")
+        return judge(images)
+
+    monkeypatch.setattr(model, "judge", judged)
+    monkeypatch.setattr("engine.scheduler.postprocess.DECODED_TOGETHER", 1)
+
+    def hold(model: Served) -> None:
+        held.set()
+        assert go.wait(60)
+
+    batcher.submit(hold)
+    assert held.wait(60)
+    images = batcher.submit_draw(wanted(base, *range(4)))
+    wait_for("all are drawn", lambda: batcher._finisher.backlog() == 4)
+    uses = [batcher.submit(lambda model: done.append("use")) for _ in range(2)]
+    go.set()
+    images.result(60)
+    for use in uses:
+        use.result(60)
+    assert done[:4] == ["image", "use", "image", "use"]
+
+
+def test_nothing_is_drawn_that_could_not_be_finished(
+    batcher: Batcher, base: Codebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, go = threading.Event(), threading.Event()
+
+    def hold(model: Served) -> None:
+        held.set()
+        assert go.wait(60)
+
+    batcher.submit(hold)
+    assert held.wait(60)
+    futures = [batcher.submit_draw(wanted(base, *range(4))) for _ in range(4)]
+    wait_for("the finisher has enough", lambda: batcher._finisher.backlog() >= ROWS and not batcher._drawing)
+    assert batcher.waiting() == 16 - batcher._finisher.backlog()
+    go.set()
+    assert all(len(future.result(60)) == 4 for future in futures)
+
+
+def test_callers_hear_of_their_images_on_the_way(batcher: Batcher, model: Served, base: Codebook) -> None:
+    parts: list[Part] = []
+    drawn = batcher.submit_draw(wanted(base, 1, 2), on_part=parts.append).result(60)
+    assert [(part.index, len(part.tokens)) for part in parts] == [(i, n) for n in (4, 8, 12) for i in (0, 1)]
+    assert all(torch.equal(part.tokens, drawn[part.index].tokens[: len(part.tokens)]) for part in parts)
+    whole = model.preview(drawn[0].tokens, base.pixel)
+    assert torch.equal(whole, model.decode(drawn[0].tokens[None], base.pixel))
+    half = model.preview(drawn[0].tokens[:8], base.pixel)
+    assert not half[..., 8:, :].any() and half[..., :8, :].any()
+
+
+def test_an_image_that_begins_again_is_told_of_again_and_names_its_expert(
+    batcher: Batcher, model: Served, base: Codebook
+) -> None:
+    width, nothing = model.facts.feature_dim, torch.tensor([0])
+    deaf = Router(torch.zeros(1, model.facts.hidden_dim), torch.tensor([-99.0]), nothing)
+    look = Look(6, Router(torch.zeros(1, width), torch.tensor([1.0]), nothing))
+    still = torch.zeros(1, width, 1)
+    book = replace(base, output=OutputEdit(still, torch.zeros(width), still, still.mT, deaf, look=look))
+    parts: list[Part] = []
+    drawn = batcher.submit_draw(wanted(book, 1), on_part=parts.append).result(60)
+    assert [len(part.tokens) for part in parts] == [4, 4, 8, 12]
+    assert [one.expert for one in drawn] == [0]
+    (bare,) = batcher.submit_draw(wanted(base, 1)).result(60)
+    assert bare.expert == NO_EXPERT and torch.equal(drawn[0].tokens, bare.tokens)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a thread has no priority of its own")
+def test_threads_that_compute_let_the_others_come_first(batcher: Batcher, base: Codebook) -> None:
+    priorities: list[int] = []
+
+    def note(_: object = None) -> None:
+        priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    batcher.submit_draw(wanted(base, 1), on_part=note).result(60)
+    batcher.submit(note).result(60)
+    assert set(priorities) == {min(19, os.getpriority(os.PRIO_PROCESS, os.getpid()) + STEP_BACK)}
+
+
+def test_a_listener_that_fails_fails_its_own_call(batcher: Batcher, base: Codebook) -> None:
+    bad = batcher.submit_draw(wanted(base, 1), on_part=lambda part: 1 / 0)  # type: ignore[arg-type]
+    good = batcher.submit_draw(wanted(base, 2))
+    with pytest.raises(ZeroDivisionError):
+        bad.result(60)
+    assert len(good.result(60)) == 1
+
+
+def test_a_full_gpu_is_a_matter_of_time(
+    batcher: Batcher, base: Codebook, model: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(slots: Slots) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Slots, "_read_next", full)
+        with pytest.raises(Unavailable) as refused:
+            batcher.submit_draw(wanted(base, 1)).result(60)
+    assert refused.value.retry_after > 0
+    assert len(batcher.submit_draw(wanted(base, 1)).result(60)) == 1
+
+
+def test_as_many_may_wait_as_there_are_rows(model: Served, base: Codebook) -> None:
+    batcher = Batcher(model, QUEUE + 2, cores=1)
+    assert len(batcher.submit_draw(wanted(base, *range(QUEUE + 2), guidance=1.0)).result(60)) == QUEUE + 2
+    batcher.close()

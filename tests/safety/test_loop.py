@@ -1,0 +1,271 @@
+"""The loop on a planted model: it improves what it should, and cannot be fooled into publishing what it should not."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from codebook.tensors import codebook_hash
+from codebook.value import Codebook
+from core.errors import BadInput, BadModel
+from safety.acceptance import Decision, decide
+from safety.evaluate.assessment import assess
+from safety.loop import Cancelled, ImproveRequest, Plan, RoundOutcome, improve, validate
+from safety.runtime.model_runner import Studio
+from safety.runtime.result_cache import Keep
+from safety.runtime.run_context import Setting, prepare
+from safety.validation import Validation
+from tests.support.toy_model import ToyModel
+
+PLAN = Plan(
+    pairs=24,
+    least_pairs=20,
+    pair_prompts=48,
+    retention=260,
+    contexts=60,
+    canaries=40,
+    harmful=16,
+    benign=30,
+    neighbours=10,
+    attacks=3,
+    languages=2,
+    disguised=12,
+    foreign=4,
+    test_harmful=8,
+    test_benign=12,
+    test_neighbours=4,
+    output_steps=20,
+    concept_steps=5,
+    pixel_steps=20,
+    tuning_rows=256,
+)
+REQUEST = ImproveRequest(prompts=None, categories=None, max_rounds=1, seed=1)
+
+
+@dataclass
+class Heard:
+    """A watcher that ends the run when `phase` begins in the first round."""
+
+    phase: str = ""
+    error: Callable[[], Exception] = Cancelled
+
+    def progress(self, phase: str, done: int, total: int, round: int) -> None:
+        assert 0 <= done <= total
+        if round == 1 and phase == self.phase:
+            raise self.error()
+
+
+def run(
+    work: Path, model: ToyModel | None = None, watch: Heard | None = None, request: ImproveRequest = REQUEST
+) -> list[RoundOutcome]:
+    model = model or ToyModel()
+    return list(improve(model, model.base_codebook(), request, work, watch or Heard(), model, PLAN))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RoundOutcome]:
+    torch.set_num_threads(1)
+    work = tmp_path_factory.mktemp("undisturbed")
+    (outcome,) = run(work)
+    return work, outcome
+
+
+@pytest.fixture(scope="module")
+def setting(undisturbed: tuple[Path, RoundOutcome]) -> Setting:
+    return prepare(Studio(ToyModel(), Keep(undisturbed[0]), Heard(), PLAN.batch), REQUEST, PLAN)
+
+
+def test_a_round_makes_the_codebook_safer(undisturbed: tuple[Path, RoundOutcome]) -> None:
+    outcome = undisturbed[1]
+    assert outcome.accepted and outcome.codebook is not None
+    rates = outcome.figures["harmful"]
+    assert rates["before"]["hr"]["value"] > 0.9
+    assert rates["after"]["hr"]["value"] < 0.1
+    assert rates["after"]["svr"]["value"] > 0.9
+    drops = [side["before"] - side["after"] for side in outcome.figures["intact"].values()]
+    assert sum(drops) <= 0.1 + 1e-9  # one picture of ten, in one group
+    assert {"G1", "G1-fixtures", *(f"G{i}" for i in range(2, 11))} <= outcome.gates.keys()
+    assert all(gate["passed"] for gate in outcome.gates.values())
+    assert {"before_after.png", "spectrum_output.png", "code_weights.png"} <= outcome.images.keys()
+    assert all(png.startswith(b"\x89PNG") for png in outcome.images.values())
+    assert [judge["name"] for judge in outcome.report["judges"]] == ["self", "toy"]
+
+
+def test_every_prompt_is_accounted_for(undisturbed: tuple[Path, RoundOutcome]) -> None:
+    for log in undisturbed[1].report["pairs"].values():
+        assert log["drawn"] == sum(count for reason, count in log.items() if reason != "drawn")
+
+
+def run_until_killed(work: Path, phase: str) -> None:
+    """Run in this process, until a kill -9 when `phase` begins."""
+    torch.set_num_threads(1)
+
+    def die() -> Exception:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return Cancelled()
+
+    run(work, watch=Heard(phase, die))
+
+
+@pytest.mark.parametrize(
+    "phase", ["judge", "unsafe", "evidence", "strength", "tune categories", "practice", "validate"]
+)
+def test_a_run_killed_in_any_phase_resumes_to_the_same_bytes(
+    phase: str, tmp_path: Path, undisturbed: tuple[Path, RoundOutcome]
+) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=run_until_killed, args=(tmp_path, phase))
+    process.start()
+    process.join(120)
+    died_of = process.exitcode
+    process.kill()  # where it hangs
+    process.join()
+    assert died_of == -signal.SIGKILL
+    (outcome,) = run(tmp_path)
+    assert outcome.codebook is not None and undisturbed[1].codebook is not None
+    assert codebook_hash(outcome.codebook) == codebook_hash(undisturbed[1].codebook)
+    assert outcome.figures == undisturbed[1].figures
+
+
+def test_the_watcher_ends_a_run(tmp_path: Path) -> None:
+    with pytest.raises(Cancelled):
+        run(tmp_path, watch=Heard("judge"))
+
+
+def always_safe(images: Tensor) -> Tensor:
+    return torch.full((images.shape[0], 4), 0.01)
+
+
+def always_unsafe(images: Tensor) -> Tensor:
+    return torch.full((images.shape[0], 4), 0.99)
+
+
+def test_a_judge_that_finds_nothing_safe_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(BadModel, match="0 of 260 benign images safe"):
+        run(tmp_path, ToyModel(always_unsafe))
+
+
+def by_chance(images: Tensor) -> Tensor:
+    """Answers that depend on the image's last bits alone."""
+    keys = (images.double().sum((1, 2, 3)) * 1e6).long()
+    return torch.stack([torch.rand(4, generator=torch.Generator().manual_seed(int(k) % 2**31)) for k in keys])
+
+
+@pytest.mark.parametrize("judge", [always_safe, by_chance])
+def test_a_blind_judge_yields_no_version(judge: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    outcomes = run(tmp_path, ToyModel(judge))
+    assert not any(outcome.accepted or outcome.codebook for outcome in outcomes)
+
+
+def decided(setting: Setting, candidate: Codebook) -> tuple[Decision, float]:
+    """The decision on a candidate as validation takes it, and the candidate's harmful rate."""
+    validation = Validation(setting, ToyModel())
+    before, after = validation.trial(setting.studio.base), validation.trial(candidate)
+    decision = decide(before, after, validation.gates(before, after, ()))
+    return decision, after.rates().harmful.value
+
+
+@pytest.mark.parametrize("kind", ["zeros", "mean", "noise", "shuffled"])
+def test_a_broken_codebook_is_rejected_though_nothing_harmful_is_left(kind: str, setting: Setting) -> None:
+    table, noise = setting.studio.base.pixel, torch.Generator().manual_seed(0)
+    broken = {
+        "zeros": torch.zeros_like(table),
+        "mean": table.mean(0, keepdim=True).expand_as(table).contiguous(),
+        "noise": torch.randn(table.shape, generator=noise),
+        "shuffled": table[torch.randperm(len(table), generator=noise)],
+    }
+    decision, harmful = decided(setting, replace(setting.studio.base, version="draft", pixel=broken[kind]))
+    assert decision.reason.startswith("gate:")
+    assert harmful < 0.1 or kind == "shuffled"  # whose patches are all there, in other places
+
+
+def test_the_control_of_the_controls_a_good_codebook_is_accepted(
+    setting: Setting, undisturbed: tuple[Path, RoundOutcome]
+) -> None:
+    assert undisturbed[1].codebook is not None
+    assert decided(setting, undisturbed[1].codebook)[0].accepted
+
+
+def test_the_base_codebook_gains_nothing(setting: Setting) -> None:
+    assert decided(setting, replace(setting.studio.base, version="draft"))[0].reason in ("gain", "gate:G3")
+
+
+def test_the_referee_measures_on_prompts_of_its_own(setting: Setting, undisturbed: tuple[Path, RoundOutcome]) -> None:
+    codebook = undisturbed[1].codebook
+    assert codebook is not None
+    told = assess(setting, setting.studio.base, codebook, ToyModel())
+    assert told["judge"] == {"name": "toy", "version": "1", "threshold": 0.5}
+    for level in ("pattern", "object"):
+        rates = told["levels"][level]
+        assert rates["before"]["hr"]["n"] == 2 * PLAN.test_harmful
+        assert rates["before"]["hr"]["value"] > 0.9 > 0.1 > rates["after"]["hr"]["value"]
+    exam = setting.exam
+    assert told["benign"]["before"]["n"] == len(exam.benign) == PLAN.test_benign
+    cats = sum(prompt.concept == "cat" for prompt in exam.benign)
+    assert told["benign"]["after"]["value"] == cats / PLAN.test_benign
+    used = {p.key for p in setting.panel.prompts} | {
+        p.key for groups in setting.fresh for group in groups.values() for p in group
+    }
+    assert not used & {p.key for p in exam.prompts}
+
+
+def test_an_operators_prompt_that_validation_holds_is_refused(tmp_path: Path, setting: Setting) -> None:
+    held = setting.panel.prompts[0].text.upper()
+    with pytest.raises(BadInput, match="prompts"):
+        run(tmp_path, request=replace(REQUEST, prompts=(held,)))
+
+
+def test_an_operators_prompt_that_the_test_holds_is_refused_before_anything_is_drawn(
+    tmp_path: Path, setting: Setting
+) -> None:
+    with pytest.raises(BadInput, match="prompts"):
+        run(tmp_path, request=replace(REQUEST, prompts=(setting.exam.prompts[3].text,)))
+    assert not list(tmp_path.glob("drawn-*"))
+
+
+def test_flagged_prompts_join_the_pairs_and_never_a_set_to_measure_on(tmp_path: Path, setting: Setting) -> None:
+    held = [setting.panel.prompts[0].text.upper(), setting.exam.prompts[0].text]
+    asked, also_routed = "a knife on a small table", setting.routed["weapons"][0].text
+    wanted = [(asked, "weapons"), (also_routed, "weapons")]
+    flagged = (*wanted, (asked.upper(), "gore"), *((text, None) for text in held))
+    request = replace(REQUEST, flagged=flagged)
+    studio = Studio(ToyModel(), Keep(tmp_path), Heard(), PLAN.batch)
+    given = prepare(studio, request, PLAN).given
+    assert [(prompt.text, prompt.category) for prompt in given] == wanted
+
+
+def test_an_unknown_category_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="categories"):
+        run(tmp_path, request=replace(REQUEST, categories=("politics",)))
+
+
+@pytest.mark.parametrize(
+    "reason, gain, tried",
+    [("accepted", 0.3, [1.0]), ("gain", 0.001, [1.0]), ("gate:G3", 0.001, [1.0]), ("gate:G3", 0.3, [1.0, 0.5, 0.25])],
+)
+def test_only_what_gains_enough_is_tried_at_half_the_strength(
+    reason: str, gain: float, tried: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strengths: list[float] = []
+
+    def rank(codebook: Codebook, proposals: list[SimpleNamespace]) -> list[SimpleNamespace]:
+        strengths.append(proposals[0].strength)
+        return [SimpleNamespace(decision=Decision(reason, gain, 0.01, 0.01), told=dict)]
+
+    def tuned(studio: Studio, editor: object, strength: float, check: object, told: object) -> SimpleNamespace:
+        return SimpleNamespace(editor=editor, strength=strength, told=told)
+
+    monkeypatch.setattr("safety.loop.tuned", tuned)
+    anything: Any = SimpleNamespace(studio=None, codebook=None, rank=rank)
+    found: Any = SimpleNamespace(editor=None, strength=1.0, told={})
+    validate(anything, anything, anything, [found], anything, {})
+    assert strengths == tried

@@ -1,0 +1,144 @@
+"""A real server in a thread, with the tiny model, on a free port; and what the tests ask of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import torch
+import uvicorn
+from PIL import Image
+
+from app.factory import create_app
+from app.http.connections import configured
+from app.server import address, bound
+from app.service import Load, Service
+from codebook.store import CodebookStore, Manifest
+from codebook.value import Codebook, OutputEdit
+from core.settings import Settings
+from engine.registry import load_model
+from tests.support.tiny import FEATURE_DIM, build_tiny
+
+PATIENCE_S = 120.0  # far beyond what anything here takes, for a busy machine
+
+
+def wait_for(what: str, true: Callable[[], object]) -> None:
+    """Wait until `true()`; fail the test where that takes for ever."""
+    end = time.monotonic() + PATIENCE_S
+    while not true():
+        if time.monotonic() > end:
+            pytest.fail(f"waited in vain until {what}")
+        time.sleep(0.02)
+
+
+class Server:
+    """One running server: its service, its address and a client of it."""
+
+    def __init__(self, service: Service, url: str, http: httpx2.Client, connections: Collection[Any]) -> None:
+        self.service, self.url, self.http, self.connections = service, url, http, connections
+
+    def post(self, path: str, body: object, **headers: str) -> httpx2.Response:
+        return self.http.post(path, json=body, headers=headers)
+
+    def draw(self, **asked: object) -> httpx2.Response:
+        """POST /generate for "a red apple" with seed 7; `asked` says otherwise."""
+        return self.post("/generate", {"prompt": "a red apple", "seed": 7, **asked})
+
+    def png(self, **asked: object) -> bytes:
+        answer = self.http.post(
+            "/generate", json={"prompt": "a red apple", "seed": 7, **asked}, headers={"Accept": "image/png"}
+        )
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+    def publish(self, seed: int, *, output: bool = False) -> str:
+        """Publish a version whose pixel table, or output table, is visibly another one."""
+        return publish(self.service.store, seed, output=output).version
+
+
+def settings_in(home: Path, model: Path, **changes: str) -> Settings:
+    return Settings.from_environ(
+        {"SAFECB_HOME": str(home), "SAFECB_MODEL": str(model), "SAFECB_PORT": "0", "SAFECB_CORES": "1"} | changes
+    )
+
+
+@contextmanager
+def serving(settings: Settings, load: Load = load_model, *, ready: bool = True) -> Iterator[Server]:
+    """Run a server until the block ends; with `ready`, wait until it can draw."""
+    app = create_app(settings, load)
+    listener = bound(settings)
+    runner = uvicorn.Server(configured(app))
+    thread = threading.Thread(target=runner.run, kwargs={"sockets": [listener]})
+    thread.start()
+    service: Service = app.state.service
+    try:
+        wait_for("the server listens", lambda: runner.started)
+        with httpx2.Client(base_url=address(listener), timeout=PATIENCE_S) as http:
+            if ready:
+                wait_for("the server is ready", lambda: http.get("/health/ready").status_code == 200)
+            yield Server(service, address(listener), http, runner.server_state.connections)
+    finally:
+        runner.should_exit = True
+        thread.join()
+
+
+def publish(store: CodebookStore, seed: int, *, output: bool = False) -> Manifest:
+    base = store.load("v0")
+    noise = torch.Generator().manual_seed(seed)
+    if output:
+        draft = replace(base, version="draft", output=_edit(noise))
+    else:
+        draft = replace(base, version="draft", pixel=torch.randn(base.pixel.shape, generator=noise))
+    return store.publish(
+        draft,
+        parent="v0",
+        job=f"test-{seed}",
+        round=1,
+        figures={"harmful": {"hr": {"value": 0.25, "n": 40, "low": 0.142, "high": 0.402}}},
+        gates={"G1": {"name": "G1", "passed": True, "figures": {"void": 0.01}, "threshold": "<b>few</b>"}},
+        report={"note": "<script>alert(1)</script>"},
+        images={"before_after.png": tiny_png()},
+        fence=1,
+        activate=False,
+    )
+
+
+def _edit(noise: torch.Generator) -> OutputEdit:
+    basis = torch.linalg.qr(torch.randn(FEATURE_DIM, 12, generator=noise)).Q
+    down, up = torch.randn(FEATURE_DIM, 2, generator=noise), torch.randn(2, FEATURE_DIM, generator=noise)
+    return OutputEdit(basis[None], torch.zeros(FEATURE_DIM), down[None], up[None])
+
+
+def tiny_png() -> bytes:
+    file = BytesIO()
+    Image.new("RGB", (2, 2), "red").save(file, "PNG")
+    return file.getvalue()
+
+
+def pixels(png: bytes) -> bytes:
+    with Image.open(BytesIO(png)) as image:
+        return image.tobytes()
+
+
+def texts(png: bytes) -> dict[str, str]:
+    with Image.open(BytesIO(png)) as image:
+        image.load()
+        return dict(image.text)  # type: ignore[attr-defined]
+
+
+def base_of(server: Server) -> Codebook:
+    return server.service.store.load("v0")
+
+
+def tiny_model(folder: Path) -> Path:
+    """Build the tiny checkpoint, once a folder."""
+    torch.set_num_threads(1)
+    return folder if (folder / "config.json").exists() else build_tiny(folder)

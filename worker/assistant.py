@@ -1,0 +1,94 @@
+"""Helpers: idle workers that take batches off a running improve job.
+
+One is an RQ job like any other, queued behind the improve jobs; it may die at any time and costs nothing then.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from redis import Redis, RedisError
+from rq import Queue, Worker
+
+from core.errors import NotFound
+from core.settings import Settings
+from core.wire import HELP_FUNCTION, HELP_QUEUE, TIMEOUT_S
+from engine.model import ImageModel
+from records.journal import Journal
+from safety.config import Plan
+from safety.runtime.model_runner import Studio
+from safety.runtime.progress import Cancelled
+from safety.runtime.result_cache import Keep
+from worker.claim import is_claimed
+from worker.shared_tasks import LOOK_EVERY_S, Board
+
+log = logging.getLogger(__name__)
+
+CALL_EVERY_S = 5.0
+
+
+class Caller:
+    """Asks the idle workers at `redis_url` to help with a job, now and then; without Redis nobody comes."""
+
+    def __init__(self, redis_url: str | None, job_id: str) -> None:
+        self._url, self._job_id, self._called = redis_url, job_id, 0.0
+
+    def __call__(self) -> None:
+        """Queue one helper for each idle worker that is not asked yet."""
+        if self._url is None or time.monotonic() - self._called < CALL_EVERY_S:
+            return
+        self._called = time.monotonic()
+        try:
+            with Redis.from_url(self._url, socket_timeout=1.0, socket_connect_timeout=1.0) as redis:
+                queue = Queue(HELP_QUEUE, connection=redis, serializer="json")
+                idle = sum(worker.get_state() == "idle" for worker in Worker.all(connection=redis))
+                for _ in range(idle - queue.count):
+                    queue.enqueue_call(
+                        HELP_FUNCTION, args=(self._job_id,), timeout=TIMEOUT_S, result_ttl=0, failure_ttl=60
+                    )
+        except RedisError as error:
+            log.warning("no helper was called: %s", error)
+
+
+class HelperWatch:
+    """Ends a helper, with Cancelled, once its job is not worked on any more."""
+
+    def __init__(self, journal: Journal, job_id: str) -> None:
+        self._journal, self._job_id = journal, job_id
+
+    def progress(self, phase: str, done: int, total: int, round: int) -> None:
+        """See safety.runtime.progress.Watch."""
+        try:
+            record = self._journal.get(self._job_id)
+        except NotFound as gone:
+            raise Cancelled(str(gone)) from None
+        alive = is_claimed(self._journal.path(self._job_id), record.attempt)
+        if record.status != "running" or record.cancel_requested or not alive:
+            raise Cancelled(f"job {self._job_id} needs no help any more")
+
+
+def help_with(job_id: str, settings: Settings, load: Callable[[Settings], ImageModel], plan: Plan) -> None:
+    """Do tasks of the job until it ends or its attempt dies."""
+    journal = Journal(settings.home / "jobs")
+    watch = HelperWatch(journal, job_id)
+    try:
+        watch.progress("help", 0, 1, 0)
+        keep = Keep(journal.path(job_id) / "work")
+        studio, board = Studio(load(settings), keep, watch, plan.batch), Board(keep.folder / "tasks")
+        while True:
+            watch.progress("help", 0, 1, 0)
+            if not _do_one(studio, board):
+                time.sleep(LOOK_EVERY_S)
+    except Cancelled as ended:
+        log.info("%s", ended)
+
+
+def _do_one(studio: Studio, board: Board) -> bool:
+    """Do the last task that is open, since the job itself begins with the first."""
+    for name in reversed(board.names()):
+        task = board.read(name, studio.model)
+        if task is not None and board.do(task, studio.keep, lambda task: studio.make(task, studio.steps("help", 1))):
+            return True
+    return False
