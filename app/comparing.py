@@ -11,27 +11,27 @@ from uuid import uuid4
 import torch
 
 from app.drawing import Picture
-from app.schemas import Comparison, Difference
+from app.schemas import CompareResponse, PixelDifference
 from engine.png import encode_png
 
 
-def compared(model_id: str, left: Picture, right: Picture) -> Comparison:
+def compared(model_id: str, left: Picture, right: Picture) -> CompareResponse:
     """Return both pictures and their difference; they have one size and one seed."""
-    return Comparison(
+    return CompareResponse(
         id=uuid4().hex,
         model=model_id,
         seed=left.request.sampling.seed,
         same_tokens=torch.equal(left.drawn.tokens, right.drawn.tokens),
-        images=[left.told(), right.told()],
+        images=[left.to_response(), right.to_response()],
         difference=_difference(left, right),
     )
 
 
-def _difference(left: Picture, right: Picture) -> Difference:
+def _difference(left: Picture, right: Picture) -> PixelDifference:
     apart = (left.drawn.image.int() - right.drawn.image.int()).abs().amax(dim=-1)  # [H, W], 0..255
     differs = apart > 0
     mask = (differs * 255).to(torch.uint8)[..., None].expand(-1, -1, 3).contiguous()
-    return Difference(
+    return PixelDifference(
         pixels=int(differs.sum()),
         share=float(differs.float().mean()),
         largest=int(apart.max()),

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from starlette.concurrency import run_in_threadpool
 from torch import Tensor
 
-from app.schemas import SEEDS, Image, Safety
+from app.schemas import SEEDS, GeneratedImage, Safety
 from app.service import Engine, Service
 from codebook.live import LiveCodebooks
 from codebook.store import codebook_hash
@@ -52,10 +52,10 @@ class Picture:
     drawn: Drawn
     png: bytes
 
-    def told(self) -> Image:
+    def to_response(self) -> GeneratedImage:
         """Return the picture as the contract's JSON."""
         verdict = self.drawn.verdict
-        return Image(
+        return GeneratedImage(
             id=self.id,
             b64_png=base64.b64encode(self.png).decode(),
             seed=self.request.sampling.seed,

@@ -35,13 +35,13 @@ Version = Annotated[str, Field(pattern=r"^(active|v(0|[1-9][0-9]{0,8}))$")]
 Epoch = Annotated[int, Field(ge=0, lt=SEEDS)]
 
 
-class Asked(BaseModel):
+class RequestBody(BaseModel):
     """A request body: unknown fields and converted types are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Generate(Asked):
+class GenerateRequest(RequestBody):
     """Draw n images of one prompt; image i is drawn with seed + i."""
 
     prompt: Prompt
@@ -55,7 +55,7 @@ class Generate(Asked):
     codebook: Version = "active"
 
 
-class Improve(Asked):
+class ImproveBody(RequestBody):
     """Make the active codebook safer, in the background."""
 
     prompts: list[Prompt] | None = Field(
@@ -67,13 +67,13 @@ class Improve(Asked):
     activate: bool = True
 
 
-class Activate(Asked):
+class ActivateRequest(RequestBody):
     """Make a version active."""
 
     expected_epoch: Epoch | None = Field(default=None, description="refuse the move where the pointer has moved on")
 
 
-class Rollback(Activate):
+class RollbackRequest(ActivateRequest):
     """Go back to the version that was active before, or to a named one."""
 
     to: Annotated[str, Field(pattern=r"^v(0|[1-9][0-9]{0,8})$")] | None = None
@@ -91,7 +91,7 @@ class ActiveCodebook(BaseModel):
     codebook_hash: str
 
 
-class Compare(Asked):
+class CompareRequest(RequestBody):
     """Draw one prompt under two versions with the same seed."""
 
     prompt: Prompt
@@ -107,7 +107,7 @@ class Safety(BaseModel):
     category: str
 
 
-class Image(BaseModel):
+class GeneratedImage(BaseModel):
     """One image and what is needed to draw it again."""
 
     id: str = Field(description="for POST /flags; the same image has the same one")
@@ -118,7 +118,7 @@ class Image(BaseModel):
     safety: Safety
 
 
-class Images(BaseModel):
+class GenerateResponse(BaseModel):
     """The answer to Generate."""
 
     id: str
@@ -129,10 +129,10 @@ class Images(BaseModel):
     guidance_scale: float
     temperature: float
     top_k: int
-    images: list[Image]
+    images: list[GeneratedImage]
 
 
-class Difference(BaseModel):
+class PixelDifference(BaseModel):
     """Where two images differ: how many pixels, which share of all, by how much at most (0-255), and a mask."""
 
     pixels: int
@@ -141,18 +141,18 @@ class Difference(BaseModel):
     b64_png: str
 
 
-class Comparison(BaseModel):
+class CompareResponse(BaseModel):
     """The answer to Compare; `same_tokens` says whether the images differ in the decoding only."""
 
     id: str
     model: str
     seed: int
     same_tokens: bool
-    images: list[Image]
-    difference: Difference
+    images: list[GeneratedImage]
+    difference: PixelDifference
 
 
-class FlagImage(Asked):
+class FlagRequest(RequestBody):
     """Say that an image is unsafe."""
 
     image_id: str = Field(min_length=1, max_length=64, description="of an image of POST /generate")
@@ -162,13 +162,13 @@ class FlagImage(Asked):
     note: Annotated[str, Field(max_length=1000), AfterValidator(_whole)] = ""
 
 
-class Approve(Asked):
+class ApproveRequest(RequestBody):
     """Let the next improve job learn from a flag."""
 
     category: str | None = Field(default=None, description="a category of the model, in place of the flag's own")
 
 
-class Flagged(BaseModel):
+class FlagResponse(BaseModel):
     """One flag; made: UTC, ISO 8601; caller: who, as a hash; job: the improve job that used it."""
 
     id: str
@@ -184,7 +184,7 @@ class Flagged(BaseModel):
     links: dict[str, str]
 
 
-class Job(BaseModel):
+class JobResponse(BaseModel):
     """One background job as it stands."""
 
     id: str

@@ -18,7 +18,7 @@ from core.errors import BadModel, BadNumber, SafeCBError, Stopping, Unavailable
 from core.settings import Settings
 from engine.model import ImageRequest, ModelFacts, Sampling
 from engine.runner.batch import Served
-from engine.scheduler.scheduler import Batcher
+from engine.scheduler.scheduler import Scheduler
 from engine.scheduler.thread_budget import count_cores
 from records.flags import Flags
 from records.image_log import ImageMemory
@@ -37,7 +37,7 @@ class Engine:
     """
 
     facts: ModelFacts
-    batcher: Batcher
+    batcher: Scheduler
     check_prompt: Callable[[str], None]
 
 
@@ -89,7 +89,7 @@ class Service:
             self.store.initialise(model.base_codebook(), asdict(model.facts))
             self.live.start()
             with self.live.lease() as codebook:
-                batcher = Batcher(model, model.rows(), self.settings.cores or count_cores())
+                batcher = Scheduler(model, model.rows(), self.settings.cores or count_cores())
                 batcher.submit_draw([ImageRequest("warm-up", Sampling(seed=0), codebook)]).result()
         except BadNumber as error:
             self.failure = BadModel(f"{self.settings.model} cannot be served: {error}")

@@ -22,7 +22,7 @@ from codebook.value import Codebook
 from core.settings import Settings
 from engine.model import ImageModel
 from engine.registry import load_model
-from safety.loop import ImproveRequest, RoundOutcome, Watch
+from safety.loop import ImproveRequest, Progress, RoundResult
 from worker.allowed_job import AllowedJob
 from worker.attempt import Loop, run
 from worker.main import work
@@ -50,8 +50,8 @@ class ShortRounds(Loop):
     """ROUNDS accepted rounds; what one has made is kept in `work`, so that a resume yields the same."""
 
     def rounds(
-        self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Watch
-    ) -> Iterator[RoundOutcome]:
+        self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Progress
+    ) -> Iterator[RoundResult]:
         """See Loop."""
         work.mkdir(exist_ok=True)
         for number in range(1, ROUNDS + 1):
@@ -62,10 +62,10 @@ class ShortRounds(Loop):
                     time.sleep(STEP_S)
                 mark.touch()
             draft = replace(start, version="draft", pixel=start.pixel.roll(number, 0), output=None)
-            yield RoundOutcome(number, True, "accepted", draft, {}, {}, {})
+            yield RoundResult(number, True, "accepted", draft, {}, {}, {})
 
     def assess(
-        self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Watch
+        self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Progress
     ) -> dict[str, Any] | None:
         """See Loop; there is nothing to measure."""
         return None

@@ -24,7 +24,7 @@ from core.json_records import to_json
 from core.settings import Settings
 from engine.model import ImageModel
 from engine.registry import load_model
-from safety.config import Plan
+from safety.config import LoopConfig
 from safety.evaluate.ablation import Variant, variants
 from safety.evaluate.evaluation import evaluate, readable, samplings
 from safety.evaluate.grids import before_after_png
@@ -34,8 +34,8 @@ from safety.loop import ImproveRequest, improve
 from safety.policy.prompt_file import AskedPrompt, read_prompts
 from safety.policy.suites import Size, standard
 from safety.policy.taxonomy import read_taxonomy
-from safety.runtime.model_runner import Studio
-from safety.runtime.result_cache import Keep
+from safety.runtime.model_runner import ModelRunner
+from safety.runtime.result_cache import ResultCache
 from safety.runtime.run_context import prepare
 
 ACTIVE = "active"
@@ -81,7 +81,7 @@ def run(asked: argparse.Namespace, settings: Settings) -> str:
     judges = find_judges(_names(asked.judges), model)
     # Named by what the calibration depends on, so that a folder may be used for another seed or model.
     work = asked.out / "work" / f"{model.facts.model_hash[:16]}-{asked.seed}"
-    studio = Studio(model, Keep(work), Told(), Plan().batch)
+    studio = ModelRunner(model, ResultCache(work), Told(), LoopConfig().batch)
     made: dict[str, Variant] = {}
     if asked.suite == ABLATION:
         made = {
@@ -134,8 +134,8 @@ def _variants(model: ImageModel, seed: int, work: Path) -> dict[str, Variant]:
 
     work: a folder of its own; the evaluation keeps its own calibration under the same names.
     """
-    plan, second = Plan(), second_judge(model)
-    studio = Studio(model, Keep(work), Told(), plan.batch)
+    plan, second = LoopConfig(), second_judge(model)
+    studio = ModelRunner(model, ResultCache(work), Told(), plan.batch)
     request = ImproveRequest(prompts=None, categories=None, max_rounds=LOOP_ROUNDS, seed=seed)
     found: dict[str, Variant] = {}
     started = time.monotonic()
@@ -156,7 +156,7 @@ def _codebooks(settings: Settings, model: ImageModel, names: Sequence[str]) -> d
 
 
 def _grid(
-    studio: Studio, codebooks: Mapping[str, Codebook], prompts: Sequence[AskedPrompt], seed: int
+    studio: ModelRunner, codebooks: Mapping[str, Codebook], prompts: Sequence[AskedPrompt], seed: int
 ) -> dict[str, bytes]:
     """The first images under the first and the last codebook."""
     some = prompts[: min(SHOWN, studio.batch)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from codebook.identity import Identity
-from codebook.value import Codebook, Look, OutputEdit, Router
+from codebook.value import Codebook, HalfwayProbe, HeadEdit, Router
 from core.errors import BadCodebook, BadNumber
 
 _EDIT = {"output.basis", "output.mean", "output.down", "output.up"}
@@ -53,10 +53,10 @@ def unpack(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> C
     output = None
     if "output.basis" in tensors:
         router, looked = (_probes(tensors, name) for name in _PROBES)
-        look = None if looked is None else Look(int(tensors["output.look.after"]), looked)
+        look = None if looked is None else HalfwayProbe(int(tensors["output.look.after"]), looked)
         basis, mean, down, up = (tensors[f"output.{name}"] for name in ("basis", "mean", "down", "up"))
         guidance = float(tensors.get("output.guidance", 1.0))
-        output = OutputEdit(basis, mean, down, up, router, tensors.get("output.bias"), look, guidance)
+        output = HeadEdit(basis, mean, down, up, router, tensors.get("output.bias"), look, guidance)
     return Codebook(version, identity.family, identity.model_hash, tensors["pixel"], output)
 
 

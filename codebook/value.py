@@ -51,7 +51,7 @@ class Router:
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class HalfwayProbe:
     """A second chance for a router: the picture on its way tells what the prompt said in words that it does not know.
 
     after: how many tokens are drawn by then, from 1; probes: a router of features, [p, M], that is shown one state an
@@ -68,7 +68,7 @@ class Look:
 
 
 @dataclass(frozen=True, eq=False)
-class OutputEdit:
+class HeadEdit:
     """An edit of the output table by e experts: low-rank, applied to the features g [.., M] instead of to K rows of W.
 
     basis: [e, M, k] float32, orthonormal or zero columns: each expert's Harmful Space, removed from g
@@ -88,7 +88,7 @@ class OutputEdit:
     up: Tensor
     router: Router | None = None
     bias: Tensor | None = None
-    look: Look | None = None
+    look: HalfwayProbe | None = None
     guidance: float = 1.0
 
     def apply(self, features: Tensor, expert: int = 0) -> Tensor:
@@ -99,7 +99,7 @@ class OutputEdit:
         harmless = centred - (centred @ basis) @ basis.T
         return mean + harmless + (harmless @ down) @ up
 
-    def on(self, device: torch.device) -> OutputEdit:
+    def on(self, device: torch.device) -> HeadEdit:
         """Return the edit with what `apply` and the bias need on a device."""
         bias = None if self.bias is None else self.bias.to(device)
         basis, mean, down, up = (t.to(device) for t in (self.basis, self.mean, self.down, self.up))
@@ -127,7 +127,7 @@ class Codebook:
     family: str
     model_hash: str
     pixel: Tensor
-    output: OutputEdit | None = None
+    output: HeadEdit | None = None
 
     @property
     def binds(self) -> str:

@@ -57,7 +57,7 @@ def draw(model: ImageModel, codebook: Codebook, prompts: Sequence[str], first_se
 def rate(flags: Iterable[bool]) -> dict[str, float]:
     """A share with its Wilson 95 % interval and n."""
     values = list(flags)
-    return {name: round(value, 4) for name, value in Rate(sum(values), len(values)).told().items()}
+    return {name: round(value, 4) for name, value in Rate(sum(values), len(values)).to_dict().items()}
 
 
 def drawing_figures(

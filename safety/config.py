@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoopConfig:
     """Sizes of a run. Where a gate of the method asks for a least number, the default is at or above it."""
 
     pairs: int = 96  # kept pairs wanted a category and round

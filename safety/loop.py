@@ -19,32 +19,32 @@ from codebook.value import Codebook
 from engine.model import ImageModel
 from safety.collect.collection import collect
 from safety.collect.pairs import Pair
-from safety.collect.round_data import Material, enough, gather_material
-from safety.config import Plan
-from safety.edit.candidate import Proposal, propose, tuned
-from safety.edit.editor import Check, Editor
-from safety.edit.head_editor import output_editors
+from safety.collect.round_data import RoundData, enough, gather_round_data
+from safety.config import LoopConfig
+from safety.edit.candidate import Candidate, propose, tuned
+from safety.edit.editor import DevSet, Editor
+from safety.edit.head_editor import head_editors
 from safety.edit.pixel_editor import pixel_editors
 from safety.judges.registry import Examiner
-from safety.outcome import RoundOutcome
+from safety.outcome import RoundResult
 from safety.policy.taxonomy import PATTERN
 from safety.report import figures, pictures, provenance
 from safety.request import ImproveRequest
-from safety.runtime.executor import Alone, Crew
-from safety.runtime.model_runner import Studio, derived_seed
-from safety.runtime.progress import Cancelled, Watch
-from safety.runtime.result_cache import Keep
-from safety.runtime.run_context import Setting, prepare
+from safety.runtime.executor import Executor, LocalExecutor
+from safety.runtime.model_runner import ModelRunner, derived_seed
+from safety.runtime.progress import Cancelled, Progress
+from safety.runtime.result_cache import ResultCache
+from safety.runtime.run_context import RunContext, prepare
 from safety.stopping import stop_reason
-from safety.validation import Tried, Validation
+from safety.validation import ScoredCandidate, Validation
 
-__all__ = ["Cancelled", "ImproveRequest", "Plan", "RoundOutcome", "Watch", "improve"]
+__all__ = ["Cancelled", "ImproveRequest", "LoopConfig", "Progress", "RoundResult", "improve"]
 
 HALVINGS = 2
 
 
 @dataclass(frozen=True)
-class Standing:
+class LoopState:
     """Where the loop stands between rounds: the best codebook so far, all pairs, and the spaces removed.
 
     spaces: by table and name.
@@ -61,21 +61,21 @@ def improve(
     start: Codebook,
     request: ImproveRequest,
     work: Path,
-    watch: Watch,
+    watch: Progress,
     second_judge: Examiner,
-    plan: Plan | None = None,
-    crew: Callable[[Keep], Crew] = Alone,
-) -> Iterator[RoundOutcome]:
+    plan: LoopConfig | None = None,
+    crew: Callable[[ResultCache], Executor] = LocalExecutor,
+) -> Iterator[RoundResult]:
     """Improve the codebook `start`, yielding the outcome of each round; the best is the last accepted one.
 
     Called again after a crash with the same arguments, it yields the same rounds and makes only what `work` lacks.
     Raises BadInput for a request that cannot be met, and whatever the watcher raises (Cancelled).
     """
-    plan = plan or Plan()
-    keep = Keep(work)
-    studio = Studio(model, keep, watch, plan.batch, crew(keep))
+    plan = plan or LoopConfig()
+    keep = ResultCache(work)
+    studio = ModelRunner(model, keep, watch, plan.batch, crew(keep))
     setting = prepare(studio, request, plan)
-    standing = Standing(start, (), {"pixel": {}, "output": {}})
+    standing = LoopState(start, (), {"pixel": {}, "output": {}})
     reasons: list[str] = []
     for number in count(1):
         studio.round = number
@@ -89,7 +89,7 @@ def improve(
             return
 
 
-def improve_once(setting: Setting, standing: Standing, validation: Validation) -> tuple[RoundOutcome, Standing]:
+def improve_once(setting: RunContext, standing: LoopState, validation: Validation) -> tuple[RoundResult, LoopState]:
     """One round: what came of it, and where the loop stands then."""
     report = provenance(setting, standing.codebook, validation.second)
     broken = next((gate.name for gate in validation.standing if not gate.passed), None)
@@ -104,10 +104,10 @@ def improve_once(setting: Setting, standing: Standing, validation: Validation) -
     editors = find_edits(setting, standing, material)
     if not any(editors.values()):
         return _conclude(setting, standing, validation, None, "no_direction", report)
-    check = Check(setting.studio, material, len(collection.pairs), setting.baseline.validity)
+    check = DevSet(setting.studio, material, len(collection.pairs), setting.baseline.validity)
     found = (propose(setting.studio, editors[table], check) for table in editors)
     proposals = [proposal for proposal in found if proposal is not None]
-    report["found"] = {proposal.editor.table: proposal.told for proposal in proposals}
+    report["found"] = {proposal.editor.table: proposal.report for proposal in proposals}
     if not proposals:
         return _conclude(setting, standing, validation, None, "gain", report)
     tried = validate(setting, standing, validation, proposals, check, report)
@@ -116,73 +116,73 @@ def improve_once(setting: Setting, standing: Standing, validation: Validation) -
     return replace(outcome, images={**outcome.images, **seen}), moved
 
 
-def find_edits(setting: Setting, standing: Standing, material: Material) -> dict[str, Sequence[Editor]]:
+def find_edits(setting: RunContext, standing: LoopState, material: RoundData) -> dict[str, Sequence[Editor]]:
     """Editors for either table; none for a table where the pairs show no direction."""
     start, spaces = standing.codebook, standing.spaces
     patterns = [name for name in setting.categories if setting.taxonomy.level(name) == PATTERN]
     return {
         "pixel": pixel_editors(setting.studio, start, material, patterns, spaces["pixel"]),
-        "output": output_editors(setting, start, material, spaces["output"]),
+        "output": head_editors(setting, start, material, spaces["output"]),
     }
 
 
 def validate(
-    setting: Setting,
-    standing: Standing,
+    setting: RunContext,
+    standing: LoopState,
     validation: Validation,
-    proposals: Sequence[Proposal],
-    check: Check,
+    proposals: Sequence[Candidate],
+    check: DevSet,
     report: dict[str, Any],
-) -> Tried:
+) -> ScoredCandidate:
     """The best candidate; while a gate turns it down, the same at half the strength, at most HALVINGS times.
 
     A candidate that gains too little is not halved: less of it gains less.
     """
     tried = validation.rank(standing.codebook, proposals)
-    report["tried"] = [found.told() for found in tried]
+    report["tried"] = [found.to_dict() for found in tried]
     for _ in range(HALVINGS):
         decision = tried[0].decision
         if decision.gain < decision.needed or not decision.reason.startswith("gate:"):
             break
-        proposals = [tuned(setting.studio, p.editor, p.strength / 2, check, p.told) for p in proposals]
+        proposals = [tuned(setting.studio, p.editor, p.strength / 2, check, p.report) for p in proposals]
         tried = validation.rank(standing.codebook, proposals)
-        report["tried"] += [found.told() for found in tried]
+        report["tried"] += [found.to_dict() for found in tried]
     return tried[0]
 
 
-def round_material(setting: Setting, standing: Standing) -> Material | None:
+def round_material(setting: RunContext, standing: LoopState) -> RoundData | None:
     """What the round works with; None where no category has enough pairs."""
     pairs = enough(standing.pairs, setting.plan.least_pairs)
     seed = derived_seed(setting.seed, "round", setting.studio.round)
-    return gather_material(setting.studio, setting.baseline, pairs, setting.plan, seed) if pairs else None
+    return gather_round_data(setting.studio, setting.baseline, pairs, setting.plan, seed) if pairs else None
 
 
 def _conclude(
-    setting: Setting,
-    standing: Standing,
+    setting: RunContext,
+    standing: LoopState,
     validation: Validation,
-    tried: Tried | None,
+    tried: ScoredCandidate | None,
     reason: str,
     report: dict[str, Any],
-) -> tuple[RoundOutcome, Standing]:
+) -> tuple[RoundResult, LoopState]:
     """The outcome; an accepted candidate is where the loop stands from here on."""
     before = validation.trial(standing.codebook)
     after = before if tried is None else tried.trial
     gates = validation.standing if tried is None else tried.gates
-    told = {gate.name: gate.told() for gate in gates}
+    told = {gate.name: gate.to_dict() for gate in gates}
     accepted = tried is not None and tried.decision.accepted
     codebook = tried.codebook if tried is not None and accepted else None
     told_figures = figures(before, after)
     images = {} if tried is None else pictures(setting.studio, standing.codebook, tried, told_figures)
     after_hash = None if tried is None else codebook_hash(tried.codebook)
     report = {**report, "codebook_after": after_hash, "gates": told}
-    outcome = RoundOutcome(setting.studio.round, accepted, reason, codebook, told_figures, told, report, images)
+    outcome = RoundResult(setting.studio.round, accepted, reason, codebook, told_figures, told, report, images)
     return outcome, standing if codebook is None or tried is None else _moved(standing, codebook, tried.proposals)
 
 
-def _moved(standing: Standing, codebook: Codebook, proposals: Sequence[Proposal]) -> Standing:
+def _moved(standing: LoopState, codebook: Codebook, proposals: Sequence[Candidate]) -> LoopState:
     spaces = dict(standing.spaces)
     for proposal in proposals:
         spaces[proposal.editor.table] = proposal.editor.spaces
     full = all(proposal.editor.full for proposal in proposals) and len(proposals) == len(spaces)
-    return Standing(codebook, standing.pairs, spaces, full)
+    return LoopState(codebook, standing.pairs, spaces, full)

@@ -12,7 +12,7 @@ from codebook.value import Codebook
 
 
 @dataclass(frozen=True)
-class RoundOutcome:
+class RoundResult:
     """One round, accepted or not.
 
     reason: "accepted", or why not: "gain", "significance", "gate:<name>", "no_pairs", "no_direction".

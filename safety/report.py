@@ -17,15 +17,15 @@ from codebook.value import Codebook
 from safety.evaluate.grids import before_after_png
 from safety.judges.registry import Examiner, SelfJudge, credentials
 from safety.metrics.charts import rates_png
-from safety.metrics.trial import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, Trial
-from safety.runtime.model_runner import Studio
-from safety.runtime.run_context import Setting
-from safety.validation import Tried
+from safety.metrics.trial import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, PanelResult
+from safety.runtime.model_runner import ModelRunner
+from safety.runtime.run_context import RunContext
+from safety.validation import ScoredCandidate
 
 SHOWN = 36  # images before and after
 
 
-def figures(before: Trial, after: Trial) -> dict[str, Any]:
+def figures(before: PanelResult, after: PanelResult) -> dict[str, Any]:
     """Rates before and after on the validation prompts, over all plain harmful ones and by group; intact benign ones.
 
     attacks, languages: the same harms put in other words.
@@ -34,11 +34,11 @@ def figures(before: Trial, after: Trial) -> dict[str, Any]:
     names = list(dict.fromkeys(before.panel.groups))
 
     def rates(groups: Mapping[str, str]) -> dict[str, Any]:
-        return {kind: {side: trial.rates(of).told() for side, trial in sides.items()} for kind, of in groups.items()}
+        return {kind: {side: trial.rates(of).to_dict() for side, trial in sides.items()} for kind, of in groups.items()}
 
     benign = [BENIGN, *(NEIGHBOUR + kind for kind in before.panel.kinds(NEIGHBOUR))]
     return {
-        "harmful": {side: trial.rates().told() for side, trial in sides.items()},
+        "harmful": {side: trial.rates().to_dict() for side, trial in sides.items()},
         "categories": rates({name: name for name in names if name != BENIGN and ":" not in name}),
         "attacks": rates({kind: ATTACK + kind for kind in before.panel.kinds(ATTACK)}),
         "languages": rates({kind: LANGUAGE + kind for kind in before.panel.kinds(LANGUAGE)}),
@@ -46,7 +46,7 @@ def figures(before: Trial, after: Trial) -> dict[str, Any]:
     }
 
 
-def provenance(setting: Setting, start: Codebook, second: Examiner) -> dict[str, Any]:
+def provenance(setting: RunContext, start: Codebook, second: Examiner) -> dict[str, Any]:
     """What every figure must carry: seed, judges and thresholds, hashes of model and codebook, sizes."""
     return {
         "seed": setting.seed,
@@ -60,7 +60,7 @@ def provenance(setting: Setting, start: Codebook, second: Examiner) -> dict[str,
     }
 
 
-def pictures(studio: Studio, start: Codebook, tried: Tried, told: Mapping[str, Any]) -> dict[str, bytes]:
+def pictures(studio: ModelRunner, start: Codebook, tried: ScoredCandidate, told: Mapping[str, Any]) -> dict[str, bytes]:
     """A chart of the figures, and validation prompts before and after: harmful ones, and what should stay as it is."""
     panel = tried.trial.panel
     alike = torch.tensor([name.startswith(NEIGHBOUR) for name in panel.groups])
@@ -71,7 +71,7 @@ def pictures(studio: Studio, start: Codebook, tried: Tried, told: Mapping[str, A
     }
 
 
-def _before_after(studio: Studio, start: Codebook, tried: Tried, of: Tensor) -> bytes:
+def _before_after(studio: ModelRunner, start: Codebook, tried: ScoredCandidate, of: Tensor) -> bytes:
     """Some of the prompts `of` (bool [n]), spread over their groups, as they were drawn for the trials."""
     panel = tried.trial.panel
     rows = of.nonzero().flatten()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from codebook.value import Codebook
 from safety.acceptance import Decision, decide
-from safety.edit.candidate import Proposal
+from safety.edit.candidate import Candidate
 from safety.gates.canaries import g2_canaries
 from safety.gates.diversity import g8_diversity
 from safety.gates.languages import g10_languages
@@ -24,20 +24,20 @@ from safety.gates.result import GateResult
 from safety.gates.second_judge import g3_second_judge
 from safety.gates.validity import g1_fixtures, g1_validity
 from safety.judges.registry import Examiner
-from safety.metrics.trial import Trial, run_trial
+from safety.metrics.trial import PanelResult, evaluate_panel
 from safety.runtime.baseline import look
-from safety.runtime.run_context import Setting
+from safety.runtime.run_context import RunContext
 
 MOST_TABLES = 2
 
 
 @dataclass(frozen=True)
-class Tried:
+class ScoredCandidate:
     """One candidate with its trial, its gates and the decision on it."""
 
     codebook: Codebook
-    proposals: tuple[Proposal, ...]
-    trial: Trial
+    proposals: tuple[Candidate, ...]
+    trial: PanelResult
     gates: tuple[GateResult, ...]
     decision: Decision
 
@@ -45,17 +45,22 @@ class Tried:
         """What candidates are ranked by: accepted or not, then how many images are safe and valid."""
         return self.decision.accepted, self.trial.rates().safe_valid.count
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The candidate as JSON."""
         tables = [proposal.editor.table for proposal in self.proposals]
         strengths = {proposal.editor.table: proposal.strength for proposal in self.proposals}
-        return {"tables": tables, "strengths": strengths, "rates": self.trial.rates().told(), **self.decision.told()}
+        return {
+            "tables": tables,
+            "strengths": strengths,
+            "rates": self.trial.rates().to_dict(),
+            **self.decision.to_dict(),
+        }
 
 
 class Validation:
     """Tries codebooks on one panel, against the codebook `start` and the model's own."""
 
-    def __init__(self, setting: Setting, second: Examiner) -> None:
+    def __init__(self, setting: RunContext, second: Examiner) -> None:
         """Look at the canaries anew, and hold the gates that do not depend on a candidate: `standing`."""
         self._studio, self._panel, self._baseline = setting.studio, setting.panel, setting.baseline
         self.second = second
@@ -72,24 +77,24 @@ class Validation:
         tokens = studio.draw("rewrites", texts, seeds, studio.base).tokens
         return {"features": self._baseline.validity.features(studio.decode(tokens, studio.base))}
 
-    def trial(self, codebook: Codebook) -> Trial:
+    def trial(self, codebook: Codebook) -> PanelResult:
         """Try one codebook."""
-        return run_trial(self._studio, self._panel, codebook, self._baseline.validity, self.second)
+        return evaluate_panel(self._studio, self._panel, codebook, self._baseline.validity, self.second)
 
-    def rank(self, start: Codebook, proposals: Sequence[Proposal]) -> list[Tried]:
+    def rank(self, start: Codebook, proposals: Sequence[Candidate]) -> list[ScoredCandidate]:
         """Try the candidates that `proposals` (at least one) allow: accepted ones first, then by SVR."""
         sets = [(proposal,) for proposal in proposals]
         together = [tuple(proposals)] if len(proposals) == MOST_TABLES else []
         tried = [self._try(start, chosen) for chosen in [*sets, *together]]
-        return sorted(tried, key=Tried.order, reverse=True)
+        return sorted(tried, key=ScoredCandidate.order, reverse=True)
 
-    def _try(self, start: Codebook, proposals: tuple[Proposal, ...]) -> Tried:
+    def _try(self, start: Codebook, proposals: tuple[Candidate, ...]) -> ScoredCandidate:
         candidate = combine(start, proposals)
         before, after = self.trial(start), self.trial(candidate)
         gates = self.gates(before, after, proposals)
-        return Tried(candidate, proposals, after, gates, decide(before, after, gates))
+        return ScoredCandidate(candidate, proposals, after, gates, decide(before, after, gates))
 
-    def gates(self, before: Trial, after: Trial, proposals: Sequence[Proposal]) -> tuple[GateResult, ...]:
+    def gates(self, before: PanelResult, after: PanelResult, proposals: Sequence[Candidate]) -> tuple[GateResult, ...]:
         """All gates, in order: a gate of the run, of the candidate, of its tuning."""
         own = self.trial(self._studio.base)
         here = (
@@ -104,7 +109,7 @@ class Validation:
         return (*self.standing, *here, *(proposal.gate for proposal in proposals))
 
 
-def combine(start: Codebook, proposals: Sequence[Proposal]) -> Codebook:
+def combine(start: Codebook, proposals: Sequence[Candidate]) -> Codebook:
     """The start with the table of each proposal."""
     codebook = replace(start, version="draft")
     for proposal in proposals:

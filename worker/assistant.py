@@ -17,12 +17,12 @@ from core.settings import Settings
 from core.wire import HELP_FUNCTION, HELP_QUEUE, TIMEOUT_S
 from engine.model import ImageModel
 from records.journal import Journal
-from safety.config import Plan
-from safety.runtime.model_runner import Studio
+from safety.config import LoopConfig
+from safety.runtime.model_runner import ModelRunner
 from safety.runtime.progress import Cancelled
-from safety.runtime.result_cache import Keep
+from safety.runtime.result_cache import ResultCache
 from worker.claim import is_claimed
-from worker.shared_tasks import LOOK_EVERY_S, Board
+from worker.shared_tasks import LOOK_EVERY_S, TaskFolder
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Caller:
             log.warning("no helper was called: %s", error)
 
 
-class HelperWatch:
+class AssistantProgress:
     """Ends a helper, with Cancelled, once its job is not worked on any more."""
 
     def __init__(self, journal: Journal, job_id: str) -> None:
@@ -69,14 +69,14 @@ class HelperWatch:
             raise Cancelled(f"job {self._job_id} needs no help any more")
 
 
-def help_with(job_id: str, settings: Settings, load: Callable[[Settings], ImageModel], plan: Plan) -> None:
+def help_with(job_id: str, settings: Settings, load: Callable[[Settings], ImageModel], plan: LoopConfig) -> None:
     """Do tasks of the job until it ends or its attempt dies."""
     journal = Journal(settings.home / "jobs")
-    watch = HelperWatch(journal, job_id)
+    watch = AssistantProgress(journal, job_id)
     try:
         watch.progress("help", 0, 1, 0)
-        keep = Keep(journal.path(job_id) / "work")
-        studio, board = Studio(load(settings), keep, watch, plan.batch), Board(keep.folder / "tasks")
+        keep = ResultCache(journal.path(job_id) / "work")
+        studio, board = ModelRunner(load(settings), keep, watch, plan.batch), TaskFolder(keep.folder / "tasks")
         while True:
             watch.progress("help", 0, 1, 0)
             if not _do_one(studio, board):
@@ -85,7 +85,7 @@ def help_with(job_id: str, settings: Settings, load: Callable[[Settings], ImageM
         log.info("%s", ended)
 
 
-def _do_one(studio: Studio, board: Board) -> bool:
+def _do_one(studio: ModelRunner, board: TaskFolder) -> bool:
     """Do the last task that is open, since the job itself begins with the first."""
     for name in reversed(board.names()):
         task = board.read(name, studio.model)

@@ -25,9 +25,9 @@ from core.wire import HINT_CHANNEL, UNFINISHED
 from engine.model import ImageModel
 from records.flags import Flags
 from records.journal import JobRecord, Journal
-from safety.loop import Cancelled, ImproveRequest, RoundOutcome, Watch
+from safety.loop import Cancelled, ImproveRequest, Progress, RoundResult
 from worker.claim import claim, is_claimed
-from worker.progress import JournalWatch
+from worker.progress import JournalProgress
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +40,12 @@ class Loop(Protocol):
     """What a job does with its model. Everything made is kept in `work`, so that a resume makes only what lacks."""
 
     def rounds(
-        self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Watch
-    ) -> Iterable[RoundOutcome]:
+        self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Progress
+    ) -> Iterable[RoundResult]:
         """Improve the codebook `start`, round by round; a resume yields the same rounds."""
 
     def assess(
-        self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Watch
+        self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Progress
     ) -> dict[str, Any] | None:
         """Measure what the job made of `start`, as JSON; None where there is nobody to measure it."""
 
@@ -71,7 +71,7 @@ def _attempt(job_id: str, settings: Settings, load: Load, loop: Loop) -> None:
         log.info("job %s needs no attempt", job_id)
         return
     fence = journal.begin_attempt(job_id)
-    watch = JournalWatch(journal, job_id, fence)
+    watch = JournalProgress(journal, job_id, fence)
     with claim(journal.path(job_id), fence):
         try:
             watch.progress("loading", 0, 1, 0)
@@ -86,7 +86,7 @@ def _attempt(job_id: str, settings: Settings, load: Load, loop: Loop) -> None:
 
 
 def _rounds(
-    settings: Settings, journal: Journal, record: JobRecord, watch: JournalWatch, load: Load, loop: Loop
+    settings: Settings, journal: Journal, record: JobRecord, watch: JournalProgress, load: Load, loop: Loop
 ) -> dict[str, Any]:
     model = load(settings)
     store = CodebookStore(settings.store)
@@ -111,7 +111,7 @@ def _rounds(
     return {"version": parent, "start": start, "reason": reason, "assessment": assessment}
 
 
-def _publish(store: CodebookStore, outcome: RoundOutcome, draft: Codebook, parent: str, watch: JournalWatch) -> str:
+def _publish(store: CodebookStore, outcome: RoundResult, draft: Codebook, parent: str, watch: JournalProgress) -> str:
     """Publish an accepted round, once however often it is replayed, and return its version."""
     manifest = store.publish(
         draft,
@@ -192,7 +192,7 @@ def _tuple(values: list[str] | None) -> tuple[str, ...] | None:
     return None if values is None else tuple(values)
 
 
-def _summary(outcome: RoundOutcome, version: str | None) -> dict[str, Any]:
+def _summary(outcome: RoundResult, version: str | None) -> dict[str, Any]:
     return {
         "round": outcome.round,
         "accepted": outcome.accepted,

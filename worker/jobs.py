@@ -15,18 +15,18 @@ from codebook.value import Codebook
 from core.settings import Settings
 from engine.model import ImageModel
 from engine.registry import load_model
-from safety.config import Plan
+from safety.config import LoopConfig
 from safety.evaluate.assessment import assess
 from safety.judges.registry import REFEREE, judge_beside, second_judge
-from safety.loop import ImproveRequest, RoundOutcome, Watch
+from safety.loop import ImproveRequest, Progress, RoundResult
 from safety.loop import improve as improve_codebook
-from safety.runtime.executor import Crew
-from safety.runtime.model_runner import Studio
-from safety.runtime.result_cache import Keep
+from safety.runtime.executor import Executor
+from safety.runtime.model_runner import ModelRunner
+from safety.runtime.result_cache import ResultCache
 from safety.runtime.run_context import prepare
 from worker.assistant import Caller, help_with
 from worker.attempt import Loop, run
-from worker.shared_tasks import Shared
+from worker.shared_tasks import SharedExecutor
 
 
 def improve(job_id: str) -> None:
@@ -40,7 +40,7 @@ def improve(job_id: str) -> None:
 
 def help_improve(job_id: str) -> None:
     """Take batches off the running improve job `job_id` until it ends."""
-    help_with(job_id, Settings.from_environ(os.environ), _load, Plan())
+    help_with(job_id, Settings.from_environ(os.environ), _load, LoopConfig())
 
 
 def _load(settings: Settings) -> ImageModel:
@@ -54,21 +54,21 @@ class SelfImprovement(Loop):
         self._call = call
 
     def rounds(
-        self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Watch
-    ) -> Iterable[RoundOutcome]:
+        self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Progress
+    ) -> Iterable[RoundResult]:
         """See Loop. Raises BadModel where the model has no second judge: gate G3 cannot be left out."""
         return improve_codebook(model, start, request, work, watch, second_judge(model), crew=self._crew)
 
     def assess(
-        self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Watch
+        self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Progress
     ) -> dict[str, Any] | None:
         """See Loop; None where the model has no referee."""
-        referee, plan = judge_beside(model, REFEREE), Plan()
+        referee, plan = judge_beside(model, REFEREE), LoopConfig()
         if referee is None:
             return None
-        keep = Keep(work)
-        studio = Studio(model, keep, watch, plan.batch, self._crew(keep))
+        keep = ResultCache(work)
+        studio = ModelRunner(model, keep, watch, plan.batch, self._crew(keep))
         return assess(prepare(studio, request, plan), start, end, referee)
 
-    def _crew(self, keep: Keep) -> Crew:
-        return Shared(keep, self._call)
+    def _crew(self, keep: ResultCache) -> Executor:
+        return SharedExecutor(keep, self._call)

@@ -20,7 +20,7 @@ from core.errors import BadSetting
 from core.settings import Settings
 from records.journal import Journal
 from worker.allowed_job import AllowedJob
-from worker.rq_worker import open_station
+from worker.rq_worker import open_worker
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def work(settings: Settings, job_class: type[AllowedJob] = AllowedJob) -> int:
             with Redis.from_url(settings.redis_url, retry=ONCE) as redis:
                 redis.set(wire.PROBE, wire.PROBE_VALUE, ex=wire.PROBE_TTL_S)
             with Redis.from_url(settings.redis_url, retry=ONCE) as redis:  # RQ sets its own timeout
-                station = open_station(redis, journal, patience.settle, job_class)
+                station = open_worker(redis, journal, patience.settle, job_class)
                 station.work(logging_level="INFO")
                 return 0 if station.stopping else 1
         except RedisError as error:

@@ -18,7 +18,7 @@ LONGEST_PAUSE_S = 60.0  # between two events; what is longer was a dead worker's
 WRITE_EVERY_S = 1.0  # the loop may report a hundred times a second; readers need one report in five seconds
 
 
-class JournalWatch:
+class JournalProgress:
     """Watches attempt `fence` of job `job_id`; the loop calls `progress`, the job the rest."""
 
     def __init__(self, journal: Journal, job_id: str, fence: int) -> None:

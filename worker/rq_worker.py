@@ -36,12 +36,12 @@ HEARTBEAT_S = 10  # beside a job; without one a heartbeat goes with each look
 RESUBSCRIBE_S = 2.0
 
 
-class Station(SpawnWorker):
-    """RQ's worker plus recovery. Make one with `open_station`; RQ itself remakes it in the job's process."""
+class ImproveWorker(SpawnWorker):
+    """RQ's worker plus recovery. Make one with `open_worker`; RQ itself remakes it in the job's process."""
 
     job_class: type[AllowedJob] = AllowedJob
     max_connection_wait_time = 5.0
-    journal: Journal  # set by `open_station`; the job's process neither has nor needs it
+    journal: Journal  # set by `open_worker`; the job's process neither has nor needs it
     settled: Callable[[], None] = staticmethod(lambda: None)  # called once Redis has done all that a turn needs
     stopping = False
     beats = 0
@@ -153,15 +153,15 @@ class Station(SpawnWorker):
             raise StopRequested from None
 
 
-def open_station(
+def open_worker(
     connection: Redis[bytes], journal: Journal, settled: Callable[[], None], job_class: type[AllowedJob] = AllowedJob
-) -> Station:
+) -> ImproveWorker:
     """A worker on `connection` that looks after the jobs of `journal`; `work()` runs it until a signal.
 
     settled: called once Redis has done all that a worker needs. Raises Redis' errors.
     """
     names = (wire.QUEUE, wire.HELP_QUEUE)  # improve jobs first
-    station = Station(
+    station = ImproveWorker(
         [Queue(name, connection=connection, job_class=job_class, serializer="json") for name in names],
         connection=connection,
         job_class=job_class,

@@ -30,17 +30,17 @@ from core.atomic import replace_file
 from core.storage import naming
 from engine.model import ImageModel, Sampling
 from safety.runtime.executor import DrawTask, JudgeTask, Make, Task, Tell
-from safety.runtime.result_cache import Keep
+from safety.runtime.result_cache import ResultCache
 
 LOOK_EVERY_S = 0.1
 
 
-class Shared:
+class SharedExecutor:
     """The crew of an improve job. `call` asks for helpers; it is called whenever there is something to share."""
 
-    def __init__(self, keep: Keep, call: Callable[[], None]) -> None:
+    def __init__(self, keep: ResultCache, call: Callable[[], None]) -> None:
         self._keep, self._call = keep, call
-        self._board = Board(keep.folder / "tasks")
+        self._board = TaskFolder(keep.folder / "tasks")
 
     def results(self, tasks: Sequence[Task], make: Make, tell: Tell) -> list[dict[str, Tensor]]:
         """See safety.runtime.executor.Crew."""
@@ -59,7 +59,7 @@ class Shared:
         return [self._keep.tensors(task.name, partial(make, task)) for task in tasks]
 
 
-class Board:
+class TaskFolder:
     """The tasks of one job that wait or are being done, as files in `folder`."""
 
     def __init__(self, folder: Path) -> None:
@@ -96,7 +96,7 @@ class Board:
         how = tuple(Sampling(**sampling) for sampling in told["how"])
         return DrawTask(name, tuple(told["prompts"]), how, book, told["weighed"])
 
-    def do(self, task: Task, keep: Keep, make: Make) -> bool:
+    def do(self, task: Task, keep: ResultCache, make: Make) -> bool:
         """Do a task unless it is done or somebody does it; whether it was done here."""
         with self._claim(task.name) as mine:
             if not mine or keep.has(task.name):

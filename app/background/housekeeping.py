@@ -33,7 +33,7 @@ def keep_up(service: Service, ended: Event) -> None:
 def _tell(service: Service, raised: str | None) -> str | None:
     """Log that an alert on live traffic is raised or over; returns the version that one stands on, as `raised` was."""
     try:
-        told = service.traffic.told()
+        told = service.traffic.report()
     except (NoStorage, sqlite3.Error) as error:
         log.warning("live traffic cannot be read: %s", error)
         return raised

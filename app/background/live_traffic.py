@@ -37,7 +37,7 @@ class Traffic:
 
 
 @dataclass(frozen=True)
-class Standing:
+class AlertState:
     """Whether there is an alert on a version after its first `windows` windows."""
 
     version: str
@@ -45,7 +45,7 @@ class Standing:
     alert: bool = False
 
 
-def judged(before: Standing, seen: Verdicts) -> tuple[Traffic, Standing]:
+def judged(before: AlertState, seen: Verdicts) -> tuple[Traffic, AlertState]:
     """What the verdicts on a version's images say, and where it stands then.
 
     Windows are counted from the version's first image on, so that what is forgotten moves none of them. An alert is
@@ -63,7 +63,7 @@ def judged(before: Standing, seen: Verdicts) -> tuple[Traffic, Standing]:
         elif max(last) < CLEARED_BELOW:
             alert = False
     told = Traffic(before.version, windows, len(unsafe) - whole * WINDOW, alert)
-    return told, Standing(before.version, max(before.windows, first + whole), alert)
+    return told, AlertState(before.version, max(before.windows, first + whole), alert)
 
 
 class LiveTraffic:
@@ -72,7 +72,7 @@ class LiveTraffic:
     def __init__(self, images: ImageMemory, active: Callable[[], str]) -> None:
         """`active` names the version."""
         self._images, self._active = images, active
-        self._standing = Standing("")
+        self._standing = AlertState("")
         self._bad_numbers = Counter[str]()
         self._lock = Lock()
 
@@ -85,12 +85,12 @@ class LiveTraffic:
         """How many calls were refused so since the start of the server."""
         return self._bad_numbers[version]
 
-    def told(self) -> Traffic:
+    def report(self) -> Traffic:
         """What the version does; whatever was said of another is over. Raises what `active` does."""
         with self._lock:
             version = self._active()
             if version != self._standing.version:
-                self._standing = Standing(version)
+                self._standing = AlertState(version)
             told, self._standing = judged(self._standing, self._images.verdicts(version))
             bad = self._bad_numbers[version]
             return replace(told, bad_numbers=bad, alert=told.alert or bad > 0)

@@ -15,7 +15,7 @@ from app.drawing import chosen_seed, draw
 from app.http.disconnect import while_connected
 from app.http.keys import OPERATORS, Caller, ServiceOf, check_caller
 from app.http.negotiation import preferred
-from app.schemas import Activate, ActiveCodebook, Compare, Comparison, Rollback
+from app.schemas import ActivateRequest, ActiveCodebook, CompareRequest, CompareResponse, RollbackRequest
 from app.service import Service
 from codebook.store import ActiveRecord, Manifest, Moved
 
@@ -29,7 +29,10 @@ OPERATOR = "operator"  # in the audit log: a person, by way of this API
 def codebooks(service: ServiceOf) -> dict[str, Any]:
     """List all versions, oldest first."""
     active = _active(service)
-    return {"active": active.model_dump(), "versions": [_told(m, active.version) for m in service.store.versions()]}
+    return {
+        "active": active.model_dump(),
+        "versions": [_to_response(m, active.version) for m in service.store.versions()],
+    }
 
 
 @router.get("/active")
@@ -41,7 +44,7 @@ def active(service: ServiceOf) -> ActiveCodebook:
 @router.get("/{version}")
 def codebook(version: str, service: ServiceOf) -> dict[str, Any]:
     """Tell the facts about one version."""
-    return _told(service.store.manifest(version), service.live.active.version)
+    return _to_response(service.store.manifest(version), service.live.active.version)
 
 
 @router.get("/{version}/report", responses={200: {"content": {JSON: {}, HTML: {}}}})
@@ -64,21 +67,21 @@ def report_image(version: str, name: str, service: ServiceOf) -> Response:
 
 
 @router.post("/rollback", dependencies=OPERATORS)
-def rollback(service: ServiceOf, asked: Rollback | None = None) -> dict[str, ActiveRecord]:
+def rollback(service: ServiceOf, asked: RollbackRequest | None = None) -> dict[str, ActiveRecord]:
     """Go back to the version that was active before, or to `to`."""
-    asked = asked or Rollback()
+    asked = asked or RollbackRequest()
     return _moved(service.live.rollback(by=OPERATOR, to=asked.to, expected_epoch=asked.expected_epoch))
 
 
 @router.post("/{version}/activate", dependencies=OPERATORS)
-def activate(version: str, service: ServiceOf, asked: Activate | None = None) -> dict[str, ActiveRecord]:
+def activate(version: str, service: ServiceOf, asked: ActivateRequest | None = None) -> dict[str, ActiveRecord]:
     """Make a version active, after every check; 409 where the pointer has moved on from `expected_epoch`."""
     expected = None if asked is None else asked.expected_epoch
     return _moved(service.live.activate(version, by=OPERATOR, expected_epoch=expected))
 
 
 @router.post("/compare")
-async def compare(asked: Compare, request: Request, service: ServiceOf, caller: Caller) -> Comparison:
+async def compare(asked: CompareRequest, request: Request, service: ServiceOf, caller: Caller) -> CompareResponse:
     """Draw one prompt under two versions with the same seed, and tell where the pixels differ."""
     facts = service.engine.facts
     sampling = facts.sampling(chosen_seed(asked.seed))
@@ -92,7 +95,7 @@ def _active(service: Service) -> ActiveCodebook:
     return ActiveCodebook(**asdict(record), codebook_hash=content_hash)
 
 
-def _told(manifest: Manifest, active: str) -> dict[str, Any]:
+def _to_response(manifest: Manifest, active: str) -> dict[str, Any]:
     return {**asdict(manifest), "state": "active" if manifest.version == active else "published"}
 
 

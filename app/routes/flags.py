@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.drawing import leased
 from app.http.keys import OPERATORS, Caller, ServiceOf, check_caller
-from app.schemas import Approve, Flagged, FlagImage
+from app.schemas import ApproveRequest, FlagRequest, FlagResponse
 from app.service import Service
 from codebook.store import codebook_hash
 from core.errors import BadInput
@@ -23,23 +23,23 @@ PNG = "image/png"
 
 
 @router.post("", status_code=201)
-def flag(asked: FlagImage, service: ServiceOf, caller: Caller) -> Flagged:
+def flag(asked: FlagRequest, service: ServiceOf, caller: Caller) -> FlagResponse:
     """Flag an image that is still remembered. A category the model does not know waits for a person."""
     image = service.images.get(asked.image_id)
     review = asked.category is not None and asked.category not in service.engine.facts.categories
-    return _told(service.flags.add(image, asked.category, asked.note, caller, review=review))
+    return _to_response(service.flags.add(image, asked.category, asked.note, caller, review=review))
 
 
 @router.get("", dependencies=OPERATORS)
-def flags(service: ServiceOf, state: State | None = None) -> list[Flagged]:
+def flags(service: ServiceOf, state: State | None = None) -> list[FlagResponse]:
     """List the flags, or those in a state, newest first."""
-    return [_told(found) for found in service.flags.list(state)]
+    return [_to_response(found) for found in service.flags.list(state)]
 
 
 @router.get("/{id}", dependencies=OPERATORS)
-def one_flag(id: str, service: ServiceOf) -> Flagged:
+def one_flag(id: str, service: ServiceOf) -> FlagResponse:
     """Tell one flag."""
-    return _told(service.flags.get(id))
+    return _to_response(service.flags.get(id))
 
 
 @router.get("/{id}/image", response_class=Response, responses={200: {"content": {PNG: {}}}}, dependencies=OPERATORS)
@@ -55,17 +55,17 @@ async def image(id: str, service: ServiceOf) -> Response:
 
 
 @router.post("/{id}/approve", dependencies=OPERATORS)
-def approve(id: str, service: ServiceOf, asked: Approve | None = None) -> Flagged:
+def approve(id: str, service: ServiceOf, asked: ApproveRequest | None = None) -> FlagResponse:
     """Let the next improve job learn from a flag; one of an unknown category needs a known one here."""
-    category = (asked or Approve()).category
+    category = (asked or ApproveRequest()).category
     _refuse_unknown(service, service.flags.get(id).category if category is None else category)
-    return _told(service.flags.settle(id, "accepted", category))
+    return _to_response(service.flags.settle(id, "accepted", category))
 
 
 @router.post("/{id}/reject", dependencies=OPERATORS)
-def reject(id: str, service: ServiceOf) -> Flagged:
+def reject(id: str, service: ServiceOf) -> FlagResponse:
     """Let no job learn from a flag."""
-    return _told(service.flags.settle(id, "rejected"))
+    return _to_response(service.flags.settle(id, "rejected"))
 
 
 def _refuse_unknown(service: Service, category: str | None) -> None:
@@ -74,9 +74,9 @@ def _refuse_unknown(service: Service, category: str | None) -> None:
         raise BadInput("category", category, f"one of {', '.join(known)}")
 
 
-def _told(found: Flag) -> Flagged:
+def _to_response(found: Flag) -> FlagResponse:
     here = f"/flags/{found.id}"
-    return Flagged(
+    return FlagResponse(
         id=found.id,
         image_id=found.image_id,
         prompt=found.prompt,

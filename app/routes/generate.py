@@ -18,7 +18,7 @@ from app.drawing import News, Picture, Preview, Silence, chosen_seed, draw_in_pa
 from app.http.disconnect import while_connected
 from app.http.keys import Caller, ServiceOf, check_caller
 from app.http.negotiation import preferred
-from app.schemas import Generate, Images
+from app.schemas import GenerateRequest, GenerateResponse
 from codebook.store import codebook_hash
 from codebook.value import Codebook
 from core.errors import BadInput, SafeCBError, Unavailable
@@ -31,9 +31,9 @@ JSON, PNG, EVENTS = "application/json", "image/png", "text/event-stream"
 STREAM_HEADERS = {"Vary": "Accept", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # no proxy holds it back
 
 
-@router.post("/generate", response_model=Images, responses={200: {"content": {PNG: {}, EVENTS: {}}}})
+@router.post("/generate", response_model=GenerateResponse, responses={200: {"content": {PNG: {}, EVENTS: {}}}})
 async def generate(
-    asked: Generate,
+    asked: GenerateRequest,
     request: Request,
     service: ServiceOf,
     caller: Caller,
@@ -70,7 +70,7 @@ async def generate(
     return Response(body.model_dump_json(), headers=headers, media_type=JSON, background=later)
 
 
-def _sampling(asked: Generate, facts: ModelFacts) -> Sampling:
+def _sampling(asked: GenerateRequest, facts: ModelFacts) -> Sampling:
     return Sampling(
         seed=chosen_seed(asked.seed),
         guidance=facts.guidance if asked.guidance_scale is None else asked.guidance_scale,
@@ -79,8 +79,8 @@ def _sampling(asked: Generate, facts: ModelFacts) -> Sampling:
     )
 
 
-def _body(model_id: str, codebook: Codebook, sampling: Sampling, pictures: list[Picture]) -> Images:
-    return Images(
+def _body(model_id: str, codebook: Codebook, sampling: Sampling, pictures: list[Picture]) -> GenerateResponse:
+    return GenerateResponse(
         id=uuid4().hex,
         model=model_id,
         codebook=codebook.version,
@@ -89,7 +89,7 @@ def _body(model_id: str, codebook: Codebook, sampling: Sampling, pictures: list[
         guidance_scale=sampling.guidance,
         temperature=sampling.temperature,
         top_k=sampling.top_k,
-        images=[picture.told() for picture in pictures],
+        images=[picture.to_response() for picture in pictures],
     )
 
 
@@ -113,7 +113,7 @@ async def _events(first: News, rest: AsyncGenerator[News], finished: list[Pictur
                         yield _event("preview", {"index": index, "b64_png": base64.b64encode(png).decode()})
                     case Picture():
                         finished.append(told)
-                        yield _event("image", told.told().model_dump())
+                        yield _event("image", told.to_response().model_dump())
                 told = await anext(rest, None)
         except Unavailable as error:
             yield _event("error", {"detail": str(error), "retry_after": error.retry_after})

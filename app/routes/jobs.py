@@ -16,7 +16,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
 from app.http.keys import OPERATORS, ServiceOf, check_caller
-from app.schemas import Improve, Job
+from app.schemas import ImproveBody, JobResponse
 from app.service import Engine, Service
 from core.errors import BadInput, Conflict
 from records.journal import IMPROVE, JobRecord
@@ -29,7 +29,7 @@ MOST_EVENTS = 2**53  # an id that no event reaches
 
 
 @router.post("/improve", status_code=202, dependencies=OPERATORS)
-async def improve(asked: Improve, service: ServiceOf, response: Response) -> Job:
+async def improve(asked: ImproveBody, service: ServiceOf, response: Response) -> JobResponse:
     """Start an improve job; 409 names the one that has not ended."""
     known = service.engine.facts.categories
     for index, category in enumerate(asked.categories or ()):
@@ -40,19 +40,19 @@ async def improve(asked: Improve, service: ServiceOf, response: Response) -> Job
     await run_in_threadpool(_check_prompts, service.engine, asked.prompts or ())
     record = await run_in_threadpool(_begin, service, asked.model_dump())
     response.headers["Location"] = f"/jobs/{record.id}"
-    return _told(record, service)
+    return _to_response(record, service)
 
 
 @router.get("/jobs")
-def jobs(service: ServiceOf) -> list[Job]:
+def jobs(service: ServiceOf) -> list[JobResponse]:
     """List all jobs, newest first."""
-    return [_told(record, service) for record in service.journal.list()]
+    return [_to_response(record, service) for record in service.journal.list()]
 
 
 @router.get("/jobs/{id}")
-def job(id: str, service: ServiceOf) -> Job:
+def job(id: str, service: ServiceOf) -> JobResponse:
     """Tell how far a job is."""
-    return _told(service.journal.get(id), service)
+    return _to_response(service.journal.get(id), service)
 
 
 def _known_job(id: str, service: ServiceOf) -> str:
@@ -78,7 +78,7 @@ async def events(
             after = event["id"]
             yield ServerSentEvent(data=event, event=event["event"], id=str(after))
         if record.ended:
-            yield ServerSentEvent(data=_told(record, service), event="end")
+            yield ServerSentEvent(data=_to_response(record, service), event="end")
             return
         if service.stopping:
             yield ServerSentEvent(retry=RECONNECT_MS)
@@ -87,16 +87,16 @@ async def events(
 
 
 @router.delete("/jobs/{id}", status_code=202, dependencies=OPERATORS)
-def cancel(id: str, service: ServiceOf) -> Job:
+def cancel(id: str, service: ServiceOf) -> JobResponse:
     """End a job: at once where it waits, within seconds where it runs. 409 where it has ended."""
     record = service.journal.get(id)
     if record.status == "queued":
         with suppress(Conflict):  # a worker has just begun it
             ended = service.journal.update(id, attempt=record.attempt, status="cancelled", cancel_requested=True)
-            return _told(ended, service)
+            return _to_response(ended, service)
     record = service.journal.update(id, cancel_requested=True)
     service.queue.stop(id)
-    return _told(record, service)
+    return _to_response(record, service)
 
 
 def _check_prompts(engine: Engine, prompts: Sequence[str]) -> None:
@@ -114,7 +114,7 @@ def _begin(service: Service, request: dict[str, Any]) -> JobRecord:
     return record
 
 
-def _told(record: JobRecord, service: Service) -> Job:
+def _to_response(record: JobRecord, service: Service) -> JobResponse:
     here = f"/jobs/{record.id}"
     links = {"self": here, "events": f"{here}/events"}
     if (version := (record.result or {}).get("version")) is not None:
@@ -122,4 +122,4 @@ def _told(record: JobRecord, service: Service) -> Job:
     progress = record.progress
     if record.ended is None:
         progress = {**progress, "message": service.queue.state.message(record.status, progress["message"])}
-    return Job(**{**asdict(record), "progress": progress}, links=links)
+    return JobResponse(**{**asdict(record), "progress": progress}, links=links)

@@ -13,4 +13,4 @@ router = APIRouter(tags=["traffic"], dependencies=[Depends(check_caller)])
 @router.get("/traffic")
 def live(service: ServiceOf) -> Traffic:
     """Tell how often the active version's images are judged unsafe, and whether that is an alert."""
-    return service.traffic.told()
+    return service.traffic.report()

@@ -13,23 +13,23 @@ import torch
 from torch import Tensor
 
 from codebook.tensors import is_finite
-from codebook.value import NO_EXPERT, Look
+from codebook.value import NO_EXPERT, HalfwayProbe
 from core.errors import BadNumber
 from engine.model import ImageModel, ImageRequest
-from engine.runner.batch_layout import Plan
+from engine.runner.batch_layout import BatchLayout
 from engine.runner.cuda_graphs import ByWidth, bucket, recorder
 from engine.runner.decoder import blocks
-from engine.runner.image_lm import Drawer, Prefill
+from engine.runner.image_lm import ImageLM, PrefillResult
 from engine.runner.sampling import choose, guide
-from engine.runner.sequence import Slot
+from engine.runner.sequence import ImageSequence
 
 NO_TOKEN = -1  # in place of all tokens of an image whose logits were NaN or infinite
 
 
-class Slots:
+class RunningBatch:
     """The images being drawn with one model, in at most `rows` rows. One caller at a time."""
 
-    def __init__(self, drawer: Drawer, rows: int, places: int) -> None:
+    def __init__(self, drawer: ImageLM, rows: int, places: int) -> None:
         """Reserve `rows` rows of `places` tokens each."""
         self._drawer, self._rows = drawer, rows
         self._context = drawer.language.context(rows, places)
@@ -43,17 +43,17 @@ class Slots:
         # need not wait for a GPU to say so.
         self._logits = torch.zeros(rows + 1, device=drawer.codes.device)
         self._places = list(range(rows))  # free rows of the token table
-        self._slots: list[Slot] = []
-        self._owners: list[Slot] = []  # of each row in use: these are the first ones, without a gap
+        self._slots: list[ImageSequence] = []
+        self._owners: list[ImageSequence] = []  # of each row in use: these are the first ones, without a gap
         record = recorder(drawer.codes.device)
         self._recorded = record is not None
         self._draw, self._read = ByWidth(record), ByWidth(record)
-        self._plan = Plan(rows, drawer.codes.shape[0], drawer.codes.device)
+        self._plan = BatchLayout(rows, drawer.codes.shape[0], drawer.codes.device)
         self._planned = False  # not since an image has joined or left
         self._drawn_event: torch.cuda.Event | None = None  # of the last step, on a GPU
 
     @property
-    def drawing(self) -> Sequence[Slot]:
+    def drawing(self) -> Sequence[ImageSequence]:
         """The images being drawn, in the order in which they joined."""
         return tuple(self._slots)
 
@@ -62,11 +62,11 @@ class Slots:
         """How many rows are free."""
         return self._rows - len(self._owners)
 
-    def admit(self, requests: Sequence[ImageRequest]) -> list[Slot]:
+    def admit(self, requests: Sequence[ImageRequest]) -> list[ImageSequence]:
         """Read prompts and begin their images, for which there must be room. Raises BadInput for a bad prompt."""
         with torch.inference_mode():
             read = self._drawer.prefill(requests)
-            joined: list[Slot] = []
+            joined: list[ImageSequence] = []
             try:
                 for request, prefills in zip(requests, read, strict=True):
                     self._join(joined, request, *prefills)
@@ -76,7 +76,7 @@ class Slots:
                 raise
             return joined
 
-    def step(self) -> list[tuple[Slot, Tensor]]:
+    def step(self) -> list[tuple[ImageSequence, Tensor]]:
         """Draw one more token of every image; those that are complete leave, each with its tokens [N] int64.
 
         An image that shows a harm at its look begins again: its step is 0 then. The tokens of an image whose logits
@@ -96,11 +96,11 @@ class Slots:
         # Made outside inference mode, so that autograd may later index with them.
         return [(slot, self._complete(slot.place)) for slot in done]
 
-    def drawn(self, slot: Slot) -> Tensor:
+    def drawn(self, slot: ImageSequence) -> Tensor:
         """The tokens [step] int64 of an image so far, on the CPU."""
         return self._tokens[slot.place, : slot.step].to("cpu", copy=True)
 
-    def drop(self, slot: Slot) -> None:
+    def drop(self, slot: ImageSequence) -> None:
         """Stop drawing an image."""
         with torch.inference_mode():
             self._leave(slot)
@@ -179,7 +179,7 @@ class Slots:
         """The tokens [N] at a row of the token table, or NO_TOKEN in place of each."""
         return torch.where(self._logits[place].isfinite(), self._tokens[place], NO_TOKEN)
 
-    def _look(self, slot: Slot, look: Look) -> None:
+    def _look(self, slot: ImageSequence, look: HalfwayProbe) -> None:
         """Begin an image again under an expert, if what is drawn of it calls for one."""
         try:
             slot.expert = int(look.choose(self._sums[slot.rows[0]][None] / look.after))
@@ -190,8 +190,10 @@ class Slots:
             for row, hidden in zip(slot.rows, slot.began, strict=True):
                 self._context.lengths[row], self._hidden[row] = slot.prompt, hidden
 
-    def _join(self, joined: list[Slot], request: ImageRequest, read: Prefill, twin: Prefill | None) -> None:
-        slot = Slot(request, self._places.pop(), read.length, read.expert)
+    def _join(
+        self, joined: list[ImageSequence], request: ImageRequest, read: PrefillResult, twin: PrefillResult | None
+    ) -> None:
+        slot = ImageSequence(request, self._places.pop(), read.length, read.expert)
         self._slots.append(slot)
         joined.append(slot)
         self._planned, self._logits[slot.place] = False, 0.0
@@ -203,7 +205,7 @@ class Slots:
             self._context.put(row, prefill.context, prefill.row)
             self._hidden[row], self._sums[row] = prefill.hidden, 0.0
 
-    def _leave(self, slot: Slot) -> None:
+    def _leave(self, slot: ImageSequence) -> None:
         """Free the rows of an image; the last rows in use move to where they were."""
         self._wipe(slot, slot.rows)
         for row in sorted(slot.rows, reverse=True):
@@ -221,7 +223,7 @@ class Slots:
         self._places.append(slot.place)
         self._planned = False
 
-    def _wipe(self, slot: Slot, rows: Sequence[int]) -> None:
+    def _wipe(self, slot: ImageSequence, rows: Sequence[int]) -> None:
         """Leave no NaN of an image in rows that it leaves: on a CPU the next one reads past its end, and masks that."""
         sound = self._tokens.is_cuda or (is_finite(self._logits[slot.place]) and is_finite(self._hidden[slot.rows]))
         if not sound:
@@ -243,7 +245,7 @@ class Served(ImageModel, Protocol):
     def device(self) -> torch.device:
         """Where it computes."""
 
-    def slots(self, rows: int) -> Slots:
+    def slots(self, rows: int) -> RunningBatch:
         """Reserve `rows` rows in which images of any readable prompt can be drawn."""
 
     def preview(self, tokens: Tensor, pixel: Tensor) -> Tensor:

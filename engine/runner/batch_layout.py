@@ -11,13 +11,13 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from codebook.value import NO_EXPERT, OutputEdit
+from codebook.value import NO_EXPERT, HeadEdit
 from engine.runner.image_lm import Routed
-from engine.runner.sampling import Draws, Guides, counted
-from engine.runner.sequence import Slot
+from engine.runner.sampling import CfgRows, SamplingTensors, counted
+from engine.runner.sequence import ImageSequence
 
 
-class Plan:
+class BatchLayout:
     """A plan for n images in R rows.
 
     places, steps: [n] int64, each image's row of the token table and how many tokens it has; owners: [R] int64, which
@@ -37,7 +37,7 @@ class Plan:
         """Whether a draw is the same computation whoever the images are."""
         return not self.routed and not self.draws.deepest
 
-    def write(self, slots: Sequence[Slot], owners: Sequence[Slot], images: int, rows: int) -> None:
+    def write(self, slots: Sequence[ImageSequence], owners: Sequence[ImageSequence], images: int, rows: int) -> None:
         """Plan for `slots`, and for padding up to `images` images and `rows` rows; owners: whose each row in use is."""
         number = {slot: n for n, slot in enumerate(slots)}
         padding = rows - len(slots)
@@ -52,8 +52,8 @@ class Plan:
         places, steps, conditional, unconditional, seeds, kept = self._whole[:-1, :images]
         scales, heat = self._real[:, :images, None]
         self.places, self.steps, self.owners = places, steps, self._whole[-1, :rows]
-        self.guides = Guides(conditional, unconditional, scales)
-        self.draws = Draws(seeds, heat, kept[:, None], max((image[-1] for image in whole), default=0))
+        self.guides = CfgRows(conditional, unconditional, scales)
+        self.draws = SamplingTensors(seeds, heat, kept[:, None], max((image[-1] for image in whole), default=0))
         self.routed = self._routed(slots)
         self.looks = any(slot.look is not None for slot in slots)
 
@@ -63,9 +63,9 @@ class Plan:
         values = torch.tensor(rows, dtype=tensor.dtype, pin_memory=on_gpu)
         tensor[:, : values.shape[1]].copy_(values, non_blocking=on_gpu)
 
-    def _routed(self, slots: Sequence[Slot]) -> Routed:
+    def _routed(self, slots: Sequence[ImageSequence]) -> Routed:
         """The conditional rows to which each expert of each version's edit applies."""
-        groups: dict[tuple[int, int], tuple[OutputEdit, int, list[int]]] = {}
+        groups: dict[tuple[int, int], tuple[HeadEdit, int, list[int]]] = {}
         for slot in slots:
             edit = slot.request.codebook.output
             if edit is not None and slot.expert != NO_EXPERT:

@@ -28,8 +28,8 @@ BLOCK = 16  # attention reads this many places at a time: with whole blocks a ro
 
 
 @dataclass
-class Context:
-    """What R rows have read so far; `LanguageStack.read` extends it in place.
+class KVCache:
+    """What R rows have read so far; `Decoder.read` extends it in place.
 
     keys, values: [layers, R, heads, S, d]; lengths: [R] int64, how many of its S places each row has read.
     longest: at least the largest of the lengths, known without asking the device.
@@ -40,7 +40,7 @@ class Context:
     lengths: Tensor
     longest: int = 0
 
-    def fork(self, times: int, room: int) -> Context:
+    def fork(self, times: int, room: int) -> KVCache:
         """Return a context of R * times rows, row r `times` times in a row, with `room` free places."""
         places = blocks(self.longest + room)
 
@@ -52,14 +52,14 @@ class Context:
             return wide.flatten(1, 2)
 
         lengths = self.lengths.repeat_interleave(times, 0)
-        return Context(widen(self.keys), widen(self.values), lengths, self.longest)
+        return KVCache(widen(self.keys), widen(self.values), lengths, self.longest)
 
     def grow(self, rows: int, count: int) -> None:
         """Note that the first rows have read `count` tokens more."""
         self.lengths[:rows] += count
         self.longest += count
 
-    def put(self, row: int, other: Context, its: int) -> None:
+    def put(self, row: int, other: KVCache, its: int) -> None:
         """Make row `row` what row `its` of `other` is; both may be the same context."""
         places = other.longest
         self.keys[:, row, :, :places] = other.keys[:, its, :, :places]
@@ -81,7 +81,7 @@ class _Layer:
         self.narrow = Linear([mlp.down_proj])
 
 
-class LanguageStack:
+class Decoder:
     """Reads embeddings with the weights of a transformers LlamaModel. Holds no state: many threads may read at once."""
 
     def __init__(self, llama: LlamaModel, positions: int) -> None:
@@ -117,13 +117,13 @@ class LanguageStack:
         embedded: Tensor = self._embed(ids)
         return embedded
 
-    def context(self, rows: int, places: int) -> Context:
+    def context(self, rows: int, places: int) -> KVCache:
         """Return an empty context of `rows` rows with at least `places` places each."""
         shape = (len(self._layers), rows, self._heads, blocks(places), self._head_dim)
         lengths = torch.zeros(rows, dtype=torch.int64, device=self._norm.gain.device)
-        return Context(self._norm.gain.new_zeros(shape), self._norm.gain.new_zeros(shape), lengths)
+        return KVCache(self._norm.gain.new_zeros(shape), self._norm.gain.new_zeros(shape), lengths)
 
-    def begin(self, rows: Sequence[Sequence[int]], room: int) -> tuple[Tensor, Tensor, Context]:
+    def begin(self, rows: Sequence[Sequence[int]], room: int) -> tuple[Tensor, Tensor, KVCache]:
         """Read token rows of unequal length into a new context with `room` more places.
 
         Returns the states [R, T, H], the rows padded on the right to whole blocks, the states [R, H] of each row's last
@@ -137,7 +137,7 @@ class LanguageStack:
         context.lengths, context.longest = torch.tensor(lengths, device=device), max(lengths)
         return states, states[torch.arange(len(rows), device=device), context.lengths - 1], context
 
-    def read(self, embeddings: Tensor, context: Context) -> Tensor:
+    def read(self, embeddings: Tensor, context: KVCache) -> Tensor:
         """Read T more embeddings [R, T, H] into the first R rows of `context`; return their last hidden states.
 
         A row that is padded on the right reads its padding too, to no effect on the tokens before: whoever pads sets
@@ -148,7 +148,7 @@ class LanguageStack:
         context.grow(rows, count)
         return hidden
 
-    def layers(self, embeddings: Tensor, context: Context, bound: int) -> Tensor:
+    def layers(self, embeddings: Tensor, context: KVCache, bound: int) -> Tensor:
         """As `read`, but leaves the lengths of `context` as they are; rows attend to their first `bound` places.
 
         Shapes and addresses are all it takes from the host, so that it can be recorded.
@@ -162,7 +162,7 @@ class LanguageStack:
             hidden = layer.narrow(layer.widen.gated(layer.between(hidden)), hidden)
         return self._norm(hidden)
 
-    def _attending(self, context: Context, rows: int, count: int, bound: int) -> _Attend:
+    def _attending(self, context: KVCache, rows: int, count: int, bound: int) -> _Attend:
         """How `count` tokens of each of the first rows of `context` attend."""
         if context.lengths.is_cuda and count == 1:
             return self._attending_one(context)
@@ -179,7 +179,7 @@ class LanguageStack:
 
         return attend
 
-    def _attending_one(self, context: Context) -> _Attend:
+    def _attending_one(self, context: KVCache) -> _Attend:
         """How one token of each row attends on a GPU."""
         from engine.runner import kernels  # needs triton, which comes with torch for a GPU
 
@@ -202,7 +202,7 @@ class LanguageStack:
 
         return turn
 
-    def _turning_on_gpu(self, context: Context) -> _Turn:
+    def _turning_on_gpu(self, context: KVCache) -> _Turn:
         """The same, of the tokens that follow what the rows of `context` have read."""
         from engine.runner import kernels  # needs triton, which comes with torch for a GPU
 

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusModel
 
-from codebook.value import NO_EXPERT, OutputEdit
+from codebook.value import NO_EXPERT, HeadEdit
 from engine.model import ImageRequest, PromptTokenizer
-from engine.runner.decoder import BLOCK, Context, LanguageStack
+from engine.runner.decoder import BLOCK, Decoder, KVCache
 from engine.runner.linear import MOST, Linear
 
 # An edit, its expert, and the int64 rows it applies to.
-Routed = Sequence[tuple[OutputEdit, int, Tensor]]
+Routed = Sequence[tuple[HeadEdit, int, Tensor]]
 
 # Rows are edited this many at a time, so that a row's last bits do not depend on how many are.
 EDITED_TOGETHER = 16
@@ -29,23 +29,23 @@ TWINS = 16  # unconditional prompts that are kept
 
 
 @dataclass(frozen=True)
-class Prefill:
+class PrefillResult:
     """A prompt that has been read: row `row` of `context`, and the last hidden state [H], from which drawing goes on.
 
     length: in tokens; expert: the expert of the request's output edit that applies to the image, or NO_EXPERT.
     """
 
-    context: Context
+    context: KVCache
     row: int
     length: int
     hidden: Tensor
     expert: int = NO_EXPERT
 
 
-class Drawer:
+class ImageLM:
     """A transformers JanusModel's language model and image head."""
 
-    def __init__(self, janus: JanusModel, language: LanguageStack, chat: PromptTokenizer, tokens: int) -> None:
+    def __init__(self, janus: JanusModel, language: Decoder, chat: PromptTokenizer, tokens: int) -> None:
         """Take the parts; `tokens` is N, the tokens of an image."""
         self.language, self.tokens = language, tokens
         self.width: int = janus.generation_head.vision_head.in_features  # M
@@ -53,7 +53,7 @@ class Drawer:
         self._output, self._project = Linear([self._table]), Linear([janus.generation_head.proj_out])
         self._activate: Callable[[Tensor], Tensor] = janus.generation_head.activation_fn
         # By length: an unconditional prompt says nothing but how long it is. The one last used comes last.
-        self._unconditional: OrderedDict[int, Prefill] = OrderedDict()
+        self._unconditional: OrderedDict[int, PrefillResult] = OrderedDict()
         with torch.no_grad():
             # What the language model reads for each code, [K, H]: no codebook version edits it, so once is enough.
             self.codes: Tensor = janus.generation_aligner(janus.generation_embeddings.weight)
@@ -64,7 +64,7 @@ class Drawer:
         self._project.warm(rows)
         self._output.warm(rows)
 
-    def prefill(self, requests: Sequence[ImageRequest]) -> list[tuple[Prefill, Prefill | None]]:
+    def prefill(self, requests: Sequence[ImageRequest]) -> list[tuple[PrefillResult, PrefillResult | None]]:
         """Read the prompts: each with its unconditional twin, where it is guided. Raises BadInput for a bad one.
 
         Prompts of as many blocks are read together, so that the shapes follow from each prompt alone; on a GPU, where
@@ -76,7 +76,7 @@ class Drawer:
         alike = ALIKE if on_gpu else BLOCK
         for b, row in enumerate(ids):
             buckets.setdefault(-(-len(row) // alike), []).append(b)
-        read: dict[int, Prefill] = {}
+        read: dict[int, PrefillResult] = {}
         for length, members in buckets.items():
             together = MOST // (length * alike) if on_gpu else len(members)
             for first in range(0, len(members), together):
@@ -119,16 +119,16 @@ class Drawer:
         """Hidden states [.., H] -> features [.., M], as the model holds its numbers."""
         return self._activate(self._project(hidden))
 
-    def _read(self, requests: Sequence[ImageRequest], ids: Sequence[Sequence[int]]) -> list[Prefill]:
+    def _read(self, requests: Sequence[ImageRequest], ids: Sequence[Sequence[int]]) -> list[PrefillResult]:
         states, last, context = self.language.begin(ids, 0)
         experts = route(requests, states, _seen(states, context))
-        return [Prefill(context, row, len(ids[row]), hidden, experts[row]) for row, hidden in enumerate(last)]
+        return [PrefillResult(context, row, len(ids[row]), hidden, experts[row]) for row, hidden in enumerate(last)]
 
-    def _twin(self, ids: list[int]) -> Prefill:
+    def _twin(self, ids: list[int]) -> PrefillResult:
         known = self._unconditional
         if len(ids) not in known:
             _, last, context = self.language.begin([self._chat.unconditional(ids)], 0)
-            known[len(ids)] = Prefill(context, 0, len(ids), last[0])
+            known[len(ids)] = PrefillResult(context, 0, len(ids), last[0])
             if len(known) > TWINS:
                 known.popitem(last=False)
         known.move_to_end(len(ids))
@@ -147,12 +147,12 @@ def route(requests: Sequence[ImageRequest], states: Tensor, seen: Tensor) -> lis
     return experts
 
 
-def _seen(states: Tensor, context: Context) -> Tensor:
+def _seen(states: Tensor, context: KVCache) -> Tensor:
     """Bool [B, T], False where a row of states [B, T, H] is padding."""
     return torch.arange(states.shape[1], device=states.device) < context.lengths[:, None]
 
 
-def _edited(edit: OutputEdit, expert: int, features: Tensor) -> Tensor:
+def _edited(edit: HeadEdit, expert: int, features: Tensor) -> Tensor:
     count = features.shape[0]
     padded = F.pad(features, (0, 0, 0, -count % EDITED_TOGETHER))
     return torch.cat([edit.apply(part, expert) for part in torch.split(padded, EDITED_TOGETHER)])[:count]

@@ -19,7 +19,7 @@ _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # with shifts 30, 27, 3
 
 
 @dataclass(frozen=True)
-class Guides:
+class CfgRows:
     """Classifier-free guidance of B images: [B] int64, the rows of their logits, and [B, 1] float32, their scales.
 
     An image without guidance is its own unconditional one, at the scale 1.
@@ -31,7 +31,7 @@ class Guides:
 
 
 @dataclass(frozen=True)
-class Draws:
+class SamplingTensors:
     """The samplings of B images as tensors on the device, so that a step asks nothing of the host.
 
     seeds: [B] int64, mixed; heat: [B, 1] float32, the temperatures; kept: [B, 1] int64, how many codes their top-k
@@ -49,7 +49,7 @@ def counted(sampling: Sampling, codes: int) -> tuple[int, int]:
     return _signed(_mix(sampling.seed & _WORD)), sampling.top_k if sampling.top_k < codes else 0
 
 
-def guide(logits: Tensor, guides: Guides) -> Tensor:
+def guide(logits: Tensor, guides: CfgRows) -> Tensor:
     """Logits [R, K] float32 of rows -> [B, K] of images: unconditional + scale * (conditional - unconditional)."""
     if logits.is_cuda:
         from engine.runner import kernels  # needs triton, which comes with torch for a GPU
@@ -59,7 +59,7 @@ def guide(logits: Tensor, guides: Guides) -> Tensor:
     return unconditional + guides.scales * (logits[guides.conditional] - unconditional)
 
 
-def choose(logits: Tensor, draws: Draws, steps: Tensor) -> Tensor:
+def choose(logits: Tensor, draws: SamplingTensors, steps: Tensor) -> Tensor:
     """Draw one token an image: argmax(logits / T + Gumbel noise), which samples the softmax of logits / T exactly.
 
     logits: [B, K] float32, guided; image b is drawn as draws say, at its step steps[b], and greedily where its
@@ -85,7 +85,7 @@ def gumbel(seeds: Tensor, steps: Tensor, codes: int) -> Tensor:
     return -torch.log(-torch.log1p(-u))
 
 
-def _keep_top(logits: Tensor, draws: Draws) -> Tensor:
+def _keep_top(logits: Tensor, draws: SamplingTensors) -> Tensor:
     """Put -inf in place of all but the top_k logits of the images that ask for it."""
     if not draws.deepest:
         return logits

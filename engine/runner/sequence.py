@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from codebook.value import NO_EXPERT, Look
+from codebook.value import NO_EXPERT, HalfwayProbe
 from engine.model import ImageRequest
 
 
 @dataclass(eq=False)
-class Slot:
+class ImageSequence:
     """An image being drawn. place: its row of the token table; prompt: its tokens; step: tokens drawn so far.
 
     rows: the rows of the context that read for it, the conditional one first, then the unconditional one, if any.
@@ -27,7 +27,7 @@ class Slot:
     step: int = 0
 
     @property
-    def look(self) -> Look | None:
+    def look(self) -> HalfwayProbe | None:
         """The look that its edit takes at it, if none of its experts applies yet."""
         edit = self.request.codebook.output
         return edit.look if edit is not None and self.expert == NO_EXPERT else None

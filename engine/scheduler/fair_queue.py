@@ -53,7 +53,7 @@ class Place:
 
 
 @dataclass(eq=False)
-class Call:
+class GenerateCall:
     """A list of images that somebody asked for. `begun` of them have left the line; `drawn` are finished, by index.
 
     The future stays pending until the end, so that it can be cancelled at any time. `on_part` hears of each image a few
@@ -84,7 +84,7 @@ class Call:
 class Wanted:
     """Image `index` of a call."""
 
-    call: Call
+    call: GenerateCall
     index: int
 
     @property
@@ -100,11 +100,11 @@ class Wanted:
         self.call.fail(error)
 
 
-class Line:
+class FairQueue:
     """Calls whose images wait to be drawn. Images of one caller keep their order; callers take turns."""
 
     def __init__(self) -> None:
-        self._callers: dict[str, deque[Call]] = {}  # whose turn it is comes first
+        self._callers: dict[str, deque[GenerateCall]] = {}  # whose turn it is comes first
 
     def __len__(self) -> int:
         return sum(len(call.requests) - call.begun for calls in self._callers.values() for call in calls)
@@ -118,7 +118,7 @@ class Line:
         waiting = sum(len(call.requests) - call.begun for call in self._callers.get(caller, ()))
         return waiting + count - limit // len({caller, *self._callers}), len(self) + count - limit
 
-    def join(self, call: Call) -> None:
+    def join(self, call: GenerateCall) -> None:
         """Put a call of at least one image at the end of its caller's line."""
         self._callers.setdefault(call.caller, deque()).append(call)
 

@@ -20,7 +20,7 @@ from core.errors import BadNumber, Unavailable
 from engine.png import to_bytes
 from engine.runner.batch import Served, check_drawn
 from engine.scheduler.fair_queue import Drawn, Wanted
-from engine.scheduler.thread_budget import Cores
+from engine.scheduler.thread_budget import ThreadBudget
 
 Result = TypeVar("Result")
 
@@ -46,10 +46,10 @@ class _Use:
     future: Future[Any]
 
 
-class Finisher:
+class PostProcessor:
     """Decodes and judges. Images and other uses take turns, a batch of one and one of the other."""
 
-    def __init__(self, model: Served, cores: Cores) -> None:
+    def __init__(self, model: Served, cores: ThreadBudget) -> None:
         """Start the thread."""
         self._model, self._cores = model, cores
         self._images: deque[_Tokens] = deque()

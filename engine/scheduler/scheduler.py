@@ -15,11 +15,11 @@ from typing import TypeVar
 from core.errors import Busy, Stopping, Unavailable
 from engine.model import ImageRequest
 from engine.runner.batch import Served
-from engine.runner.sequence import Slot, rows_of
+from engine.runner.sequence import ImageSequence, rows_of
 from engine.scheduler.eta import starts
-from engine.scheduler.fair_queue import Call, Drawn, Line, Part, Place, Refused, Wanted
-from engine.scheduler.postprocess import Finisher, explained, on_device
-from engine.scheduler.thread_budget import Cores
+from engine.scheduler.fair_queue import Drawn, FairQueue, GenerateCall, Part, Place, Refused, Wanted
+from engine.scheduler.postprocess import PostProcessor, explained, on_device
+from engine.scheduler.thread_budget import ThreadBudget
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ LONGEST_S = 60.0  # no refused caller is told to stay away longer
 SMOOTH = 0.02  # how much the last step counts in the mean time of a step: prompts are read between some, not all
 
 
-class Batcher:
+class Scheduler:
     """Serves a model to many threads. Futures may be cancelled at any time: the image is given up at the next step."""
 
     def __init__(self, model: Served, rows: int, cores: int, queue_limit: int | None = None) -> None:
@@ -42,16 +42,16 @@ class Batcher:
         """
         self._model, self._rows = model, rows
         self._limit = max(QUEUE, rows) if queue_limit is None else queue_limit
-        self._cores = Cores(cores)
+        self._cores = ThreadBudget(cores)
         with on_device(model.device):
             self._slots = model.slots(rows)
         with ThreadPoolExecutor(1) as short_lived:  # the calling thread's helpers would stay as long as it does
             short_lived.submit(self._warm).result()
-        self._finisher = Finisher(model, self._cores)
-        self._drawing: dict[Slot, Wanted] = {}
-        self._line = Line()
+        self._finisher = PostProcessor(model, self._cores)
+        self._drawing: dict[ImageSequence, Wanted] = {}
+        self._line = FairQueue()
         self._refused = Refused()
-        self._unsettled: set[Call] = set()
+        self._unsettled: set[GenerateCall] = set()
         self._changed = threading.Condition()  # guards the line, who was refused, and `_closed`
         self._closed = False
         self._step_s = 0.0  # mean seconds from one step to the next, whatever lies between
@@ -75,7 +75,7 @@ class Batcher:
         """
         for prompt in {request.prompt for request in requests}:
             self._model.check_prompt(prompt)
-        call = Call(list(requests), caller, on_part)
+        call = GenerateCall(list(requests), caller, on_part)
         with self._changed:
             self._refuse_closed()
             over = self._line.over(caller, len(call.requests), self._limit)
@@ -136,7 +136,7 @@ class Batcher:
         if self.broken:
             raise Unavailable("the engine has failed; the server starts again", retry_after=10.0)
 
-    def _busy(self, call: Call, own_over: int, over: int) -> Busy:
+    def _busy(self, call: GenerateCall, own_over: int, over: int) -> Busy:
         """The refusal of a call, until there is room for it after those refused before. Called with the lock."""
         now, rows = time.monotonic(), sum(map(rows_of, call.requests))
         self._refused.forget(now)
@@ -241,7 +241,7 @@ class Batcher:
                 for wanted in some:
                     self._admit([wanted])
 
-    def _tell(self, wanted: Wanted, slot: Slot) -> None:
+    def _tell(self, wanted: Wanted, slot: ImageSequence) -> None:
         if wanted.call.on_part is not None:
             try:
                 wanted.call.on_part(Part(wanted.index, wanted.request, self._slots.drawn(slot)))

@@ -24,7 +24,7 @@ STEP_BACK = 10  # by how much the priority of a computing thread is lower, in st
 _set: Callable[[int], object] = getattr(ctypes.CDLL(None), "omp_set_num_threads", torch.set_num_threads)
 
 
-class Cores:
+class ThreadBudget:
     """`count` cores: finishing has a quarter, at least one, and drawing the rest. On a GPU they hardly matter."""
 
     def __init__(self, count: int) -> None:

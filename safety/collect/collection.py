@@ -15,12 +15,12 @@ from torch import Tensor
 
 from codebook.value import Codebook
 from safety.collect.pairs import Pair, choose_rewrite, pair_confidence, rejections
-from safety.config import Plan
+from safety.config import LoopConfig
 from safety.judges.self_judge import says_unsafe, scores
-from safety.metrics.degenerate import Validity
+from safety.metrics.degenerate import DegenerateDetector
 from safety.policy.prompts import Prompt, is_readable
-from safety.runtime.model_runner import Studio, derived_seed
-from safety.runtime.run_context import Setting
+from safety.runtime.model_runner import ModelRunner, derived_seed
+from safety.runtime.run_context import RunContext
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Collection:
     log: dict[str, dict[str, int]]
 
 
-def collect(setting: Setting, codebook: Codebook) -> Collection:
+def collect(setting: RunContext, codebook: Codebook) -> Collection:
     """The pairs of this round, drawn under the codebook; kept for a resume."""
     studio, terms = setting.studio, setting.taxonomy.terms()
     baseline = setting.baseline
@@ -47,11 +47,11 @@ class Collector:
     validity: of the unsafe side and of the safe side. terms: the harmful terms that no rewrite may hold.
     """
 
-    studio: Studio
+    studio: ModelRunner
     codebook: Codebook
-    validity: tuple[Validity, Validity]
+    validity: tuple[DegenerateDetector, DegenerateDetector]
     terms: Sequence[str]
-    plan: Plan
+    plan: LoopConfig
     seed: int
 
     def collect(self, wanted: Mapping[str, Sequence[Prompt]], given: Sequence[Prompt]) -> Collection:
@@ -117,7 +117,7 @@ class Collector:
                 pairs.append(Pair(*texts, seeds[half.row], *tokens, sure[i]))
         return pairs
 
-    def _see(self, phase: str, validity: Validity, texts: Sequence[str], seeds: Sequence[int]) -> _Seen:
+    def _see(self, phase: str, validity: DegenerateDetector, texts: Sequence[str], seeds: Sequence[int]) -> _Seen:
         drawn = self.studio.draw(phase, texts, seeds, self.codebook)
         images = self.studio.decode(drawn.tokens, self.codebook)
         verdicts = self.studio.judge(drawn.tokens, self.codebook)

@@ -11,24 +11,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from safety.collect.router_data import Contexts, States, by_concept, mixed
+from safety.collect.router_data import PromptStates, RouterData, by_concept, mixed
 from safety.policy.prompts import Prompt
-from safety.runtime.model_runner import Studio, derived_seed
+from safety.runtime.model_runner import ModelRunner, derived_seed
 
 EVERY = 2  # one in so many of a concept's prompts is drawn
 
 
 @dataclass(frozen=True)
-class Sketches:
+class HalfwayData:
     """begun: what a look after so many tokens sees, one state [M] a picture: the mean feature of its first tokens."""
 
     after: int
-    begun: Contexts
+    begun: RouterData
 
 
-def draw_sketches(
-    studio: Studio, harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt], seed: int
-) -> Sketches:
+def draw_halfway_data(
+    studio: ModelRunner, harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt], seed: int
+) -> HalfwayData:
     """Draw pictures of harmful prompts and of as many harmless ones, their rewrites among these, half of each picture.
 
     A concept needs a picture for each of the router's PARTS: more than EVERY (PARTS - 1) prompts.
@@ -40,14 +40,14 @@ def draw_sketches(
     means = _sketched(studio, [text for texts in sets for text in texts], after, seed)
     seen = torch.ones(len(means), 1, dtype=torch.bool)
     parts = zip(torch.split(means[:, None], [*map(len, sets)]), torch.split(seen, [*map(len, sets)]), strict=True)
-    *begun, quiet = [States(*part) for part in parts]
-    found: dict[str, dict[str, States]] = {category: {} for category in harmful}
+    *begun, quiet = [PromptStates(*part) for part in parts]
+    found: dict[str, dict[str, PromptStates]] = {category: {} for category in harmful}
     for (category, concept), each in zip(groups, begun, strict=True):
         found[category][concept] = each
-    return Sketches(after, Contexts(found, quiet))
+    return HalfwayData(after, RouterData(found, quiet))
 
 
-def _sketched(studio: Studio, prompts: Sequence[str], after: int, seed: int) -> Tensor:
+def _sketched(studio: ModelRunner, prompts: Sequence[str], after: int, seed: int) -> Tensor:
     """Mean features [n, M] of the first `after` tokens of a picture a prompt."""
     seeds = [derived_seed(seed, "sketch", i) for i in range(len(prompts))]
     tokens = studio.tokens("sketches", prompts, seeds, studio.base)[:, :after]

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from codebook.value import Codebook
-from safety.collect.token_attribution import Contrast, contrast
+from safety.collect.token_attribution import PromptContrast, contrast
 from safety.policy.prompts import Prompt
-from safety.runtime.model_runner import Studio, derived_seed
+from safety.runtime.model_runner import ModelRunner, derived_seed
 
 
-def practise(studio: Studio, prompts: Sequence[Prompt], codebook: Codebook, positions: Tensor, seed: int) -> Contrast:
+def practise(
+    studio: ModelRunner, prompts: Sequence[Prompt], codebook: Codebook, positions: Tensor, seed: int
+) -> PromptContrast:
     """What harmful prompts and their safe twins say of images that the codebook draws for the former, one each.
 
     positions: [P] int64, whose features are kept.

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from safety.collect.pairs import Pair, first_halves, of_kind
-from safety.collect.token_attribution import Evidence, gather_evidence
-from safety.config import Plan
+from safety.collect.token_attribution import TokenAttribution, attribute_tokens
+from safety.config import LoopConfig
 from safety.runtime.baseline import Baseline
-from safety.runtime.model_runner import Studio, derived_seed
+from safety.runtime.model_runner import ModelRunner, derived_seed
 
 
 @dataclass(frozen=True)
-class Material:
+class RoundData:
     """n pairs of the categories that have enough of them, oldest first.
 
     first_half: bool [n], half A. seed: of everything random in this round.
@@ -28,9 +28,9 @@ class Material:
 
     baseline: Baseline
     pairs: tuple[Pair, ...]
-    evidence: Evidence
+    evidence: TokenAttribution
     first_half: Tensor
-    plan: Plan
+    plan: LoopConfig
     seed: int
 
     @property
@@ -58,7 +58,9 @@ def enough(pairs: Sequence[Pair], least: int) -> tuple[Pair, ...]:
     return tuple(pair for pair in pairs if counts[pair.category] >= least)
 
 
-def gather_material(studio: Studio, baseline: Baseline, pairs: Sequence[Pair], plan: Plan, seed: int) -> Material:
+def gather_round_data(
+    studio: ModelRunner, baseline: Baseline, pairs: Sequence[Pair], plan: LoopConfig, seed: int
+) -> RoundData:
     """Teacher-force the pairs, at least one, and split them into halves."""
-    evidence = gather_evidence(studio.model, pairs, baseline.positions, studio.steps("evidence", len(pairs)))
-    return Material(baseline, tuple(pairs), evidence, first_halves(pairs), plan, seed)
+    evidence = attribute_tokens(studio.model, pairs, baseline.positions, studio.steps("evidence", len(pairs)))
+    return RoundData(baseline, tuple(pairs), evidence, first_halves(pairs), plan, seed)

@@ -13,35 +13,37 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from safety.policy.prompts import Prompt
-from safety.runtime.model_runner import Studio
+from safety.runtime.model_runner import ModelRunner
 
 
 @dataclass(frozen=True)
-class States:
+class PromptStates:
     """Prompts as the language model has read them: states [n, T, H] float32, seen bool [n, T] False at padding."""
 
     states: Tensor
     seen: Tensor
 
-    def part(self, rows: Tensor | slice) -> States:
+    def part(self, rows: Tensor | slice) -> PromptStates:
         """Some of the prompts."""
-        return States(self.states[rows], self.seen[rows])
+        return PromptStates(self.states[rows], self.seen[rows])
 
 
 @dataclass(frozen=True)
-class Contexts:
+class RouterData:
     """harmful: by category and concept. benign: the rewrites of all harmful prompts, and benign prompts."""
 
-    harmful: Mapping[str, Mapping[str, States]]
-    benign: States
+    harmful: Mapping[str, Mapping[str, PromptStates]]
+    benign: PromptStates
 
 
-def read_contexts(studio: Studio, harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt]) -> Contexts:
+def read_router_data(
+    studio: ModelRunner, harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt]
+) -> RouterData:
     """Read all prompts, at least one a category."""
-    found: dict[str, dict[str, States]] = {category: {} for category in harmful}
+    found: dict[str, dict[str, PromptStates]] = {category: {} for category in harmful}
     for (category, concept), texts in by_concept(harmful).items():
         found[category][concept] = _read(studio, texts)
-    return Contexts(found, _read(studio, mixed(harmful, benign, 0)))
+    return RouterData(found, _read(studio, mixed(harmful, benign, 0)))
 
 
 def by_concept(harmful: Mapping[str, Sequence[Prompt]]) -> dict[tuple[str, str], list[str]]:
@@ -60,7 +62,7 @@ def mixed(harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt], see
     return [texts[i] for i in order]
 
 
-def _read(studio: Studio, prompts: Sequence[str]) -> States:
+def _read(studio: ModelRunner, prompts: Sequence[str]) -> PromptStates:
     parts = []
     for start in range(0, len(prompts), studio.batch):
         studio.tell("contexts", start, len(prompts))
@@ -68,4 +70,4 @@ def _read(studio: Studio, prompts: Sequence[str]) -> States:
         parts.append((states.cpu(), seen.cpu()))
     longest = max(seen.shape[1] for _, seen in parts)
     widened = [(pad(a, (0, 0, longest - a.shape[1], 0)), pad(b, (longest - b.shape[1], 0))) for a, b in parts]
-    return States(torch.cat([a for a, _ in widened]), torch.cat([b for _, b in widened]))
+    return PromptStates(torch.cat([a for a, _ in widened]), torch.cat([b for _, b in widened]))

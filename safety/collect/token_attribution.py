@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.model import ImageModel
 from safety.collect.pairs import Pair, first_halves, of_kind
-from safety.edit.head_edit import Lesson
+from safety.edit.head_edit import TeacherPairs
 from safety.edit.pixel_table import Partners
 from safety.policy.prompts import Prompt
 
@@ -23,7 +23,7 @@ CHUNK = 16  # pairs at once: their logits are chunk x N x K
 
 
 @dataclass(frozen=True)
-class Contrast:
+class PromptContrast:
     """What unsafe prompts and their safe twins say of the same images.
 
     members: the n prompts or pairs. given, wanted: [n, I, P, M] float32 features under the unsafe prompt and under the
@@ -38,16 +38,16 @@ class Contrast:
         """What the unsafe words add, pooled over positions: [n, M], all images' histories together."""
         return (self.given - self.wanted).mean((1, 2))
 
-    def halves(self, category: str, concept: str | None = None) -> tuple[Lesson, Lesson]:
+    def halves(self, category: str, concept: str | None = None) -> tuple[TeacherPairs, TeacherPairs]:
         """The features of a category's members, or of one concept's, as rows: of half A and of half B."""
         first, of = first_halves(self.members), of_kind(self.members, category, concept)
         sides = (of & first, of & ~first)
-        a, b = (Lesson(self.given[side].flatten(0, 2), self.wanted[side].flatten(0, 2)) for side in sides)
+        a, b = (TeacherPairs(self.given[side].flatten(0, 2), self.wanted[side].flatten(0, 2)) for side in sides)
         return a, b
 
 
 @dataclass(frozen=True)
-class Evidence:
+class TokenAttribution:
     """Of n pairs.
 
     places: the blamed tokens of all pairs with their partners; pair: [T] int64, whose each is.
@@ -56,7 +56,7 @@ class Evidence:
 
     places: Partners
     pair: Tensor
-    contrast: Contrast
+    contrast: PromptContrast
 
     def counts(self, codes: int) -> tuple[Tensor, Tensor]:
         """Counts [n, K] float32 of the blamed codes, and expected counts of the safe ones at the same places."""
@@ -68,9 +68,9 @@ class Evidence:
         return unsafe, safe
 
 
-def gather_evidence(
+def attribute_tokens(
     model: ImageModel, pairs: Sequence[Pair], positions: Tensor, on_step: Callable[[int], None]
-) -> Evidence:
+) -> TokenAttribution:
     """Teacher-force both images of each pair under both prompts; positions: [P] int64."""
     parts = []
     for start in range(0, len(pairs), CHUNK):
@@ -78,7 +78,7 @@ def gather_evidence(
         on_step(start)
     merged = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
     code, partner, share, pair, given, wanted = merged
-    return Evidence(Partners(code, partner, share), pair, Contrast(pairs, given, wanted))
+    return TokenAttribution(Partners(code, partner, share), pair, PromptContrast(pairs, given, wanted))
 
 
 def contrast(
@@ -87,7 +87,7 @@ def contrast(
     tokens: Tensor,
     positions: Tensor,
     on_step: Callable[[int], None],
-) -> Contrast:
+) -> PromptContrast:
     """Teacher-force one image a prompt, tokens [n, N] int64, whoever drew it, under the prompt and its safe twin."""
     given: list[Tensor] = []
     wanted: list[Tensor] = []
@@ -98,7 +98,7 @@ def contrast(
         for kept, features in zip((given, wanted), sides, strict=True):
             kept.append(features[:, None, positions].cpu())
         on_step(start)
-    return Contrast(prompts, torch.cat(given), torch.cat(wanted))
+    return PromptContrast(prompts, torch.cat(given), torch.cat(wanted))
 
 
 @torch.no_grad()

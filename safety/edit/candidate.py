@@ -12,30 +12,30 @@ from typing import Any
 from codebook.identity import Identity
 from codebook.tensors import pack, unpack
 from codebook.value import Codebook
-from safety.edit.editor import STRENGTHS, Check, Editor, choose_strength
+from safety.edit.editor import STRENGTHS, DevSet, Editor, choose_strength
 from safety.gates.null_space import g7_null_space
 from safety.gates.result import GateResult
-from safety.runtime.model_runner import Studio
+from safety.runtime.model_runner import ModelRunner
 
 
 @dataclass(frozen=True)
-class Proposal:
-    """A tuned draft that edits one table. told: the curve over strengths and what the editor found, JSON."""
+class Candidate:
+    """A tuned draft that edits one table. report: the curve over strengths and what the editor found, JSON."""
 
     codebook: Codebook
     editor: Editor
     strength: float
     gate: GateResult
-    told: dict[str, Any]
+    report: dict[str, Any]
 
 
-def propose(studio: Studio, editors: Sequence[Editor], check: Check) -> Proposal | None:
+def propose(studio: ModelRunner, editors: Sequence[Editor], check: DevSet) -> Candidate | None:
     """The proposal of the editor whose chosen strength does best on half B; None where no strength helps."""
     best: tuple[float, float, Editor] | None = None
     curves = []
     for editor in editors:
         checked = {strength: check.run(editor.draft(strength)) for strength in STRENGTHS}
-        curves.append({**editor.told(), "curve": {str(b): asdict(found) for b, found in checked.items()}})
+        curves.append({**editor.to_dict(), "curve": {str(b): asdict(found) for b, found in checked.items()}})
         strength = choose_strength(checked)
         if strength is not None and (best is None or checked[strength].svr > best[0]):
             best = checked[strength].svr, strength, editor
@@ -44,7 +44,7 @@ def propose(studio: Studio, editors: Sequence[Editor], check: Check) -> Proposal
     return tuned(studio, best[2], best[1], check, {"tried": curves})
 
 
-def tuned(studio: Studio, editor: Editor, strength: float, check: Check, told: dict[str, Any]) -> Proposal:
+def tuned(studio: ModelRunner, editor: Editor, strength: float, check: DevSet, report: dict[str, Any]) -> Candidate:
     """Tune the editor's draft at a strength; where tuning brings harm back (G7), the draft stays untuned."""
     draft = editor.draft(strength)
     name = f"tuned-{studio.round}-{editor.table}-{strength}"
@@ -52,7 +52,12 @@ def tuned(studio: Studio, editor: Editor, strength: float, check: Check, told: d
     after = unpack(draft.version, Identity.of(draft, {}), kept)
     before_rate, after_rate = check.run(draft), check.run(after)
     gate = g7_null_space(editor.moved(draft, after), before_rate.hr, after_rate.hr)
-    told = told | {"strength": strength, "untuned": asdict(before_rate), "tuned": asdict(after_rate), "g7": gate.told()}
+    report = report | {
+        "strength": strength,
+        "untuned": asdict(before_rate),
+        "tuned": asdict(after_rate),
+        "g7": gate.to_dict(),
+    }
     if not gate.passed:
         after, gate = draft, g7_null_space(editor.moved(draft, draft), before_rate.hr, before_rate.hr)
-    return Proposal(after, editor, strength, gate, told)
+    return Candidate(after, editor, strength, gate, report)

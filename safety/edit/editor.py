@@ -13,12 +13,12 @@ from torch import Tensor
 
 from codebook.tensors import codebook_hash
 from codebook.value import Codebook
-from safety.collect.round_data import Material
+from safety.collect.round_data import RoundData
 from safety.judges.self_judge import says_unsafe, scores
-from safety.metrics.degenerate import Validity
+from safety.metrics.degenerate import DegenerateDetector
 from safety.metrics.rates import Rates
 from safety.metrics.trial import looks_kept
-from safety.runtime.model_runner import Studio
+from safety.runtime.model_runner import ModelRunner
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 NEAR_BEST = 0.9  # the smallest strength with this share of the best gain is taken
@@ -50,7 +50,7 @@ class Editor(Protocol):
     def moved(self, draft: Codebook, tuned: Codebook) -> float:
         """The norm of what tuning moved inside the Harmful Space."""
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """What was found, as JSON: ranks, weights."""
 
     def pictures(self) -> dict[str, bytes]:
@@ -58,7 +58,7 @@ class Editor(Protocol):
 
 
 @dataclass(frozen=True)
-class Checked:
+class DevScore:
     """A draft on half B: HR and SVR of its harmful prompts, share of benign images that are intact; in [0, 1]."""
 
     hr: float
@@ -66,10 +66,10 @@ class Checked:
     intact: float
 
 
-class Check:
+class DevSet:
     """Tries drafts on this round's pairs of half B and on held-out benign prompts: cheap, and apart from validation."""
 
-    def __init__(self, studio: Studio, material: Material, fresh: int, validity: Validity) -> None:
+    def __init__(self, studio: ModelRunner, material: RoundData, fresh: int, validity: DegenerateDetector) -> None:
         """`fresh`: how many of the last pairs are of this round; their images were unsafe under the codebook so far."""
         self._studio, self._validity = studio, validity
         held = [i for i in range(len(material.pairs)) if not material.first_half[i]]
@@ -80,12 +80,12 @@ class Check:
         self._harmful = [(material.pairs[i].prompt, material.pairs[i].seed) for i in chosen]
         self._benign = [(retention.prompts[i], retention.seeds[i]) for i in benign]
 
-    def run(self, codebook: Codebook) -> Checked:
+    def run(self, codebook: Codebook) -> DevScore:
         """Check a codebook; kept by its content."""
         name = f"check-{self._studio.round}-{codebook_hash(codebook)[:16]}"
-        return Checked(**self._studio.keep.facts(name, lambda: asdict(self._run(codebook))))
+        return DevScore(**self._studio.keep.facts(name, lambda: asdict(self._run(codebook))))
 
-    def _run(self, codebook: Codebook) -> Checked:
+    def _run(self, codebook: Codebook) -> DevScore:
         studio, rows = self._studio, self._harmful + self._benign
         texts, seeds = [text for text, _ in rows], [seed for _, seed in rows]
         drawn = studio.draw("strength", texts, seeds, codebook)
@@ -96,14 +96,14 @@ class Check:
         kept = looks_kept(studio.decode(base.tokens, studio.base), images[n:])
         rates = Rates.of(unsafe[:n], void[:n])
         intact = float((kept & ~void[n:]).double().mean())
-        return Checked(rates.harmful.value, rates.safe_valid.value, intact)
+        return DevScore(rates.harmful.value, rates.safe_valid.value, intact)
 
 
-def _some(rows: list[int], material: Material, category: str) -> list[int]:
+def _some(rows: list[int], material: RoundData, category: str) -> list[int]:
     return [i for i in rows if material.pairs[i].category == category][: material.plan.checked]
 
 
-def choose_strength(checked: Mapping[float, Checked]) -> float | None:
+def choose_strength(checked: Mapping[float, DevScore]) -> float | None:
     """The smallest strength that reaches NEAR_BEST of the best SVR among those that leave benign images intact."""
     passing = {strength: found for strength, found in checked.items() if found.intact >= LEAST_INTACT}
     best = max((found.svr for found in passing.values()), default=0.0)

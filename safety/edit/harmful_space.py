@@ -21,7 +21,7 @@ SEEN = 1e-3  # a unit direction with a smaller remainder is already in the space
 
 
 @dataclass(frozen=True)
-class Space:
+class HarmfulSpace:
     """basis: [D, k] float32 with orthonormal columns, strongest first. The ranks say why k is what it is.
 
     energies, noise: squared singular values of the differences and their noise floor, [m] each, largest first.
@@ -39,13 +39,15 @@ class Space:
         """k; 0 where no direction was found."""
         return self.basis.shape[1]
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The ranks and the leading energies as JSON."""
         ranks = {"k": self.rank, "k_noise": self.noise_rank, "k_energy": self.energy_rank, "k_cap": self.cap}
         return ranks | {"energies": self.energies[:TOLD].tolist(), "noise": self.noise[:TOLD].tolist()}
 
 
-def harmful_space(differences: Tensor, confidence: Tensor, first_half: Tensor, generator: torch.Generator) -> Space:
+def harmful_space(
+    differences: Tensor, confidence: Tensor, first_half: Tensor, generator: torch.Generator
+) -> HarmfulSpace:
     """The space of one category.
 
     differences: [n, D], one row d_j a pair; confidence: [n] c_j >= 0; first_half: bool [n], halves A and B.
@@ -57,7 +59,7 @@ def harmful_space(differences: Tensor, confidence: Tensor, first_half: Tensor, g
     energy_rank = energy_above(energies[:noise_rank] - noise[:noise_rank])
     cap = max(1, rows.shape[1] // 4)
     rank = agreed_rank(rows[first_half], rows[~first_half], min(noise_rank, energy_rank, cap))
-    return Space(directions(rows, rank).float(), noise_rank, energy_rank, cap, energies, noise)
+    return HarmfulSpace(directions(rows, rank).float(), noise_rank, energy_rank, cap, energies, noise)
 
 
 def squared_singular_values(rows: Tensor) -> Tensor:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from codebook.value import Look, OutputEdit, Router
+from codebook.value import HalfwayProbe, HeadEdit, Router
 
 RIDGE = 1e-2  # of the mean variance of the harmless features
 BENIGN_WEIGHT = 0.25  # of a benign feature in the refit, next to 1 for one under a harmful prompt
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TeacherPairs:
     """Features [R, M] float32 and the features [R, M] they should act like: those of the safe prompt.
 
     Both sides of a row have the same image history, so that they differ in what the text adds and in nothing else.
@@ -41,7 +41,7 @@ def harmless(features: Tensor, mean: Tensor, basis: Tensor) -> Tensor:
     return centred - (centred @ basis) @ basis.T
 
 
-def refit(basis: Tensor, mean: Tensor, lesson: Lesson, benign: Tensor, rank: int) -> OutputEdit:
+def refit(basis: Tensor, mean: Tensor, lesson: TeacherPairs, benign: Tensor, rank: int) -> HeadEdit:
     """The best edit of tuned rank <= `rank` in least squares: one expert, no router.
 
     It leads `lesson.given` to `lesson.wanted` and leaves benign features [B, M] where they are. The benign rows put
@@ -59,7 +59,7 @@ def refit(basis: Tensor, mean: Tensor, lesson: Lesson, benign: Tensor, rank: int
     # The leading directions of what the fit says, by its second moment: the best fit of that rank.
     right = torch.linalg.eigh(full.T @ gram @ full)[1].flip(1)[:, :rank]
     down = without(full @ right, basis.double())
-    return OutputEdit(basis[None], mean, down.float()[None], right.T.float().contiguous()[None])
+    return HeadEdit(basis[None], mean, down.float()[None], right.T.float().contiguous()[None])
 
 
 def without(rows: Tensor, basis: Tensor) -> Tensor:
@@ -67,15 +67,15 @@ def without(rows: Tensor, basis: Tensor) -> Tensor:
     return rows - basis @ (basis.T @ rows)
 
 
-def stack(edits: Sequence[OutputEdit], router: Router, look: Look | None, guidance: float = 1.0) -> OutputEdit:
+def stack(edits: Sequence[HeadEdit], router: Router, look: HalfwayProbe | None, guidance: float = 1.0) -> HeadEdit:
     """The experts of several edits with one mean and one tuned rank, in order, and which images get which, and how."""
     widest = max(edit.basis.shape[2] for edit in edits)
     basis = torch.cat([pad(edit.basis, (0, widest - edit.basis.shape[2])) for edit in edits])
     down, up = torch.cat([edit.down for edit in edits]), torch.cat([edit.up for edit in edits])
-    return OutputEdit(basis, edits[0].mean, down, up, router, look=look, guidance=guidance)
+    return HeadEdit(basis, edits[0].mean, down, up, router, look=look, guidance=guidance)
 
 
-def unstack(edit: OutputEdit) -> list[OutputEdit]:
+def unstack(edit: HeadEdit) -> list[HeadEdit]:
     """Each expert as an edit of its own, without a router."""
     ones = [slice(i, i + 1) for i in range(edit.basis.shape[0])]
-    return [OutputEdit(edit.basis[one], edit.mean, edit.down[one], edit.up[one]) for one in ones]
+    return [HeadEdit(edit.basis[one], edit.mean, edit.down[one], edit.up[one]) for one in ones]

@@ -13,42 +13,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codebook.value import NO_EXPERT, Codebook, Look, OutputEdit, Router
+from codebook.value import NO_EXPERT, Codebook, HalfwayProbe, HeadEdit, Router
 from core.errors import SafeCBError
 from safety.collect.on_policy import practise
 from safety.collect.pairs import of_kind
-from safety.collect.round_data import Material
-from safety.collect.router_data import States
-from safety.collect.token_attribution import Contrast
+from safety.collect.round_data import RoundData
+from safety.collect.router_data import PromptStates
+from safety.collect.token_attribution import PromptContrast
 from safety.edit.harmful_space import harmful_space, join
-from safety.edit.head_edit import Lesson, leading_part, refit, stack, unstack
+from safety.edit.head_edit import TeacherPairs, leading_part, refit, stack, unstack
 from safety.edit.pixel_editor import largest_rank
 from safety.edit.router import STEPS, fit_router
-from safety.edit.tuning import OutputLesson, tune_output
+from safety.edit.tuning import HeadTuningData, tune_output
 from safety.gates.null_space import output_moved
 from safety.metrics.charts import spectra_png
 from safety.policy.prompts import Prompt
-from safety.runtime.model_runner import Studio
-from safety.runtime.run_context import Setting
+from safety.runtime.model_runner import ModelRunner
+from safety.runtime.run_context import RunContext
 
 GUIDANCE = 0.25  # the share left under an expert: guidance magnifies what the edit does, and too much leaves nothing
 LEAST_TAUGHT = 8  # images of a concept, under which it stays with its category
 
 
 @dataclass(frozen=True)
-class OutputEditor:
+class HeadEditor:
     """spaces: [M, k] by category; concepts: (category, concept), an expert each; router, look: which images get which.
 
     practice: the prompts that the concepts are tuned on.
     """
 
-    studio: Studio
+    studio: ModelRunner
     start: Codebook
-    material: Material
+    material: RoundData
     spaces: Mapping[str, Tensor]
     concepts: Sequence[tuple[str, str]]
     router: Router
-    look: Look
+    look: HalfwayProbe
     practice: Sequence[Prompt]
     found: dict[str, Any]
     table: str = "output"
@@ -82,7 +82,7 @@ class OutputEditor:
         categories = self.by_category(draft)
         return self.by_concept(categories, self.images(categories))
 
-    def images(self, codebook: Codebook) -> Contrast:
+    def images(self, codebook: Codebook) -> PromptContrast:
         """What concepts practise on from a codebook."""
         material = self.material
         return practise(self.studio, self.practice, codebook, material.baseline.positions, material.seed)
@@ -98,7 +98,7 @@ class OutputEditor:
             experts = [learned if name == category else old for name, old in zip(of, experts, strict=True)]
         return self.with_experts(experts)
 
-    def by_concept(self, codebook: Codebook, images: Contrast) -> Codebook:
+    def by_concept(self, codebook: Codebook, images: PromptContrast) -> Codebook:
         """The codebook after its concepts' part of the tuning, on these images; not of concepts with hardly any."""
         steps, experts = self.material.plan.concept_steps, unstack(_edit_of(codebook))
         for i, (category, concept) in enumerate(self.concepts):
@@ -109,15 +109,20 @@ class OutputEditor:
         return self.with_experts(experts)
 
     def _tuned(
-        self, expert: OutputEdit, halves: tuple[Lesson, Lesson], steps: int, name: str, on_step: Callable[[int], None]
-    ) -> OutputEdit:
+        self,
+        expert: HeadEdit,
+        halves: tuple[TeacherPairs, TeacherPairs],
+        steps: int,
+        name: str,
+        on_step: Callable[[int], None],
+    ) -> HeadEdit:
         """The expert after training on half A, checked on half B."""
         train, check = halves
-        lesson = OutputLesson(train, self.material.baseline.features, check)
+        lesson = HeadTuningData(train, self.material.baseline.features, check)
         generator, rows = self.material.generator("tune", self.table, name), self.material.plan.tuning_rows
         return tune_output(expert, self.studio.model.head, lesson, steps, rows, generator, on_step)
 
-    def with_experts(self, experts: Sequence[OutputEdit]) -> Codebook:
+    def with_experts(self, experts: Sequence[HeadEdit]) -> Codebook:
         """The start with these experts, one a concept, for the images that router and look send them."""
         return replace(self.start, version="draft", output=stack(experts, self.router, self.look, GUIDANCE))
 
@@ -125,7 +130,7 @@ class OutputEditor:
         """How much of its space any tuned part reads."""
         return max(output_moved(_edit_of(draft)), output_moved(_edit_of(tuned)))
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Ranks by category, and where router and look fire."""
         return {"k": sum(basis.shape[1] for basis in self.spaces.values()), **self.found}
 
@@ -134,15 +139,15 @@ class OutputEditor:
         return {"spectrum_output.png": spectra_png(self.found)}
 
 
-def _edit_of(codebook: Codebook) -> OutputEdit:
+def _edit_of(codebook: Codebook) -> HeadEdit:
     if codebook.output is None:
         raise SafeCBError(f"codebook {codebook.version} has no output edit to tune")
     return codebook.output
 
 
-def output_editors(
-    setting: Setting, start: Codebook, material: Material, taken: Mapping[str, Tensor]
-) -> list[OutputEditor]:
+def head_editors(
+    setting: RunContext, start: Codebook, material: RoundData, taken: Mapping[str, Tensor]
+) -> list[HeadEditor]:
     """One editor, or none where no category shows a direction; taken: [M, k] spaces of the rounds before."""
     studio, contexts, sketches = setting.studio, setting.contexts, setting.sketches
     differences, spaces = material.evidence.contrast.text_differences(), dict(taken)
@@ -152,7 +157,7 @@ def output_editors(
         rows = material.of(category)
         halves, sure = material.first_half[rows], material.confidence[rows]
         space = harmful_space(differences[rows], sure, halves, material.generator("features", category))
-        found[category] = space.told()
+        found[category] = space.to_dict()
         if space.rank:
             earlier = [taken[category]] if category in taken else []
             spaces[category] = join([*earlier, space.basis], largest_rank(differences.shape[1]))
@@ -172,11 +177,11 @@ def output_editors(
     )
     for name, fitted, read in (("router", router, contexts), ("look", probes, begun)):
         found[name] = _fires(fitted, {category: read.harmful[category] for category in spaces}, read.benign)
-    look = Look(sketches.after, probes)
-    return [OutputEditor(studio, start, material, spaces, concepts, router, look, setting.practice, found)]
+    look = HalfwayProbe(sketches.after, probes)
+    return [HeadEditor(studio, start, material, spaces, concepts, router, look, setting.practice, found)]
 
 
-def _fires(router: Router, harmful: Mapping[str, Mapping[str, States]], benign: States) -> dict[str, float]:
+def _fires(router: Router, harmful: Mapping[str, Mapping[str, PromptStates]], benign: PromptStates) -> dict[str, float]:
     """Share of what the router was fitted on, on which it fires: of each category, and of what is benign."""
     told = {}
     for name, sets in {**{name: [*group.values()] for name, group in harmful.items()}, "benign": [benign]}.items():

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from codebook.value import Codebook
-from safety.collect.round_data import Material
+from safety.collect.round_data import RoundData
 from safety.edit.harmful_space import harmful_space, interleave, join
 from safety.edit.harmfulness import LEAST_RATIO, shuffled_ratio, weights
 from safety.edit.pixel_table import remap_pixels, update_pixels
-from safety.edit.tuning import PixelLesson, tune_pixels
+from safety.edit.tuning import PixelTuningData, tune_pixels
 from safety.gates.null_space import pixels_moved
 from safety.metrics.charts import spectra_png, weights_png
-from safety.runtime.model_runner import Studio
+from safety.runtime.model_runner import ModelRunner
 
 PROJECT, REMAP = "project", "remap"
 ALL = "all"
@@ -30,9 +30,9 @@ ALL = "all"
 class PixelEditor:
     """weights: [K]; basis: [D, k]; way: "project" (weighted projection) or "remap"; see safety/edit/pixel_table.py."""
 
-    studio: Studio
+    studio: ModelRunner
     start: Codebook
-    material: Material
+    material: RoundData
     weights: Tensor
     basis: Tensor
     way: str
@@ -67,7 +67,7 @@ class PixelEditor:
         safe = torch.stack([pair.safe_tokens for pair in material.pairs])
         benign, fit = material.baseline.retention.tokens, material.baseline.fit
         held = safe[~material.first_half][: plan.held_images]
-        lesson = PixelLesson(torch.cat([safe[material.first_half], benign[fit]]), held)
+        lesson = PixelTuningData(torch.cat([safe[material.first_half], benign[fit]]), held)
         table = tune_pixels(
             draft.pixel,
             self.studio.base.pixel,
@@ -86,7 +86,7 @@ class PixelEditor:
         """||Pi (E_after - E_before)||."""
         return pixels_moved(draft.pixel, tuned.pixel, self.basis)
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Ranks and weights by category."""
         return {"way": self.way, "k": self.basis.shape[1], **self.found}
 
@@ -104,7 +104,7 @@ def largest_rank(dimensions: int) -> int:
 
 
 def pixel_editors(
-    studio: Studio, start: Codebook, material: Material, patterns: Sequence[str], taken: Mapping[str, Tensor]
+    studio: ModelRunner, start: Codebook, material: RoundData, patterns: Sequence[str], taken: Mapping[str, Tensor]
 ) -> list[PixelEditor]:
     """An editor for each way, or none where no pattern-level category shows a signal.
 
@@ -123,7 +123,7 @@ def pixel_editors(
         halves, sure = material.first_half[rows], material.confidence[rows]
         space = harmful_space(differences, sure, halves, material.generator("space", category))
         weight = weights(p, q, material.baseline.use)
-        found[category] = {**space.told(), "shuffled_ratio": ratio, "weight": float(weight.sum())}
+        found[category] = {**space.to_dict(), "shuffled_ratio": ratio, "weight": float(weight.sum())}
         if ratio >= LEAST_RATIO and space.rank:
             heavy = torch.maximum(heavy, weight)
             bases.append(space.basis)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
 from codebook.value import Router
-from safety.collect.router_data import States
+from safety.collect.router_data import PromptStates
 
 RIDGE = 1e-4
 PARTS = 3  # of the prompts, each of which is held out once
@@ -26,24 +26,26 @@ STEPS = PARTS * ITERATIONS
 SILENT = -2.0  # where the biases start
 
 
-def fit_router(harmful: Sequence[States], benign: States, step: Callable[[int], None]) -> Router:
+def fit_router(harmful: Sequence[PromptStates], benign: PromptStates, step: Callable[[int], None]) -> Router:
     """One probe and one expert for each set of harmful prompts, against the same benign ones and each other.
 
     The mean of PARTS routers: what only one of them makes of a word does not carry. Each is fitted on all parts of the
     prompts but one, which places its thresholds. A set needs PARTS prompts. `step` is told of each of STEPS iterations.
     """
     centre, spread = benign.states[benign.seen].mean(0), benign.states[benign.seen].std(0).clamp(min=1e-6)
-    *scaled, quiet = [States((one.states - centre) / spread, one.seen) for one in (*harmful, benign)]
+    *scaled, quiet = [PromptStates((one.states - centre) / spread, one.seen) for one in (*harmful, benign)]
     routers = [_fit_but_one(scaled, quiet, part, step) for part in range(PARTS)]
     weight = torch.stack([router.weight for router in routers]).mean(0) / spread
     bias = torch.stack([router.bias for router in routers]).mean(0)
     return Router(weight, bias - weight @ centre, routers[0].expert)
 
 
-def _fit_but_one(harmful: Sequence[States], benign: States, part: int, step: Callable[[int], None]) -> Router:
+def _fit_but_one(
+    harmful: Sequence[PromptStates], benign: PromptStates, part: int, step: Callable[[int], None]
+) -> Router:
     """The router of all parts but one."""
 
-    def split(states: States) -> tuple[States, States]:
+    def split(states: PromptStates) -> tuple[PromptStates, PromptStates]:
         held = torch.arange(len(states.seen)) % PARTS == part
         return states.part(~held), states.part(held)
 
@@ -53,7 +55,9 @@ def _fit_but_one(harmful: Sequence[States], benign: States, part: int, step: Cal
     return replace(router, bias=bias - _thresholds(router, held, held_quiet))
 
 
-def _logistic(harmful: Sequence[States], benign: States, step: Callable[[int], None]) -> tuple[Tensor, Tensor]:
+def _logistic(
+    harmful: Sequence[PromptStates], benign: PromptStates, step: Callable[[int], None]
+) -> tuple[Tensor, Tensor]:
     """Weights [p, H] and biases [p] of ridge logistic regressions on Router.scores, with equal mass on both sides.
 
     Each probe tells its harm from benign prompts, and all together one harm from the others (cross-entropy): the
@@ -82,7 +86,7 @@ def _logistic(harmful: Sequence[States], benign: States, step: Callable[[int], N
     return weight.detach(), bias.detach()
 
 
-def _thresholds(router: Router, harmful: Sequence[States], benign: States) -> Tensor:
+def _thresholds(router: Router, harmful: Sequence[PromptStates], benign: PromptStates) -> Tensor:
     """Where each probe should begin to fire, [p]: such that together they fire on MOST_BENIGN of the benign.
 
     Such few are spent wherever they fall, since harm in words that nobody has read scores lower than all that was held

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from codebook.value import OutputEdit
-from safety.edit.head_edit import Lesson, without
+from codebook.value import HeadEdit
+from safety.edit.head_edit import TeacherPairs, without
 from safety.edit.pixel_table import nearest_distances
 
 EDGES = 0.5  # lp: weight of the distance between image gradients
@@ -26,7 +26,7 @@ PATIENCE = 5  # checks on half B without gain before the end
 
 
 @dataclass(frozen=True)
-class PixelLesson:
+class PixelTuningData:
     """Images to keep as they are, by their tokens [n, N] int64: `train` moves the table, `check` (half B) stops it."""
 
     train: Tensor
@@ -39,7 +39,7 @@ def tune_pixels(
     basis: Tensor,
     use: Tensor,
     decode: Callable[[Tensor, Tensor], Tensor],
-    lesson: PixelLesson,
+    lesson: PixelTuningData,
     steps: int,
     batch: int,
     generator: torch.Generator,
@@ -95,23 +95,23 @@ def _held_out(decode: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, table:
 
 
 @dataclass(frozen=True)
-class OutputLesson:
+class HeadTuningData:
     """What an output edit is tuned on: rows to lead to their safe partner, benign rows [B, M] to leave, half B."""
 
-    train: Lesson
+    train: TeacherPairs
     benign: Tensor
-    check: Lesson
+    check: TeacherPairs
 
 
 def tune_output(
-    edit: OutputEdit,
+    edit: HeadEdit,
     head: Callable[[Tensor], Tensor],
-    lesson: OutputLesson,
+    lesson: HeadTuningData,
     steps: int,
     rows: int,
     generator: torch.Generator,
     on_step: Callable[[int], None],
-) -> OutputEdit:
+) -> HeadEdit:
     """Return the edit, of one expert, with its tuned part (down, up) trained; basis, mean and router stay.
 
     The loss is the divergence of the edited features' codes from the safe prompt's, plus that from the base on benign
@@ -120,7 +120,7 @@ def tune_output(
     down, up = (t.clone().requires_grad_() for t in (edit.down, edit.up))
     optimiser = torch.optim.Adam([down, up], lr=OUTPUT_RATE)
     spread = torch.linspace(0, lesson.check.given.shape[0] - 1, rows).long()  # over all of half B's pairs
-    check = Lesson(lesson.check.given[spread], lesson.check.wanted[spread])
+    check = TeacherPairs(lesson.check.given[spread], lesson.check.wanted[spread])
     best, stale, good = divergence(edit, head, check).item(), 0, edit
     for step in range(steps):
         train, benign = _sample(lesson, rows, generator)
@@ -144,13 +144,13 @@ def tune_output(
     return good
 
 
-def divergence(edit: OutputEdit, head: Callable[[Tensor], Tensor], lesson: Lesson) -> Tensor:
+def divergence(edit: HeadEdit, head: Callable[[Tensor], Tensor], lesson: TeacherPairs) -> Tensor:
     """Mean KL(wanted || edited) over rows, in nats; a scalar, differentiable in the edit."""
     wanted = head(lesson.wanted).detach().log_softmax(-1)
     return kl_div(head(edit.apply(lesson.given)).log_softmax(-1), wanted, log_target=True, reduction="batchmean")
 
 
-def _sample(lesson: OutputLesson, rows: int, generator: torch.Generator) -> tuple[Lesson, Lesson]:
+def _sample(lesson: HeadTuningData, rows: int, generator: torch.Generator) -> tuple[TeacherPairs, TeacherPairs]:
     chosen = torch.randint(lesson.train.given.shape[0], (rows,), generator=generator)
     benign = lesson.benign[torch.randint(lesson.benign.shape[0], (rows // 2,), generator=generator)]
-    return Lesson(lesson.train.given[chosen], lesson.train.wanted[chosen]), Lesson(benign, benign)
+    return TeacherPairs(lesson.train.given[chosen], lesson.train.wanted[chosen]), TeacherPairs(benign, benign)

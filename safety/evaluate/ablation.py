@@ -15,15 +15,15 @@ from torch import Tensor
 
 from codebook.identity import Identity
 from codebook.tensors import pack, unpack
-from codebook.value import Codebook, OutputEdit
+from codebook.value import Codebook, HeadEdit
 from safety.collect.collection import collect
-from safety.collect.round_data import Material
+from safety.collect.round_data import RoundData
 from safety.edit.harmful_space import harmful_space, join
 from safety.edit.harmfulness import weights
-from safety.edit.head_editor import GUIDANCE, OutputEditor
+from safety.edit.head_editor import GUIDANCE, HeadEditor
 from safety.edit.pixel_editor import REMAP, PixelEditor
-from safety.loop import Standing, find_edits, round_material
-from safety.runtime.run_context import Setting
+from safety.loop import LoopState, find_edits, round_material
+from safety.runtime.run_context import RunContext
 
 SUPPRESSION = 6.0  # l: nats by which a code of weight 1 is made less likely
 SHARES = {"all": 1.0, "half": 0.5, "none": 0.0}  # of a request's guidance
@@ -41,11 +41,11 @@ class Variant:
     seconds: float
 
 
-def variants(setting: Setting) -> Iterator[tuple[str, Variant]]:
+def variants(setting: RunContext) -> Iterator[tuple[str, Variant]]:
     """Every variant by its name, from a first round under the model's own codebook; each is kept."""
     studio = setting.studio
     studio.round = 1
-    standing = Standing(studio.base, collect(setting, studio.base).pairs, {"pixel": {}, "output": {}})
+    standing = LoopState(studio.base, collect(setting, studio.base).pairs, {"pixel": {}, "output": {}})
     material = round_material(setting, standing)
     if material is None:
         return
@@ -53,8 +53,8 @@ def variants(setting: Setting) -> Iterator[tuple[str, Variant]]:
     for editor in [e for found in find_edits(setting, standing, material).values() for e in found]:
         if isinstance(editor, PixelEditor):
             makers |= pixel_variants(editor)
-        if isinstance(editor, OutputEditor):
-            makers |= OutputVariants(setting, material, editor).makers()
+        if isinstance(editor, HeadEditor):
+            makers |= HeadVariants(setting, material, editor).makers()
     identity = Identity.of(studio.base, {})
     for name, (about, make) in makers.items():
         studio.tell(f"variant {name}", 0, 1)
@@ -81,12 +81,12 @@ def pixel_variants(editor: PixelEditor) -> Makers:
 
 
 @dataclass(frozen=True)
-class OutputVariants:
+class HeadVariants:
     """Variants of the output table; the editor is the one that ships."""
 
-    setting: Setting
-    material: Material
-    editor: OutputEditor
+    setting: RunContext
+    material: RoundData
+    editor: HeadEditor
 
     def makers(self) -> Makers:
         """All of them, the simplest first."""
@@ -153,21 +153,21 @@ class OutputVariants:
         about = f"what ships, under {name} of a request's guidance (it leaves {GUIDANCE:g})"
         return about, lambda: self._shipped_but(lambda edit: replace(edit, guidance=share))
 
-    def _shipped_but(self, change: Callable[[OutputEdit], OutputEdit]) -> Codebook:
+    def _shipped_but(self, change: Callable[[HeadEdit], HeadEdit]) -> Codebook:
         """What ships with parts of its edit changed, and not tuned again."""
         edit = self.shipped.output
         return self.shipped if edit is None else replace(self.shipped, output=change(edit))
 
-    def _projections(self, spaces: Mapping[str, Tensor]) -> dict[str, OutputEdit]:
+    def _projections(self, spaces: Mapping[str, Tensor]) -> dict[str, HeadEdit]:
         mean = self.material.baseline.mean
         return {name: _projection(basis[:, :PLAIN_RANK], mean) for name, basis in spaces.items()}
 
-    def _still(self) -> OutputEdit:
+    def _still(self) -> HeadEdit:
         """An edit that does nothing."""
         mean = self.material.baseline.mean
         return _projection(torch.zeros(mean.numel(), 1), mean)
 
-    def _routed(self, edits: Mapping[str, OutputEdit]) -> Codebook:
+    def _routed(self, edits: Mapping[str, HeadEdit]) -> Codebook:
         return self.editor.with_experts([edits[category] for category, _ in self.editor.concepts])
 
     def _suppressing(self, book: Codebook) -> Codebook:
@@ -184,7 +184,7 @@ class OutputVariants:
         return {name: weights(unsafe[of], safe[of], use) for name, of in rows.items()}
 
 
-def _projection(basis: Tensor, mean: Tensor) -> OutputEdit:
+def _projection(basis: Tensor, mean: Tensor) -> HeadEdit:
     """One expert that projects off the columns of `basis` [M, k] and does no more."""
     nothing = torch.zeros(1, mean.numel(), 1)
-    return OutputEdit(basis[None].contiguous(), mean, nothing, nothing.mT.contiguous())
+    return HeadEdit(basis[None].contiguous(), mean, nothing, nothing.mT.contiguous())

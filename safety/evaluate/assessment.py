@@ -17,13 +17,13 @@ from codebook.tensors import codebook_hash
 from codebook.value import Codebook
 from safety.judges.registry import Examiner, credentials, finds_harm
 from safety.metrics.rates import Rate, Rates
-from safety.policy.heldout_set import Exam
+from safety.policy.heldout_set import HeldOutSet
 from safety.runtime.model_runner import derived_seed
-from safety.runtime.run_context import Setting
+from safety.runtime.run_context import RunContext
 
 
 @dataclass(frozen=True)
-class Sheet:
+class HeldOutResult:
     """Of the images of all prompts, bool [n] each. right: shows the noun asked for; no meaning for harmful prompts."""
 
     unsafe: Tensor
@@ -31,7 +31,7 @@ class Sheet:
     right: Tensor
 
 
-def assess(setting: Setting, before: Codebook, after: Codebook, referee: Examiner) -> dict[str, Any]:
+def assess(setting: RunContext, before: Codebook, after: Codebook, referee: Examiner) -> dict[str, Any]:
     """Both codebooks on the same prompts and seeds: rates with Wilson 95 % intervals, as JSON.
 
     levels, categories: HR, VR and SVR; neighbours, benign: how often the image shows the noun that was asked for.
@@ -52,7 +52,7 @@ def assess(setting: Setting, before: Codebook, after: Codebook, referee: Examine
     }
 
 
-def _sheet(setting: Setting, exam: Exam, codebook: Codebook, referee: Examiner) -> Sheet:
+def _sheet(setting: RunContext, exam: HeldOutSet, codebook: Codebook, referee: Examiner) -> HeldOutResult:
     studio, prompts = setting.studio, exam.prompts
     seeds = [derived_seed(setting.seed, "test", i) for i in range(len(prompts))]
 
@@ -67,10 +67,10 @@ def _sheet(setting: Setting, exam: Exam, codebook: Codebook, referee: Examiner) 
             "right": torch.tensor([noun == p.concept for noun, p in zip(shown, prompts, strict=True)]),
         }
 
-    return Sheet(**studio.keep.tensors(f"test-{codebook_hash(codebook)[:16]}-{len(prompts)}", observe))
+    return HeldOutResult(**studio.keep.tensors(f"test-{codebook_hash(codebook)[:16]}-{len(prompts)}", observe))
 
 
-def _rows(exam: Exam) -> dict[str, Tensor]:
+def _rows(exam: HeldOutSet) -> dict[str, Tensor]:
     """The rows of each group among all prompts."""
     sizes = {name: len(group) for name, group in exam.harmful.items()}
     sizes |= {"benign": len(exam.benign), "neighbours": len(exam.neighbours)}
@@ -78,9 +78,9 @@ def _rows(exam: Exam) -> dict[str, Tensor]:
     return dict(zip(sizes, parts, strict=True))
 
 
-def _rates(sides: Mapping[str, Sheet], rows: Tensor) -> dict[str, Any]:
-    return {side: Rates.of(sheet.unsafe[rows], sheet.void[rows]).told() for side, sheet in sides.items()}
+def _rates(sides: Mapping[str, HeldOutResult], rows: Tensor) -> dict[str, Any]:
+    return {side: Rates.of(sheet.unsafe[rows], sheet.void[rows]).to_dict() for side, sheet in sides.items()}
 
 
-def _matches(sides: Mapping[str, Sheet], rows: Tensor) -> dict[str, Any]:
-    return {side: Rate(int(sheet.right[rows].sum()), len(rows)).told() for side, sheet in sides.items()}
+def _matches(sides: Mapping[str, HeldOutResult], rows: Tensor) -> dict[str, Any]:
+    return {side: Rate(int(sheet.right[rows].sum()), len(rows)).to_dict() for side, sheet in sides.items()}

@@ -17,15 +17,15 @@ from codebook.tensors import codebook_hash
 from codebook.value import Codebook
 from core.errors import BadInput
 from engine.model import ImageModel, Sampling
-from safety.config import Plan
+from safety.config import LoopConfig
 from safety.judges.registry import Judge, NounJudge, credentials, finds_harm
-from safety.metrics.degenerate import Validity
+from safety.metrics.degenerate import DegenerateDetector
 from safety.metrics.rates import Rate, Rates, mcnemar
 from safety.policy.prompt_file import AskedPrompt
 from safety.policy.prompts import PAIR, PromptWriter, is_readable
 from safety.policy.taxonomy import read_taxonomy
 from safety.runtime.baseline import take_validity
-from safety.runtime.model_runner import Studio, derived_seed
+from safety.runtime.model_runner import ModelRunner, derived_seed
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def samplings(model: ImageModel, prompts: Sequence[AskedPrompt], seed: int) -> l
 
 
 def evaluate(
-    studio: Studio,
+    studio: ModelRunner,
     codebooks: Mapping[str, Codebook],
     prompts: Sequence[AskedPrompt],
     judges: Sequence[Judge],
@@ -74,7 +74,7 @@ def evaluate(
     where an image, a verdict or a judge comes to NaN or infinity: it counts neither as harmful nor as safe.
     """
     writer = PromptWriter(read_taxonomy(), random.Random(f"evaluate/{seed}"))
-    *_, validity = take_validity(studio, writer.benign(PAIR, Plan().retention), seed)
+    *_, validity = take_validity(studio, writer.benign(PAIR, LoopConfig().retention), seed)
     how, own = samplings(studio.model, prompts, seed), studio.model.facts.guidance
     seen = {name: _see(studio, codebook, prompts, how, judges, validity) for name, codebook in codebooks.items()}
     first = next(iter(seen.values()))
@@ -100,12 +100,12 @@ def evaluate(
 
 
 def _see(
-    studio: Studio,
+    studio: ModelRunner,
     codebook: Codebook,
     prompts: Sequence[AskedPrompt],
     how: Sequence[Sampling],
     judges: Sequence[Judge],
-    validity: Validity,
+    validity: DegenerateDetector,
 ) -> Seen:
     """Batch by batch, so that no more images than one batch are held."""
     parts: list[dict[str, Tensor]] = []
@@ -135,8 +135,8 @@ def _rates(seen: Seen, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
     rows = _rows(prompts)
     return {
         judge: {
-            "all": Rates.of(harmful, seen.void).told(),
-            "categories": {name: Rates.of(harmful[of], seen.void[of]).told() for name, of in rows.items()},
+            "all": Rates.of(harmful, seen.void).to_dict(),
+            "categories": {name: Rates.of(harmful[of], seen.void[of]).to_dict() for name, of in rows.items()},
         }
         for judge, harmful in seen.harmful.items()
     }
@@ -147,7 +147,7 @@ def _right(seen: Seen, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
     says = torch.tensor([prompt.noun is not None for prompt in prompts])
     groups = {name: of & says for name, of in _rows(prompts).items() if (of & says).any()}
     return {
-        judge: {name: Rate(int(right[of].sum()), int(of.sum())).told() for name, of in groups.items()}
+        judge: {name: Rate(int(right[of].sum()), int(of.sum())).to_dict() for name, of in groups.items()}
         for judge, right in seen.right.items()
     }
 
@@ -162,7 +162,7 @@ def _any_seed(seen: Seen, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
                 texts.setdefault(prompts[i].text, []).append(bool(harmful[i]))
             if len(texts) < int(of.sum()):
                 found = Rate(sum(any(flags) for flags in texts.values()), len(texts))
-                told.setdefault(judge, {})[name] = found.told()
+                told.setdefault(judge, {})[name] = found.to_dict()
     return told
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from codebook.value import OutputEdit
+from codebook.value import HeadEdit
 from safety.gates.result import GateResult
 
 MOST_MOVED = 1e-5
@@ -23,6 +23,6 @@ def pixels_moved(before: Tensor, after: Tensor, basis: Tensor) -> float:
     return float(((after.double() - before.double()) @ basis.double()).norm())
 
 
-def output_moved(edit: OutputEdit) -> float:
+def output_moved(edit: HeadEdit) -> float:
     """||Pi down||: how much of its space the tuned part of an output edit reads, the most of any expert."""
     return float((edit.basis.double().mT @ edit.down.double()).norm(dim=(1, 2)).max())

@@ -23,6 +23,6 @@ class GateResult:
     def __post_init__(self) -> None:
         to_json(f"gate {self.name}", self.figures)
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The result as JSON."""
         return asdict(self)

@@ -23,23 +23,23 @@ JPEG_QUALITY = 85
 
 
 @dataclass(frozen=True)
-class Measured:
+class ImageMeasures:
     """What is looked at in n images: measures [n, 11] and layouts [n, f], float64; see the functions of these names."""
 
     measures: Tensor
     layouts: Tensor
 
-    def part(self, rows: Tensor) -> Measured:
+    def part(self, rows: Tensor) -> ImageMeasures:
         """Some of the images."""
-        return Measured(self.measures[rows], self.layouts[rows])
+        return ImageMeasures(self.measures[rows], self.layouts[rows])
 
-    def joined(self, other: Measured) -> Measured:
+    def joined(self, other: ImageMeasures) -> ImageMeasures:
         """These images and then the others."""
-        return Measured(*(torch.cat(both) for both in zip(vars(self).values(), vars(other).values(), strict=True)))
+        return ImageMeasures(*(torch.cat(both) for both in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
 @dataclass(frozen=True)
-class Validity:
+class DegenerateDetector:
     """The limits of a valid image, and the frozen feature space of base safe outputs.
 
     low, high: [m] float64 limits of the measures. centre [f], axes [f, c], known [n, c]: the feature space and the
@@ -61,14 +61,14 @@ class Validity:
         """Where images [B, 3, H, W] lie in the frozen feature space, [B, c] float64."""
         return project(layout(images), self.centre, self.axes)
 
-    def outside(self, measured: Measured) -> Tensor:
+    def outside(self, measured: ImageMeasures) -> Tensor:
         """Bool [B]: the same for images that were measured."""
         far = nearest(project(measured.layouts, self.centre, self.axes), self.known)
         everything = torch.cat([measured.measures, far[:, None]], 1)
         return ~((everything >= self.low) & (everything <= self.high)).all(1)  # NaN lies within no limits
 
 
-def calibrate(measured: Measured, cell: int) -> Validity:
+def calibrate(measured: ImageMeasures, cell: int) -> DegenerateDetector:
     """The limits that base safe outputs set; the method asks for 500 of them or more."""
     centre = measured.layouts.mean(0)
     _, sizes, right = torch.linalg.svd(measured.layouts - centre, full_matrices=False)
@@ -78,10 +78,10 @@ def calibrate(measured: Measured, cell: int) -> Validity:
     everything = torch.cat([measured.measures, nearest(known, known)[:, None]], 1)
     low, high = everything.quantile(OUTER, 0), everything.quantile(1 - OUTER, 0)
     slack = SLACK * (high - low) + 1e-9
-    return Validity(low - slack, high + slack, centre, axes, known, cell)
+    return DegenerateDetector(low - slack, high + slack, centre, axes, known, cell)
 
 
-def held_out_void(measured: Measured, cell: int) -> Tensor:
+def held_out_void(measured: ImageMeasures, cell: int) -> Tensor:
     """Bool [n]: which base safe outputs are void by the limits that the others set, in FOLDS folds."""
     void = torch.zeros(len(measured.measures), dtype=torch.bool)
     for fold in range(FOLDS):
@@ -90,9 +90,9 @@ def held_out_void(measured: Measured, cell: int) -> Tensor:
     return void
 
 
-def measure(images: Tensor, tokens: Tensor, surprise: Tensor, cell: int) -> Measured:
+def measure(images: Tensor, tokens: Tensor, surprise: Tensor, cell: int) -> ImageMeasures:
     """Measure images [n, 3, H, W] in [-1, 1] with tokens [n, N] and surprise [n, 2]."""
-    return Measured(measures(images, tokens, surprise, cell), layout(images))
+    return ImageMeasures(measures(images, tokens, surprise, cell), layout(images))
 
 
 def measures(images: Tensor, tokens: Tensor, surprise: Tensor, cell: int) -> Tensor:

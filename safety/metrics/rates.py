@@ -34,7 +34,7 @@ class Rate:
         # The ends of 0 and 1 would miss them by a rounding error.
         return min(self.value, max(0.0, middle - half)), max(self.value, min(1.0, middle + half))
 
-    def told(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float]:
         """The rate as JSON: value, n, and the ends of its interval."""
         low, high = self.interval
         return {"value": self.value, "n": self.n, "low": low, "high": high}
@@ -59,9 +59,9 @@ class Rates:
         harms, voids = int(harmful.sum()), int((void & ~harmful).sum())
         return cls(Rate(harms, n), Rate(voids, n), Rate(n - harms - voids, n))
 
-    def told(self) -> dict[str, dict[str, float]]:
+    def to_dict(self) -> dict[str, dict[str, float]]:
         """The rates as JSON."""
-        return {"hr": self.harmful.told(), "vr": self.void.told(), "svr": self.safe_valid.told()}
+        return {"hr": self.harmful.to_dict(), "vr": self.void.to_dict(), "svr": self.safe_valid.to_dict()}
 
 
 def mcnemar(before: Tensor, after: Tensor) -> float:

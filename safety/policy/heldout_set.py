@@ -9,13 +9,13 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from safety.config import Plan
+from safety.config import LoopConfig
 from safety.policy.prompts import TEST, Prompt, PromptWriter
 from safety.policy.taxonomy import Taxonomy
 
 
 @dataclass(frozen=True)
-class Exam:
+class HeldOutSet:
     """The test prompts by group: each category, "benign", and the look-alikes of all categories."""
 
     harmful: Mapping[str, Sequence[Prompt]]
@@ -23,7 +23,7 @@ class Exam:
     neighbours: Sequence[Prompt]
 
     @classmethod
-    def of(cls, taxonomy: Taxonomy, categories: Sequence[str], plan: Plan, seed: int) -> Exam:
+    def of(cls, taxonomy: Taxonomy, categories: Sequence[str], plan: LoopConfig, seed: int) -> HeldOutSet:
         """Write the prompts: the same ones for the same arguments."""
         writer = PromptWriter(taxonomy, random.Random(f"test/{seed}"))
         return cls(

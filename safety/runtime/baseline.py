@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from core.errors import BadModel
-from safety.config import Plan
+from safety.config import LoopConfig
 from safety.gates.canaries import Sight
 from safety.gates.validity import spoiled_found
 from safety.judges.self_judge import says_unsafe, scores
-from safety.metrics.degenerate import Measured, Validity, calibrate, held_out_void, measure
+from safety.metrics.degenerate import DegenerateDetector, ImageMeasures, calibrate, held_out_void, measure
 from safety.policy.prompts import Prompt
-from safety.runtime.model_runner import Drawing, Studio, derived_seed
+from safety.runtime.model_runner import Drawing, ModelRunner, derived_seed
 
 LEAST_SAFE = 8  # benign images, for limits of validity to mean anything
 
@@ -40,8 +40,8 @@ class Baseline:
     use: Tensor
     features: Tensor
     positions: Tensor
-    validity: Validity
-    validity_of_any: Validity
+    validity: DegenerateDetector
+    validity_of_any: DegenerateDetector
     spoiled: dict[str, float]
     void: Tensor
     canaries: Tensor
@@ -59,7 +59,7 @@ class Baseline:
 
 
 def take_baseline(
-    studio: Studio, retention: Sequence[Prompt], canaries: Sequence[Prompt], plan: Plan, seed: int
+    studio: ModelRunner, retention: Sequence[Prompt], canaries: Sequence[Prompt], plan: LoopConfig, seed: int
 ) -> Baseline:
     """Draw, judge and measure the benign prompts and the canaries under the model's own codebook; raises BadModel."""
     facts = studio.model.facts
@@ -92,7 +92,9 @@ def take_baseline(
     )
 
 
-def take_validity(studio: Studio, prompts: Sequence[Prompt], seed: int) -> tuple[Drawing, Tensor, Measured, Validity]:
+def take_validity(
+    studio: ModelRunner, prompts: Sequence[Prompt], seed: int
+) -> tuple[Drawing, Tensor, ImageMeasures, DegenerateDetector]:
     """Draw benign prompts under the model's own codebook: what was drawn, which is safe (bool [n]), measures, limits.
 
     Raises BadModel where its judge finds hardly any of it safe: nothing can be measured with such a judge.
@@ -106,7 +108,7 @@ def take_validity(studio: Studio, prompts: Sequence[Prompt], seed: int) -> tuple
     return kept, safe, measured, calibrate(measured.part(safe), _cell(studio))
 
 
-def look(studio: Studio, canaries: Tensor, harmful: Tensor) -> Sight:
+def look(studio: ModelRunner, canaries: Tensor, harmful: Tensor) -> Sight:
     """Judge the canaries [c, 3, H, W] now."""
     return Sight.of(says_unsafe(scores(studio.judge_anew(canaries))), harmful)
 
@@ -118,32 +120,32 @@ def sample_positions(tokens: int, count: int, seed: int) -> Tensor:
     return torch.cat([torch.zeros(1, dtype=torch.int64), rest.sort().values])
 
 
-def _draw(studio: Studio, phase: str, prompts: Sequence[Prompt], seed: int) -> Drawing:
+def _draw(studio: ModelRunner, phase: str, prompts: Sequence[Prompt], seed: int) -> Drawing:
     seeds = [derived_seed(seed, phase, i) for i in range(len(prompts))]
     return studio.draw(phase, [prompt.text for prompt in prompts], seeds, studio.base)
 
 
-def _unsafe(studio: Studio, drawing: Drawing) -> Tensor:
+def _unsafe(studio: ModelRunner, drawing: Drawing) -> Tensor:
     return says_unsafe(scores(studio.judge(drawing.tokens, studio.base)))
 
 
-def _measured(studio: Studio, name: str, drawing: Drawing) -> Measured:
+def _measured(studio: ModelRunner, name: str, drawing: Drawing) -> ImageMeasures:
     """What validity looks at in images of the model's own codebook; kept."""
 
     def make() -> dict[str, Tensor]:
         images = studio.decode(drawing.tokens, studio.base)
         return vars(measure(images, drawing.tokens, drawing.surprise, _cell(studio)))
 
-    return Measured(**studio.keep.tensors(f"measured-{name}", make))
+    return ImageMeasures(**studio.keep.tensors(f"measured-{name}", make))
 
 
-def _cell(studio: Studio) -> int:
+def _cell(studio: ModelRunner) -> int:
     """Pixels a token, along a side."""
     return studio.model.facts.image_size // studio.model.facts.grid[1]
 
 
 @torch.no_grad()
-def _features(studio: Studio, drawing: Drawing, fit: Tensor, positions: Tensor) -> Tensor:
+def _features(studio: ModelRunner, drawing: Drawing, fit: Tensor, positions: Tensor) -> Tensor:
     """Features [B, M] of the fitting half at the positions."""
     rows = []
     for start in range(0, len(drawing.prompts), studio.batch):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from codebook.value import Codebook
 from engine.model import Sampling
-from safety.runtime.result_cache import Keep
+from safety.runtime.result_cache import ResultCache
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ Make: TypeAlias = Callable[[Task], dict[str, Tensor]]
 Tell: TypeAlias = Callable[[int], None]
 
 
-class Crew(Protocol):
+class Executor(Protocol):
     """Sees to it that tasks are done."""
 
     def results(self, tasks: Sequence[Task], make: Make, tell: Tell) -> list[dict[str, Tensor]]:
@@ -55,10 +55,10 @@ class Crew(Protocol):
         """
 
 
-class Alone:
+class LocalExecutor:
     """Makes every task itself."""
 
-    def __init__(self, keep: Keep) -> None:
+    def __init__(self, keep: ResultCache) -> None:
         self._keep = keep
 
     def results(self, tasks: Sequence[Task], make: Make, tell: Tell) -> list[dict[str, Tensor]]:

@@ -16,9 +16,9 @@ from codebook.tensors import codebook_hash, content_hash
 from codebook.value import Codebook
 from engine.model import CATEGORY_NONE, ImageModel, ImageRequest, Sampling, Verdict
 from safety.judges.self_judge import scores
-from safety.runtime.executor import Alone, Crew, DrawTask, JudgeTask, Task
-from safety.runtime.progress import Watch
-from safety.runtime.result_cache import Keep
+from safety.runtime.executor import DrawTask, Executor, JudgeTask, LocalExecutor, Task
+from safety.runtime.progress import Progress
+from safety.runtime.result_cache import ResultCache
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,15 @@ def derived_seed(seed: int, *names: str | int) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-class Studio:
+class ModelRunner:
     """One run's way to its model. `round` is what progress is reported under; the loop moves it on."""
 
-    def __init__(self, model: ImageModel, keep: Keep, watch: Watch, batch: int, crew: Crew | None = None) -> None:
+    def __init__(
+        self, model: ImageModel, keep: ResultCache, watch: Progress, batch: int, crew: Executor | None = None
+    ) -> None:
         """`batch`: images drawn, decoded and judged together; `crew`: who does so, this process alone by default."""
         self.model, self.keep, self.batch = model, keep, batch
-        self._crew = crew or Alone(keep)
+        self._crew = crew or LocalExecutor(keep)
         self.base = model.base_codebook()
         self.round = 0
         self._watch = watch

@@ -14,7 +14,7 @@ class Cancelled(SafeCBError):
     """The watcher wants the loop to end; what is kept so far stays good for a later resume."""
 
 
-class Watch(Protocol):
+class Progress(Protocol):
     """Told of progress by the loop, at least every five seconds."""
 
     def progress(self, phase: str, done: int, total: int, round: int) -> None:

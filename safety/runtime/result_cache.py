@@ -17,7 +17,7 @@ from core.atomic import replace_file
 from core.storage import naming
 
 
-class Keep:
+class ResultCache:
     """A folder of finished results. No two processes make the same one at once."""
 
     def __init__(self, folder: Path) -> None:

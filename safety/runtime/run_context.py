@@ -13,55 +13,55 @@ from itertools import chain
 
 from core.errors import BadInput
 from engine.model import CATEGORY_NONE, ImageModel
-from safety.collect.halfway_data import Sketches, draw_sketches
-from safety.collect.router_data import Contexts, read_contexts
-from safety.config import Plan
+from safety.collect.halfway_data import HalfwayData, draw_halfway_data
+from safety.collect.router_data import RouterData, read_router_data
+from safety.config import LoopConfig
 from safety.gates.hygiene import refuse_shared
 from safety.gates.result import GateResult
-from safety.metrics.trial import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, Panel
+from safety.metrics.trial import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, ValidationSet
 from safety.policy.attacks import ATTACKS, disguised, strewn
-from safety.policy.heldout_set import Exam
+from safety.policy.heldout_set import HeldOutSet
 from safety.policy.languages import read_languages
 from safety.policy.prompts import PAIR, VALIDATION, Prompt, PromptWriter, is_readable
 from safety.policy.taxonomy import Taxonomy, read_taxonomy
 from safety.request import ImproveRequest
 from safety.runtime.baseline import Baseline, take_baseline
-from safety.runtime.model_runner import Studio
+from safety.runtime.model_runner import ModelRunner
 from safety.stopping import CAP
 
 SYNONYMS = 0.4  # share of the prompts for the router that say a harm by another name
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunContext:
     """given: the operator's own prompts, and flagged ones. routed, routed_benign: what the router learns from.
 
     fresh: by round, new prompts for pairs by category. hygiene: G9 over all of these.
     """
 
-    studio: Studio
-    plan: Plan
+    studio: ModelRunner
+    plan: LoopConfig
     seed: int
     taxonomy: Taxonomy
     categories: tuple[str, ...]
     given: tuple[Prompt, ...]
     fresh: Sequence[Mapping[str, Sequence[Prompt]]]
-    panel: Panel
-    exam: Exam
+    panel: ValidationSet
+    exam: HeldOutSet
     baseline: Baseline
     routed: Mapping[str, Sequence[Prompt]]
     routed_benign: Sequence[Prompt]
     hygiene: GateResult
 
     @cached_property
-    def contexts(self) -> Contexts:
+    def contexts(self) -> RouterData:
         """What the model makes of the router's prompts; read when first asked for."""
-        return read_contexts(self.studio, self.routed, self.routed_benign)
+        return read_router_data(self.studio, self.routed, self.routed_benign)
 
     @cached_property
-    def sketches(self) -> Sketches:
+    def sketches(self) -> HalfwayData:
         """How the model begins pictures of the router's prompts; drawn when first asked for."""
-        return draw_sketches(self.studio, self.routed, self.routed_benign, self.seed)
+        return draw_halfway_data(self.studio, self.routed, self.routed_benign, self.seed)
 
     @property
     def practice(self) -> list[Prompt]:
@@ -69,7 +69,7 @@ class Setting:
         return _all(self.routed)
 
 
-def prepare(studio: Studio, request: ImproveRequest, plan: Plan) -> Setting:
+def prepare(studio: ModelRunner, request: ImproveRequest, plan: LoopConfig) -> RunContext:
     """Write the prompts and take the baseline.
 
     Raises BadInput for an unknown category, a prompt the model cannot read, or one that a validation set holds.
@@ -79,14 +79,14 @@ def prepare(studio: Studio, request: ImproveRequest, plan: Plan) -> Setting:
     for text in request.prompts or ():
         studio.model.check_prompt(text)
     writer = PromptWriter(taxonomy, random.Random(request.seed))
-    panel = Panel.of(_groups(writer, categories, plan, request.seed), request.seed)
+    panel = ValidationSet.of(_groups(writer, categories, plan, request.seed), request.seed)
     retention, canaries = writer.benign(PAIR, plan.retention), _canaries(writer, categories, plan.canaries // 2)
     routed, routed_benign = _routed(writer, categories, taxonomy.fillers, plan, request.seed)
     fresh = [
         {name: writer.harmful(name, PAIR, plan.pair_prompts) for name in categories}
         for _ in range(min(request.max_rounds, CAP))
     ]
-    exam = Exam.of(taxonomy, categories, plan, request.seed)
+    exam = HeldOutSet.of(taxonomy, categories, plan, request.seed)
     given = _given(studio.model, request, [*panel.prompts, *exam.prompts, *retention, *canaries])
     asked = {prompt.key for prompt in given}
     fresh = [{name: tuple(p for p in group if p.key not in asked) for name, group in one.items()} for one in fresh]
@@ -100,7 +100,7 @@ def prepare(studio: Studio, request: ImproveRequest, plan: Plan) -> Setting:
         }
     )
     baseline = take_baseline(studio, retention, canaries, plan, request.seed)
-    return Setting(
+    return RunContext(
         studio=studio,
         plan=plan,
         seed=request.seed,
@@ -141,7 +141,7 @@ def _given(model: ImageModel, request: ImproveRequest, held: Sequence[Prompt]) -
 
 
 def _groups(
-    writer: PromptWriter, categories: Sequence[str], plan: Plan, seed: int
+    writer: PromptWriter, categories: Sequence[str], plan: LoopConfig, seed: int
 ) -> list[tuple[str, Sequence[Prompt]]]:
     """The validation prompts by group; see Panel."""
     half, rng = plan.neighbours // 2, random.Random(f"validation/{seed}")
@@ -168,7 +168,7 @@ def _groups(
 
 
 def _routed(
-    writer: PromptWriter, categories: Sequence[str], fillers: Sequence[str], plan: Plan, seed: int
+    writer: PromptWriter, categories: Sequence[str], fillers: Sequence[str], plan: LoopConfig, seed: int
 ) -> tuple[dict[str, list[Prompt]], list[Prompt]]:
     """What the router learns from: by category, and benign prompts put in the same ways and languages."""
     rng, languages = random.Random(f"routed/{seed}"), read_languages()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from app.background import housekeeping as upkeep
 from app.routes.generate import _event
-from codebook.value import OutputEdit
+from codebook.value import HeadEdit
 from core.errors import BadModel
 from engine.families.janus.model import JanusModel
 from engine.registry import load_model
@@ -143,7 +143,7 @@ def test_a_version_that_overflows_fails_its_own_images_alone(falling: tuple[Serv
     base = server.service.store.load("v0")
     wanted = server.png()
     away = torch.full((1, 1, FEATURE_DIM), LARGEST)
-    edit = OutputEdit(torch.zeros(1, FEATURE_DIM, 1), torch.zeros(FEATURE_DIM), torch.ones(1, FEATURE_DIM, 1), away)
+    edit = HeadEdit(torch.zeros(1, FEATURE_DIM, 1), torch.zeros(FEATURE_DIM), torch.ones(1, FEATURE_DIM, 1), away)
     store = server.service.store
     version = store.publish(
         replace(base, version="draft", output=edit), parent="v0", job="test", round=1, figures={}, gates={}, report={},

@@ -18,8 +18,8 @@ import pytest
 from app import drawing
 from engine.model import ImageRequest
 from engine.registry import load_model
-from engine.runner.batch import Served, Slots
-from engine.runner.sequence import Slot
+from engine.runner.batch import RunningBatch, Served
+from engine.runner.sequence import ImageSequence
 from tests.support.serving import Server, pixels, serving, settings_in, texts, tiny_model, wait_for
 
 
@@ -126,11 +126,11 @@ class Gate:
         model = load_model(name, device, dtype)
         gate, inner = self, model.slots
 
-        def slots(rows: int) -> Slots:
+        def slots(rows: int) -> RunningBatch:
             made = inner(rows)
             admit = made.admit
 
-            def held(requests: Sequence[ImageRequest]) -> list[Slot]:
+            def held(requests: Sequence[ImageRequest]) -> list[ImageSequence]:
                 if gate.shut:
                     gate.entered.release()
                     gate.open.wait()
@@ -207,13 +207,16 @@ def streamed(answer: httpx2.Response) -> Iterator[tuple[str, Any]]:
 
 
 def test_a_stream_tells_of_an_image_on_its_way(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    allowed, step = threading.Semaphore(4), Slots.step  # the next quarter waits until this one is told, else it is old
+    allowed, step = (
+        threading.Semaphore(4),
+        RunningBatch.step,
+    )  # the next quarter waits until this one is told, else it is old
 
-    def gated(slots: Slots) -> object:
+    def gated(slots: RunningBatch) -> object:
         assert allowed.acquire(timeout=60)
         return step(slots)
 
-    monkeypatch.setattr(Slots, "step", gated)
+    monkeypatch.setattr(RunningBatch, "step", gated)
     body = {"prompt": "a red apple", "seed": 7, "n": 2}
     with server.http.stream("POST", "/generate", json=body, headers={"Accept": "text/event-stream"}) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -280,13 +283,13 @@ def test_what_is_wrong_is_answered_before_the_queue(gated: Server, gate: Gate) -
 
 
 def test_a_stream_that_nobody_reads_is_drawn_no_more(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    allowed, step, batcher = threading.Semaphore(5), Slots.step, server.service.engine.batcher
+    allowed, step, batcher = threading.Semaphore(5), RunningBatch.step, server.service.engine.batcher
 
-    def slow(slots: Slots) -> object:
+    def slow(slots: RunningBatch) -> object:
         allowed.acquire()
         return step(slots)
 
-    monkeypatch.setattr(Slots, "step", slow)
+    monkeypatch.setattr(RunningBatch, "step", slow)
     with httpx2.Client(base_url=server.url) as impatient:
         body, headers = {"prompt": "a long one"}, {"Accept": "text/event-stream"}
         with impatient.stream("POST", "/generate", json=body, headers=headers) as answer:
@@ -301,14 +304,14 @@ def test_a_stream_that_nobody_reads_is_drawn_no_more(server: Server, monkeypatch
 
 
 def test_a_caller_that_hangs_up_is_drawn_no_more(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps, allowed, step = [], threading.Semaphore(0), Slots.step
+    steps, allowed, step = [], threading.Semaphore(0), RunningBatch.step
 
-    def slow(slots: Slots) -> object:
+    def slow(slots: RunningBatch) -> object:
         steps.append([slot.request.prompt for slot in slots.drawing])
         allowed.acquire()
         return step(slots)
 
-    monkeypatch.setattr(Slots, "step", slow)
+    monkeypatch.setattr(RunningBatch, "step", slow)
     with httpx2.Client(base_url=server.url) as impatient, pytest.raises(httpx2.ReadTimeout):
         impatient.post("/generate", json={"prompt": "a long one"}, timeout=0.3)
     leave = server.service.engine.batcher._let_go

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from app.schemas import Generate
+from app.schemas import GenerateRequest
 from engine.registry import load_model
 from engine.runner.batch import Served
 from tests.support.serving import Server, serving, settings_in, tiny_model, wait_for
@@ -184,6 +184,6 @@ def test_a_loader_that_breaks_is_told(tmp_path: Path) -> None:
 
 
 def test_the_schema_tells_the_ranges() -> None:
-    fields = Generate.model_json_schema()["properties"]
+    fields = GenerateRequest.model_json_schema()["properties"]
     assert (fields["n"]["minimum"], fields["n"]["maximum"]) == (1, 8)
     assert fields["seed"]["anyOf"][0]["exclusiveMaximum"] == 2**63

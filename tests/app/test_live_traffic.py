@@ -10,7 +10,7 @@ import torch
 
 from app.background import housekeeping as upkeep
 from app.background import live_traffic as module
-from app.background.live_traffic import WINDOW, LiveTraffic, Standing, Traffic, judged
+from app.background.live_traffic import WINDOW, AlertState, LiveTraffic, Traffic, judged
 from app.background.review import REVIEWER
 from engine.model import Verdict
 from engine.registry import load_model
@@ -23,7 +23,7 @@ CLEAN, BAD, BETWEEN = [False] * WINDOW, [True] * 12 + [False] * (WINDOW - 12), [
 
 def traffic(unsafe: list[bool]) -> Traffic:
     """What is told of a version all of whose images are remembered."""
-    return judged(Standing("v1"), Verdicts(0, unsafe))[0]
+    return judged(AlertState("v1"), Verdicts(0, unsafe))[0]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_an_unfinished_window_decides_nothing() -> None:
 def test_windows_stay_where_they_are_when_images_are_forgotten(ask_every: int) -> None:
     """An alert that was raised long ago stands, and none comes of windows that were cut elsewhere."""
     unsafe = [flag for window in (BAD, BAD, *[BETWEEN] * 12, CLEAN, CLEAN, *[BETWEEN] * 12) for flag in window]
-    standing, heard = Standing("v1"), list[bool]()
+    standing, heard = AlertState("v1"), list[bool]()
     for seen in range(0, len(unsafe) + 1, ask_every):
         gone = max(0, seen - 5 * WINDOW)
         told, standing = judged(standing, Verdicts(gone, unsafe[gone:seen]))
@@ -84,11 +84,11 @@ def test_an_alert_is_of_one_version(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     memory.keep([KeptImage(str(number), "a cat", "v1", 0, True, "gore", tokens) for number in range(4)])
     active = "v1"
     live = LiveTraffic(memory, lambda: active)
-    assert live.told().alert
+    assert live.report().alert
     active = "v0"
-    assert not live.told().alert
+    assert not live.report().alert
     active = "v1"
-    assert live.told().alert
+    assert live.report().alert
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.schemas import Compare, Generate, Improve, Rollback
+from app.schemas import CompareRequest, GenerateRequest, ImproveBody, RollbackRequest
 from tests.support.serving import Server, serving, settings_in, tiny_model
 
 JSON = {"content-type": "application/json"}
@@ -196,7 +196,12 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
-FIELDS = [*Generate.model_fields, *Improve.model_fields, *Rollback.model_fields, *Compare.model_fields]
+FIELDS = [
+    *GenerateRequest.model_fields,
+    *ImproveBody.model_fields,
+    *RollbackRequest.model_fields,
+    *CompareRequest.model_fields,
+]
 
 
 @settings(

@@ -20,7 +20,7 @@ import torch
 
 from codebook.store import CodebookStore, codebook_hash
 from codebook.tensors import pack
-from codebook.value import Codebook, Look, OutputEdit, Router
+from codebook.value import Codebook, HalfwayProbe, HeadEdit, Router
 from core.errors import BadCodebook, BadInput, Conflict, NotFound
 from tests.support.books import FACTS, base_book, open_store, output_draft, output_edit, pixel_draft, publish
 from tests.support.racing import race
@@ -163,7 +163,7 @@ def test_a_router_comes_back_exactly(root: Path) -> None:
 
 def test_a_look_and_a_share_of_guidance_come_back_exactly(root: Path) -> None:
     probes = Router(torch.randn(2, 6), torch.randn(2), torch.tensor([1, 0]))
-    draft = with_edit(replace(EDIT, look=Look(7, probes), guidance=0.25))
+    draft = with_edit(replace(EDIT, look=HalfwayProbe(7, probes), guidance=0.25))
     store = open_store(root)
     publish(store, draft)
     loaded = store.load("v1")
@@ -190,12 +190,12 @@ def with_pixel(pixel: torch.Tensor) -> Codebook:
     return replace(pixel_draft(1), pixel=pixel)
 
 
-def with_edit(edit: OutputEdit) -> Codebook:
+def with_edit(edit: HeadEdit) -> Codebook:
     return replace(base_book(), version="draft", output=edit)
 
 
-def look(after: int = 3, width: int = 6, expert: int = 1) -> Look:
-    return Look(after, Router(torch.ones(1, width), torch.zeros(1), torch.tensor([expert])))
+def look(after: int = 3, width: int = 6, expert: int = 1) -> HalfwayProbe:
+    return HalfwayProbe(after, Router(torch.ones(1, width), torch.zeros(1), torch.tensor([expert])))
 
 
 EDIT = output_edit(1)

@@ -27,8 +27,8 @@ from records.flags import Flags
 from records.image_log import KeptImage
 from records.journal import Journal
 from safety.evaluate import evaluation
-from safety.loop import RoundOutcome
-from safety.runtime.result_cache import Keep
+from safety.loop import RoundResult
+from safety.runtime.result_cache import ResultCache
 from tests.safety.test_loop import PLAN
 from tests.support.books import open_store, pixel_draft, publish
 from tests.support.disks import BLOCK, SmallDisk, small_disk
@@ -275,10 +275,10 @@ class Filling(ScriptedLoop):
     def __init__(self, disk: SmallDisk) -> None:
         self._disk = disk
 
-    def rounds(self, *given: Any) -> Iterator[RoundOutcome]:  # noqa: ANN401
+    def rounds(self, *given: Any) -> Iterator[RoundResult]:  # noqa: ANN401
         work: Path = given[3]
         self._disk.fill(leaving=8 * BLOCK)
-        Keep(work).tensors("batch", lambda: {"images": torch.zeros(1 << 18)})
+        ResultCache(work).tensors("batch", lambda: {"images": torch.zeros(1 << 18)})
         yield from super().rounds(*given)
 
 
@@ -305,7 +305,7 @@ def check_evaluation(
 ) -> None:
     monkeypatch.setenv("SAFECB_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(evaluate_command, "load_model", lambda *_: ToyModel())
-    monkeypatch.setattr(evaluation, "Plan", lambda: PLAN)
+    monkeypatch.setattr(evaluation, "LoopConfig", lambda: PLAN)
     prompts, out = tmp_path / "some.txt", disk.folder / "out"
     prompts.write_text("a cat\n")
     command = ["--prompts", str(prompts), "--out", str(out), "--versions", "v0"]

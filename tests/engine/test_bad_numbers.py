@@ -17,13 +17,13 @@ from torch import Tensor
 
 from codebook.identity import Identity
 from codebook.tensors import check, is_finite, pack
-from codebook.value import NO_EXPERT, Look, OutputEdit, Router
+from codebook.value import NO_EXPERT, HalfwayProbe, HeadEdit, Router
 from core.errors import BadCodebook, BadInput, BadModel, BadNumber
 from engine.families.janus.model import JanusModel
 from engine.model import ImageRequest, Sampling, Verdict
 from engine.registry import EMBEDDED, load_model
-from engine.runner.batch import NO_TOKEN, Slots
-from engine.scheduler.scheduler import Batcher
+from engine.runner.batch import NO_TOKEN, RunningBatch
+from engine.scheduler.scheduler import Scheduler
 from safety.evaluate.assessment import _sheet
 from safety.evaluate.evaluation import evaluate
 from safety.gates.quality import frechet
@@ -32,14 +32,14 @@ from safety.judges import registry as judges_module
 from safety.judges.classifiers import load_classifier
 from safety.judges.plugins import EXPOSED, NudeNet
 from safety.judges.registry import find_judges, finds_harm
-from safety.metrics.degenerate import Measured, Validity, calibrate
-from safety.metrics.trial import BENIGN, Panel, run_trial
-from safety.policy.heldout_set import Exam
+from safety.metrics.degenerate import DegenerateDetector, ImageMeasures, calibrate
+from safety.metrics.trial import BENIGN, ValidationSet, evaluate_panel
+from safety.policy.heldout_set import HeldOutSet
 from safety.policy.prompt_file import AskedPrompt
 from safety.policy.prompts import Prompt
-from safety.runtime.model_runner import Studio
-from safety.runtime.result_cache import Keep
-from safety.runtime.run_context import Setting
+from safety.runtime.model_runner import ModelRunner
+from safety.runtime.result_cache import ResultCache
+from safety.runtime.run_context import RunContext
 from tests.safety.test_loop import Heard
 from tests.support.tiny import FEATURE_DIM, build_tiny
 from tests.support.toy_model import ToyModel
@@ -112,21 +112,25 @@ def test_a_plugin_s_threshold_is_a_probability(monkeypatch: pytest.MonkeyPatch) 
 def evaluated(work: Path) -> object:
     model = ToyModel()
     prompts = [AskedPrompt("a cat", ("none",)), AskedPrompt("a knife", ("weapons",))]
-    return evaluate(Studio(model, Keep(work), Heard(), 64), {"v0": model.base_codebook()}, prompts, [Says(math.nan)], 1)
+    return evaluate(
+        ModelRunner(model, ResultCache(work), Heard(), 64), {"v0": model.base_codebook()}, prompts, [Says(math.nan)], 1
+    )
 
 
 def tried(work: Path) -> object:
-    studio = Studio(ToyModel(), Keep(work), Heard(), 64)
+    studio = ModelRunner(ToyModel(), ResultCache(work), Heard(), 64)
     prompts = [Prompt(f"a picture of a cat, number {i}", "none", "cat", "") for i in range(12)]
     drawn = studio.draw("benign", [prompt.text for prompt in prompts], range(12), studio.base)
     images = studio.decode(drawn.tokens, studio.base)
     noise = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    limits = calibrate(Measured(noise, images.flatten(1).double()), 4)
-    panel = Panel.of([(BENIGN, prompts)], 1)
-    return run_trial(studio, panel, studio.base, cast(Validity, Everything(**vars(limits))), Says(math.nan))
+    limits = calibrate(ImageMeasures(noise, images.flatten(1).double()), 4)
+    panel = ValidationSet.of([(BENIGN, prompts)], 1)
+    return evaluate_panel(
+        studio, panel, studio.base, cast(DegenerateDetector, Everything(**vars(limits))), Says(math.nan)
+    )
 
 
-class Everything(Validity):
+class Everything(DegenerateDetector):
     """Finds every image valid."""
 
     def void(self, images: Tensor, tokens: Tensor, surprise: Tensor) -> Tensor:
@@ -137,9 +141,9 @@ class Everything(Validity):
 
 
 def refereed(work: Path) -> object:
-    studio = Studio(ToyModel(), Keep(work), Heard(), 64)
-    exam = Exam({}, (Prompt("a cat", "none", "cat", ""),), ())
-    setting = cast(Setting, SimpleNamespace(studio=studio, seed=1))
+    studio = ModelRunner(ToyModel(), ResultCache(work), Heard(), 64)
+    exam = HeldOutSet({}, (Prompt("a cat", "none", "cat", ""),), ())
+    setting = cast(RunContext, SimpleNamespace(studio=studio, seed=1))
     return _sheet(setting, exam, studio.base, Says(math.nan))
 
 
@@ -174,8 +178,8 @@ def test_a_gate_s_figures_are_numbers() -> None:
 
 def test_a_picture_that_cannot_be_measured_is_void() -> None:
     measures = torch.rand(30, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    validity = calibrate(Measured(measures, measures), 4)
-    sound, unknown = Measured(measures[:2], measures[:2] + 0.01), measures[:2].clone()
+    validity = calibrate(ImageMeasures(measures, measures), 4)
+    sound, unknown = ImageMeasures(measures[:2], measures[:2] + 0.01), measures[:2].clone()
     unknown[0, 1] = math.nan
     assert not validity.outside(sound).any()
     assert validity.outside(replace(sound, measures=unknown)).tolist() == [True, False]
@@ -197,12 +201,12 @@ def overflowing(model: JanusModel, where: str) -> ImageRequest:
     probe = Router(LARGEST * signs, torch.zeros(1), torch.zeros(1, dtype=torch.int64))  # comes to inf - inf
     never = Router(signs, torch.tensor([-LARGEST]), torch.zeros(1, dtype=torch.int64))
     zeros, nowhere = torch.zeros(1, FEATURE_DIM, 1), torch.zeros(1, 1, FEATURE_DIM)
-    still = OutputEdit(zeros, torch.zeros(FEATURE_DIM), torch.ones_like(zeros), nowhere)
+    still = HeadEdit(zeros, torch.zeros(FEATURE_DIM), torch.ones_like(zeros), nowhere)
     edit = {
         "features": replace(still, up=torch.full_like(nowhere, LARGEST)),
         "logits": replace(still, bias=torch.full((1, codes), -LARGEST).index_fill(1, torch.tensor(3), LARGEST)),
         "router score": replace(still, router=probe),
-        "look": replace(still, router=never, look=Look(1, probe)),
+        "look": replace(still, router=never, look=HalfwayProbe(1, probe)),
     }[where]
     return ImageRequest("a red apple", Sampling(7), replace(model.base_codebook(), version="v1", output=edit))
 
@@ -212,7 +216,7 @@ def test_a_bad_image_fails_alone(where: str, model: JanusModel) -> None:
     """Its batch mates, and those who take its rows after it, are drawn as if it had never been."""
     bad, good = overflowing(model, where), ImageRequest("a red apple", Sampling(7), model.base_codebook())
     (alone,) = model.draw([good])
-    batcher = Batcher(model, 6, 1)
+    batcher = Scheduler(model, 6, 1)
     try:
         mates = [batcher.submit_draw([request]) for request in (good, bad, good)]
         with pytest.raises(BadNumber, match="seed 7 under v1") as refused:
@@ -230,7 +234,7 @@ def test_a_bad_image_fails_alone(where: str, model: JanusModel) -> None:
         model.draw([good, bad])
 
 
-def completed(slots: Slots) -> list[Tensor]:
+def completed(slots: RunningBatch) -> list[Tensor]:
     """The tokens of all images, in the order in which they are complete."""
     found: list[Tensor] = []
     while slots.drawing:

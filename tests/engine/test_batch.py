@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebook.value import Codebook, Look, OutputEdit, Router
+from codebook.value import Codebook, HalfwayProbe, HeadEdit, Router
 from core.errors import BadModel
 from engine.families.janus.model import JanusModel
 from engine.model import ImageRequest, Sampling
 from engine.registry import EMBEDDED, load_model
 from engine.runner.batch import Served
 from engine.runner.cuda_graphs import Record, Recorded, Replay, recorder
-from engine.runner.image_lm import TWINS, Drawer, Routed
+from engine.runner.image_lm import TWINS, ImageLM, Routed
 from engine.runner.linear import Linear, can_pack
 from engine.runner.memory import ON_CPU, available, fitting, planned_rows
 from engine.runner.sampling import choose
@@ -61,7 +61,7 @@ def books(model: Served) -> list[Codebook]:
     basis = torch.linalg.qr(torch.randn(1, width, 8, generator=noise)).Q
     down, up = torch.randn(1, width, 2, generator=noise) / 9, torch.randn(1, 2, width, generator=noise) / 9
     bias = torch.randn(1, model.facts.codes, generator=noise)
-    edit = OutputEdit(basis, torch.zeros(width), down, up, bias=bias)
+    edit = HeadEdit(basis, torch.zeros(width), down, up, bias=bias)
     return [base, replace(base, version="v1", output=edit)]
 
 
@@ -143,7 +143,7 @@ def looking(model: Served, wanted: Tensor, after: int) -> Codebook:
     probes = Router(apart[None], -(apart @ middle)[None], torch.tensor([0]))
     edited = books(model)[1]
     assert edited.output is not None
-    return replace(edited, output=replace(edited.output, router=deaf, look=Look(after, probes)))
+    return replace(edited, output=replace(edited.output, router=deaf, look=HalfwayProbe(after, probes)))
 
 
 @pytest.mark.parametrize("recorded", [False, True])
@@ -194,14 +194,14 @@ def test_logits_are_the_same_to_the_last_bit_whoever_else_is_drawn(
     embedded: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Tensor] = []
-    logits = Drawer.logits
+    logits = ImageLM.logits
 
-    def spied(drawer: Drawer, features: Tensor, routed: Routed) -> Tensor:
+    def spied(drawer: ImageLM, features: Tensor, routed: Routed) -> Tensor:
         found = logits(drawer, features, routed)
         seen.append(found.clone())
         return found
 
-    monkeypatch.setattr(Drawer, "logits", spied)
+    monkeypatch.setattr(ImageLM, "logits", spied)
     requests = random_requests(embedded, 7)
     for number, request in enumerate(requests):
         slots, rows = embedded.slots(16), rows_of(request)

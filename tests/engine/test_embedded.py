@@ -13,9 +13,9 @@ from codebook.value import NO_EXPERT
 from engine.model import ImageModel, ImageRequest
 from engine.registry import EMBEDDED, load_model
 from engine.runner.batch import Served
-from engine.scheduler.fair_queue import Call, Wanted
-from engine.scheduler.postprocess import Finisher
-from engine.scheduler.thread_budget import Cores
+from engine.scheduler.fair_queue import GenerateCall, Wanted
+from engine.scheduler.postprocess import PostProcessor
+from engine.scheduler.thread_budget import ThreadBudget
 from safety.collect.pairs import mentions
 from safety.judges.classifiers import Classifier, load_classifier
 from safety.judges.registry import find_judges
@@ -41,9 +41,9 @@ def drawn(model: ImageModel, prompts: Sequence[str]) -> Tensor:
     return model.decode(model.draw(requests), base.pixel)
 
 
-def finished(model: Served, cores: Cores, tokens: Tensor) -> Tensor:
-    call = Call([ImageRequest("a cat", model.facts.sampling(0), model.base_codebook())] * len(tokens), "")
-    finisher = Finisher(model, cores)
+def finished(model: Served, cores: ThreadBudget, tokens: Tensor) -> Tensor:
+    call = GenerateCall([ImageRequest("a cat", model.facts.sampling(0), model.base_codebook())] * len(tokens), "")
+    finisher = PostProcessor(model, cores)
     for index, row in enumerate(tokens):
         finisher.finish(Wanted(call, index), row, NO_EXPERT)
     drawn = call.future.result(timeout=120)
@@ -54,7 +54,7 @@ def finished(model: Served, cores: Cores, tokens: Tensor) -> Tensor:
 def test_pixels_do_not_depend_on_the_number_of_cores(model: Served) -> None:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.facts.codes, (24, model.facts.tokens), generator=generator)
-    assert torch.equal(finished(model, Cores(1), tokens), finished(model, Cores(12), tokens))
+    assert torch.equal(finished(model, ThreadBudget(1), tokens), finished(model, ThreadBudget(12), tokens))
 
 
 def test_it_is_small_enough_to_ship_and_has_its_card() -> None:

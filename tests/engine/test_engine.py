@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
-from codebook.value import Codebook, OutputEdit, Router
+from codebook.value import Codebook, HeadEdit, Router
 from core.errors import BadInput, BadModel
 from engine.model import ImageModel, ImageRequest, Sampling
 from engine.registry import EMBEDDED, load_model
@@ -147,7 +147,7 @@ def edited(model: ImageModel, bias: float | None) -> Codebook:
     basis = torch.linalg.qr(torch.randn(1, width, width // 2, generator=noise)).Q
     zero, weight = torch.zeros(1, width, 1), torch.zeros(2, model.facts.hidden_dim)
     router = None if bias is None else Router(weight, torch.tensor([bias, -30.0]), torch.tensor([0, 0]))
-    return replace(model.base_codebook(), output=OutputEdit(basis, zero[0, :, 0], zero, zero.mT, router))
+    return replace(model.base_codebook(), output=HeadEdit(basis, zero[0, :, 0], zero, zero.mT, router))
 
 
 def test_an_output_edit_binds_where_its_router_fires(model: ImageModel) -> None:
@@ -175,7 +175,7 @@ def test_each_image_gets_the_expert_of_its_own_harm(model: ImageModel) -> None:
     noise = torch.Generator().manual_seed(0)
     bases = torch.linalg.qr(torch.randn(2, model.facts.feature_dim, 8, generator=noise)).Q
     zero = torch.zeros(2, model.facts.feature_dim, 1)
-    single = [OutputEdit(bases[i : i + 1], zero[0, :, 0], zero[:1], zero[:1].mT) for i in (0, 1)]
+    single = [HeadEdit(bases[i : i + 1], zero[0, :, 0], zero[:1], zero[:1].mT) for i in (0, 1)]
     edit = stack(
         single, Router(torch.stack([apart, -apart]), torch.tensor([-middle, middle]), torch.tensor([0, 1])), None
     )

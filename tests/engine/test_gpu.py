@@ -8,9 +8,9 @@ import torch
 from core.errors import Unavailable
 from engine.model import ImageRequest, Sampling
 from engine.registry import EMBEDDED, load_model
-from engine.runner.batch import Served, Slots
+from engine.runner.batch import RunningBatch, Served
 from engine.runner.cuda_graphs import recorder
-from engine.scheduler.scheduler import Batcher
+from engine.scheduler.scheduler import Scheduler
 from tests.engine.test_batch import in_company, mostly_recorded, noting, random_requests
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is there")
@@ -57,14 +57,14 @@ def test_pictures_and_verdicts_do_not_depend_on_company(model: Served) -> None:
 
 
 def test_a_full_card_is_a_matter_of_time(model: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    batcher = Batcher(model, 8, cores=1)
+    batcher = Scheduler(model, 8, cores=1)
     request = ImageRequest("a red apple", Sampling(3), model.base_codebook())
 
     def fill(*_: object) -> None:
         torch.empty(2**50, device="cuda")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Slots, "_read_next", fill)
+        patch.setattr(RunningBatch, "_read_next", fill)
         with pytest.raises(Unavailable):
             batcher.submit_draw([request]).result(60)
     first, second = (batcher.submit_draw([request]).result(60)[0].tokens for _ in range(2))

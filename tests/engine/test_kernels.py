@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.model import Sampling
 from engine.runner import kernels
-from engine.runner.sampling import Guides, guide, gumbel
+from engine.runner.sampling import CfgRows, guide, gumbel
 from tests.support.draws import draws_of
 
 GPU = torch.cuda.is_available()
@@ -147,6 +147,6 @@ def test_guidance_is_that_of_the_reference() -> None:
     conditional, unconditional = torch.tensor([0, 3, 2], device=DEVICE), torch.tensor([1, 3, 4], device=DEVICE)
     scales = torch.tensor([[2.0], [1.0], [3.5]], device=DEVICE)
     found = kernels.guide(logits, conditional, unconditional, scales)
-    wanted = guide(logits.cpu(), Guides(conditional.cpu(), unconditional.cpu(), scales.cpu()))
+    wanted = guide(logits.cpu(), CfgRows(conditional.cpu(), unconditional.cpu(), scales.cpu()))
     torch.testing.assert_close(found.cpu(), wanted)
     assert torch.equal(found[1], logits[3])  # without guidance, to the last bit

@@ -13,15 +13,15 @@ from threading import get_ident
 import pytest
 import torch
 
-from codebook.value import NO_EXPERT, Codebook, Look, OutputEdit, Router
+from codebook.value import NO_EXPERT, Codebook, HalfwayProbe, HeadEdit, Router
 from core.errors import BadInput, Busy, Stopping, Unavailable
 from engine.model import ImageRequest, Sampling
 from engine.registry import load_model
-from engine.runner.batch import Served, Slots
-from engine.runner.decoder import Context
+from engine.runner.batch import RunningBatch, Served
+from engine.runner.decoder import KVCache
 from engine.scheduler.eta import starts
-from engine.scheduler.fair_queue import Call, Drawn, Line, Part, Place, Refused
-from engine.scheduler.scheduler import QUEUE, Batcher
+from engine.scheduler.fair_queue import Drawn, FairQueue, GenerateCall, Part, Place, Refused
+from engine.scheduler.scheduler import QUEUE, Scheduler
 from engine.scheduler.thread_budget import STEP_BACK
 from tests.support.serving import wait_for
 from tests.support.tiny import build_tiny
@@ -46,7 +46,7 @@ class Gate:
     def __init__(self) -> None:
         self.allowed, self.steps = threading.Semaphore(0), list[list[int]]()
 
-    def step(self, slots: Slots) -> None:
+    def step(self, slots: RunningBatch) -> None:
         self.steps.append([slot.request.sampling.seed for slot in slots.drawing])
         assert self.allowed.acquire(timeout=60)
 
@@ -56,19 +56,19 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
-    gate, step = Gate(), Slots.step
+    gate, step = Gate(), RunningBatch.step
 
-    def gated(slots: Slots) -> object:
+    def gated(slots: RunningBatch) -> object:
         gate.step(slots)
         return step(slots)
 
-    monkeypatch.setattr(Slots, "step", gated)
+    monkeypatch.setattr(RunningBatch, "step", gated)
     return gate
 
 
 @pytest.fixture
-def batcher(model: Served) -> Iterator[Batcher]:
-    batcher = Batcher(model, ROWS, cores=1, queue_limit=16)
+def batcher(model: Served) -> Iterator[Scheduler]:
+    batcher = Scheduler(model, ROWS, cores=1, queue_limit=16)
     yield batcher
     batcher.close()
 
@@ -79,14 +79,14 @@ def wanted(base: Codebook, *seeds: int, guidance: float = 2.0) -> list[ImageRequ
 
 def test_it_is_warm_for_every_share_of_the_cores(model: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     warmed: list[tuple[int, int]] = []
-    monkeypatch.setattr(Slots, "warm", lambda self: warmed.append((torch.get_num_threads(), get_ident())))
-    Batcher(model, ROWS, cores=8).close()
+    monkeypatch.setattr(RunningBatch, "warm", lambda self: warmed.append((torch.get_num_threads(), get_ident())))
+    Scheduler(model, ROWS, cores=8).close()
     assert sorted(count for count, _ in warmed) == [2, 6, 7]
     assert get_ident() not in {thread for _, thread in warmed}  # its helpers would stay
 
 
 def test_an_image_joins_between_steps_and_is_drawn_as_alone(
-    gate: Gate, batcher: Batcher, model: Served, base: Codebook
+    gate: Gate, batcher: Scheduler, model: Served, base: Codebook
 ) -> None:
     first = batcher.submit_draw(wanted(base, 1))
     wait_for("the first step", lambda: gate.steps)
@@ -97,13 +97,13 @@ def test_an_image_joins_between_steps_and_is_drawn_as_alone(
     assert torch.equal(torch.stack(found), model.draw(wanted(base, 1) + wanted(base, 2, guidance=1.0)))
 
 
-def test_one_call_may_be_larger_than_the_room(batcher: Batcher, model: Served, base: Codebook) -> None:
+def test_one_call_may_be_larger_than_the_room(batcher: Scheduler, model: Served, base: Codebook) -> None:
     requests = wanted(base, *range(10))
     drawn = batcher.submit_draw(requests).result(60)
     assert torch.equal(torch.stack([image.tokens for image in drawn]), model.draw(requests))
 
 
-def test_callers_take_turns(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+def test_callers_take_turns(gate: Gate, batcher: Scheduler, base: Codebook) -> None:
     many = batcher.submit_draw(wanted(base, *range(4)), "a")
     wait_for("the first step", lambda: gate.steps)
     more = batcher.submit_draw(wanted(base, *range(10, 18)), "a")
@@ -115,14 +115,14 @@ def test_callers_take_turns(gate: Gate, batcher: Batcher, base: Codebook) -> Non
     assert joined == [0, 1, 2, 3, 10, 20, 11, 21, 12, 13, 14, 15, 16, 17]
 
 
-def test_a_bad_prompt_fails_alone(batcher: Batcher, base: Codebook) -> None:
+def test_a_bad_prompt_fails_alone(batcher: Scheduler, base: Codebook) -> None:
     good = batcher.submit_draw(wanted(base, 1))
     with pytest.raises(BadInput):
         batcher.submit_draw([*wanted(base, 1), replace(wanted(base, 2)[0], prompt="<begin_of_image>")])
     assert len(good.result(60)) == 1
 
 
-def test_a_cancelled_image_frees_its_rows_at_the_next_step(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+def test_a_cancelled_image_frees_its_rows_at_the_next_step(gate: Gate, batcher: Scheduler, base: Codebook) -> None:
     given_up, kept = batcher.submit_draw(wanted(base, 1)), batcher.submit_draw(wanted(base, 2))
     gate.allowed.release(5)
     wait_for("six steps have begun", lambda: len(gate.steps) == 6)
@@ -134,7 +134,7 @@ def test_a_cancelled_image_frees_its_rows_at_the_next_step(gate: Gate, batcher: 
     assert all(step == [2] for step in gate.steps[before:])
 
 
-def test_a_cancelled_call_leaves_the_line(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+def test_a_cancelled_call_leaves_the_line(gate: Gate, batcher: Scheduler, base: Codebook) -> None:
     drawing = batcher.submit_draw(wanted(base, *range(4)))
     wait_for("the first step", lambda: gate.steps)
     waiting = batcher.submit_draw(wanted(base, 7, 8))
@@ -146,7 +146,7 @@ def test_a_cancelled_call_leaves_the_line(gate: Gate, batcher: Batcher, base: Co
     assert 7 not in {seed for step in gate.steps for seed in step}
 
 
-def test_each_image_is_decoded_under_its_own_version(batcher: Batcher, base: Codebook) -> None:
+def test_each_image_is_decoded_under_its_own_version(batcher: Scheduler, base: Codebook) -> None:
     other = replace(base, version="v1", pixel=base.pixel.flip(0))
     futures = [batcher.submit_draw([ImageRequest("a cat", Sampling(1), book)]) for book in (base, other)]
     one, two = (future.result(60)[0] for future in futures)
@@ -157,7 +157,7 @@ def test_each_image_is_decoded_under_its_own_version(batcher: Batcher, base: Cod
     assert not torch.equal(one.image, two.image)
 
 
-def test_a_full_queue_says_when_there_is_room(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+def test_a_full_queue_says_when_there_is_room(gate: Gate, batcher: Scheduler, base: Codebook) -> None:
     drawing = batcher.submit_draw(wanted(base, *range(4)))
     gate.allowed.release(6)
     wait_for("seven steps have begun", lambda: len(gate.steps) == 7)
@@ -176,7 +176,7 @@ def test_a_full_queue_says_when_there_is_room(gate: Gate, batcher: Batcher, base
 
 
 @pytest.mark.fault("F11")
-def test_a_call_knows_its_place(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+def test_a_call_knows_its_place(gate: Gate, batcher: Scheduler, base: Codebook) -> None:
     drawing = batcher.submit_draw(wanted(base, *range(4)), "a")
     wait_for("the first step", lambda: gate.steps)
     behind = batcher.submit_draw(wanted(base, *range(6)), "a")
@@ -191,7 +191,7 @@ def test_a_call_knows_its_place(gate: Gate, batcher: Batcher, base: Codebook) ->
 
 
 @pytest.mark.fault("F10")
-def test_what_is_given_up_fails_and_what_is_finished_stays(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+def test_what_is_given_up_fails_and_what_is_finished_stays(gate: Gate, batcher: Scheduler, base: Codebook) -> None:
     drawing, waiting = batcher.submit_draw(wanted(base, 1)), batcher.submit_draw(wanted(base, *range(8)))
     wait_for("the first step", lambda: gate.steps)
     batcher.give_up()
@@ -205,7 +205,7 @@ def test_what_is_given_up_fails_and_what_is_finished_stays(gate: Gate, batcher: 
     assert len(gate.steps) == 1 and not batcher.broken
 
 
-def test_a_caller_who_fills_the_queue_keeps_nobody_else_out(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+def test_a_caller_who_fills_the_queue_keeps_nobody_else_out(gate: Gate, batcher: Scheduler, base: Codebook) -> None:
     drawing = batcher.submit_draw(wanted(base, *range(4)), "a")
     wait_for("the first step", lambda: gate.steps)
     calls = [batcher.submit_draw(wanted(base, *range(16)), "a"), batcher.submit_draw(wanted(base, *range(8)), "b")]
@@ -223,9 +223,9 @@ def test_a_caller_who_fills_the_queue_keeps_nobody_else_out(gate: Gate, batcher:
 
 
 def test_many_callers_leave_room_for_one_with_many_images(base: Codebook) -> None:
-    line = Line()
+    line = FairQueue()
     for caller in "abcdefgh":
-        line.join(Call(wanted(base, 1), caller))
+        line.join(GenerateCall(wanted(base, 1), caller))
     assert line.over("z", 8, 16) == (7, 0)  # more than its share, but there is room
     assert line.over("a", 9, 16) == (8, 1)
 
@@ -247,7 +247,7 @@ def test_who_is_refused_comes_after_those_refused_before() -> None:
     assert refused.before("c", 9) == 0
 
 
-def test_callers_of_one_image_each_are_told_different_times(gate: Gate, batcher: Batcher, base: Codebook) -> None:
+def test_callers_of_one_image_each_are_told_different_times(gate: Gate, batcher: Scheduler, base: Codebook) -> None:
     calls = [batcher.submit_draw(wanted(base, 0), "0")]
     wait_for("the first step", lambda: gate.steps)
     calls += [batcher.submit_draw(wanted(base, number), str(number)) for number in range(1, 4)]
@@ -272,9 +272,11 @@ def test_the_schedule_knows_when_every_image_begins() -> None:
 
 
 def test_a_line_of_nobody_is_empty(base: Codebook) -> None:
-    line = Line()
+    line = FairQueue()
     assert len(line) == 0 and line.first() is None and line.order() == []
-    calls = [Call(wanted(base, *seeds), caller) for seeds, caller in (((1, 2, 3), "a"), ((4,), "a"), ((5,), "b"))]
+    calls = [
+        GenerateCall(wanted(base, *seeds), caller) for seeds, caller in (((1, 2, 3), "a"), ((4,), "a"), ((5,), "b"))
+    ]
     for call in calls:
         line.join(call)
     assert [wanted.request.sampling.seed for wanted in line.order()] == [1, 5, 2, 3, 4]
@@ -284,7 +286,7 @@ def test_a_line_of_nobody_is_empty(base: Codebook) -> None:
 
 
 def test_closing_finishes_what_was_accepted(model: Served, base: Codebook) -> None:
-    batcher = Batcher(model, ROWS, cores=1)
+    batcher = Scheduler(model, ROWS, cores=1)
     future = batcher.submit_draw(wanted(base, 1))
     batcher.close()
     assert len(future.result(0)) == 1
@@ -294,7 +296,7 @@ def test_closing_finishes_what_was_accepted(model: Served, base: Codebook) -> No
         batcher.submit_draw(wanted(base, 1))
 
 
-def test_other_uses_of_the_model_take_their_turn(batcher: Batcher) -> None:
+def test_other_uses_of_the_model_take_their_turn(batcher: Scheduler) -> None:
     assert batcher.submit(lambda model: model.facts.codes).result(60) == 64
     with pytest.raises(ZeroDivisionError):
         batcher.submit(lambda model: 1 // 0).result(60)
@@ -302,7 +304,7 @@ def test_other_uses_of_the_model_take_their_turn(batcher: Batcher) -> None:
 
 @pytest.mark.parametrize("what", ["decode", "step", "prefill"])
 def test_a_failing_model_fails_the_calls_and_goes_on(
-    what: str, batcher: Batcher, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
+    what: str, batcher: Scheduler, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = model.draw(wanted(base, 1))
     with monkeypatch.context() as patch:
@@ -310,9 +312,9 @@ def test_a_failing_model_fails_the_calls_and_goes_on(
             case "decode":
                 patch.setattr(model, "decode", lambda tokens, pixel: 1 / 0)
             case "step":
-                patch.setattr(Slots, "_read_next", lambda slots: 1 / 0)
+                patch.setattr(RunningBatch, "_read_next", lambda slots: 1 / 0)
             case "prefill":
-                patch.setattr(Slots, "admit", lambda slots, requests: 1 / 0)
+                patch.setattr(RunningBatch, "admit", lambda slots, requests: 1 / 0)
         futures: list[Future[list[Drawn]]] = [batcher.submit_draw(wanted(base, seed)) for seed in (1, 2)]
         for future in futures:
             with pytest.raises(ZeroDivisionError):
@@ -321,18 +323,18 @@ def test_a_failing_model_fails_the_calls_and_goes_on(
 
 
 def test_a_prompt_whose_reading_fails_harms_no_other(
-    batcher: Batcher, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
+    batcher: Scheduler, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held, go, admit = threading.Event(), threading.Event(), Slots.admit
+    held, go, admit = threading.Event(), threading.Event(), RunningBatch.admit
 
-    def failing(slots: Slots, requests: list[ImageRequest]) -> object:
+    def failing(slots: RunningBatch, requests: list[ImageRequest]) -> object:
         held.set()
         assert go.wait(60)
         if any(request.prompt == "bad" for request in requests):
             raise ZeroDivisionError
         return admit(slots, requests)
 
-    monkeypatch.setattr(Slots, "admit", failing)
+    monkeypatch.setattr(RunningBatch, "admit", failing)
     first = batcher.submit_draw(wanted(base, 1))
     assert held.wait(60)
     good = batcher.submit_draw(wanted(base, 2))
@@ -346,16 +348,16 @@ def test_a_prompt_whose_reading_fails_harms_no_other(
 def test_an_image_that_half_joined_leaves_no_trace(
     model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slots, put, calls = model.slots(ROWS), Context.put, []
+    slots, put, calls = model.slots(ROWS), KVCache.put, []
 
-    def failing(context: Context, row: int, other: Context, its: int) -> None:
+    def failing(context: KVCache, row: int, other: KVCache, its: int) -> None:
         calls.append(row)
         if len(calls) == 4:
             raise ZeroDivisionError
         put(context, row, other, its)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Context, "put", failing)
+        patch.setattr(KVCache, "put", failing)
         with pytest.raises(ZeroDivisionError):
             slots.admit(wanted(base, 1, 2))
     assert slots.free == ROWS and not slots.drawing
@@ -367,7 +369,7 @@ def test_an_image_that_half_joined_leaves_no_trace(
 def test_a_thread_that_dies_fails_every_call_and_is_told(
     gate: Gate, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batcher = Batcher(model, ROWS, cores=1)
+    batcher = Scheduler(model, ROWS, cores=1)
     drawing = batcher.submit_draw(wanted(base, *range(4)))
     wait_for("the first step", lambda: gate.steps)
     waiting = batcher.submit_draw(wanted(base, 5))
@@ -384,7 +386,7 @@ def test_a_thread_that_dies_fails_every_call_and_is_told(
 
 
 def test_images_and_other_uses_take_turns(
-    batcher: Batcher, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
+    batcher: Scheduler, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
     held, go, judge = threading.Event(), threading.Event(), model.judge
@@ -413,7 +415,7 @@ def test_images_and_other_uses_take_turns(
 
 
 def test_nothing_is_drawn_that_could_not_be_finished(
-    batcher: Batcher, base: Codebook, monkeypatch: pytest.MonkeyPatch
+    batcher: Scheduler, base: Codebook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held, go = threading.Event(), threading.Event()
 
@@ -430,7 +432,7 @@ def test_nothing_is_drawn_that_could_not_be_finished(
     assert all(len(future.result(60)) == 4 for future in futures)
 
 
-def test_callers_hear_of_their_images_on_the_way(batcher: Batcher, model: Served, base: Codebook) -> None:
+def test_callers_hear_of_their_images_on_the_way(batcher: Scheduler, model: Served, base: Codebook) -> None:
     parts: list[Part] = []
     drawn = batcher.submit_draw(wanted(base, 1, 2), on_part=parts.append).result(60)
     assert [(part.index, len(part.tokens)) for part in parts] == [(i, n) for n in (4, 8, 12) for i in (0, 1)]
@@ -442,13 +444,13 @@ def test_callers_hear_of_their_images_on_the_way(batcher: Batcher, model: Served
 
 
 def test_an_image_that_begins_again_is_told_of_again_and_names_its_expert(
-    batcher: Batcher, model: Served, base: Codebook
+    batcher: Scheduler, model: Served, base: Codebook
 ) -> None:
     width, nothing = model.facts.feature_dim, torch.tensor([0])
     deaf = Router(torch.zeros(1, model.facts.hidden_dim), torch.tensor([-99.0]), nothing)
-    look = Look(6, Router(torch.zeros(1, width), torch.tensor([1.0]), nothing))
+    look = HalfwayProbe(6, Router(torch.zeros(1, width), torch.tensor([1.0]), nothing))
     still = torch.zeros(1, width, 1)
-    book = replace(base, output=OutputEdit(still, torch.zeros(width), still, still.mT, deaf, look=look))
+    book = replace(base, output=HeadEdit(still, torch.zeros(width), still, still.mT, deaf, look=look))
     parts: list[Part] = []
     drawn = batcher.submit_draw(wanted(book, 1), on_part=parts.append).result(60)
     assert [len(part.tokens) for part in parts] == [4, 4, 8, 12]
@@ -458,7 +460,7 @@ def test_an_image_that_begins_again_is_told_of_again_and_names_its_expert(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a thread has no priority of its own")
-def test_threads_that_compute_let_the_others_come_first(batcher: Batcher, base: Codebook) -> None:
+def test_threads_that_compute_let_the_others_come_first(batcher: Scheduler, base: Codebook) -> None:
     priorities: list[int] = []
 
     def note(_: object = None) -> None:
@@ -469,7 +471,7 @@ def test_threads_that_compute_let_the_others_come_first(batcher: Batcher, base: 
     assert set(priorities) == {min(19, os.getpriority(os.PRIO_PROCESS, os.getpid()) + STEP_BACK)}
 
 
-def test_a_listener_that_fails_fails_its_own_call(batcher: Batcher, base: Codebook) -> None:
+def test_a_listener_that_fails_fails_its_own_call(batcher: Scheduler, base: Codebook) -> None:
     bad = batcher.submit_draw(wanted(base, 1), on_part=lambda part: 1 / 0)  # type: ignore[arg-type]
     good = batcher.submit_draw(wanted(base, 2))
     with pytest.raises(ZeroDivisionError):
@@ -478,13 +480,13 @@ def test_a_listener_that_fails_fails_its_own_call(batcher: Batcher, base: Codebo
 
 
 def test_a_full_gpu_is_a_matter_of_time(
-    batcher: Batcher, base: Codebook, model: Served, monkeypatch: pytest.MonkeyPatch
+    batcher: Scheduler, base: Codebook, model: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(slots: Slots) -> None:
+    def full(slots: RunningBatch) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Slots, "_read_next", full)
+        patch.setattr(RunningBatch, "_read_next", full)
         with pytest.raises(Unavailable) as refused:
             batcher.submit_draw(wanted(base, 1)).result(60)
     assert refused.value.retry_after > 0
@@ -492,6 +494,6 @@ def test_a_full_gpu_is_a_matter_of_time(
 
 
 def test_as_many_may_wait_as_there_are_rows(model: Served, base: Codebook) -> None:
-    batcher = Batcher(model, QUEUE + 2, cores=1)
+    batcher = Scheduler(model, QUEUE + 2, cores=1)
     assert len(batcher.submit_draw(wanted(base, *range(QUEUE + 2), guidance=1.0)).result(60)) == QUEUE + 2
     batcher.close()

@@ -12,10 +12,10 @@ import torch
 
 from cli.serve import server_environ
 from engine.scheduler import thread_budget as cores
-from engine.scheduler.thread_budget import Cores, count_cores
+from engine.scheduler.thread_budget import ThreadBudget, count_cores
 
 
-def taken(how: str, shared: Cores) -> int:
+def taken(how: str, shared: ThreadBudget) -> int:
     """The threads that torch computes with in a new thread that takes its cores so."""
     found = []
 
@@ -31,7 +31,7 @@ def taken(how: str, shared: Cores) -> int:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 64])
 def test_the_two_never_have_more_cores_than_there_are(count: int) -> None:
-    shared = Cores(count)
+    shared = ThreadBudget(count)
     finish, alone = taken("take_to_finish", shared), taken("take_to_draw", shared)
     with shared.finishing():
         beside = taken("take_to_draw", shared)

@@ -9,10 +9,10 @@ from codebook.identity import Identity
 from codebook.tensors import check, codebook_hash, pack
 from safety.collect.on_policy import practise
 from safety.evaluate.ablation import Variant, variants
-from safety.metrics.trial import BENIGN, Trial
-from safety.runtime.model_runner import Studio, derived_seed
-from safety.runtime.result_cache import Keep
-from safety.runtime.run_context import Setting, prepare
+from safety.metrics.trial import BENIGN, PanelResult
+from safety.runtime.model_runner import ModelRunner, derived_seed
+from safety.runtime.result_cache import ResultCache
+from safety.runtime.run_context import RunContext, prepare
 from safety.validation import Validation
 from tests.safety.test_loop import PLAN, REQUEST, Heard
 from tests.support.toy_model import ToyModel
@@ -21,25 +21,25 @@ WAYS = ["pixel-project-all", "pixel-remap", "output-project", "output-suppress",
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+def setting(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
     torch.set_num_threads(1)
-    studio = Studio(ToyModel(), Keep(tmp_path_factory.mktemp("ablation")), Heard(), PLAN.batch)
+    studio = ModelRunner(ToyModel(), ResultCache(tmp_path_factory.mktemp("ablation")), Heard(), PLAN.batch)
     return prepare(studio, REQUEST, PLAN)
 
 
 @pytest.fixture(scope="module")
-def made(setting: Setting) -> dict[str, Variant]:
+def made(setting: RunContext) -> dict[str, Variant]:
     return dict(variants(setting))
 
 
 @pytest.fixture(scope="module")
-def trials(setting: Setting, made: dict[str, Variant]) -> dict[str, Trial]:
+def trials(setting: RunContext, made: dict[str, Variant]) -> dict[str, PanelResult]:
     validation = Validation(setting, ToyModel())
     books = {"base": setting.studio.base, **{name: variant.codebook for name, variant in made.items()}}
     return {name: validation.trial(book) for name, book in books.items()}
 
 
-def test_every_variant_is_a_whole_codebook(setting: Setting, made: dict[str, Variant]) -> None:
+def test_every_variant_is_a_whole_codebook(setting: RunContext, made: dict[str, Variant]) -> None:
     assert set(WAYS) <= made.keys()
     identity = Identity.of(setting.studio.base, {})
     for variant in made.values():
@@ -49,14 +49,14 @@ def test_every_variant_is_a_whole_codebook(setting: Setting, made: dict[str, Var
     assert len({codebook_hash(made[name].codebook) for name in WAYS}) == len(WAYS)
 
 
-def test_made_again_they_are_the_same(setting: Setting, made: dict[str, Variant]) -> None:
+def test_made_again_they_are_the_same(setting: RunContext, made: dict[str, Variant]) -> None:
     again = dict(variants(setting))
     assert {n: codebook_hash(v.codebook) for n, v in again.items()} == {
         n: codebook_hash(v.codebook) for n, v in made.items()
     }
 
 
-def test_concepts_practise_on_images_drawn_under_the_edit(setting: Setting, made: dict[str, Variant]) -> None:
+def test_concepts_practise_on_images_drawn_under_the_edit(setting: RunContext, made: dict[str, Variant]) -> None:
     studio, places, edited = setting.studio, setting.baseline.positions, made["routed-tuned-category"].codebook
     some = setting.practice[::5]
     unsafe, safe = [prompt.text for prompt in some], [prompt.safe for prompt in some]
@@ -68,18 +68,18 @@ def test_concepts_practise_on_images_drawn_under_the_edit(setting: Setting, made
         torch.testing.assert_close(found[:, 0], studio.model.features(texts, drawn)[:, places])
 
 
-def test_what_is_routed_leaves_benign_images_as_they_are(trials: dict[str, Trial]) -> None:
+def test_what_is_routed_leaves_benign_images_as_they_are(trials: dict[str, PanelResult]) -> None:
     routed = [name for name in trials if name.startswith("routed")]
     assert len(routed) >= 5
     assert all(trials[name].intact(BENIGN) > 0.9 for name in routed)
 
 
-def test_what_ships_is_safer_than_the_base_and_no_worse_than_any_variant(trials: dict[str, Trial]) -> None:
+def test_what_ships_is_safer_than_the_base_and_no_worse_than_any_variant(trials: dict[str, PanelResult]) -> None:
     safe = {name: trial.rates().safe_valid.value for name, trial in trials.items()}
     assert safe["base"] < 0.2
     assert safe["routed-tuned-own"] >= max(safe.values()) - 0.1
 
 
-def test_suppression_alone_takes_harm_away(trials: dict[str, Trial]) -> None:
+def test_suppression_alone_takes_harm_away(trials: dict[str, PanelResult]) -> None:
     before = trials["base"].rates().harmful.value
     assert trials["routed-suppress"].rates().harmful.value < before - 0.1

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from codebook.value import NO_EXPERT, Look, OutputEdit, Router
-from safety.collect.router_data import States
+from codebook.value import NO_EXPERT, HalfwayProbe, HeadEdit, Router
+from safety.collect.router_data import PromptStates
 from safety.edit.harmful_space import agreed_rank, directions, harmful_space, interleave, join, principal_cosines
 from safety.edit.harmfulness import LEAST_RATIO, benign_share, shuffled_ratio, weights, z_scores
-from safety.edit.head_edit import Lesson, harmless, leading_part, refit
+from safety.edit.head_edit import TeacherPairs, harmless, leading_part, refit
 from safety.edit.pixel_table import Partners, project_rows, remap_pixels, update_pixels
 from safety.edit.router import MOST_BENIGN, STEPS, fit_router
-from safety.edit.tuning import OutputLesson, PixelLesson, divergence, tune_output, tune_pixels
+from safety.edit.tuning import HeadTuningData, PixelTuningData, divergence, tune_output, tune_pixels
 from safety.gates.null_space import g7_null_space, output_moved, pixels_moved
 from safety.metrics.rates import Rate, Rates, mcnemar
 from safety.runtime.progress import Cancelled
@@ -252,7 +252,7 @@ def test_tuning_stays_in_the_null_space_over_300_adam_steps(monkeypatch: pytest.
 
     tokens = torch.randint(512, (64, 16), generator=seeded(4))
     tokens[:, :4] = torch.randint(8, (64, 4), generator=seeded(5))
-    lesson, steps = PixelLesson(tokens[:48], tokens[48:]), list[int]()
+    lesson, steps = PixelTuningData(tokens[:48], tokens[48:]), list[int]()
     tuned = tune_pixels(draft, table, basis, torch.ones(512), decode, lesson, 300, 16, seeded(6), steps.append)
     before, after = ((decode(tokens, t) - decode(tokens, table)).abs().mean() for t in (draft, tuned))
     assert len(steps) == 300
@@ -274,7 +274,7 @@ def planted_features(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def test_refit_leads_to_the_safe_partner_and_leaves_benign_features() -> None:
     benign, harmful, planted, _ = planted_features()
-    edit = refit(planted[:, None], benign.mean(0), Lesson(harmful[:1000], benign[:1000]), benign[1000:], 16)
+    edit = refit(planted[:, None], benign.mean(0), TeacherPairs(harmful[:1000], benign[:1000]), benign[1000:], 16)
     assert (edit.apply(harmful) - benign).norm() < 0.05 * benign.norm()
     assert (edit.apply(benign) - benign).norm() < 0.05 * benign.norm()
     assert output_moved(edit) <= 1e-5
@@ -283,7 +283,7 @@ def test_refit_leads_to_the_safe_partner_and_leaves_benign_features() -> None:
 
 def test_edited_logits_do_not_depend_on_the_space() -> None:
     benign, harmful, planted, rows = planted_features()
-    edit = refit(planted[:, None], benign.mean(0), Lesson(harmful, benign), benign, 8)
+    edit = refit(planted[:, None], benign.mean(0), TeacherPairs(harmful, benign), benign, 8)
     shifted = harmful + 100 * planted
     torch.testing.assert_close(edit.apply(shifted) @ rows.T, edit.apply(harmful) @ rows.T, atol=1e-2, rtol=1e-3)
     torch.testing.assert_close(harmless(shifted, edit.mean, edit.basis[0]), harmless(harmful, edit.mean, edit.basis[0]))
@@ -292,8 +292,10 @@ def test_edited_logits_do_not_depend_on_the_space() -> None:
 def test_tuning_the_output_edit_keeps_it_out_of_the_space() -> None:
     benign, harmful, planted, rows = planted_features()
     up = torch.randn(1, 4, 32, generator=seeded())
-    start = OutputEdit(planted[None, :, None], benign.mean(0), torch.zeros(1, 32, 4), up)
-    lesson = OutputLesson(Lesson(harmful[:900], benign[:900]), benign, Lesson(harmful[900:], benign[900:]))
+    start = HeadEdit(planted[None, :, None], benign.mean(0), torch.zeros(1, 32, 4), up)
+    lesson = HeadTuningData(
+        TeacherPairs(harmful[:900], benign[:900]), benign, TeacherPairs(harmful[900:], benign[900:])
+    )
 
     def head(features: Tensor) -> Tensor:
         return features @ rows.T
@@ -307,11 +309,11 @@ def test_tuning_the_output_edit_keeps_it_out_of_the_space() -> None:
 def test_tuning_that_helps_only_the_first_of_half_b_is_undone() -> None:
     benign, harmful, planted, rows = planted_features()
     up = torch.randn(1, 4, 32, generator=seeded())
-    start = OutputEdit(planted[None, :, None], benign.mean(0), torch.zeros(1, 32, 4), up)
+    start = HeadEdit(planted[None, :, None], benign.mean(0), torch.zeros(1, 32, 4), up)
     given, wanted = harmful + 3, benign - 3
     away = 2 * start.apply(given) - wanted  # what most of half B wants is the opposite
-    check = Lesson(given[600:], torch.cat([wanted[600:628], away[628:]]))
-    lesson = OutputLesson(Lesson(given[:600], wanted[:600]), benign[:600], check)
+    check = TeacherPairs(given[600:], torch.cat([wanted[600:628], away[628:]]))
+    lesson = HeadTuningData(TeacherPairs(given[:600], wanted[:600]), benign[:600], check)
     tuned = tune_output(start, lambda features: features @ rows.T, lesson, 40, 28, seeded(1), lambda step: None)
     assert tuned is start
 
@@ -321,18 +323,18 @@ def test_strength_counts_directions() -> None:
     assert [leading_part(basis, b).shape[1] for b in (0.1, 0.25, 0.5, 1.0)] == [1, 2, 3, 5]
 
 
-def read_prompts(words: Tensor, count: int, generator: torch.Generator) -> States:
+def read_prompts(words: Tensor, count: int, generator: torch.Generator) -> PromptStates:
     """Prompts of 3 to 8 tokens, each one of `words` [w, H] and noise, padded on the left."""
     chosen = torch.randint(len(words), (count, 8), generator=generator)
     seen = torch.arange(8) >= torch.randint(0, 6, (count, 1), generator=generator)
-    return States(words[chosen] + 0.3 * torch.randn(count, 8, words.shape[1], generator=generator), seen)
+    return PromptStates(words[chosen] + 0.3 * torch.randn(count, 8, words.shape[1], generator=generator), seen)
 
 
-def with_word(prompts: States, word: Tensor) -> States:
+def with_word(prompts: PromptStates, word: Tensor) -> PromptStates:
     """The same with the word as the last token but one."""
     states = prompts.states.clone()
     states[:, -2] = word + states[:, -2] - states[:, -2].round()
-    return States(states, prompts.seen)
+    return PromptStates(states, prompts.seen)
 
 
 def test_a_router_names_the_harm_and_spares_benign_prompts() -> None:
@@ -383,10 +385,12 @@ def test_a_look_names_what_a_picture_begins_like_and_spares_benign_ones() -> Non
     def begun(count: int, harm: Tensor | float = 0.0) -> Tensor:
         return torch.randn(count, 24, generator=generator) + harm
 
-    def single(means: Tensor) -> States:
-        return States(means[:, None], torch.ones(len(means), 1, dtype=torch.bool))
+    def single(means: Tensor) -> PromptStates:
+        return PromptStates(means[:, None], torch.ones(len(means), 1, dtype=torch.bool))
 
-    found = Look(8, fit_router([single(begun(60, harm)) for harm in shown], single(begun(900)), lambda step: None))
+    found = HalfwayProbe(
+        8, fit_router([single(begun(60, harm)) for harm in shown], single(begun(900)), lambda step: None)
+    )
     assert found.after == 8
     assert float((found.choose(begun(600)) != NO_EXPERT).double().mean()) <= MOST_BENIGN
     for expert, harm in enumerate(shown):

@@ -22,8 +22,8 @@ from safety.judges.registry import SelfJudge, find_judges
 from safety.policy.prompt_file import AskedPrompt, read_prompts
 from safety.policy.suites import BEST_OF, Size, standard
 from safety.policy.taxonomy import read_taxonomy
-from safety.runtime.model_runner import Studio
-from safety.runtime.result_cache import Keep
+from safety.runtime.model_runner import ModelRunner
+from safety.runtime.result_cache import ResultCache
 from tests.safety.test_loop import PLAN, REQUEST, Heard
 from tests.support.tiny import build_tiny
 from tests.support.toy_model import ToyModel
@@ -154,7 +154,7 @@ class Blind(SelfJudge):
 
 def evaluated(work: Path, watch: Heard | None = None) -> dict[str, object]:
     model = ToyModel()
-    studio = Studio(model, Keep(work), watch or Heard(), 16)
+    studio = ModelRunner(model, ResultCache(work), watch or Heard(), 16)
     studio.round = 1
     base = model.base_codebook()
     flat = replace(base, version="v1", pixel=base.pixel.mean(0, keepdim=True).expand_as(base.pixel).contiguous())
@@ -249,7 +249,7 @@ def test_nouns_and_repeated_prompts_are_told(tmp_path: Path) -> None:
     model = ToyModel()
     said = [AskedPrompt(f"a cat on a {c} background", ("benign",), noun="cat") for c in ("white", "blue")]
     again = [AskedPrompt("a knife", ("weapons",), seed=seed) for seed in range(5)]
-    studio = Studio(model, Keep(tmp_path), Heard(), 64)
+    studio = ModelRunner(model, ResultCache(tmp_path), Heard(), 64)
     told = evaluate(studio, {"v0": model.base_codebook()}, [*said, *again], [Names(model)], 1)
     found = told["versions"]["v0"]
     assert found["right"]["self"]["benign"]["value"] == 0.5
@@ -268,7 +268,7 @@ def test_the_command_runs_a_whole_suite(suite: str, tmp_path: Path, monkeypatch:
     for name, value in {
         "load_model": lambda *_: ToyModel(),
         "second_judge": lambda model: model,
-        "Plan": lambda: PLAN,
+        "LoopConfig": lambda: PLAN,
         "Size": lambda: small,
         "SMALL": small,
         "LOOP_ROUNDS": 1,

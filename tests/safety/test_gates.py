@@ -20,7 +20,7 @@ from safety.gates.recovery import g6_recovery
 from safety.gates.result import GateResult
 from safety.gates.second_judge import g3_second_judge
 from safety.gates.validity import g1_fixtures, g1_validity
-from safety.metrics.trial import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, Panel, Trial
+from safety.metrics.trial import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, PanelResult, ValidationSet
 from safety.policy.prompts import Prompt
 
 ALIKE_GROUP, MISSPELT, GERMAN = f"{NEIGHBOUR}weapons", f"{ATTACK}misspelt", f"{LANGUAGE}de"
@@ -32,9 +32,9 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def panel() -> Panel:
+def panel() -> ValidationSet:
     groups = [(name, [prompt(name, i) for i in range(size)]) for name, size in SIZES.items()]
-    return Panel.of(groups, 0)
+    return ValidationSet.of(groups, 0)
 
 
 def prompt(group: str, i: int) -> Prompt:
@@ -47,13 +47,13 @@ ASKED = HARMFUL | ATTACKED | FOREIGN  # for harm, in whatever words
 KNOWN = normal(500, WIDTH, seed=1)
 
 
-def base() -> Trial:
+def base() -> PanelResult:
     """The model's own codebook: all that is asked for is drawn, harm included."""
     nothing, everything = torch.zeros(len(HARMFUL), dtype=torch.bool), torch.ones(len(HARMFUL), dtype=torch.bool)
-    return Trial(PANEL, ASKED, nothing, ASKED, everything, everything, normal(len(HARMFUL), WIDTH))
+    return PanelResult(PANEL, ASKED, nothing, ASKED, everything, everything, normal(len(HARMFUL), WIDTH))
 
 
-def good() -> Trial:
+def good() -> PanelResult:
     """A codebook that draws no harm and keeps the rest."""
     nothing = torch.zeros_like(HARMFUL)
     return replace(base(), unsafe=nothing, second=nothing)
@@ -68,7 +68,7 @@ def collapsed(rows: Tensor) -> Tensor:
     return torch.where(rows[:, None], 0.1 * normal(len(rows), WIDTH), normal(len(rows), WIDTH))
 
 
-GATES: dict[str, Callable[[Trial], GateResult]] = {
+GATES: dict[str, Callable[[PanelResult], GateResult]] = {
     "G1": lambda after: g1_validity(base(), after),
     "G3": lambda after: g3_second_judge(base(), after),
     "G4": lambda after: g4_neighbours(base(), after),
@@ -77,7 +77,7 @@ GATES: dict[str, Callable[[Trial], GateResult]] = {
     "G8": lambda after: g8_diversity(base(), after, KNOWN),
     "G10": lambda after: g10_languages(base(), after),
 }
-CHEATS: dict[str, tuple[Callable[[], Trial], list[str]]] = {
+CHEATS: dict[str, tuple[Callable[[], PanelResult], list[str]]] = {
     "voids a tenth of the harmful prompts": (lambda: replace(good(), void=some(HARMFUL, 0.1)), ["G1"]),
     "fools its own judge alone": (lambda: replace(good(), second=HARMFUL), ["G3"]),
     "hurts look-alikes": (lambda: replace(good(), kept=~some(ALIKE, 0.2)), ["G4"]),

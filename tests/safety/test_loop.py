@@ -20,14 +20,14 @@ from codebook.value import Codebook
 from core.errors import BadInput, BadModel
 from safety.acceptance import Decision, decide
 from safety.evaluate.assessment import assess
-from safety.loop import Cancelled, ImproveRequest, Plan, RoundOutcome, improve, validate
-from safety.runtime.model_runner import Studio
-from safety.runtime.result_cache import Keep
-from safety.runtime.run_context import Setting, prepare
+from safety.loop import Cancelled, ImproveRequest, LoopConfig, RoundResult, improve, validate
+from safety.runtime.model_runner import ModelRunner
+from safety.runtime.result_cache import ResultCache
+from safety.runtime.run_context import RunContext, prepare
 from safety.validation import Validation
 from tests.support.toy_model import ToyModel
 
-PLAN = Plan(
+PLAN = LoopConfig(
     pairs=24,
     least_pairs=20,
     pair_prompts=48,
@@ -67,13 +67,13 @@ class Heard:
 
 def run(
     work: Path, model: ToyModel | None = None, watch: Heard | None = None, request: ImproveRequest = REQUEST
-) -> list[RoundOutcome]:
+) -> list[RoundResult]:
     model = model or ToyModel()
     return list(improve(model, model.base_codebook(), request, work, watch or Heard(), model, PLAN))
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RoundOutcome]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RoundResult]:
     torch.set_num_threads(1)
     work = tmp_path_factory.mktemp("undisturbed")
     (outcome,) = run(work)
@@ -81,11 +81,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RoundOu
 
 
 @pytest.fixture(scope="module")
-def setting(undisturbed: tuple[Path, RoundOutcome]) -> Setting:
-    return prepare(Studio(ToyModel(), Keep(undisturbed[0]), Heard(), PLAN.batch), REQUEST, PLAN)
+def setting(undisturbed: tuple[Path, RoundResult]) -> RunContext:
+    return prepare(ModelRunner(ToyModel(), ResultCache(undisturbed[0]), Heard(), PLAN.batch), REQUEST, PLAN)
 
 
-def test_a_round_makes_the_codebook_safer(undisturbed: tuple[Path, RoundOutcome]) -> None:
+def test_a_round_makes_the_codebook_safer(undisturbed: tuple[Path, RoundResult]) -> None:
     outcome = undisturbed[1]
     assert outcome.accepted and outcome.codebook is not None
     rates = outcome.figures["harmful"]
@@ -101,7 +101,7 @@ def test_a_round_makes_the_codebook_safer(undisturbed: tuple[Path, RoundOutcome]
     assert [judge["name"] for judge in outcome.report["judges"]] == ["self", "toy"]
 
 
-def test_every_prompt_is_accounted_for(undisturbed: tuple[Path, RoundOutcome]) -> None:
+def test_every_prompt_is_accounted_for(undisturbed: tuple[Path, RoundResult]) -> None:
     for log in undisturbed[1].report["pairs"].values():
         assert log["drawn"] == sum(count for reason, count in log.items() if reason != "drawn")
 
@@ -121,7 +121,7 @@ def run_until_killed(work: Path, phase: str) -> None:
     "phase", ["judge", "unsafe", "evidence", "strength", "tune categories", "practice", "validate"]
 )
 def test_a_run_killed_in_any_phase_resumes_to_the_same_bytes(
-    phase: str, tmp_path: Path, undisturbed: tuple[Path, RoundOutcome]
+    phase: str, tmp_path: Path, undisturbed: tuple[Path, RoundResult]
 ) -> None:
     process = multiprocessing.get_context("spawn").Process(target=run_until_killed, args=(tmp_path, phase))
     process.start()
@@ -166,7 +166,7 @@ def test_a_blind_judge_yields_no_version(judge: Callable[[Tensor], Tensor], tmp_
     assert not any(outcome.accepted or outcome.codebook for outcome in outcomes)
 
 
-def decided(setting: Setting, candidate: Codebook) -> tuple[Decision, float]:
+def decided(setting: RunContext, candidate: Codebook) -> tuple[Decision, float]:
     """The decision on a candidate as validation takes it, and the candidate's harmful rate."""
     validation = Validation(setting, ToyModel())
     before, after = validation.trial(setting.studio.base), validation.trial(candidate)
@@ -175,7 +175,7 @@ def decided(setting: Setting, candidate: Codebook) -> tuple[Decision, float]:
 
 
 @pytest.mark.parametrize("kind", ["zeros", "mean", "noise", "shuffled"])
-def test_a_broken_codebook_is_rejected_though_nothing_harmful_is_left(kind: str, setting: Setting) -> None:
+def test_a_broken_codebook_is_rejected_though_nothing_harmful_is_left(kind: str, setting: RunContext) -> None:
     table, noise = setting.studio.base.pixel, torch.Generator().manual_seed(0)
     broken = {
         "zeros": torch.zeros_like(table),
@@ -189,17 +189,17 @@ def test_a_broken_codebook_is_rejected_though_nothing_harmful_is_left(kind: str,
 
 
 def test_the_control_of_the_controls_a_good_codebook_is_accepted(
-    setting: Setting, undisturbed: tuple[Path, RoundOutcome]
+    setting: RunContext, undisturbed: tuple[Path, RoundResult]
 ) -> None:
     assert undisturbed[1].codebook is not None
     assert decided(setting, undisturbed[1].codebook)[0].accepted
 
 
-def test_the_base_codebook_gains_nothing(setting: Setting) -> None:
+def test_the_base_codebook_gains_nothing(setting: RunContext) -> None:
     assert decided(setting, replace(setting.studio.base, version="draft"))[0].reason in ("gain", "gate:G3")
 
 
-def test_the_referee_measures_on_prompts_of_its_own(setting: Setting, undisturbed: tuple[Path, RoundOutcome]) -> None:
+def test_the_referee_measures_on_prompts_of_its_own(setting: RunContext, undisturbed: tuple[Path, RoundResult]) -> None:
     codebook = undisturbed[1].codebook
     assert codebook is not None
     told = assess(setting, setting.studio.base, codebook, ToyModel())
@@ -218,27 +218,27 @@ def test_the_referee_measures_on_prompts_of_its_own(setting: Setting, undisturbe
     assert not used & {p.key for p in exam.prompts}
 
 
-def test_an_operators_prompt_that_validation_holds_is_refused(tmp_path: Path, setting: Setting) -> None:
+def test_an_operators_prompt_that_validation_holds_is_refused(tmp_path: Path, setting: RunContext) -> None:
     held = setting.panel.prompts[0].text.upper()
     with pytest.raises(BadInput, match="prompts"):
         run(tmp_path, request=replace(REQUEST, prompts=(held,)))
 
 
 def test_an_operators_prompt_that_the_test_holds_is_refused_before_anything_is_drawn(
-    tmp_path: Path, setting: Setting
+    tmp_path: Path, setting: RunContext
 ) -> None:
     with pytest.raises(BadInput, match="prompts"):
         run(tmp_path, request=replace(REQUEST, prompts=(setting.exam.prompts[3].text,)))
     assert not list(tmp_path.glob("drawn-*"))
 
 
-def test_flagged_prompts_join_the_pairs_and_never_a_set_to_measure_on(tmp_path: Path, setting: Setting) -> None:
+def test_flagged_prompts_join_the_pairs_and_never_a_set_to_measure_on(tmp_path: Path, setting: RunContext) -> None:
     held = [setting.panel.prompts[0].text.upper(), setting.exam.prompts[0].text]
     asked, also_routed = "a knife on a small table", setting.routed["weapons"][0].text
     wanted = [(asked, "weapons"), (also_routed, "weapons")]
     flagged = (*wanted, (asked.upper(), "gore"), *((text, None) for text in held))
     request = replace(REQUEST, flagged=flagged)
-    studio = Studio(ToyModel(), Keep(tmp_path), Heard(), PLAN.batch)
+    studio = ModelRunner(ToyModel(), ResultCache(tmp_path), Heard(), PLAN.batch)
     given = prepare(studio, request, PLAN).given
     assert [(prompt.text, prompt.category) for prompt in given] == wanted
 
@@ -259,13 +259,13 @@ def test_only_what_gains_enough_is_tried_at_half_the_strength(
 
     def rank(codebook: Codebook, proposals: list[SimpleNamespace]) -> list[SimpleNamespace]:
         strengths.append(proposals[0].strength)
-        return [SimpleNamespace(decision=Decision(reason, gain, 0.01, 0.01), told=dict)]
+        return [SimpleNamespace(decision=Decision(reason, gain, 0.01, 0.01), to_dict=dict)]
 
-    def tuned(studio: Studio, editor: object, strength: float, check: object, told: object) -> SimpleNamespace:
-        return SimpleNamespace(editor=editor, strength=strength, told=told)
+    def tuned(studio: ModelRunner, editor: object, strength: float, check: object, report: object) -> SimpleNamespace:
+        return SimpleNamespace(editor=editor, strength=strength, report=report)
 
     monkeypatch.setattr("safety.loop.tuned", tuned)
     anything: Any = SimpleNamespace(studio=None, codebook=None, rank=rank)
-    found: Any = SimpleNamespace(editor=None, strength=1.0, told={})
+    found: Any = SimpleNamespace(editor=None, strength=1.0, report={})
     validate(anything, anything, anything, [found], anything, {})
     assert strengths == tried

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from codebook.store import CodebookStore, Manifest
-from codebook.value import Codebook, OutputEdit, Router
+from codebook.value import Codebook, HeadEdit, Router
 
 FACTS = {"model_id": "tiny", "grid": (4, 4), "feature_dim": 6, "hidden_dim": 5}
 
@@ -24,11 +24,11 @@ def pixel_draft(seed: int) -> Codebook:
     return replace(base_book(), version="draft", pixel=_noise(seed, 16, 4))
 
 
-def output_edit(seed: int, *, routed: bool = True) -> OutputEdit:
+def output_edit(seed: int, *, routed: bool = True) -> HeadEdit:
     """Return an output edit of two experts, rank k = 2, tuned rank r = 3; its router reads states of H = 5."""
     basis = torch.linalg.qr(_noise(seed, 2, 6, 2)).Q
     router = Router(_noise(seed + 1, 3, 5), _noise(seed + 5, 3), torch.tensor([0, 1, 1])) if routed else None
-    return OutputEdit(basis, _noise(seed + 2, 6), _noise(seed + 3, 2, 6, 3), _noise(seed + 4, 2, 3, 6), router)
+    return HeadEdit(basis, _noise(seed + 2, 6), _noise(seed + 3, 2, 6, 3), _noise(seed + 4, 2, 3, 6), router)
 
 
 def output_draft(seed: int, *, routed: bool = True) -> Codebook:

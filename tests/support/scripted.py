@@ -18,7 +18,7 @@ from torch import Tensor
 from codebook.value import Codebook
 from core.settings import Settings
 from engine.model import ImageModel, ImageRequest, ModelFacts, Verdict
-from safety.loop import ImproveRequest, RoundOutcome, Watch
+from safety.loop import ImproveRequest, Progress, RoundResult
 from worker.allowed_job import AllowedJob
 from worker.attempt import Loop, run
 
@@ -90,8 +90,8 @@ class ScriptedLoop(Loop):
     """Its rounds are all accepted; the prompt "break" makes the first one fail."""
 
     def rounds(
-        self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Watch
-    ) -> Iterator[RoundOutcome]:
+        self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Progress
+    ) -> Iterator[RoundResult]:
         home = Path(os.environ["SAFECB_HOME"])
         work.mkdir(exist_ok=True)
         (home / "horse.pid").write_text(str(os.getpid()))
@@ -105,12 +105,12 @@ class ScriptedLoop(Loop):
             yield _outcome(start, number, request)
 
     def assess(
-        self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Watch
+        self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Progress
     ) -> dict[str, Any]:
         return {"before": start.version, "after": end.version}
 
 
-def _wait(home: Path, number: int, watch: Watch) -> None:
+def _wait(home: Path, number: int, watch: Progress) -> None:
     begun = home / f"begun-{number}"
     watch.progress("draw", 0, 2, number)
     begun.touch()
@@ -120,9 +120,9 @@ def _wait(home: Path, number: int, watch: Watch) -> None:
     watch.progress("draw", 2, 2, number)
 
 
-def _outcome(start: Codebook, number: int, request: ImproveRequest) -> RoundOutcome:
+def _outcome(start: Codebook, number: int, request: ImproveRequest) -> RoundResult:
     draft = Codebook("draft", start.family, start.model_hash, start.pixel + 0.1 * number)
-    return RoundOutcome(
+    return RoundResult(
         round=number,
         accepted=True,
         reason="accepted",

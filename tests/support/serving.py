@@ -22,7 +22,7 @@ from app.http.connections import configured
 from app.server import address, bound
 from app.service import Load, Service
 from codebook.store import CodebookStore, Manifest
-from codebook.value import Codebook, OutputEdit
+from codebook.value import Codebook, HeadEdit
 from core.settings import Settings
 from engine.registry import load_model
 from tests.support.tiny import FEATURE_DIM, build_tiny
@@ -111,10 +111,10 @@ def publish(store: CodebookStore, seed: int, *, output: bool = False) -> Manifes
     )
 
 
-def _edit(noise: torch.Generator) -> OutputEdit:
+def _edit(noise: torch.Generator) -> HeadEdit:
     basis = torch.linalg.qr(torch.randn(FEATURE_DIM, 12, generator=noise)).Q
     down, up = torch.randn(FEATURE_DIM, 2, generator=noise), torch.randn(2, FEATURE_DIM, generator=noise)
-    return OutputEdit(basis[None], torch.zeros(FEATURE_DIM), down[None], up[None])
+    return HeadEdit(basis[None], torch.zeros(FEATURE_DIM), down[None], up[None])
 
 
 def tiny_png() -> bytes:

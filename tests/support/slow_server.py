@@ -6,17 +6,17 @@ import os
 import time
 
 from app import server
-from engine.runner.batch import Slots
+from engine.runner.batch import RunningBatch
 
-STEP = Slots.step
+STEP = RunningBatch.step
 
 
-def step(slots: Slots) -> object:
+def step(slots: RunningBatch) -> object:
     if any(slot.request.prompt != "warm-up" for slot in slots.drawing):
         time.sleep(float(os.environ["STEP_S"]))
     return STEP(slots)
 
 
 if __name__ == "__main__":
-    Slots.step = step  # type: ignore[method-assign,assignment]
+    RunningBatch.step = step  # type: ignore[method-assign,assignment]
     server.end_process(server.main())

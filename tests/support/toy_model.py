@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from codebook.value import NO_EXPERT, Codebook, OutputEdit
+from codebook.value import NO_EXPERT, Codebook, HeadEdit
 from engine.model import CATEGORY_NONE, ImageRequest, ModelFacts, Verdict
 from safety.policy.taxonomy import read_taxonomy
 
@@ -101,7 +101,7 @@ class ToyModel:
                 on_step(i)
         return tokens
 
-    def _logits(self, edit: OutputEdit | None, expert: int, features: Tensor) -> Tensor:
+    def _logits(self, edit: HeadEdit | None, expert: int, features: Tensor) -> Tensor:
         if edit is None or expert == NO_EXPERT:
             return self.head(features)
         logits = self.head(edit.apply(features, expert))

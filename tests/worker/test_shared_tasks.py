@@ -22,16 +22,16 @@ from core.wire import HELP_FUNCTION, HELP_QUEUE
 from engine.model import Sampling
 from records.journal import Journal
 from safety.loop import Cancelled, improve
-from safety.runtime.executor import Alone, DrawTask, JudgeTask, Task
-from safety.runtime.model_runner import Studio
-from safety.runtime.result_cache import Keep
+from safety.runtime.executor import DrawTask, JudgeTask, LocalExecutor, Task
+from safety.runtime.model_runner import ModelRunner
+from safety.runtime.result_cache import ResultCache
 from tests.safety.test_loop import PLAN, REQUEST, Heard
 from tests.support.redis_home import embedded_redis
 from tests.support.serving import wait_for
 from tests.support.toy_model import ToyModel
 from worker.assistant import Caller
 from worker.claim import claim
-from worker.shared_tasks import Board, Shared
+from worker.shared_tasks import SharedExecutor, TaskFolder
 
 ROOT = Path(__file__).parents[2]
 HELP = """
@@ -61,7 +61,7 @@ class Site:
         self.job = self.journal.create("improve", {}).id
         self.attempt = self.journal.begin_attempt(self.job)
         self.notes = home / "notes"
-        self.keep = Keep(self.journal.path(self.job) / "work")
+        self.keep = ResultCache(self.journal.path(self.job) / "work")
         self.helpers: list[subprocess.Popen[bytes]] = []
 
     def helper(self, pause_s: float = 0.0) -> subprocess.Popen[bytes]:
@@ -85,8 +85,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
         helper.wait()
 
 
-def shared(site: Site) -> Callable[[Keep], Shared]:
-    return lambda keep: Shared(keep, lambda: None)
+def shared(site: Site) -> Callable[[ResultCache], SharedExecutor]:
+    return lambda keep: SharedExecutor(keep, lambda: None)
 
 
 def tasks(count: int) -> list[Task]:
@@ -95,7 +95,7 @@ def tasks(count: int) -> list[Task]:
 
 
 def maker(site: Site) -> Callable[[Task], dict[str, Tensor]]:
-    return Studio(ToyModel(), site.keep, Heard(), 2).make
+    return ModelRunner(ToyModel(), site.keep, Heard(), 2).make
 
 
 def test_a_run_with_helpers_makes_the_same_codebook(site: Site, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_run_with_helpers_makes_the_same_codebook(site: Site, tmp_path: Path) 
     assert codebook_hash(alone.codebook) == codebook_hash(helped.codebook)
     assert alone.figures == helped.figures
     assert site.helped() > 0
-    assert Board(site.keep.folder / "tasks").names() == []
+    assert TaskFolder(site.keep.folder / "tasks").names() == []
 
 
 def test_helpers_do_what_the_job_itself_would(site: Site, tmp_path: Path) -> None:
@@ -123,8 +123,8 @@ def test_helpers_do_what_the_job_itself_would(site: Site, tmp_path: Path) -> Non
         wait_for("a helper has begun", site.helped)
         return slow(task)
 
-    found = Shared(site.keep, lambda: None).results(wanted, make, lambda done: None)
-    own = Alone(Keep(tmp_path / "own")).results(wanted, slow, lambda done: None)
+    found = SharedExecutor(site.keep, lambda: None).results(wanted, make, lambda done: None)
+    own = LocalExecutor(ResultCache(tmp_path / "own")).results(wanted, slow, lambda done: None)
     assert site.helped() > 0
     for ours, theirs in zip(found, own, strict=True):
         assert ours.keys() == theirs.keys()
@@ -132,7 +132,7 @@ def test_helpers_do_what_the_job_itself_would(site: Site, tmp_path: Path) -> Non
 
 
 def test_what_a_killed_helper_held_is_done_by_the_job(site: Site) -> None:
-    board, wanted = Board(site.keep.folder / "tasks"), tasks(2)
+    board, wanted = TaskFolder(site.keep.folder / "tasks"), tasks(2)
     for task in wanted:
         board.post(task)
     helper = site.helper(pause_s=3600)
@@ -143,13 +143,13 @@ def test_what_a_killed_helper_held_is_done_by_the_job(site: Site) -> None:
         told.append(done)
         helper.send_signal(signal.SIGKILL)
 
-    found = Shared(site.keep, lambda: None).results(wanted, maker(site), tell)
+    found = SharedExecutor(site.keep, lambda: None).results(wanted, maker(site), tell)
     assert [part["tokens"].shape for part in found] == [(2, 64)] * 2
     assert told and helper.wait() == -signal.SIGKILL
 
 
 def test_a_job_that_waits_for_a_helper_can_be_ended(site: Site) -> None:
-    board, wanted = Board(site.keep.folder / "tasks"), tasks(2)
+    board, wanted = TaskFolder(site.keep.folder / "tasks"), tasks(2)
     for task in wanted:
         board.post(task)
     site.helper(pause_s=3600)
@@ -159,7 +159,7 @@ def test_a_job_that_waits_for_a_helper_can_be_ended(site: Site) -> None:
         raise Cancelled("enough")
 
     with pytest.raises(Cancelled):
-        Shared(site.keep, lambda: None).results(wanted, maker(site), tell)
+        SharedExecutor(site.keep, lambda: None).results(wanted, maker(site), tell)
 
 
 @pytest.mark.parametrize("end", ["finished", "cancelled"])

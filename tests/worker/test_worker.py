@@ -34,7 +34,7 @@ from worker.allowed_job import AllowedJob
 from worker.attempt import run
 from worker.claim import claim, is_claimed
 from worker.main import work
-from worker.progress import JournalWatch
+from worker.progress import JournalProgress
 from worker.recovery import MAX_ATTEMPTS, recover
 
 ROOT = Path(__file__).parents[2]
@@ -287,7 +287,7 @@ def test_an_overtaken_attempt_neither_publishes_nor_writes(house: House) -> None
 
 def test_each_write_of_a_stale_attempt_is_refused(house: House) -> None:
     job = house.job(enqueue=False)
-    watch = JournalWatch(house.journal, job, house.journal.begin_attempt(job))
+    watch = JournalProgress(house.journal, job, house.journal.begin_attempt(job))
     house.journal.begin_attempt(job)
     before = house.journal.get(job)
     with pytest.raises(Conflict):

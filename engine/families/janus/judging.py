@@ -15,7 +15,7 @@ from engine.families.janus.prompting import Chat
 from engine.instructions import Instructions
 from engine.model import CATEGORY_NONE, Verdict
 from engine.runner.cuda_graphs import Recorded, recorder
-from engine.runner.decoder import LanguageStack
+from engine.runner.decoder import Decoder
 from engine.runner.linear import Linear
 
 # Images judged together on a CPU and on a GPU. More would take more memory, since contexts fork to the questions (11 MB
@@ -27,7 +27,7 @@ class Judge:
     """Asks every question about every image; the image is read once, the questions fork from it."""
 
     def __init__(
-        self, model: JanusForConditionalGeneration, language: LanguageStack, chat: Chat, instructions: Instructions
+        self, model: JanusForConditionalGeneration, language: Decoder, chat: Chat, instructions: Instructions
     ) -> None:
         """Take the parts; raises BadModel if two answers cannot be told apart."""
         self._model, self._language, self._instructions = model, language, instructions

@@ -21,10 +21,10 @@ from engine.families.janus.prompting import Chat
 from engine.families.janus.rewriting import Rewriter
 from engine.instructions import Instructions
 from engine.model import ImageRequest, ModelFacts, Verdict
-from engine.runner.batch import Served, Slots, check_drawn
+from engine.runner.batch import RunningBatch, Served, check_drawn
 from engine.runner.cuda_graphs import Recorded, recorder
-from engine.runner.decoder import LanguageStack
-from engine.runner.image_lm import Drawer
+from engine.runner.decoder import Decoder
+from engine.runner.image_lm import ImageLM
 from engine.runner.memory import planned_rows
 from engine.runner.sequence import rows_of
 
@@ -59,10 +59,10 @@ class JanusModel(Served):
         # The longest row is a prompt with an image, or a rewrite question with its answer (16 tokens longer).
         positions = min(longest, 2 * LONGEST_PROMPT + self._facts.tokens)
         # Twice as long: a text that is at its end is written on, to no effect, until its longest batch mate is.
-        language = LanguageStack(inner.language_model, 2 * positions)
+        language = Decoder(inner.language_model, 2 * positions)
         self._places = self._facts.max_prompt_tokens + self._facts.tokens
         self._chat = Chat(processor, self._facts.max_prompt_tokens)
-        self._drawer = Drawer(inner, language, self._chat, self._facts.tokens)
+        self._drawer = ImageLM(inner, language, self._chat, self._facts.tokens)
         pixels.quicken(self._vq)
         self._picture = Recorded(partial(pixels.picture, self._vq), recorder(self.device))
         self._judge = Judge(model, language, self._chat, instructions)
@@ -89,7 +89,7 @@ class JanusModel(Served):
         if not requests:
             return tokens
         longest = max(self._chat.length(request.prompt) for request in requests)
-        slots = Slots(self._drawer, sum(map(rows_of, requests)), longest + self._facts.tokens)
+        slots = RunningBatch(self._drawer, sum(map(rows_of, requests)), longest + self._facts.tokens)
         places = {slot: b for b, slot in enumerate(slots.admit(requests))}
         while slots.drawing:
             furthest = max(slot.step for slot in slots.drawing)
@@ -99,9 +99,9 @@ class JanusModel(Served):
                 on_step(furthest)
         return check_drawn(tokens)
 
-    def slots(self, rows: int) -> Slots:
+    def slots(self, rows: int) -> RunningBatch:
         """See Served."""
-        return Slots(self._drawer, rows, self._places)
+        return RunningBatch(self._drawer, rows, self._places)
 
     @property
     def device(self) -> torch.device:

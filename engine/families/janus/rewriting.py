@@ -12,7 +12,7 @@ from torch import nn
 
 from codebook.tensors import finite
 from engine.families.janus.prompting import Chat
-from engine.runner.decoder import LanguageStack
+from engine.runner.decoder import Decoder
 
 # The next token of the prompt is kept where the model gives it at least this probability; behind a replacement, where
 # little is left to change, at least the second one.
@@ -67,9 +67,7 @@ class Edit:
 class Rewriter:
     """Writes answers with a Janus model's text head. A row's answer is the same in any batch."""
 
-    def __init__(
-        self, lm_head: nn.Module, language: LanguageStack, chat: Chat, instruction: str, positions: int
-    ) -> None:
+    def __init__(self, lm_head: nn.Module, language: Decoder, chat: Chat, instruction: str, positions: int) -> None:
         """Take the parts; `positions` is the longest row the language stack reads."""
         self._lm_head, self._language, self._chat = lm_head, language, chat
         self._instruction, self._positions = instruction, positions
