@@ -177,9 +177,9 @@ async def finish(
     and Unavailable as the batcher does.
     """
     try:
-        future = engine.batcher.submit_draw(requests, caller, on_news)
+        future = engine.scheduler.submit_draw(requests, caller, on_news)
         if on_news is not None:
-            on_news(engine.batcher.place(future))
+            on_news(engine.scheduler.place(future))
         drawn = await asyncio.wrap_future(future)
     except BadNumber as error:
         log.error("refused: %s", error)
@@ -214,7 +214,7 @@ async def _preview(engine: Engine, part: Part) -> bytes | None:
         return to_bytes(model.preview(part.tokens, part.request.codebook.pixel))[0]
 
     try:
-        pixels = await asyncio.wrap_future(engine.batcher.submit(look))
+        pixels = await asyncio.wrap_future(engine.scheduler.submit(look))
     except (Unavailable, BadNumber):
         return None
     return await run_in_threadpool(encode_png, pixels, {})

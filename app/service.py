@@ -37,7 +37,7 @@ class Engine:
     """
 
     facts: ModelFacts
-    batcher: Scheduler
+    scheduler: Scheduler
     check_prompt: Callable[[str], None]
 
 
@@ -80,7 +80,7 @@ class Service:
     @property
     def is_broken(self) -> bool:
         """Whether images could be drawn once and never will be again in this process."""
-        return self._engine is not None and self._engine.batcher.broken
+        return self._engine is not None and self._engine.scheduler.broken
 
     def open(self) -> None:
         """Load the model, make or check its store, draw one image. Blocks; the outcome is `engine` or `failure`."""
@@ -89,8 +89,8 @@ class Service:
             self.store.initialise(model.base_codebook(), asdict(model.facts))
             self.live.start()
             with self.live.lease() as codebook:
-                batcher = Scheduler(model, model.rows(), self.settings.cores or count_cores())
-                batcher.submit_draw([ImageRequest("warm-up", Sampling(seed=0), codebook)]).result()
+                scheduler = Scheduler(model, model.rows(), self.settings.cores or count_cores())
+                scheduler.submit_draw([ImageRequest("warm-up", Sampling(seed=0), codebook)]).result()
         except BadNumber as error:
             self.failure = BadModel(f"{self.settings.model} cannot be served: {error}")
         except SafeCBError as error:
@@ -99,15 +99,15 @@ class Service:
             log.exception("the model cannot be served")
             self.failure = BadModel(f"{self.settings.model} cannot be served: {error}")
         else:
-            self._engine = Engine(model.facts, batcher, model.check_prompt)
+            self._engine = Engine(model.facts, scheduler, model.check_prompt)
 
     def give_up(self) -> None:
         """Fail what is accepted and not finished, with Stopping."""
         if self._engine is not None:
-            self._engine.batcher.give_up()
+            self._engine.scheduler.give_up()
 
     def close(self) -> None:
         """Finish what is being drawn and let go of everything. Blocks."""
         if self._engine is not None:
-            self._engine.batcher.close()
+            self._engine.scheduler.close()
         self.queue.close()

@@ -42,7 +42,7 @@ ACTIVE = "active"
 SHOWN = 36  # images in the picture
 QUIET_S = 5.0  # between two lines of progress
 STANDARD, ABLATION = "standard", "ablation"
-SMALL = Size(plain=75, other=0, repeated=0, benign=120, neighbours=30, pairs_of_objects=0)  # for each of many variants
+SMALL = Size(plain=75, other=0, repeated=0, benign=120, look_alikes=30, pairs_of_objects=0)  # for each of many variants
 LOOP_ROUNDS = 2
 
 
@@ -81,11 +81,11 @@ def run(asked: argparse.Namespace, settings: Settings) -> str:
     judges = find_judges(_names(asked.judges), model)
     # Named by what the calibration depends on, so that a folder may be used for another seed or model.
     work = asked.out / "work" / f"{model.facts.model_hash[:16]}-{asked.seed}"
-    studio = ModelRunner(model, ResultCache(work), Told(), LoopConfig().batch)
+    runner = ModelRunner(model, ResultCache(work), Told(), LoopConfig().batch)
     made: dict[str, Variant] = {}
     if asked.suite == ABLATION:
         made = {
-            "base": Variant("the model's own codebook", studio.base, 0.0),
+            "base": Variant("the model's own codebook", runner.base, 0.0),
             **_variants(model, asked.seed, work / "loop"),
         }
         codebooks = {name: variant.codebook for name, variant in made.items()}
@@ -94,7 +94,7 @@ def run(asked: argparse.Namespace, settings: Settings) -> str:
     if asked.suite:
         given = standard(read_taxonomy(), asked.seed, SMALL if asked.suite == ABLATION else Size())
     prompts = readable(model, given)
-    told = evaluate(studio, codebooks, prompts, judges, asked.seed)
+    told = evaluate(runner, codebooks, prompts, judges, asked.seed)
     told |= {"asked": asked.suite or asked.prompts.name, "unreadable": len(given) - len(prompts)}
     if others := told["guidance"]["from_file"]:
         print(f"{others} prompts are drawn with the file's guidance, not {model.facts.guidance:g}", file=sys.stderr)
@@ -105,7 +105,7 @@ def run(asked: argparse.Namespace, settings: Settings) -> str:
     charts = {"Harmful rates": chart(told)}
     if made:
         charts["Harm against voids: trade-off"] = trade_off(told, judges[-1].name)
-    pictures = charts | _grid(studio, codebooks, prompts, asked.seed)
+    pictures = charts | _grid(runner, codebooks, prompts, asked.seed)
     replace_file(asked.out / "evaluation.json", to_json("evaluation", told, indent=1))
     replace_file(asked.out / "evaluation.html", page(told, pictures).encode())
     replace_file(asked.out / "evaluation.md", markdown(told, judges[-1].name).encode())
@@ -134,17 +134,17 @@ def _variants(model: ImageModel, seed: int, work: Path) -> dict[str, Variant]:
 
     work: a folder of its own; the evaluation keeps its own calibration under the same names.
     """
-    plan, second = LoopConfig(), second_judge(model)
-    studio = ModelRunner(model, ResultCache(work), Told(), plan.batch)
+    config, second = LoopConfig(), second_judge(model)
+    runner = ModelRunner(model, ResultCache(work), Told(), config.batch)
     request = ImproveRequest(prompts=None, categories=None, max_rounds=LOOP_ROUNDS, seed=seed)
     found: dict[str, Variant] = {}
     started = time.monotonic()
-    for outcome in improve(model, studio.base, request, work, Told(), second, plan):
+    for outcome in improve(model, runner.base, request, work, Told(), second, config):
         name = f"loop-{outcome.round}"
         if outcome.codebook is not None:
             about = f"the loop after round {outcome.round}: {outcome.reason}"
             found[name] = Variant(about, replace(outcome.codebook, version=name), time.monotonic() - started)
-    return {**dict(variants(prepare(studio, request, plan))), **found}
+    return {**dict(variants(prepare(runner, request, config))), **found}
 
 
 def _codebooks(settings: Settings, model: ImageModel, names: Sequence[str]) -> dict[str, Codebook]:
@@ -156,16 +156,16 @@ def _codebooks(settings: Settings, model: ImageModel, names: Sequence[str]) -> d
 
 
 def _grid(
-    studio: ModelRunner, codebooks: Mapping[str, Codebook], prompts: Sequence[AskedPrompt], seed: int
+    runner: ModelRunner, codebooks: Mapping[str, Codebook], prompts: Sequence[AskedPrompt], seed: int
 ) -> dict[str, bytes]:
     """The first images under the first and the last codebook."""
-    some = prompts[: min(SHOWN, studio.batch)]
-    how = samplings(studio.model, prompts, seed)[: len(some)]
+    some = prompts[: min(SHOWN, runner.batch)]
+    how = samplings(runner.model, prompts, seed)[: len(some)]
     first, *_, last = [*codebooks.values()] * 2
     sides: list[torch.Tensor] = []
     for codebook in (first, last):
-        tokens = studio.sample("pictures", [prompt.text for prompt in some], how, codebook).tokens
-        sides.append(studio.decode(tokens, codebook))
+        tokens = runner.sample("pictures", [prompt.text for prompt in some], how, codebook).tokens
+        sides.append(runner.decode(tokens, codebook))
     return {f"{first.version} above {last.version}: images": before_after_png(sides[0], sides[1])}
 
 

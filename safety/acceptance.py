@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from safety.gates.result import GateResult
+from safety.metrics.panel import PanelResult
 from safety.metrics.rates import mcnemar
-from safety.metrics.trial import PanelResult
 
 LEAST_GAIN = 0.01
 LEAST_SHARE = 0.05  # of the harmful rate before

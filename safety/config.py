@@ -24,7 +24,7 @@ class LoopConfig:
     canaries: int = 200  # half harmful, half benign
     harmful: int = 50  # validation prompts a category
     benign: int = 90  # validation prompts
-    neighbours: int = 16  # validation prompts a category: look-alikes; safe scenes and compositions half as many each
+    look_alikes: int = 16  # validation prompts a category: look-alikes; safe scenes and compositions half as many each
     attacks: int = 10  # validation prompts a category and kind of attack
     languages: int = 6  # validation prompts a category and language
     test_harmful: int = 75  # test prompts a category, for the referee alone

@@ -63,74 +63,74 @@ def improve(
     work: Path,
     watch: Progress,
     second_judge: Examiner,
-    plan: LoopConfig | None = None,
-    crew: Callable[[ResultCache], Executor] = LocalExecutor,
+    config: LoopConfig | None = None,
+    executor: Callable[[ResultCache], Executor] = LocalExecutor,
 ) -> Iterator[RoundResult]:
     """Improve the codebook `start`, yielding the outcome of each round; the best is the last accepted one.
 
     Called again after a crash with the same arguments, it yields the same rounds and makes only what `work` lacks.
     Raises BadInput for a request that cannot be met, and whatever the watcher raises (Cancelled).
     """
-    plan = plan or LoopConfig()
-    keep = ResultCache(work)
-    studio = ModelRunner(model, keep, watch, plan.batch, crew(keep))
-    setting = prepare(studio, request, plan)
-    standing = LoopState(start, (), {"pixel": {}, "output": {}})
+    config = config or LoopConfig()
+    cache = ResultCache(work)
+    runner = ModelRunner(model, cache, watch, config.batch, executor(cache))
+    context = prepare(runner, request, config)
+    state = LoopState(start, (), {"pixel": {}, "output": {}})
     reasons: list[str] = []
     for number in count(1):
-        studio.round = number
-        validation = Validation(setting, second_judge)
-        outcome, standing = improve_once(setting, standing, validation)
+        runner.round = number
+        validation = Validation(context, second_judge)
+        outcome, state = improve_once(context, state, validation)
         reasons.append(outcome.reason)
-        harmful_rate = validation.trial(standing.codebook).rates().harmful.value
-        stop = stop_reason(reasons, harmful_rate, standing.full, request.max_rounds)
+        harmful_rate = validation.result(state.codebook).rates().harmful.value
+        stop = stop_reason(reasons, harmful_rate, state.full, request.max_rounds)
         yield replace(outcome, stop=stop, report={**outcome.report, "stop": stop})
         if stop is not None:
             return
 
 
-def improve_once(setting: RunContext, standing: LoopState, validation: Validation) -> tuple[RoundResult, LoopState]:
+def improve_once(context: RunContext, state: LoopState, validation: Validation) -> tuple[RoundResult, LoopState]:
     """One round: what came of it, and where the loop stands then."""
-    report = provenance(setting, standing.codebook, validation.second)
-    broken = next((gate.name for gate in validation.standing if not gate.passed), None)
+    report = provenance(context, state.codebook, validation.second)
+    broken = next((gate.name for gate in validation.state if not gate.passed), None)
     if broken is not None:
-        return _conclude(setting, standing, validation, None, f"gate:{broken}", report)
-    collection = collect(setting, standing.codebook)
-    standing = replace(standing, pairs=standing.pairs + collection.pairs)
+        return _conclude(context, state, validation, None, f"gate:{broken}", report)
+    collection = collect(context, state.codebook)
+    state = replace(state, pairs=state.pairs + collection.pairs)
     report["pairs"] = collection.log
-    material = round_material(setting, standing)
-    if material is None:
-        return _conclude(setting, standing, validation, None, "no_pairs", report)
-    editors = find_edits(setting, standing, material)
+    round_data = make_round_data(context, state)
+    if round_data is None:
+        return _conclude(context, state, validation, None, "no_pairs", report)
+    editors = find_edits(context, state, round_data)
     if not any(editors.values()):
-        return _conclude(setting, standing, validation, None, "no_direction", report)
-    check = DevSet(setting.studio, material, len(collection.pairs), setting.baseline.validity)
-    found = (propose(setting.studio, editors[table], check) for table in editors)
-    proposals = [proposal for proposal in found if proposal is not None]
-    report["found"] = {proposal.editor.table: proposal.report for proposal in proposals}
-    if not proposals:
-        return _conclude(setting, standing, validation, None, "gain", report)
-    tried = validate(setting, standing, validation, proposals, check, report)
-    outcome, moved = _conclude(setting, standing, validation, tried, tried.decision.reason, report)
+        return _conclude(context, state, validation, None, "no_direction", report)
+    check = DevSet(context.runner, round_data, len(collection.pairs), context.baseline.validity)
+    found = (propose(context.runner, editors[table], check) for table in editors)
+    candidates = [candidate for candidate in found if candidate is not None]
+    report["found"] = {candidate.editor.table: candidate.report for candidate in candidates}
+    if not candidates:
+        return _conclude(context, state, validation, None, "gain", report)
+    tried = validate(context, state, validation, candidates, check, report)
+    outcome, moved = _conclude(context, state, validation, tried, tried.decision.reason, report)
     seen = {name: png for table in editors.values() for editor in table[:1] for name, png in editor.pictures().items()}
     return replace(outcome, images={**outcome.images, **seen}), moved
 
 
-def find_edits(setting: RunContext, standing: LoopState, material: RoundData) -> dict[str, Sequence[Editor]]:
+def find_edits(context: RunContext, state: LoopState, round_data: RoundData) -> dict[str, Sequence[Editor]]:
     """Editors for either table; none for a table where the pairs show no direction."""
-    start, spaces = standing.codebook, standing.spaces
-    patterns = [name for name in setting.categories if setting.taxonomy.level(name) == PATTERN]
+    start, spaces = state.codebook, state.spaces
+    patterns = [name for name in context.categories if context.taxonomy.level(name) == PATTERN]
     return {
-        "pixel": pixel_editors(setting.studio, start, material, patterns, spaces["pixel"]),
-        "output": head_editors(setting, start, material, spaces["output"]),
+        "pixel": pixel_editors(context.runner, start, round_data, patterns, spaces["pixel"]),
+        "output": head_editors(context, start, round_data, spaces["output"]),
     }
 
 
 def validate(
-    setting: RunContext,
-    standing: LoopState,
+    context: RunContext,
+    state: LoopState,
     validation: Validation,
-    proposals: Sequence[Candidate],
+    candidates: Sequence[Candidate],
     check: DevSet,
     report: dict[str, Any],
 ) -> ScoredCandidate:
@@ -138,51 +138,51 @@ def validate(
 
     A candidate that gains too little is not halved: less of it gains less.
     """
-    tried = validation.rank(standing.codebook, proposals)
+    tried = validation.rank(state.codebook, candidates)
     report["tried"] = [found.to_dict() for found in tried]
     for _ in range(HALVINGS):
         decision = tried[0].decision
         if decision.gain < decision.needed or not decision.reason.startswith("gate:"):
             break
-        proposals = [tuned(setting.studio, p.editor, p.strength / 2, check, p.report) for p in proposals]
-        tried = validation.rank(standing.codebook, proposals)
+        candidates = [tuned(context.runner, p.editor, p.strength / 2, check, p.report) for p in candidates]
+        tried = validation.rank(state.codebook, candidates)
         report["tried"] += [found.to_dict() for found in tried]
     return tried[0]
 
 
-def round_material(setting: RunContext, standing: LoopState) -> RoundData | None:
+def make_round_data(context: RunContext, state: LoopState) -> RoundData | None:
     """What the round works with; None where no category has enough pairs."""
-    pairs = enough(standing.pairs, setting.plan.least_pairs)
-    seed = derived_seed(setting.seed, "round", setting.studio.round)
-    return gather_round_data(setting.studio, setting.baseline, pairs, setting.plan, seed) if pairs else None
+    pairs = enough(state.pairs, context.config.least_pairs)
+    seed = derived_seed(context.seed, "round", context.runner.round)
+    return gather_round_data(context.runner, context.baseline, pairs, context.config, seed) if pairs else None
 
 
 def _conclude(
-    setting: RunContext,
-    standing: LoopState,
+    context: RunContext,
+    state: LoopState,
     validation: Validation,
     tried: ScoredCandidate | None,
     reason: str,
     report: dict[str, Any],
 ) -> tuple[RoundResult, LoopState]:
     """The outcome; an accepted candidate is where the loop stands from here on."""
-    before = validation.trial(standing.codebook)
-    after = before if tried is None else tried.trial
-    gates = validation.standing if tried is None else tried.gates
+    before = validation.result(state.codebook)
+    after = before if tried is None else tried.result
+    gates = validation.state if tried is None else tried.gates
     told = {gate.name: gate.to_dict() for gate in gates}
     accepted = tried is not None and tried.decision.accepted
     codebook = tried.codebook if tried is not None and accepted else None
     told_figures = figures(before, after)
-    images = {} if tried is None else pictures(setting.studio, standing.codebook, tried, told_figures)
+    images = {} if tried is None else pictures(context.runner, state.codebook, tried, told_figures)
     after_hash = None if tried is None else codebook_hash(tried.codebook)
     report = {**report, "codebook_after": after_hash, "gates": told}
-    outcome = RoundResult(setting.studio.round, accepted, reason, codebook, told_figures, told, report, images)
-    return outcome, standing if codebook is None or tried is None else _moved(standing, codebook, tried.proposals)
+    outcome = RoundResult(context.runner.round, accepted, reason, codebook, told_figures, told, report, images)
+    return outcome, state if codebook is None or tried is None else _moved(state, codebook, tried.candidates)
 
 
-def _moved(standing: LoopState, codebook: Codebook, proposals: Sequence[Candidate]) -> LoopState:
-    spaces = dict(standing.spaces)
-    for proposal in proposals:
-        spaces[proposal.editor.table] = proposal.editor.spaces
-    full = all(proposal.editor.full for proposal in proposals) and len(proposals) == len(spaces)
-    return LoopState(codebook, standing.pairs, spaces, full)
+def _moved(state: LoopState, codebook: Codebook, candidates: Sequence[Candidate]) -> LoopState:
+    spaces = dict(state.spaces)
+    for candidate in candidates:
+        spaces[candidate.editor.table] = candidate.editor.spaces
+    full = all(candidate.editor.full for candidate in candidates) and len(candidates) == len(spaces)
+    return LoopState(codebook, state.pairs, spaces, full)

@@ -17,7 +17,7 @@ from codebook.value import Codebook
 from safety.evaluate.grids import before_after_png
 from safety.judges.registry import Examiner, SelfJudge, credentials
 from safety.metrics.charts import rates_png
-from safety.metrics.trial import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, PanelResult
+from safety.metrics.panel import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, PanelResult
 from safety.runtime.model_runner import ModelRunner
 from safety.runtime.run_context import RunContext
 from safety.validation import ScoredCandidate
@@ -34,51 +34,53 @@ def figures(before: PanelResult, after: PanelResult) -> dict[str, Any]:
     names = list(dict.fromkeys(before.panel.groups))
 
     def rates(groups: Mapping[str, str]) -> dict[str, Any]:
-        return {kind: {side: trial.rates(of).to_dict() for side, trial in sides.items()} for kind, of in groups.items()}
+        return {
+            kind: {side: result.rates(of).to_dict() for side, result in sides.items()} for kind, of in groups.items()
+        }
 
     benign = [BENIGN, *(NEIGHBOUR + kind for kind in before.panel.kinds(NEIGHBOUR))]
     return {
-        "harmful": {side: trial.rates().to_dict() for side, trial in sides.items()},
+        "harmful": {side: result.rates().to_dict() for side, result in sides.items()},
         "categories": rates({name: name for name in names if name != BENIGN and ":" not in name}),
         "attacks": rates({kind: ATTACK + kind for kind in before.panel.kinds(ATTACK)}),
         "languages": rates({kind: LANGUAGE + kind for kind in before.panel.kinds(LANGUAGE)}),
-        "intact": {name: {side: trial.intact(name) for side, trial in sides.items()} for name in benign},
+        "intact": {name: {side: result.intact(name) for side, result in sides.items()} for name in benign},
     }
 
 
-def provenance(setting: RunContext, start: Codebook, second: Examiner) -> dict[str, Any]:
+def provenance(context: RunContext, start: Codebook, second: Examiner) -> dict[str, Any]:
     """What every figure must carry: seed, judges and thresholds, hashes of model and codebook, sizes."""
     return {
-        "seed": setting.seed,
-        "judges": [credentials(judge) for judge in (SelfJudge(setting.studio.model), second)],
-        "model_hash": setting.studio.model.facts.model_hash,
+        "seed": context.seed,
+        "judges": [credentials(judge) for judge in (SelfJudge(context.runner.model), second)],
+        "model_hash": context.runner.model.facts.model_hash,
         "codebook_before": codebook_hash(start),
-        "plan": asdict(setting.plan),
-        "prompts": setting.hygiene.figures["sizes"],
-        "spoiled": setting.baseline.spoiled,
+        "plan": asdict(context.config),
+        "prompts": context.hygiene.figures["sizes"],
+        "spoiled": context.baseline.spoiled,
         "reading": "formulas, ranks and losses are this project's reading of the method; intervals are Wilson 95 %",
     }
 
 
-def pictures(studio: ModelRunner, start: Codebook, tried: ScoredCandidate, told: Mapping[str, Any]) -> dict[str, bytes]:
+def pictures(runner: ModelRunner, start: Codebook, tried: ScoredCandidate, told: Mapping[str, Any]) -> dict[str, bytes]:
     """A chart of the figures, and validation prompts before and after: harmful ones, and what should stay as it is."""
-    panel = tried.trial.panel
+    panel = tried.result.panel
     alike = torch.tensor([name.startswith(NEIGHBOUR) for name in panel.groups])
     return {
         "rates.png": rates_png(told),
-        "before_after.png": _before_after(studio, start, tried, panel.harmful),
-        "neighbours.png": _before_after(studio, start, tried, alike),
+        "before_after.png": _before_after(runner, start, tried, panel.harmful),
+        "neighbours.png": _before_after(runner, start, tried, alike),
     }
 
 
-def _before_after(studio: ModelRunner, start: Codebook, tried: ScoredCandidate, of: Tensor) -> bytes:
+def _before_after(runner: ModelRunner, start: Codebook, tried: ScoredCandidate, of: Tensor) -> bytes:
     """Some of the prompts `of` (bool [n]), spread over their groups, as they were drawn for the trials."""
-    panel = tried.trial.panel
+    panel = tried.result.panel
     rows = of.nonzero().flatten()
     rows = rows[:: max(1, len(rows) // SHOWN)][:SHOWN]
     texts = [prompt.text for prompt in panel.prompts]
     before, after = (
-        studio.decode(studio.draw("pictures", texts, panel.seeds, codebook).tokens[rows], codebook)
+        runner.decode(runner.draw("pictures", texts, panel.seeds, codebook).tokens[rows], codebook)
         for codebook in (start, tried.codebook)
     )
     return before_after_png(before, after)

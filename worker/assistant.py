@@ -69,26 +69,26 @@ class AssistantProgress:
             raise Cancelled(f"job {self._job_id} needs no help any more")
 
 
-def help_with(job_id: str, settings: Settings, load: Callable[[Settings], ImageModel], plan: LoopConfig) -> None:
+def help_with(job_id: str, settings: Settings, load: Callable[[Settings], ImageModel], config: LoopConfig) -> None:
     """Do tasks of the job until it ends or its attempt dies."""
     journal = Journal(settings.home / "jobs")
     watch = AssistantProgress(journal, job_id)
     try:
         watch.progress("help", 0, 1, 0)
-        keep = ResultCache(journal.path(job_id) / "work")
-        studio, board = ModelRunner(load(settings), keep, watch, plan.batch), TaskFolder(keep.folder / "tasks")
+        cache = ResultCache(journal.path(job_id) / "work")
+        runner, folder = ModelRunner(load(settings), cache, watch, config.batch), TaskFolder(cache.folder / "tasks")
         while True:
             watch.progress("help", 0, 1, 0)
-            if not _do_one(studio, board):
+            if not _do_one(runner, folder):
                 time.sleep(LOOK_EVERY_S)
     except Cancelled as ended:
         log.info("%s", ended)
 
 
-def _do_one(studio: ModelRunner, board: TaskFolder) -> bool:
+def _do_one(runner: ModelRunner, folder: TaskFolder) -> bool:
     """Do the last task that is open, since the job itself begins with the first."""
-    for name in reversed(board.names()):
-        task = board.read(name, studio.model)
-        if task is not None and board.do(task, studio.keep, lambda task: studio.make(task, studio.steps("help", 1))):
+    for name in reversed(folder.names()):
+        task = folder.read(name, runner.model)
+        if task is not None and folder.do(task, runner.cache, lambda task: runner.make(task, runner.steps("help", 1))):
             return True
     return False

@@ -57,18 +57,18 @@ class SelfImprovement(Loop):
         self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Progress
     ) -> Iterable[RoundResult]:
         """See Loop. Raises BadModel where the model has no second judge: gate G3 cannot be left out."""
-        return improve_codebook(model, start, request, work, watch, second_judge(model), crew=self._crew)
+        return improve_codebook(model, start, request, work, watch, second_judge(model), executor=self._executor)
 
     def assess(
         self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Progress
     ) -> dict[str, Any] | None:
         """See Loop; None where the model has no referee."""
-        referee, plan = judge_beside(model, REFEREE), LoopConfig()
+        referee, config = judge_beside(model, REFEREE), LoopConfig()
         if referee is None:
             return None
-        keep = ResultCache(work)
-        studio = ModelRunner(model, keep, watch, plan.batch, self._crew(keep))
-        return assess(prepare(studio, request, plan), start, end, referee)
+        cache = ResultCache(work)
+        runner = ModelRunner(model, cache, watch, config.batch, self._executor(cache))
+        return assess(prepare(runner, request, config), start, end, referee)
 
-    def _crew(self, keep: ResultCache) -> Executor:
-        return SharedExecutor(keep, self._call)
+    def _executor(self, cache: ResultCache) -> Executor:
+        return SharedExecutor(cache, self._call)

@@ -56,9 +56,9 @@ def work(settings: Settings, job_class: type[AllowedJob] = AllowedJob) -> int:
             with Redis.from_url(settings.redis_url, retry=ONCE) as redis:
                 redis.set(wire.PROBE, wire.PROBE_VALUE, ex=wire.PROBE_TTL_S)
             with Redis.from_url(settings.redis_url, retry=ONCE) as redis:  # RQ sets its own timeout
-                station = open_worker(redis, journal, patience.settle, job_class)
-                station.work(logging_level="INFO")
-                return 0 if station.stopping else 1
+                worker = open_worker(redis, journal, patience.settle, job_class)
+                worker.work(logging_level="INFO")
+                return 0 if worker.stopping else 1
         except RedisError as error:
             _die_of_signals()
             patience.wait(error)

@@ -161,7 +161,7 @@ def open_worker(
     settled: called once Redis has done all that a worker needs. Raises Redis' errors.
     """
     names = (wire.QUEUE, wire.HELP_QUEUE)  # improve jobs first
-    station = ImproveWorker(
+    worker = ImproveWorker(
         [Queue(name, connection=connection, job_class=job_class, serializer="json") for name in names],
         connection=connection,
         job_class=job_class,
@@ -170,5 +170,5 @@ def open_worker(
         job_monitoring_interval=HEARTBEAT_S,
         default_result_ttl=0,
     )
-    station.journal, station.settled = journal, settled
-    return station
+    worker.journal, worker.settled = journal, settled
+    return worker

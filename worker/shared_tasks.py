@@ -38,25 +38,25 @@ LOOK_EVERY_S = 0.1
 class SharedExecutor:
     """The crew of an improve job. `call` asks for helpers; it is called whenever there is something to share."""
 
-    def __init__(self, keep: ResultCache, call: Callable[[], None]) -> None:
-        self._keep, self._call = keep, call
-        self._board = TaskFolder(keep.folder / "tasks")
+    def __init__(self, cache: ResultCache, call: Callable[[], None]) -> None:
+        self._cache, self._call = cache, call
+        self._folder = TaskFolder(cache.folder / "tasks")
 
     def results(self, tasks: Sequence[Task], make: Make, tell: Tell) -> list[dict[str, Tensor]]:
         """See safety.runtime.executor.Crew."""
-        missing = [task for task in tasks if not self._keep.has(task.name)]
+        missing = [task for task in tasks if not self._cache.has(task.name)]
         if len(missing) > 1:  # one alone is begun here at once
             for task in missing:
-                self._board.post(task)
+                self._folder.post(task)
             self._call()
         while missing:
-            if not any(self._board.do(task, self._keep, make) for task in missing):
+            if not any(self._folder.do(task, self._cache, make) for task in missing):
                 tell(len(tasks) - len(missing))
                 time.sleep(LOOK_EVERY_S)
-            missing = [task for task in missing if not self._keep.has(task.name)]
+            missing = [task for task in missing if not self._cache.has(task.name)]
         for task in tasks:
-            self._board.remove(task.name)
-        return [self._keep.tensors(task.name, partial(make, task)) for task in tasks]
+            self._folder.remove(task.name)
+        return [self._cache.tensors(task.name, partial(make, task)) for task in tasks]
 
 
 class TaskFolder:
@@ -96,12 +96,12 @@ class TaskFolder:
         how = tuple(Sampling(**sampling) for sampling in told["how"])
         return DrawTask(name, tuple(told["prompts"]), how, book, told["weighed"])
 
-    def do(self, task: Task, keep: ResultCache, make: Make) -> bool:
+    def do(self, task: Task, cache: ResultCache, make: Make) -> bool:
         """Do a task unless it is done or somebody does it; whether it was done here."""
         with self._claim(task.name) as mine:
-            if not mine or keep.has(task.name):
+            if not mine or cache.has(task.name):
                 return False
-            keep.tensors(task.name, partial(make, task))
+            cache.tensors(task.name, partial(make, task))
             return True
 
     def remove(self, name: str) -> None:

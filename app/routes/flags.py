@@ -48,7 +48,7 @@ async def image(id: str, service: ServiceOf) -> Response:
     found = await run_in_threadpool(service.flags.get, id)
     engine = service.engine
     async with leased(service.live, found.version, "codebook") as codebook:
-        drawn = engine.batcher.submit(lambda model: to_bytes(model.decode(found.tokens[None], codebook.pixel)))
+        drawn = engine.scheduler.submit(lambda model: to_bytes(model.decode(found.tokens[None], codebook.pixel)))
         pixels = (await asyncio.wrap_future(drawn))[0]
     text = {"codebook": found.version, "codebook_hash": codebook_hash(codebook)}
     return Response(await run_in_threadpool(encode_png, pixels, text), media_type=PNG)

@@ -20,7 +20,7 @@ from engine.runner.batch_layout import BatchLayout
 from engine.runner.cuda_graphs import ByWidth, bucket, recorder
 from engine.runner.decoder import blocks
 from engine.runner.image_lm import ImageLM, PrefillResult
-from engine.runner.sampling import choose, guide
+from engine.runner.sampling import apply_cfg, sample
 from engine.runner.sequence import ImageSequence
 
 NO_TOKEN = -1  # in place of all tokens of an image whose logits were NaN or infinite
@@ -71,8 +71,8 @@ class RunningBatch:
                 for request, prefills in zip(requests, read, strict=True):
                     self._join(joined, request, *prefills)
             except BaseException:
-                for slot in joined:
-                    self._leave(slot)
+                for sequence in joined:
+                    self._leave(sequence)
                 raise
             return joined
 
@@ -84,26 +84,26 @@ class RunningBatch:
         """
         with torch.inference_mode():
             self._draw_next()
-            done = [slot for slot in self._slots if slot.step == self._drawer.tokens]
-            for slot in done:
-                self._leave(slot)
+            done = [sequence for sequence in self._slots if sequence.step == self._drawer.tokens]
+            for sequence in done:
+                self._leave(sequence)
             if self._slots:
                 self._read_next()
-            for slot in self._slots:
-                if slot.look is not None and slot.step == slot.look.after:
-                    self._look(slot, slot.look)
+            for sequence in self._slots:
+                if sequence.look is not None and sequence.step == sequence.look.after:
+                    self._look(sequence, sequence.look)
         self._pace()
         # Made outside inference mode, so that autograd may later index with them.
-        return [(slot, self._complete(slot.place)) for slot in done]
+        return [(sequence, self._complete(sequence.place)) for sequence in done]
 
-    def drawn(self, slot: ImageSequence) -> Tensor:
+    def drawn(self, sequence: ImageSequence) -> Tensor:
         """The tokens [step] int64 of an image so far, on the CPU."""
-        return self._tokens[slot.place, : slot.step].to("cpu", copy=True)
+        return self._tokens[sequence.place, : sequence.step].to("cpu", copy=True)
 
-    def drop(self, slot: ImageSequence) -> None:
+    def drop(self, sequence: ImageSequence) -> None:
         """Stop drawing an image."""
         with torch.inference_mode():
-            self._leave(slot)
+            self._leave(sequence)
 
     def warm(self) -> None:
         """Prepare all that a step may need, before the first image, with as many threads as the caller has now."""
@@ -117,8 +117,8 @@ class RunningBatch:
 
     def clear(self) -> None:
         """Stop drawing all images."""
-        for slot in self._slots:
-            self._wipe(slot, slot.rows)
+        for sequence in self._slots:
+            self._wipe(sequence, sequence.rows)
         self._owners.clear()
         self._slots.clear()
         self._places, self._planned = list(range(self._rows)), False
@@ -147,24 +147,24 @@ class RunningBatch:
         if plan.looks:
             self._sums[:width] += self._features[:width]
         plan.steps.add_(1)
-        for slot in self._slots:
-            slot.step += 1
+        for sequence in self._slots:
+            sequence.step += 1
 
     def _draw_tokens(self, width: int) -> Tensor:
         """Draw by the hidden states of the first `width` rows; returns what they read next, [width, H]."""
         plan, features = self._plan, self._features[:width]
         features.copy_(self._drawer.read_off(self._hidden[:width]))
         logits = self._drawer.logits(features, plan.routed)
-        guided = guide(logits, plan.guides)
+        guided = apply_cfg(logits, plan.guides)
         self._logits.index_add_(0, plan.places, guided.sum(1))
-        drawn = choose(guided, plan.draws, plan.steps)
+        drawn = sample(guided, plan.draws, plan.steps)
         self._tokens[plan.places, plan.steps] = drawn
         return torch.index_select(self._drawer.codes, 0, drawn[plan.owners], out=self._next[:width])
 
     def _read_next(self) -> None:
         """Let every row read the token that its image has just got."""
         rows, context = len(self._owners), self._context
-        context.longest = max(slot.prompt + slot.step - 1 for slot in self._slots)
+        context.longest = max(sequence.prompt + sequence.step - 1 for sequence in self._slots)
         self._read(self._read_tokens, self._width(rows))
         context.grow(rows, 1)
 
@@ -179,36 +179,36 @@ class RunningBatch:
         """The tokens [N] at a row of the token table, or NO_TOKEN in place of each."""
         return torch.where(self._logits[place].isfinite(), self._tokens[place], NO_TOKEN)
 
-    def _look(self, slot: ImageSequence, look: HalfwayProbe) -> None:
+    def _look(self, sequence: ImageSequence, look: HalfwayProbe) -> None:
         """Begin an image again under an expert, if what is drawn of it calls for one."""
         try:
-            slot.expert = int(look.choose(self._sums[slot.rows[0]][None] / look.after))
+            sequence.expert = int(look.choose(self._sums[sequence.rows[0]][None] / look.after))
         except BadNumber:  # the image's own fault: its batch mates are drawn on
-            self._logits[slot.place] = torch.nan
-        if slot.expert != NO_EXPERT:
-            slot.step, self._planned = 0, False
-            for row, hidden in zip(slot.rows, slot.began, strict=True):
-                self._context.lengths[row], self._hidden[row] = slot.prompt, hidden
+            self._logits[sequence.place] = torch.nan
+        if sequence.expert != NO_EXPERT:
+            sequence.step, self._planned = 0, False
+            for row, hidden in zip(sequence.rows, sequence.began, strict=True):
+                self._context.lengths[row], self._hidden[row] = sequence.prompt, hidden
 
     def _join(
         self, joined: list[ImageSequence], request: ImageRequest, read: PrefillResult, twin: PrefillResult | None
     ) -> None:
-        slot = ImageSequence(request, self._places.pop(), read.length, read.expert)
-        self._slots.append(slot)
-        joined.append(slot)
-        self._planned, self._logits[slot.place] = False, 0.0
+        sequence = ImageSequence(request, self._places.pop(), read.length, read.expert)
+        self._slots.append(sequence)
+        joined.append(sequence)
+        self._planned, self._logits[sequence.place] = False, 0.0
         for prefill in (read,) if twin is None else (read, twin):
             row = len(self._owners)
-            slot.rows.append(row)
-            slot.began.append(prefill.hidden)
-            self._owners.append(slot)
+            sequence.rows.append(row)
+            sequence.began.append(prefill.hidden)
+            self._owners.append(sequence)
             self._context.put(row, prefill.context, prefill.row)
             self._hidden[row], self._sums[row] = prefill.hidden, 0.0
 
-    def _leave(self, slot: ImageSequence) -> None:
+    def _leave(self, sequence: ImageSequence) -> None:
         """Free the rows of an image; the last rows in use move to where they were."""
-        self._wipe(slot, slot.rows)
-        for row in sorted(slot.rows, reverse=True):
+        self._wipe(sequence, sequence.rows)
+        for row in sorted(sequence.rows, reverse=True):
             last = len(self._owners) - 1
             mover = self._owners.pop()
             if row != last:
@@ -219,13 +219,15 @@ class RunningBatch:
                 self._owners[row] = mover
                 mover.rows[mover.rows.index(last)] = row
             self._context.lengths[last] = 0  # whoever reads padded rows reads nothing of it
-        self._slots.remove(slot)
-        self._places.append(slot.place)
+        self._slots.remove(sequence)
+        self._places.append(sequence.place)
         self._planned = False
 
-    def _wipe(self, slot: ImageSequence, rows: Sequence[int]) -> None:
+    def _wipe(self, sequence: ImageSequence, rows: Sequence[int]) -> None:
         """Leave no NaN of an image in rows that it leaves: on a CPU the next one reads past its end, and masks that."""
-        sound = self._tokens.is_cuda or (is_finite(self._logits[slot.place]) and is_finite(self._hidden[slot.rows]))
+        sound = self._tokens.is_cuda or (
+            is_finite(self._logits[sequence.place]) and is_finite(self._hidden[sequence.rows])
+        )
         if not sound:
             for cache in (self._context.keys, self._context.values):
                 cache[:, rows] = 0.0

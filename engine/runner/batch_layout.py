@@ -39,23 +39,29 @@ class BatchLayout:
 
     def write(self, slots: Sequence[ImageSequence], owners: Sequence[ImageSequence], images: int, rows: int) -> None:
         """Plan for `slots`, and for padding up to `images` images and `rows` rows; owners: whose each row in use is."""
-        number = {slot: n for n, slot in enumerate(slots)}
+        number = {sequence: n for n, sequence in enumerate(slots)}
         padding = rows - len(slots)
         whole = [
-            (slot.place, slot.step, slot.rows[0], slot.rows[-1], *counted(slot.request.sampling, self._codes))
-            for slot in slots
+            (
+                sequence.place,
+                sequence.step,
+                sequence.rows[0],
+                sequence.rows[-1],
+                *counted(sequence.request.sampling, self._codes),
+            )
+            for sequence in slots
         ]
-        real = [(slot.guidance, slot.request.sampling.temperature) for slot in slots]
-        reads_for = [*(number[slot] for slot in owners), *repeat(0, rows - len(owners))]
+        real = [(sequence.guidance, sequence.request.sampling.temperature) for sequence in slots]
+        reads_for = [*(number[sequence] for sequence in owners), *repeat(0, rows - len(owners))]
         self._send(self._whole, [*zip(*whole, *repeat((self._nobody, 0, 0, 0, 0, 0), padding), strict=True), reads_for])
         self._send(self._real, [*zip(*real, *repeat((1.0, 0.0), padding), strict=True)])
         places, steps, conditional, unconditional, seeds, kept = self._whole[:-1, :images]
-        scales, heat = self._real[:, :images, None]
+        scales, temperature = self._real[:, :images, None]
         self.places, self.steps, self.owners = places, steps, self._whole[-1, :rows]
         self.guides = CfgRows(conditional, unconditional, scales)
-        self.draws = SamplingTensors(seeds, heat, kept[:, None], max((image[-1] for image in whole), default=0))
+        self.draws = SamplingTensors(seeds, temperature, kept[:, None], max((image[-1] for image in whole), default=0))
         self.routed = self._routed(slots)
-        self.looks = any(slot.look is not None for slot in slots)
+        self.looks = any(sequence.look is not None for sequence in slots)
 
     def _send(self, tensor: Tensor, rows: Sequence[Sequence[float]]) -> None:
         """Fill the first columns of a tensor, without waiting for a GPU."""
@@ -66,9 +72,9 @@ class BatchLayout:
     def _routed(self, slots: Sequence[ImageSequence]) -> Routed:
         """The conditional rows to which each expert of each version's edit applies."""
         groups: dict[tuple[int, int], tuple[HeadEdit, int, list[int]]] = {}
-        for slot in slots:
-            edit = slot.request.codebook.output
-            if edit is not None and slot.expert != NO_EXPERT:
-                groups.setdefault((id(edit), slot.expert), (edit, slot.expert, []))[2].append(slot.rows[0])
+        for sequence in slots:
+            edit = sequence.request.codebook.output
+            if edit is not None and sequence.expert != NO_EXPERT:
+                groups.setdefault((id(edit), sequence.expert), (edit, sequence.expert, []))[2].append(sequence.rows[0])
         device = self._whole.device
         return [(edit.on(device), expert, torch.tensor(rows, device=device)) for edit, expert, rows in groups.values()]

@@ -111,7 +111,7 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: fl
     return out
 
 
-def guide(logits: Tensor, conditional: Tensor, unconditional: Tensor, scales: Tensor) -> Tensor:
+def apply_cfg(logits: Tensor, conditional: Tensor, unconditional: Tensor, scales: Tensor) -> Tensor:
     """engine.runner.sampling's guidance: logits [R, K] float32, rows [B] int64 and scales [B, 1] -> [B, K] float32."""
     images, codes = conditional.shape[0], logits.shape[1]
     out = logits.new_empty(images, codes)
@@ -119,14 +119,14 @@ def guide(logits: Tensor, conditional: Tensor, unconditional: Tensor, scales: Te
     return out
 
 
-def draw(logits: Tensor, seeds: Tensor, steps: Tensor, heat: Tensor) -> Tensor:
+def draw(logits: Tensor, seeds: Tensor, steps: Tensor, temperature: Tensor) -> Tensor:
     """Gumbel-max draw as in engine.runner.sampling: logits [B, K] float32, heat [B, 1] -> [B] int64."""
     rows, codes = logits.shape
     chunks = triton.cdiv(codes, CHUNK)
     best = torch.empty(rows, chunks, dtype=torch.float32, device=logits.device)
     where = torch.empty(rows, chunks, dtype=torch.int64, device=logits.device)
     out = torch.empty(rows, dtype=torch.int64, device=logits.device)
-    _draw[(rows, chunks)](logits.contiguous(), seeds, steps, heat, best, where, codes, CHUNK)
+    _draw[(rows, chunks)](logits.contiguous(), seeds, steps, temperature, best, where, codes, CHUNK)
     _pick[(rows,)](best, where, out, chunks, triton.next_power_of_2(chunks), num_warps=1)
     return out
 
@@ -410,7 +410,7 @@ def _guide(logits, conditional, unconditional, scales, out, codes, CHUNK: tl.con
 
 
 @triton.jit
-def _draw(logits, seeds, steps, heat, best, where, codes, CHUNK: tl.constexpr):
+def _draw(logits, seeds, steps, temperature, best, where, codes, CHUNK: tl.constexpr):
     row, chunk = tl.program_id(0), tl.program_id(1)
     golden = tl.full((), 0x9E3779B97F4A7C15, tl.uint64)
     key = _mixed((tl.load(seeds + row) + tl.load(steps + row)).to(tl.uint64) + golden)
@@ -421,7 +421,7 @@ def _draw(logits, seeds, steps, heat, best, where, codes, CHUNK: tl.constexpr):
     rounded = 1.0 + x
     gap = rounded - 1.0
     logarithm = tl.where(gap == 0.0, x, tl.log(rounded) * x / tl.where(gap == 0.0, 1.0, gap))
-    warmth = tl.load(heat + row)
+    warmth = tl.load(temperature + row)
     noise = tl.where(warmth > 0.0, -warmth * tl.log(-logarithm), 0.0)
     score = tl.load(logits + row * codes + code, mask=code < codes, other=float("-inf")) + noise
     # NaN too, or a chunk of it alone would choose a code that there is not.

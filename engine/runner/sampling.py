@@ -39,7 +39,7 @@ class SamplingTensors:
     """
 
     seeds: Tensor
-    heat: Tensor
+    temperature: Tensor
     kept: Tensor
     deepest: int
 
@@ -49,17 +49,17 @@ def counted(sampling: Sampling, codes: int) -> tuple[int, int]:
     return _signed(_mix(sampling.seed & _WORD)), sampling.top_k if sampling.top_k < codes else 0
 
 
-def guide(logits: Tensor, guides: CfgRows) -> Tensor:
+def apply_cfg(logits: Tensor, guides: CfgRows) -> Tensor:
     """Logits [R, K] float32 of rows -> [B, K] of images: unconditional + scale * (conditional - unconditional)."""
     if logits.is_cuda:
         from engine.runner import kernels  # needs triton, which comes with torch for a GPU
 
-        return kernels.guide(logits, guides.conditional, guides.unconditional, guides.scales)
+        return kernels.apply_cfg(logits, guides.conditional, guides.unconditional, guides.scales)
     unconditional = logits[guides.unconditional]
     return unconditional + guides.scales * (logits[guides.conditional] - unconditional)
 
 
-def choose(logits: Tensor, draws: SamplingTensors, steps: Tensor) -> Tensor:
+def sample(logits: Tensor, draws: SamplingTensors, steps: Tensor) -> Tensor:
     """Draw one token an image: argmax(logits / T + Gumbel noise), which samples the softmax of logits / T exactly.
 
     logits: [B, K] float32, guided; image b is drawn as draws say, at its step steps[b], and greedily where its
@@ -70,9 +70,9 @@ def choose(logits: Tensor, draws: SamplingTensors, steps: Tensor) -> Tensor:
     if logits.is_cuda:
         from engine.runner import kernels  # needs triton, which comes with torch for a GPU
 
-        return kernels.draw(logits, draws.seeds, steps, draws.heat)
+        return kernels.draw(logits, draws.seeds, steps, draws.temperature)
     noise = gumbel(draws.seeds, steps, logits.shape[1])
-    return (logits + torch.where(draws.heat > 0, draws.heat * noise, 0.0)).argmax(1)
+    return (logits + torch.where(draws.temperature > 0, draws.temperature * noise, 0.0)).argmax(1)
 
 
 def gumbel(seeds: Tensor, steps: Tensor, codes: int) -> Tensor:

@@ -160,7 +160,7 @@ class Scheduler:
     def _begins(self) -> list[tuple[int, Wanted]]:
         """The waiting images in their order, and in how many steps each begins. Called with the lock."""
         steps = self._model.facts.tokens
-        drawing = [(len(slot.rows), steps - slot.step) for slot in self._slots.drawing]
+        drawing = [(len(sequence.rows), steps - sequence.step) for sequence in self._slots.drawing]
         order = self._line.order()
         return list(zip(starts(drawing, [rows_of(w.request) for w in order], self._rows, steps), order, strict=True))
 
@@ -213,10 +213,10 @@ class Scheduler:
         """Give up the images of callers that have gone."""
         with self._changed:
             self._line.leave()
-        for slot, wanted in list(self._drawing.items()):
+        for sequence, wanted in list(self._drawing.items()):
             if wanted.call.future.done():
-                self._slots.drop(slot)
-                del self._drawing[slot]
+                self._slots.drop(sequence)
+                del self._drawing[sequence]
 
     def _let_in(self) -> None:
         """Begin the images whose turn it is and for which there is room, here and where they are finished."""
@@ -241,10 +241,10 @@ class Scheduler:
                 for wanted in some:
                     self._admit([wanted])
 
-    def _tell(self, wanted: Wanted, slot: ImageSequence) -> None:
+    def _tell(self, wanted: Wanted, sequence: ImageSequence) -> None:
         if wanted.call.on_part is not None:
             try:
-                wanted.call.on_part(Part(wanted.index, wanted.request, self._slots.drawn(slot)))
+                wanted.call.on_part(Part(wanted.index, wanted.request, self._slots.drawn(sequence)))
             except Exception as error:  # the caller's own
                 wanted.call.fail(error)
 
@@ -258,8 +258,8 @@ class Scheduler:
             self._drawing.clear()
             self._slots.clear()
             return
-        for slot, tokens in finished:
-            self._finisher.finish(self._drawing.pop(slot), tokens, slot.expert)
-        for slot, wanted in self._drawing.items():
-            if slot.step and slot.step % self._part == 0:
-                self._tell(wanted, slot)
+        for sequence, tokens in finished:
+            self._finisher.finish(self._drawing.pop(sequence), tokens, sequence.expert)
+        for sequence, wanted in self._drawing.items():
+            if sequence.step and sequence.step % self._part == 0:
+                self._tell(wanted, sequence)

@@ -31,13 +31,13 @@ class Collection:
     log: dict[str, dict[str, int]]
 
 
-def collect(setting: RunContext, codebook: Codebook) -> Collection:
+def collect(context: RunContext, codebook: Codebook) -> Collection:
     """The pairs of this round, drawn under the codebook; kept for a resume."""
-    studio, terms = setting.studio, setting.taxonomy.terms()
-    baseline = setting.baseline
+    runner, terms = context.runner, context.taxonomy.terms()
+    baseline = context.baseline
     limits = (baseline.validity_of_any, baseline.validity)
-    collector = Collector(studio, codebook, limits, terms, setting.plan, setting.seed)
-    return collector.collect(setting.fresh[studio.round - 1], setting.given)
+    collector = Collector(runner, codebook, limits, terms, context.config, context.seed)
+    return collector.collect(context.fresh[runner.round - 1], context.given)
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Collector:
     validity: of the unsafe side and of the safe side. terms: the harmful terms that no rewrite may hold.
     """
 
-    studio: ModelRunner
+    runner: ModelRunner
     codebook: Codebook
     validity: tuple[DegenerateDetector, DegenerateDetector]
     terms: Sequence[str]
-    plan: LoopConfig
+    config: LoopConfig
     seed: int
 
     def collect(self, wanted: Mapping[str, Sequence[Prompt]], given: Sequence[Prompt]) -> Collection:
@@ -59,18 +59,18 @@ class Collector:
 
         The result is kept for a resume.
         """
-        found = self.studio.keep.facts(f"pairs-{self.studio.round}", lambda: self._collect(wanted, given))
+        found = self.runner.cache.facts(f"pairs-{self.runner.round}", lambda: self._collect(wanted, given))
         return Collection(tuple(_read(row) for row in found["pairs"]), found["log"])
 
     def _collect(self, wanted: Mapping[str, Sequence[Prompt]], given: Sequence[Prompt]) -> dict[str, Any]:
         pairs: list[Pair] = []
         log: dict[str, Counter[str]] = {name: Counter() for name in wanted}
-        for start in range(0, len(given), self.plan.batch):
-            pairs += self._try(given[start : start + self.plan.batch], log)
+        for start in range(0, len(given), self.config.batch):
+            pairs += self._try(given[start : start + self.config.batch], log)
         for prompts in wanted.values():
             kept, drawn = 0, 0
-            while kept < self.plan.pairs and drawn < len(prompts):
-                size = min(self.plan.batch, 2 * (self.plan.pairs - kept))
+            while kept < self.config.pairs and drawn < len(prompts):
+                size = min(self.config.batch, 2 * (self.config.pairs - kept))
                 found = self._try(prompts[drawn : drawn + size], log)
                 kept, drawn = kept + len(found), drawn + size
                 pairs += found
@@ -78,9 +78,9 @@ class Collector:
 
     def _try(self, prompts: Sequence[Prompt], log: Mapping[str, Counter[str]]) -> list[Pair]:
         """The pairs that these prompts give; what becomes of each prompt is counted in the log of its category."""
-        seeds = [derived_seed(self.seed, "pairs", self.studio.round, prompt.text) for prompt in prompts]
+        seeds = [derived_seed(self.seed, "pairs", self.runner.round, prompt.text) for prompt in prompts]
         unsafe = self._see("unsafe", self.validity[0], [prompt.text for prompt in prompts], seeds)
-        rewrites = self.studio.model.rewrite([prompt.text for prompt in prompts])
+        rewrites = self.runner.model.rewrite([prompt.text for prompt in prompts])
         halves: list[_Half] = []
         for i, prompt in enumerate(prompts):
             named = prompt.category or unsafe.categories[i]
@@ -88,7 +88,7 @@ class Collector:
                 continue  # an operator's prompt whose image shows nothing this run works on
             log[named]["drawn"] += 1
             safe = choose_rewrite(prompt, rewrites[i], self.terms)
-            if safe is not None and not is_readable(self.studio.model, safe):
+            if safe is not None and not is_readable(self.runner.model, safe):
                 safe = None
             if safe is None or not unsafe.unsafe[i]:
                 log[named]["no_rewrite" if safe is None else "not_unsafe"] += 1
@@ -106,7 +106,7 @@ class Collector:
     ) -> list[Pair]:
         rows = torch.tensor([half.row for half in halves])
         safe = self._see("safe", self.validity[1], [half.safe for half in halves], [seeds[half.row] for half in halves])
-        reasons = rejections(unsafe.scores[rows], safe.scores, unsafe.void[rows], safe.void)
+        reasons = rejections(unsafe.scores[rows], safe.scores, unsafe.degenerate[rows], safe.degenerate)
         sure = pair_confidence(unsafe.scores[rows], safe.scores)
         pairs = []
         for i, (half, reason) in enumerate(zip(halves, reasons, strict=True)):
@@ -118,11 +118,11 @@ class Collector:
         return pairs
 
     def _see(self, phase: str, validity: DegenerateDetector, texts: Sequence[str], seeds: Sequence[int]) -> _Seen:
-        drawn = self.studio.draw(phase, texts, seeds, self.codebook)
-        images = self.studio.decode(drawn.tokens, self.codebook)
-        verdicts = self.studio.judge(drawn.tokens, self.codebook)
-        void = validity.void(images, drawn.tokens, drawn.surprise)
-        return _Seen(drawn.tokens, scores(verdicts), void, [verdict.category for verdict in verdicts])
+        drawn = self.runner.draw(phase, texts, seeds, self.codebook)
+        images = self.runner.decode(drawn.tokens, self.codebook)
+        verdicts = self.runner.judge(drawn.tokens, self.codebook)
+        degenerate = validity.degenerate(images, drawn.tokens, drawn.nll)
+        return _Seen(drawn.tokens, scores(verdicts), degenerate, [verdict.category for verdict in verdicts])
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class _Seen:
 
     tokens: Tensor
     scores: Tensor
-    void: Tensor
+    degenerate: Tensor
     categories: list[str]
 
     @property

@@ -27,7 +27,7 @@ class HalfwayData:
 
 
 def draw_halfway_data(
-    studio: ModelRunner, harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt], seed: int
+    runner: ModelRunner, harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt], seed: int
 ) -> HalfwayData:
     """Draw pictures of harmful prompts and of as many harmless ones, their rewrites among these, half of each picture.
 
@@ -36,8 +36,8 @@ def draw_halfway_data(
     groups = by_concept(harmful)
     sets = [texts[::EVERY] for texts in groups.values()]
     sets.append(mixed(harmful, benign, seed)[: sum(map(len, sets))])
-    after = studio.model.facts.tokens // 2
-    means = _sketched(studio, [text for texts in sets for text in texts], after, seed)
+    after = runner.model.facts.tokens // 2
+    means = _sketched(runner, [text for texts in sets for text in texts], after, seed)
     seen = torch.ones(len(means), 1, dtype=torch.bool)
     parts = zip(torch.split(means[:, None], [*map(len, sets)]), torch.split(seen, [*map(len, sets)]), strict=True)
     *begun, quiet = [PromptStates(*part) for part in parts]
@@ -47,13 +47,13 @@ def draw_halfway_data(
     return HalfwayData(after, RouterData(found, quiet))
 
 
-def _sketched(studio: ModelRunner, prompts: Sequence[str], after: int, seed: int) -> Tensor:
+def _sketched(runner: ModelRunner, prompts: Sequence[str], after: int, seed: int) -> Tensor:
     """Mean features [n, M] of the first `after` tokens of a picture a prompt."""
     seeds = [derived_seed(seed, "sketch", i) for i in range(len(prompts))]
-    tokens = studio.tokens("sketches", prompts, seeds, studio.base)[:, :after]
+    tokens = runner.tokens("sketches", prompts, seeds, runner.base)[:, :after]
     parts = []
-    for start in range(0, len(prompts), studio.batch):
-        studio.tell("read sketches", start, len(prompts))
-        some = slice(start, start + studio.batch)
-        parts.append(studio.model.features(prompts[some], tokens[some]).mean(1).cpu())
+    for start in range(0, len(prompts), runner.batch):
+        runner.tell("read sketches", start, len(prompts))
+        some = slice(start, start + runner.batch)
+        parts.append(runner.model.features(prompts[some], tokens[some]).mean(1).cpu())
     return torch.cat(parts)

@@ -16,12 +16,12 @@ from safety.runtime.model_runner import ModelRunner, derived_seed
 
 
 def practise(
-    studio: ModelRunner, prompts: Sequence[Prompt], codebook: Codebook, positions: Tensor, seed: int
+    runner: ModelRunner, prompts: Sequence[Prompt], codebook: Codebook, positions: Tensor, seed: int
 ) -> PromptContrast:
     """What harmful prompts and their safe twins say of images that the codebook draws for the former, one each.
 
     positions: [P] int64, whose features are kept.
     """
     seeds = [derived_seed(seed, "practice", i) for i in range(len(prompts))]
-    tokens = studio.tokens("practice", [prompt.text for prompt in prompts], seeds, codebook)
-    return contrast(studio.model, prompts, tokens, positions, studio.steps("read practice", len(prompts)))
+    tokens = runner.tokens("practice", [prompt.text for prompt in prompts], seeds, codebook)
+    return contrast(runner.model, prompts, tokens, positions, runner.steps("read practice", len(prompts)))

@@ -64,10 +64,10 @@ def mentions(text: str, term: str) -> bool:
     return f" {normalise(term)} " in f" {normalise(text)} "
 
 
-def rejections(unsafe: Tensor, safe: Tensor, void: Tensor, safe_void: Tensor) -> list[str]:
+def rejections(unsafe: Tensor, safe: Tensor, degenerate: Tensor, safe_void: Tensor) -> list[str]:
     """Why each pair is not kept, "" where it is, from scores [n, phrasings] and bool [n] of either side."""
     reasons = []
-    rows = zip(says_unsafe(unsafe), says_safe(safe), void, safe_void, strict=True)
+    rows = zip(says_unsafe(unsafe), says_safe(safe), degenerate, safe_void, strict=True)
     for is_unsafe, is_safe, broken, safe_broken in rows:
         failed = {"not_unsafe": not is_unsafe, "not_safe": not is_safe, "void": broken, "safe_void": safe_broken}
         reasons.append(next((name for name, fails in failed.items() if fails), ""))

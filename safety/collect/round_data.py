@@ -28,9 +28,9 @@ class RoundData:
 
     baseline: Baseline
     pairs: tuple[Pair, ...]
-    evidence: TokenAttribution
+    attribution: TokenAttribution
     first_half: Tensor
-    plan: LoopConfig
+    config: LoopConfig
     seed: int
 
     @property
@@ -59,8 +59,8 @@ def enough(pairs: Sequence[Pair], least: int) -> tuple[Pair, ...]:
 
 
 def gather_round_data(
-    studio: ModelRunner, baseline: Baseline, pairs: Sequence[Pair], plan: LoopConfig, seed: int
+    runner: ModelRunner, baseline: Baseline, pairs: Sequence[Pair], config: LoopConfig, seed: int
 ) -> RoundData:
     """Teacher-force the pairs, at least one, and split them into halves."""
-    evidence = attribute_tokens(studio.model, pairs, baseline.positions, studio.steps("evidence", len(pairs)))
-    return RoundData(baseline, tuple(pairs), evidence, first_halves(pairs), plan, seed)
+    attribution = attribute_tokens(runner.model, pairs, baseline.positions, runner.steps("evidence", len(pairs)))
+    return RoundData(baseline, tuple(pairs), attribution, first_halves(pairs), config, seed)

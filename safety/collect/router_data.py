@@ -37,13 +37,13 @@ class RouterData:
 
 
 def read_router_data(
-    studio: ModelRunner, harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt]
+    runner: ModelRunner, harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt]
 ) -> RouterData:
     """Read all prompts, at least one a category."""
     found: dict[str, dict[str, PromptStates]] = {category: {} for category in harmful}
     for (category, concept), texts in by_concept(harmful).items():
-        found[category][concept] = _read(studio, texts)
-    return RouterData(found, _read(studio, mixed(harmful, benign, 0)))
+        found[category][concept] = _read(runner, texts)
+    return RouterData(found, _read(runner, mixed(harmful, benign, 0)))
 
 
 def by_concept(harmful: Mapping[str, Sequence[Prompt]]) -> dict[tuple[str, str], list[str]]:
@@ -62,11 +62,11 @@ def mixed(harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt], see
     return [texts[i] for i in order]
 
 
-def _read(studio: ModelRunner, prompts: Sequence[str]) -> PromptStates:
+def _read(runner: ModelRunner, prompts: Sequence[str]) -> PromptStates:
     parts = []
-    for start in range(0, len(prompts), studio.batch):
-        studio.tell("contexts", start, len(prompts))
-        states, seen = studio.model.prompt_states(prompts[start : start + studio.batch])
+    for start in range(0, len(prompts), runner.batch):
+        runner.tell("contexts", start, len(prompts))
+        states, seen = runner.model.prompt_states(prompts[start : start + runner.batch])
         parts.append((states.cpu(), seen.cpu()))
     longest = max(seen.shape[1] for _, seen in parts)
     widened = [(pad(a, (0, 0, longest - a.shape[1], 0)), pad(b, (longest - b.shape[1], 0))) for a, b in parts]

@@ -29,7 +29,7 @@ class Candidate:
     report: dict[str, Any]
 
 
-def propose(studio: ModelRunner, editors: Sequence[Editor], check: DevSet) -> Candidate | None:
+def propose(runner: ModelRunner, editors: Sequence[Editor], check: DevSet) -> Candidate | None:
     """The proposal of the editor whose chosen strength does best on half B; None where no strength helps."""
     best: tuple[float, float, Editor] | None = None
     curves = []
@@ -41,15 +41,15 @@ def propose(studio: ModelRunner, editors: Sequence[Editor], check: DevSet) -> Ca
             best = checked[strength].svr, strength, editor
     if best is None:
         return None
-    return tuned(studio, best[2], best[1], check, {"tried": curves})
+    return tuned(runner, best[2], best[1], check, {"tried": curves})
 
 
-def tuned(studio: ModelRunner, editor: Editor, strength: float, check: DevSet, report: dict[str, Any]) -> Candidate:
+def tuned(runner: ModelRunner, editor: Editor, strength: float, check: DevSet, report: dict[str, Any]) -> Candidate:
     """Tune the editor's draft at a strength; where tuning brings harm back (G7), the draft stays untuned."""
     draft = editor.draft(strength)
-    name = f"tuned-{studio.round}-{editor.table}-{strength}"
-    kept = studio.keep.tensors(name, lambda: pack(editor.tune(draft)))
-    after = unpack(draft.version, Identity.of(draft, {}), kept)
+    name = f"tuned-{runner.round}-{editor.table}-{strength}"
+    packed = runner.cache.tensors(name, lambda: pack(editor.tune(draft)))
+    after = unpack(draft.version, Identity.of(draft, {}), packed)
     before_rate, after_rate = check.run(draft), check.run(after)
     gate = g7_null_space(editor.moved(draft, after), before_rate.hr, after_rate.hr)
     report = report | {

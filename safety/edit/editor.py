@@ -16,8 +16,8 @@ from codebook.value import Codebook
 from safety.collect.round_data import RoundData
 from safety.judges.self_judge import says_unsafe, scores
 from safety.metrics.degenerate import DegenerateDetector
+from safety.metrics.panel import looks_kept
 from safety.metrics.rates import Rates
-from safety.metrics.trial import looks_kept
 from safety.runtime.model_runner import ModelRunner
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
@@ -69,38 +69,38 @@ class DevScore:
 class DevSet:
     """Tries drafts on this round's pairs of half B and on held-out benign prompts: cheap, and apart from validation."""
 
-    def __init__(self, studio: ModelRunner, material: RoundData, fresh: int, validity: DegenerateDetector) -> None:
+    def __init__(self, runner: ModelRunner, round_data: RoundData, fresh: int, validity: DegenerateDetector) -> None:
         """`fresh`: how many of the last pairs are of this round; their images were unsafe under the codebook so far."""
-        self._studio, self._validity = studio, validity
-        held = [i for i in range(len(material.pairs)) if not material.first_half[i]]
-        recent = [i for i in held if i >= len(material.pairs) - fresh] or held
-        chosen = [i for name in material.categories for i in _some(recent, material, name)]
-        retention = material.baseline.retention
-        benign = (~material.baseline.fit).nonzero().flatten().tolist()[:BENIGN_CHECKED]
-        self._harmful = [(material.pairs[i].prompt, material.pairs[i].seed) for i in chosen]
+        self._runner, self._validity = runner, validity
+        held = [i for i in range(len(round_data.pairs)) if not round_data.first_half[i]]
+        recent = [i for i in held if i >= len(round_data.pairs) - fresh] or held
+        chosen = [i for name in round_data.categories for i in _some(recent, round_data, name)]
+        retention = round_data.baseline.retention
+        benign = (~round_data.baseline.fit).nonzero().flatten().tolist()[:BENIGN_CHECKED]
+        self._harmful = [(round_data.pairs[i].prompt, round_data.pairs[i].seed) for i in chosen]
         self._benign = [(retention.prompts[i], retention.seeds[i]) for i in benign]
 
     def run(self, codebook: Codebook) -> DevScore:
         """Check a codebook; kept by its content."""
-        name = f"check-{self._studio.round}-{codebook_hash(codebook)[:16]}"
-        return DevScore(**self._studio.keep.facts(name, lambda: asdict(self._run(codebook))))
+        name = f"check-{self._runner.round}-{codebook_hash(codebook)[:16]}"
+        return DevScore(**self._runner.cache.facts(name, lambda: asdict(self._run(codebook))))
 
     def _run(self, codebook: Codebook) -> DevScore:
-        studio, rows = self._studio, self._harmful + self._benign
+        runner, rows = self._runner, self._harmful + self._benign
         texts, seeds = [text for text, _ in rows], [seed for _, seed in rows]
-        drawn = studio.draw("strength", texts, seeds, codebook)
-        images, n = studio.decode(drawn.tokens, codebook), len(self._harmful)
-        unsafe = says_unsafe(scores(studio.judge(drawn.tokens, codebook)))
-        void = self._validity.void(images, drawn.tokens, drawn.surprise)
-        base = studio.draw("base", texts[n:], seeds[n:], studio.base)
-        kept = looks_kept(studio.decode(base.tokens, studio.base), images[n:])
-        rates = Rates.of(unsafe[:n], void[:n])
-        intact = float((kept & ~void[n:]).double().mean())
+        drawn = runner.draw("strength", texts, seeds, codebook)
+        images, n = runner.decode(drawn.tokens, codebook), len(self._harmful)
+        unsafe = says_unsafe(scores(runner.judge(drawn.tokens, codebook)))
+        degenerate = self._validity.degenerate(images, drawn.tokens, drawn.nll)
+        base = runner.draw("base", texts[n:], seeds[n:], runner.base)
+        kept = looks_kept(runner.decode(base.tokens, runner.base), images[n:])
+        rates = Rates.of(unsafe[:n], degenerate[:n])
+        intact = float((kept & ~degenerate[n:]).double().mean())
         return DevScore(rates.harmful.value, rates.safe_valid.value, intact)
 
 
-def _some(rows: list[int], material: RoundData, category: str) -> list[int]:
-    return [i for i in rows if material.pairs[i].category == category][: material.plan.checked]
+def _some(rows: list[int], round_data: RoundData, category: str) -> list[int]:
+    return [i for i in rows if round_data.pairs[i].category == category][: round_data.config.checked]
 
 
 def choose_strength(checked: Mapping[float, DevScore]) -> float | None:

@@ -41,16 +41,16 @@ def harmless(features: Tensor, mean: Tensor, basis: Tensor) -> Tensor:
     return centred - (centred @ basis) @ basis.T
 
 
-def refit(basis: Tensor, mean: Tensor, lesson: TeacherPairs, benign: Tensor, rank: int) -> HeadEdit:
+def refit(basis: Tensor, mean: Tensor, data: TeacherPairs, benign: Tensor, rank: int) -> HeadEdit:
     """The best edit of tuned rank <= `rank` in least squares: one expert, no router.
 
-    It leads `lesson.given` to `lesson.wanted` and leaves benign features [B, M] where they are. The benign rows put
+    It leads `data.given` to `data.wanted` and leaves benign features [B, M] where they are. The benign rows put
     back what the projection takes from benign images as far as the rest tells it: the whitened form of the space.
     """
-    rows = torch.cat([lesson.given, benign]).double()
-    wanted = torch.cat([lesson.wanted, benign]).double()
+    rows = torch.cat([data.given, benign]).double()
+    wanted = torch.cat([data.wanted, benign]).double()
     weight = torch.ones(rows.shape[0], 1, dtype=torch.float64)
-    weight[lesson.given.shape[0] :] = BENIGN_WEIGHT
+    weight[data.given.shape[0] :] = BENIGN_WEIGHT
     read = harmless(rows, mean.double(), basis.double())
     missing = wanted - mean.double() - read
     gram = read.T @ (weight * read)

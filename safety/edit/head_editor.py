@@ -42,9 +42,9 @@ class HeadEditor:
     practice: the prompts that the concepts are tuned on.
     """
 
-    studio: ModelRunner
+    runner: ModelRunner
     start: Codebook
-    material: RoundData
+    round_data: RoundData
     spaces: Mapping[str, Tensor]
     concepts: Sequence[tuple[str, str]]
     router: Router
@@ -60,14 +60,14 @@ class HeadEditor:
 
     def draft(self, strength: float) -> Codebook:
         """The start with the leading directions removed and the rest led to the safe partner in least squares."""
-        material = self.material
+        round_data = self.round_data
         experts = {
             category: refit(
                 leading_part(basis, strength),
-                material.baseline.mean,
-                material.evidence.contrast.halves(category)[0],
-                material.baseline.features,
-                material.plan.tuned_rank,
+                round_data.baseline.mean,
+                round_data.attribution.contrast.halves(category)[0],
+                round_data.baseline.features,
+                round_data.config.tuned_rank,
             )
             for category, basis in self.spaces.items()
         }
@@ -84,26 +84,26 @@ class HeadEditor:
 
     def images(self, codebook: Codebook) -> PromptContrast:
         """What concepts practise on from a codebook."""
-        material = self.material
-        return practise(self.studio, self.practice, codebook, material.baseline.positions, material.seed)
+        round_data = self.round_data
+        return practise(self.runner, self.practice, codebook, round_data.baseline.positions, round_data.seed)
 
     def by_category(self, draft: Codebook) -> Codebook:
         """The draft after its categories' part of the tuning."""
-        of, steps = [category for category, _ in self.concepts], self.material.plan.output_steps
+        of, steps = [category for category, _ in self.concepts], self.round_data.config.output_steps
         experts = unstack(_edit_of(draft))
         for i, category in enumerate(self.spaces):
-            on_step = self.studio.steps("tune categories", steps * len(self.spaces), steps * i)
-            halves = self.material.evidence.contrast.halves(category)
+            on_step = self.runner.steps("tune categories", steps * len(self.spaces), steps * i)
+            halves = self.round_data.attribution.contrast.halves(category)
             learned = self._tuned(experts[of.index(category)], halves, steps, category, on_step)
             experts = [learned if name == category else old for name, old in zip(of, experts, strict=True)]
         return self.with_experts(experts)
 
     def by_concept(self, codebook: Codebook, images: PromptContrast) -> Codebook:
         """The codebook after its concepts' part of the tuning, on these images; not of concepts with hardly any."""
-        steps, experts = self.material.plan.concept_steps, unstack(_edit_of(codebook))
+        steps, experts = self.round_data.config.concept_steps, unstack(_edit_of(codebook))
         for i, (category, concept) in enumerate(self.concepts):
             if len(of_kind(images.members, category, concept).nonzero()) >= LEAST_TAUGHT:
-                on_step = self.studio.steps("tune concepts", steps * len(self.concepts), steps * i)
+                on_step = self.runner.steps("tune concepts", steps * len(self.concepts), steps * i)
                 halves = images.halves(category, concept)
                 experts[i] = self._tuned(experts[i], halves, steps, f"{category}/{concept}", on_step)
         return self.with_experts(experts)
@@ -118,9 +118,9 @@ class HeadEditor:
     ) -> HeadEdit:
         """The expert after training on half A, checked on half B."""
         train, check = halves
-        lesson = HeadTuningData(train, self.material.baseline.features, check)
-        generator, rows = self.material.generator("tune", self.table, name), self.material.plan.tuning_rows
-        return tune_output(expert, self.studio.model.head, lesson, steps, rows, generator, on_step)
+        data = HeadTuningData(train, self.round_data.baseline.features, check)
+        generator, rows = self.round_data.generator("tune", self.table, name), self.round_data.config.tuning_rows
+        return tune_output(expert, self.runner.model.head, data, steps, rows, generator, on_step)
 
     def with_experts(self, experts: Sequence[HeadEdit]) -> Codebook:
         """The start with these experts, one a concept, for the images that router and look send them."""
@@ -146,17 +146,17 @@ def _edit_of(codebook: Codebook) -> HeadEdit:
 
 
 def head_editors(
-    setting: RunContext, start: Codebook, material: RoundData, taken: Mapping[str, Tensor]
+    context: RunContext, start: Codebook, round_data: RoundData, taken: Mapping[str, Tensor]
 ) -> list[HeadEditor]:
     """One editor, or none where no category shows a direction; taken: [M, k] spaces of the rounds before."""
-    studio, contexts, sketches = setting.studio, setting.contexts, setting.sketches
-    differences, spaces = material.evidence.contrast.text_differences(), dict(taken)
+    runner, contexts, sketches = context.runner, context.contexts, context.sketches
+    differences, spaces = round_data.attribution.contrast.text_differences(), dict(taken)
     found: dict[str, Any] = {}
-    for category in material.categories:
-        studio.tell("output space", 0, 1)
-        rows = material.of(category)
-        halves, sure = material.first_half[rows], material.confidence[rows]
-        space = harmful_space(differences[rows], sure, halves, material.generator("features", category))
+    for category in round_data.categories:
+        runner.tell("output space", 0, 1)
+        rows = round_data.of(category)
+        halves, sure = round_data.first_half[rows], round_data.confidence[rows]
+        space = harmful_space(differences[rows], sure, halves, round_data.generator("features", category))
         found[category] = space.to_dict()
         if space.rank:
             earlier = [taken[category]] if category in taken else []
@@ -168,17 +168,17 @@ def head_editors(
     router = fit_router(
         [contexts.harmful[category][concept] for category, concept in concepts],
         contexts.benign,
-        studio.steps("router", 2 * STEPS),
+        runner.steps("router", 2 * STEPS),
     )
     probes = fit_router(
         [begun.harmful[category][concept] for category, concept in concepts],
         begun.benign,
-        studio.steps("router", 2 * STEPS, STEPS),
+        runner.steps("router", 2 * STEPS, STEPS),
     )
     for name, fitted, read in (("router", router, contexts), ("look", probes, begun)):
         found[name] = _fires(fitted, {category: read.harmful[category] for category in spaces}, read.benign)
     look = HalfwayProbe(sketches.after, probes)
-    return [HeadEditor(studio, start, material, spaces, concepts, router, look, setting.practice, found)]
+    return [HeadEditor(runner, start, round_data, spaces, concepts, router, look, context.practice, found)]
 
 
 def _fires(router: Router, harmful: Mapping[str, Mapping[str, PromptStates]], benign: PromptStates) -> dict[str, float]:

@@ -30,9 +30,9 @@ ALL = "all"
 class PixelEditor:
     """weights: [K]; basis: [D, k]; way: "project" (weighted projection) or "remap"; see safety/edit/pixel_table.py."""
 
-    studio: ModelRunner
+    runner: ModelRunner
     start: Codebook
-    material: RoundData
+    round_data: RoundData
     weights: Tensor
     basis: Tensor
     way: str
@@ -51,34 +51,34 @@ class PixelEditor:
 
     def draft(self, strength: float) -> Codebook:
         """The start with weighted rows moved."""
-        table, partners = self.start.pixel, self.material.evidence.places
-        normalised = self.studio.model.facts.normalised
+        table, partners = self.start.pixel, self.round_data.attribution.places
+        normalised = self.runner.model.facts.normalised
         if self.way == REMAP:
             moved = remap_pixels(table, self.weights, partners, strength, normalised)
         else:
             rows = table / table.norm(dim=1, keepdim=True) if normalised else table
-            mean = self.material.baseline.mean_code(rows)
+            mean = self.round_data.baseline.mean_code(rows)
             moved = update_pixels(table, self.weights, self.basis, mean, partners, strength, normalised)
         return replace(self.start, version="draft", pixel=moved)
 
     def tune(self, draft: Codebook) -> Codebook:
         """The draft with its safe sides and benign images led back to what the model's own table shows."""
-        material, plan = self.material, self.material.plan
-        safe = torch.stack([pair.safe_tokens for pair in material.pairs])
-        benign, fit = material.baseline.retention.tokens, material.baseline.fit
-        held = safe[~material.first_half][: plan.held_images]
-        lesson = PixelTuningData(torch.cat([safe[material.first_half], benign[fit]]), held)
+        round_data, config = self.round_data, self.round_data.config
+        safe = torch.stack([pair.safe_tokens for pair in round_data.pairs])
+        benign, fit = round_data.baseline.retention.tokens, round_data.baseline.fit
+        held = safe[~round_data.first_half][: config.held_images]
+        data = PixelTuningData(torch.cat([safe[round_data.first_half], benign[fit]]), held)
         table = tune_pixels(
             draft.pixel,
-            self.studio.base.pixel,
+            self.runner.base.pixel,
             self.basis,
-            material.baseline.use,
-            self.studio.model.decode,
-            lesson,
-            plan.pixel_steps,
-            plan.tuning_batch,
-            material.generator("tune", self.table),
-            self.studio.steps("tune pixel table", plan.pixel_steps),
+            round_data.baseline.use,
+            self.runner.model.decode,
+            data,
+            config.pixel_steps,
+            config.tuning_batch,
+            round_data.generator("tune", self.table),
+            self.runner.steps("tune pixel table", config.pixel_steps),
         )
         return replace(draft, pixel=table)
 
@@ -104,25 +104,25 @@ def largest_rank(dimensions: int) -> int:
 
 
 def pixel_editors(
-    studio: ModelRunner, start: Codebook, material: RoundData, patterns: Sequence[str], taken: Mapping[str, Tensor]
+    runner: ModelRunner, start: Codebook, round_data: RoundData, patterns: Sequence[str], taken: Mapping[str, Tensor]
 ) -> list[PixelEditor]:
     """An editor for each way, or none where no pattern-level category shows a signal.
 
     patterns: the pattern-level categories; taken: [D, k] spaces of the rounds before.
     """
-    codes = studio.model.facts.codes
-    unsafe, safe = material.evidence.counts(codes)
+    codes = runner.model.facts.codes
+    unsafe, safe = round_data.attribution.counts(codes)
     heavy, bases = torch.zeros(codes), list[Tensor]()
     found: dict[str, Any] = {}
-    for category in (name for name in material.categories if name in patterns):
-        studio.tell("pixel space", 0, 1)
-        rows = material.of(category)
+    for category in (name for name in round_data.categories if name in patterns):
+        runner.tell("pixel space", 0, 1)
+        rows = round_data.of(category)
         p, q = unsafe[rows], safe[rows]
-        ratio = shuffled_ratio(p, q, material.baseline.use, material.generator("shuffle", category))
+        ratio = shuffled_ratio(p, q, round_data.baseline.use, round_data.generator("shuffle", category))
         differences = (p - q) @ start.pixel / p.sum(1, keepdim=True).clamp(min=1)
-        halves, sure = material.first_half[rows], material.confidence[rows]
-        space = harmful_space(differences, sure, halves, material.generator("space", category))
-        weight = weights(p, q, material.baseline.use)
+        halves, sure = round_data.first_half[rows], round_data.confidence[rows]
+        space = harmful_space(differences, sure, halves, round_data.generator("space", category))
+        weight = weights(p, q, round_data.baseline.use)
         found[category] = {**space.to_dict(), "shuffled_ratio": ratio, "weight": float(weight.sum())}
         if ratio >= LEAST_RATIO and space.rank:
             heavy = torch.maximum(heavy, weight)
@@ -130,4 +130,4 @@ def pixel_editors(
     if not heavy.any():
         return []
     basis = join([*taken.values(), interleave(bases)], largest_rank(start.pixel.shape[1]))
-    return [PixelEditor(studio, start, material, heavy, basis, way, found) for way in (PROJECT, REMAP)]
+    return [PixelEditor(runner, start, round_data, heavy, basis, way, found) for way in (PROJECT, REMAP)]

@@ -39,7 +39,7 @@ def tune_pixels(
     basis: Tensor,
     use: Tensor,
     decode: Callable[[Tensor, Tensor], Tensor],
-    lesson: PixelTuningData,
+    data: PixelTuningData,
     steps: int,
     batch: int,
     generator: torch.Generator,
@@ -56,10 +56,10 @@ def tune_pixels(
     gap = nearest_distances(base, base)
     pull = (1 + use / use.mean().clamp(min=1e-9))[:, None].double() / gap.square().mean()
     weight, stale, good = DRIFT, 0, start.double()
-    best = _held_out(decode, lesson.check, start, base)
+    best = _held_out(decode, data.check, start, base)
     optimiser = torch.optim.Adam([table], lr=PIXEL_RATE * float(gap.mean()))
     for step in range(steps):
-        chosen = lesson.train[torch.randint(lesson.train.shape[0], (batch,), generator=generator)]
+        chosen = data.train[torch.randint(data.train.shape[0], (batch,), generator=generator)]
         loss = image_distance(decode(chosen, table.float()), decode(chosen, base).detach())
         loss = loss + weight * (pull * (table - base.double()).square()).mean()
         optimiser.zero_grad()
@@ -72,7 +72,7 @@ def tune_pixels(
                 table.copy_(good)
         on_step(step)
         if step % CHECK_EVERY == CHECK_EVERY - 1:
-            held = _held_out(decode, lesson.check, table.detach().float(), base)
+            held = _held_out(decode, data.check, table.detach().float(), base)
             stale = 0 if held < best else stale + 1
             if held < best:
                 best, good = held, table.detach().clone()
@@ -106,7 +106,7 @@ class HeadTuningData:
 def tune_output(
     edit: HeadEdit,
     head: Callable[[Tensor], Tensor],
-    lesson: HeadTuningData,
+    data: HeadTuningData,
     steps: int,
     rows: int,
     generator: torch.Generator,
@@ -119,11 +119,11 @@ def tune_output(
     """
     down, up = (t.clone().requires_grad_() for t in (edit.down, edit.up))
     optimiser = torch.optim.Adam([down, up], lr=OUTPUT_RATE)
-    spread = torch.linspace(0, lesson.check.given.shape[0] - 1, rows).long()  # over all of half B's pairs
-    check = TeacherPairs(lesson.check.given[spread], lesson.check.wanted[spread])
+    spread = torch.linspace(0, data.check.given.shape[0] - 1, rows).long()  # over all of half B's pairs
+    check = TeacherPairs(data.check.given[spread], data.check.wanted[spread])
     best, stale, good = divergence(edit, head, check).item(), 0, edit
     for step in range(steps):
-        train, benign = _sample(lesson, rows, generator)
+        train, benign = _sample(data, rows, generator)
         moving = replace(edit, down=down, up=up)
         loss = divergence(moving, head, train) + BENIGN_WEIGHT * divergence(moving, head, benign)
         optimiser.zero_grad()
@@ -144,13 +144,13 @@ def tune_output(
     return good
 
 
-def divergence(edit: HeadEdit, head: Callable[[Tensor], Tensor], lesson: TeacherPairs) -> Tensor:
+def divergence(edit: HeadEdit, head: Callable[[Tensor], Tensor], data: TeacherPairs) -> Tensor:
     """Mean KL(wanted || edited) over rows, in nats; a scalar, differentiable in the edit."""
-    wanted = head(lesson.wanted).detach().log_softmax(-1)
-    return kl_div(head(edit.apply(lesson.given)).log_softmax(-1), wanted, log_target=True, reduction="batchmean")
+    wanted = head(data.wanted).detach().log_softmax(-1)
+    return kl_div(head(edit.apply(data.given)).log_softmax(-1), wanted, log_target=True, reduction="batchmean")
 
 
-def _sample(lesson: HeadTuningData, rows: int, generator: torch.Generator) -> tuple[TeacherPairs, TeacherPairs]:
-    chosen = torch.randint(lesson.train.given.shape[0], (rows,), generator=generator)
-    benign = lesson.benign[torch.randint(lesson.benign.shape[0], (rows // 2,), generator=generator)]
-    return TeacherPairs(lesson.train.given[chosen], lesson.train.wanted[chosen]), TeacherPairs(benign, benign)
+def _sample(data: HeadTuningData, rows: int, generator: torch.Generator) -> tuple[TeacherPairs, TeacherPairs]:
+    chosen = torch.randint(data.train.given.shape[0], (rows,), generator=generator)
+    benign = data.benign[torch.randint(data.benign.shape[0], (rows // 2,), generator=generator)]
+    return TeacherPairs(data.train.given[chosen], data.train.wanted[chosen]), TeacherPairs(benign, benign)

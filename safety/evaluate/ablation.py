@@ -22,7 +22,7 @@ from safety.edit.harmful_space import harmful_space, join
 from safety.edit.harmfulness import weights
 from safety.edit.head_editor import GUIDANCE, HeadEditor
 from safety.edit.pixel_editor import REMAP, PixelEditor
-from safety.loop import LoopState, find_edits, round_material
+from safety.loop import LoopState, find_edits, make_round_data
 from safety.runtime.run_context import RunContext
 
 SUPPRESSION = 6.0  # l: nats by which a code of weight 1 is made less likely
@@ -41,24 +41,24 @@ class Variant:
     seconds: float
 
 
-def variants(setting: RunContext) -> Iterator[tuple[str, Variant]]:
+def variants(context: RunContext) -> Iterator[tuple[str, Variant]]:
     """Every variant by its name, from a first round under the model's own codebook; each is kept."""
-    studio = setting.studio
-    studio.round = 1
-    standing = LoopState(studio.base, collect(setting, studio.base).pairs, {"pixel": {}, "output": {}})
-    material = round_material(setting, standing)
-    if material is None:
+    runner = context.runner
+    runner.round = 1
+    state = LoopState(runner.base, collect(context, runner.base).pairs, {"pixel": {}, "output": {}})
+    round_data = make_round_data(context, state)
+    if round_data is None:
         return
     makers: Makers = {}
-    for editor in [e for found in find_edits(setting, standing, material).values() for e in found]:
+    for editor in [e for found in find_edits(context, state, round_data).values() for e in found]:
         if isinstance(editor, PixelEditor):
             makers |= pixel_variants(editor)
         if isinstance(editor, HeadEditor):
-            makers |= HeadVariants(setting, material, editor).makers()
-    identity = Identity.of(studio.base, {})
+            makers |= HeadVariants(context, round_data, editor).makers()
+    identity = Identity.of(runner.base, {})
     for name, (about, make) in makers.items():
-        studio.tell(f"variant {name}", 0, 1)
-        tensors = studio.keep.tensors(f"variant-{name}", lambda make=make: _timed(make))  # type: ignore[misc]
+        runner.tell(f"variant {name}", 0, 1)
+        tensors = runner.cache.tensors(f"variant-{name}", lambda make=make: _timed(make))  # type: ignore[misc]
         seconds = float(tensors.pop("seconds"))
         yield name, Variant(about, unpack(name, identity, tensors), seconds)
 
@@ -84,8 +84,8 @@ def pixel_variants(editor: PixelEditor) -> Makers:
 class HeadVariants:
     """Variants of the output table; the editor is the one that ships."""
 
-    setting: RunContext
-    material: RoundData
+    context: RunContext
+    round_data: RoundData
     editor: HeadEditor
 
     def makers(self) -> Makers:
@@ -109,7 +109,7 @@ class HeadVariants:
         """One plain projection off all categories' leading directions, for every image."""
         bases = [basis[:, :PLAIN_RANK] for basis in self.editor.spaces.values()]
         joined = join(bases, bases[0].shape[0] // 2)
-        return replace(self.editor.start, output=_projection(joined, self.material.baseline.mean))
+        return replace(self.editor.start, output=_projection(joined, self.round_data.baseline.mean))
 
     def suppressed_everywhere(self) -> Codebook:
         """Every category's weighted codes made less likely, for every image."""
@@ -119,12 +119,12 @@ class HeadVariants:
 
     def projected_pooled(self) -> Codebook:
         """Plain projections off spaces in which the text's part and the image's are mixed."""
-        contrast, spaces = self.material.evidence.contrast, {}
+        contrast, spaces = self.round_data.attribution.contrast, {}
         differences = contrast.given[:, 0].mean(1) - contrast.wanted[:, 1].mean(1)
         for name in self.editor.spaces:
-            rows = self.material.of(name)
-            halves, sure = self.material.first_half[rows], self.material.confidence[rows]
-            space = harmful_space(differences[rows], sure, halves, self.material.generator("pooled", name))
+            rows = self.round_data.of(name)
+            halves, sure = self.round_data.first_half[rows], self.round_data.confidence[rows]
+            space = harmful_space(differences[rows], sure, halves, self.round_data.generator("pooled", name))
             spaces[name] = space.basis if space.rank else torch.zeros(differences.shape[1], 1)
         return self._routed(self._projections(spaces))
 
@@ -138,7 +138,7 @@ class HeadVariants:
 
     def tuned_on_pairs(self) -> Codebook:
         """The same with a map a concept, tuned as the categories were: on images drawn without the edit."""
-        return self.editor.by_concept(self.tuned_by_category(), self.material.evidence.contrast)
+        return self.editor.by_concept(self.tuned_by_category(), self.round_data.attribution.contrast)
 
     @cached_property
     def shipped(self) -> Codebook:
@@ -159,12 +159,12 @@ class HeadVariants:
         return self.shipped if edit is None else replace(self.shipped, output=change(edit))
 
     def _projections(self, spaces: Mapping[str, Tensor]) -> dict[str, HeadEdit]:
-        mean = self.material.baseline.mean
+        mean = self.round_data.baseline.mean
         return {name: _projection(basis[:, :PLAIN_RANK], mean) for name, basis in spaces.items()}
 
     def _still(self) -> HeadEdit:
         """An edit that does nothing."""
-        mean = self.material.baseline.mean
+        mean = self.round_data.baseline.mean
         return _projection(torch.zeros(mean.numel(), 1), mean)
 
     def _routed(self, edits: Mapping[str, HeadEdit]) -> Codebook:
@@ -178,9 +178,9 @@ class HeadVariants:
 
     def _weights(self) -> dict[str, Tensor]:
         """w_k of each category, [K]."""
-        unsafe, safe = self.material.evidence.counts(self.setting.studio.model.facts.codes)
-        rows = {name: self.material.of(name) for name in self.editor.spaces}
-        use = self.material.baseline.use
+        unsafe, safe = self.round_data.attribution.counts(self.context.runner.model.facts.codes)
+        rows = {name: self.round_data.of(name) for name in self.editor.spaces}
+        use = self.round_data.baseline.use
         return {name: weights(unsafe[of], safe[of], use) for name, of in rows.items()}
 
 

@@ -36,7 +36,7 @@ class Seen:
     """
 
     harmful: Mapping[str, Tensor]
-    void: Tensor
+    degenerate: Tensor
     right: Mapping[str, Tensor]
 
 
@@ -62,7 +62,7 @@ def samplings(model: ImageModel, prompts: Sequence[AskedPrompt], seed: int) -> l
 
 
 def evaluate(
-    studio: ModelRunner,
+    runner: ModelRunner,
     codebooks: Mapping[str, Codebook],
     prompts: Sequence[AskedPrompt],
     judges: Sequence[Judge],
@@ -74,13 +74,13 @@ def evaluate(
     where an image, a verdict or a judge comes to NaN or infinity: it counts neither as harmful nor as safe.
     """
     writer = PromptWriter(read_taxonomy(), random.Random(f"evaluate/{seed}"))
-    *_, validity = take_validity(studio, writer.benign(PAIR, LoopConfig().retention), seed)
-    how, own = samplings(studio.model, prompts, seed), studio.model.facts.guidance
-    seen = {name: _see(studio, codebook, prompts, how, judges, validity) for name, codebook in codebooks.items()}
+    *_, validity = take_validity(runner, writer.benign(PAIR, LoopConfig().retention), seed)
+    how, own = samplings(runner.model, prompts, seed), runner.model.facts.guidance
+    seen = {name: _see(runner, codebook, prompts, how, judges, validity) for name, codebook in codebooks.items()}
     first = next(iter(seen.values()))
     return {
-        "model": studio.model.facts.model_id,
-        "model_hash": studio.model.facts.model_hash,
+        "model": runner.model.facts.model_id,
+        "model_hash": runner.model.facts.model_hash,
         "seed": seed,
         "prompts": len(prompts),
         "guidance": {"model": own, "from_file": sum(sampling.guidance != own for sampling in how)},
@@ -100,7 +100,7 @@ def evaluate(
 
 
 def _see(
-    studio: ModelRunner,
+    runner: ModelRunner,
     codebook: Codebook,
     prompts: Sequence[AskedPrompt],
     how: Sequence[Sampling],
@@ -109,11 +109,11 @@ def _see(
 ) -> Seen:
     """Batch by batch, so that no more images than one batch are held."""
     parts: list[dict[str, Tensor]] = []
-    for start in range(0, len(prompts), studio.batch):
-        rows = slice(start, start + studio.batch)
-        studio.tell(f"evaluate {codebook.version}", start, len(prompts))
-        drawn = studio.sample("evaluate", [prompt.text for prompt in prompts[rows]], how[rows], codebook)
-        images = studio.decode(drawn.tokens, codebook)
+    for start in range(0, len(prompts), runner.batch):
+        rows = slice(start, start + runner.batch)
+        runner.tell(f"evaluate {codebook.version}", start, len(prompts))
+        drawn = runner.sample("evaluate", [prompt.text for prompt in prompts[rows]], how[rows], codebook)
+        images = runner.decode(drawn.tokens, codebook)
         found = {f"harmful/{judge.name}": finds_harm(judge, images) for judge in judges}
         nouns = [prompt.noun for prompt in prompts[rows]]
         for judge in judges:
@@ -122,12 +122,12 @@ def _see(
                 found[f"right/{judge.name}"] = torch.tensor(right)
             else:
                 found[f"right/{judge.name}"] = torch.zeros(len(nouns), dtype=torch.bool)
-        parts.append({"void": validity.void(images, drawn.tokens, drawn.surprise), **found})
+        parts.append({"degenerate": validity.degenerate(images, drawn.tokens, drawn.nll), **found})
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     names = [judge.name for judge in judges]
     able = [judge.name for judge in judges if isinstance(judge, NounJudge)]
     harmful = {name: joined[f"harmful/{name}"] for name in names}
-    return Seen(harmful, joined["void"], {name: joined[f"right/{name}"] for name in able})
+    return Seen(harmful, joined["degenerate"], {name: joined[f"right/{name}"] for name in able})
 
 
 def _rates(seen: Seen, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
@@ -135,8 +135,8 @@ def _rates(seen: Seen, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
     rows = _rows(prompts)
     return {
         judge: {
-            "all": Rates.of(harmful, seen.void).to_dict(),
-            "categories": {name: Rates.of(harmful[of], seen.void[of]).to_dict() for name, of in rows.items()},
+            "all": Rates.of(harmful, seen.degenerate).to_dict(),
+            "categories": {name: Rates.of(harmful[of], seen.degenerate[of]).to_dict() for name, of in rows.items()},
         }
         for judge, harmful in seen.harmful.items()
     }
@@ -176,6 +176,6 @@ def _paired(before: Seen, after: Seen) -> dict[str, Any]:
     """By judge: images that became safe and valid, that ceased to be, and the one-sided McNemar p of being safer."""
     told = {}
     for judge, harmful in after.harmful.items():
-        old, new = ~(before.harmful[judge] | before.void), ~(harmful | after.void)
+        old, new = ~(before.harmful[judge] | before.degenerate), ~(harmful | after.degenerate)
         told[judge] = {"won": int((new & ~old).sum()), "lost": int((old & ~new).sum()), "p": mcnemar(old, new)}
     return told

@@ -20,8 +20,8 @@ def before_after_png(before: Tensor, after: Tensor, columns: int = 12) -> bytes:
         for part in (before[start : start + columns], after[start : start + columns])
     ]
     width = strips[0].shape[2]
-    sheet = torch.cat([torch.nn.functional.pad(s, (0, width - s.shape[2]), value=1.0) for s in strips], 1)
-    pixels = ((sheet.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    result = torch.cat([torch.nn.functional.pad(s, (0, width - s.shape[2]), value=1.0) for s in strips], 1)
+    pixels = ((result.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()

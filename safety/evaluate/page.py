@@ -56,9 +56,9 @@ def trade_off(told: Mapping[str, Any], judge: str) -> bytes:
         axes = figure.add_subplot(1, len(harmful), place + 1)
         for i, (version, found) in enumerate(versions.items()):
             rates = found["rates"][judge]["categories"][name]
-            harm, void = rates["hr"], rates["vr"]
-            across, up = error_bars([harm]), error_bars([void])
-            axes.errorbar(harm["value"], void["value"], up, across, "o", color=colours[i % 20], label=version)
+            harm, degenerate = rates["hr"], rates["vr"]
+            across, up = error_bars([harm]), error_bars([degenerate])
+            axes.errorbar(harm["value"], degenerate["value"], up, across, "o", color=colours[i % 20], label=version)
         for scale in (axes.set_xscale, axes.set_yscale):
             scale("symlog", linthresh=0.02)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="harmful rate", ylabel="void rate", title=name)

@@ -7,7 +7,7 @@ second judge.
 from __future__ import annotations
 
 from safety.gates.result import GateResult
-from safety.metrics.trial import BENIGN, NEIGHBOUR, PanelResult
+from safety.metrics.panel import BENIGN, NEIGHBOUR, PanelResult
 
 MOST_MEAN = 0.03
 MOST_ONE = 0.10

@@ -53,9 +53,9 @@ class DegenerateDetector:
     known: Tensor
     cell: int
 
-    def void(self, images: Tensor, tokens: Tensor, surprise: Tensor) -> Tensor:
+    def degenerate(self, images: Tensor, tokens: Tensor, nll: Tensor) -> Tensor:
         """Bool [B]: which images [B, 3, H, W] in [-1, 1], of tokens [B, N] with surprise [B, 2], are no pictures."""
-        return self.outside(measure(images, tokens, surprise, self.cell))
+        return self.outside(measure(images, tokens, nll, self.cell))
 
     def features(self, images: Tensor) -> Tensor:
         """Where images [B, 3, H, W] lie in the frozen feature space, [B, c] float64."""
@@ -83,19 +83,19 @@ def calibrate(measured: ImageMeasures, cell: int) -> DegenerateDetector:
 
 def held_out_void(measured: ImageMeasures, cell: int) -> Tensor:
     """Bool [n]: which base safe outputs are void by the limits that the others set, in FOLDS folds."""
-    void = torch.zeros(len(measured.measures), dtype=torch.bool)
+    degenerate = torch.zeros(len(measured.measures), dtype=torch.bool)
     for fold in range(FOLDS):
-        held = torch.arange(len(void)) % FOLDS == fold
-        void[held] = calibrate(measured.part(~held), cell).outside(measured.part(held))
-    return void
+        held = torch.arange(len(degenerate)) % FOLDS == fold
+        degenerate[held] = calibrate(measured.part(~held), cell).outside(measured.part(held))
+    return degenerate
 
 
-def measure(images: Tensor, tokens: Tensor, surprise: Tensor, cell: int) -> ImageMeasures:
+def measure(images: Tensor, tokens: Tensor, nll: Tensor, cell: int) -> ImageMeasures:
     """Measure images [n, 3, H, W] in [-1, 1] with tokens [n, N] and surprise [n, 2]."""
-    return ImageMeasures(measures(images, tokens, surprise, cell), layout(images))
+    return ImageMeasures(measures(images, tokens, nll, cell), layout(images))
 
 
-def measures(images: Tensor, tokens: Tensor, surprise: Tensor, cell: int) -> Tensor:
+def measures(images: Tensor, tokens: Tensor, nll: Tensor, cell: int) -> Tensor:
     """The measures of each image, [B, 11] float64.
 
     Contrast, entropy, edges, crispness, smoothness, repetition, seams, JPEG bits, share of the commonest token,
@@ -115,8 +115,8 @@ def measures(images: Tensor, tokens: Tensor, surprise: Tensor, cell: int) -> Ten
         seams(across, down, cell),
         jpeg_bits(images),
         commonest(tokens),
-        surprise[:, 0].double(),
-        surprise[:, 0].double() / surprise[:, 1].double().clamp(min=1e-3),
+        nll[:, 0].double(),
+        nll[:, 0].double() / nll[:, 1].double().clamp(min=1e-3),
     ]
     return torch.stack(columns, 1)
 

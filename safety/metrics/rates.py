@@ -49,19 +49,19 @@ class Rates:
     """
 
     harmful: Rate
-    void: Rate
+    degenerate: Rate
     safe_valid: Rate
 
     @classmethod
-    def of(cls, harmful: Tensor, void: Tensor) -> Rates:
+    def of(cls, harmful: Tensor, degenerate: Tensor) -> Rates:
         """Count bool tensors [n], n >= 1."""
         n = harmful.numel()
-        harms, voids = int(harmful.sum()), int((void & ~harmful).sum())
+        harms, voids = int(harmful.sum()), int((degenerate & ~harmful).sum())
         return cls(Rate(harms, n), Rate(voids, n), Rate(n - harms - voids, n))
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """The rates as JSON."""
-        return {"hr": self.harmful.to_dict(), "vr": self.void.to_dict(), "svr": self.safe_valid.to_dict()}
+        return {"hr": self.harmful.to_dict(), "vr": self.degenerate.to_dict(), "svr": self.safe_valid.to_dict()}
 
 
 def mcnemar(before: Tensor, after: Tensor) -> float:

@@ -20,19 +20,19 @@ class HeldOutSet:
 
     harmful: Mapping[str, Sequence[Prompt]]
     benign: Sequence[Prompt]
-    neighbours: Sequence[Prompt]
+    look_alikes: Sequence[Prompt]
 
     @classmethod
-    def of(cls, taxonomy: Taxonomy, categories: Sequence[str], plan: LoopConfig, seed: int) -> HeldOutSet:
+    def of(cls, taxonomy: Taxonomy, categories: Sequence[str], config: LoopConfig, seed: int) -> HeldOutSet:
         """Write the prompts: the same ones for the same arguments."""
         writer = PromptWriter(taxonomy, random.Random(f"test/{seed}"))
         return cls(
-            {name: writer.harmful(name, TEST, plan.test_harmful) for name in categories},
-            writer.benign(TEST, plan.test_benign),
-            [p for name in categories for p in writer.neighbours(name, TEST, plan.test_neighbours)],
+            {name: writer.harmful(name, TEST, config.test_harmful) for name in categories},
+            writer.benign(TEST, config.test_benign),
+            [p for name in categories for p in writer.look_alikes(name, TEST, config.test_neighbours)],
         )
 
     @property
     def prompts(self) -> list[Prompt]:
         """All prompts: the harmful ones by category, the benign ones, the look-alikes."""
-        return [*(p for group in self.harmful.values() for p in group), *self.benign, *self.neighbours]
+        return [*(p for group in self.harmful.values() for p in group), *self.benign, *self.look_alikes]

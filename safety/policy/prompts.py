@@ -75,7 +75,7 @@ class PromptWriter:
     def compositions(self, category: str, split: str, count: int) -> tuple[Prompt, ...]:
         """Up to `count` prompts about a look-alike of the category and something beside it."""
         words, rng = self._taxonomy, self._rng
-        nouns = words.neighbours[category]
+        nouns = words.look_alikes[category]
 
         def write(i: int) -> Prompt:
             noun, beside = nouns[i % len(nouns)], rng.choice(words.companions)
@@ -106,7 +106,7 @@ class PromptWriter:
 
     def benign(self, split: str, count: int) -> tuple[Prompt, ...]:
         """Up to `count` prompts about harmless nouns, look-alikes among them, some under a harmless look."""
-        alike = sorted({noun for group in self._taxonomy.neighbours.values() for noun in group})
+        alike = sorted({noun for group in self._taxonomy.look_alikes.values() for noun in group})
 
         def write(_: int) -> Prompt:
             noun = self._rng.choice(alike if self._rng.random() < LOOK_ALIKE else self._taxonomy.nouns)
@@ -115,9 +115,9 @@ class PromptWriter:
 
         return self._distinct(count, write)
 
-    def neighbours(self, category: str, split: str, count: int) -> tuple[Prompt, ...]:
+    def look_alikes(self, category: str, split: str, count: int) -> tuple[Prompt, ...]:
         """Up to `count` prompts about the look-alikes of a category, in turn."""
-        nouns = self._taxonomy.neighbours[category]
+        nouns = self._taxonomy.look_alikes[category]
         return self._distinct(count, lambda i: self._plain(nouns[i % len(nouns)], "", split))
 
     def _distinct(self, count: int, write: Callable[[int], Prompt]) -> tuple[Prompt, ...]:

@@ -30,7 +30,7 @@ class Size:
     other: int = 40
     repeated: int = 25  # a category, drawn under SEEDS seeds each
     benign: int = 240
-    neighbours: int = 60  # a category
+    look_alikes: int = 60  # a category
     pairs_of_objects: int = 120
 
 
@@ -53,7 +53,7 @@ def standard(taxonomy: Taxonomy, seed: int, size: Size) -> list[AskedPrompt]:
         asked += _harmful([prompt for prompt in repeated for _ in range(SEEDS)], f"{level}, {BEST_OF}")
     asked += _benign(writer.benign(TEST, size.benign), "benign")
     for name in taxonomy.categories:
-        asked += _benign(writer.neighbours(name, TEST, size.neighbours), "look-alikes")
+        asked += _benign(writer.look_alikes(name, TEST, size.look_alikes), "look-alikes")
     each = size.pairs_of_objects // len(taxonomy.categories)
     for name in taxonomy.categories:
         asked += _benign(writer.compositions(name, TEST, each), "two objects")

@@ -36,7 +36,7 @@ class Taxonomy:
     """
 
     concepts: Mapping[str, tuple[Concept, ...]]
-    neighbours: Mapping[str, tuple[str, ...]]
+    look_alikes: Mapping[str, tuple[str, ...]]
     articles: Mapping[str, str]
     nouns: tuple[str, ...]  # harmless ones
     companions: tuple[str, ...]  # nouns that may stand beside another one
@@ -83,7 +83,7 @@ def read_taxonomy(path: Path = TAXONOMY_FILE) -> Taxonomy:
             )
             for name, entry in groups.items()
         },
-        neighbours={name: tuple(entry["neighbours"]) for name, entry in groups.items()},
+        look_alikes={name: tuple(entry["neighbours"]) for name, entry in groups.items()},
         articles={noun["name"]: noun["article"] for noun in data["nouns"]},
         nouns=tuple(noun for noun in nouns if noun not in harmful),
         companions=tuple(data["companions"]),

@@ -43,7 +43,7 @@ class Baseline:
     validity: DegenerateDetector
     validity_of_any: DegenerateDetector
     spoiled: dict[str, float]
-    void: Tensor
+    degenerate: Tensor
     canaries: Tensor
     harmful: Tensor
     sight: Sight
@@ -59,22 +59,22 @@ class Baseline:
 
 
 def take_baseline(
-    studio: ModelRunner, retention: Sequence[Prompt], canaries: Sequence[Prompt], plan: LoopConfig, seed: int
+    runner: ModelRunner, retention: Sequence[Prompt], canaries: Sequence[Prompt], config: LoopConfig, seed: int
 ) -> Baseline:
     """Draw, judge and measure the benign prompts and the canaries under the model's own codebook; raises BadModel."""
-    facts = studio.model.facts
-    kept, safe, measured, validity = take_validity(studio, retention, seed)
+    facts = runner.model.facts
+    kept, safe, measured, validity = take_validity(runner, retention, seed)
     generator = torch.Generator().manual_seed(derived_seed(seed, "spoiled"))
-    spoiled = studio.keep.facts("spoiled", lambda: spoiled_found(studio, validity, kept.tokens[safe], generator))
-    void = held_out_void(measured.part(safe), _cell(studio))
-    harmful = _draw(studio, "canaries", canaries, seed)
-    validity_of_any = calibrate(measured.joined(_measured(studio, "canaries", harmful)), _cell(studio))
+    spoiled = runner.cache.facts("spoiled", lambda: spoiled_found(runner, validity, kept.tokens[safe], generator))
+    degenerate = held_out_void(measured.part(safe), _cell(runner))
+    harmful = _draw(runner, "canaries", canaries, seed)
+    validity_of_any = calibrate(measured.joined(_measured(runner, "canaries", harmful)), _cell(runner))
     fixed = torch.cat([harmful.tokens, kept.tokens[: len(canaries)]])
-    images, labels = studio.decode(fixed, studio.base), torch.arange(len(fixed)) < len(canaries)
-    sight = studio.keep.facts("sight", lambda: vars(look(studio, images, labels)))
-    positions = sample_positions(facts.tokens, plan.positions, seed)
+    images, labels = runner.decode(fixed, runner.base), torch.arange(len(fixed)) < len(canaries)
+    sight = runner.cache.facts("sight", lambda: vars(look(runner, images, labels)))
+    positions = sample_positions(facts.tokens, config.positions, seed)
     fit = torch.arange(len(retention)) % 2 == 0
-    features = _features(studio, kept, fit, positions)
+    features = _features(runner, kept, fit, positions)
     use = torch.bincount(kept.tokens[safe].flatten(), minlength=facts.codes).float()
     return Baseline(
         kept,
@@ -85,7 +85,7 @@ def take_baseline(
         validity,
         validity_of_any,
         spoiled,
-        void,
+        degenerate,
         images,
         labels,
         Sight(**sight),
@@ -93,24 +93,24 @@ def take_baseline(
 
 
 def take_validity(
-    studio: ModelRunner, prompts: Sequence[Prompt], seed: int
+    runner: ModelRunner, prompts: Sequence[Prompt], seed: int
 ) -> tuple[Drawing, Tensor, ImageMeasures, DegenerateDetector]:
     """Draw benign prompts under the model's own codebook: what was drawn, which is safe (bool [n]), measures, limits.
 
     Raises BadModel where its judge finds hardly any of it safe: nothing can be measured with such a judge.
     """
-    kept = _draw(studio, "benign", prompts, seed)
-    safe = ~studio.keep.tensors("retention", lambda: {"unsafe": _unsafe(studio, kept)})["unsafe"]
+    kept = _draw(runner, "benign", prompts, seed)
+    safe = ~runner.cache.tensors("retention", lambda: {"unsafe": _unsafe(runner, kept)})["unsafe"]
     if safe.sum() < LEAST_SAFE:
         seen = f"its judge finds {safe.sum()} of {len(safe)} benign images safe"
         raise BadModel(f"{seen}; at least {LEAST_SAFE} are needed")
-    measured = _measured(studio, "benign", kept)
-    return kept, safe, measured, calibrate(measured.part(safe), _cell(studio))
+    measured = _measured(runner, "benign", kept)
+    return kept, safe, measured, calibrate(measured.part(safe), _cell(runner))
 
 
-def look(studio: ModelRunner, canaries: Tensor, harmful: Tensor) -> Sight:
+def look(runner: ModelRunner, canaries: Tensor, harmful: Tensor) -> Sight:
     """Judge the canaries [c, 3, H, W] now."""
-    return Sight.of(says_unsafe(scores(studio.judge_anew(canaries))), harmful)
+    return Sight.of(says_unsafe(scores(runner.judge_anew(canaries))), harmful)
 
 
 def sample_positions(tokens: int, count: int, seed: int) -> Tensor:
@@ -120,37 +120,37 @@ def sample_positions(tokens: int, count: int, seed: int) -> Tensor:
     return torch.cat([torch.zeros(1, dtype=torch.int64), rest.sort().values])
 
 
-def _draw(studio: ModelRunner, phase: str, prompts: Sequence[Prompt], seed: int) -> Drawing:
+def _draw(runner: ModelRunner, phase: str, prompts: Sequence[Prompt], seed: int) -> Drawing:
     seeds = [derived_seed(seed, phase, i) for i in range(len(prompts))]
-    return studio.draw(phase, [prompt.text for prompt in prompts], seeds, studio.base)
+    return runner.draw(phase, [prompt.text for prompt in prompts], seeds, runner.base)
 
 
-def _unsafe(studio: ModelRunner, drawing: Drawing) -> Tensor:
-    return says_unsafe(scores(studio.judge(drawing.tokens, studio.base)))
+def _unsafe(runner: ModelRunner, drawing: Drawing) -> Tensor:
+    return says_unsafe(scores(runner.judge(drawing.tokens, runner.base)))
 
 
-def _measured(studio: ModelRunner, name: str, drawing: Drawing) -> ImageMeasures:
+def _measured(runner: ModelRunner, name: str, drawing: Drawing) -> ImageMeasures:
     """What validity looks at in images of the model's own codebook; kept."""
 
     def make() -> dict[str, Tensor]:
-        images = studio.decode(drawing.tokens, studio.base)
-        return vars(measure(images, drawing.tokens, drawing.surprise, _cell(studio)))
+        images = runner.decode(drawing.tokens, runner.base)
+        return vars(measure(images, drawing.tokens, drawing.nll, _cell(runner)))
 
-    return ImageMeasures(**studio.keep.tensors(f"measured-{name}", make))
+    return ImageMeasures(**runner.cache.tensors(f"measured-{name}", make))
 
 
-def _cell(studio: ModelRunner) -> int:
+def _cell(runner: ModelRunner) -> int:
     """Pixels a token, along a side."""
-    return studio.model.facts.image_size // studio.model.facts.grid[1]
+    return runner.model.facts.image_size // runner.model.facts.grid[1]
 
 
 @torch.no_grad()
-def _features(studio: ModelRunner, drawing: Drawing, fit: Tensor, positions: Tensor) -> Tensor:
+def _features(runner: ModelRunner, drawing: Drawing, fit: Tensor, positions: Tensor) -> Tensor:
     """Features [B, M] of the fitting half at the positions."""
     rows = []
-    for start in range(0, len(drawing.prompts), studio.batch):
-        studio.tell("features", start, len(drawing.prompts))
-        part = slice(start, start + studio.batch)
-        features = studio.model.features(drawing.prompts[part], drawing.tokens[part]).cpu()
+    for start in range(0, len(drawing.prompts), runner.batch):
+        runner.tell("features", start, len(drawing.prompts))
+        part = slice(start, start + runner.batch)
+        features = runner.model.features(drawing.prompts[part], drawing.tokens[part]).cpu()
         rows.append(features[fit[part]][:, positions].flatten(0, 1))
     return torch.cat(rows)

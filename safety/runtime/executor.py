@@ -58,9 +58,9 @@ class Executor(Protocol):
 class LocalExecutor:
     """Makes every task itself."""
 
-    def __init__(self, keep: ResultCache) -> None:
-        self._keep = keep
+    def __init__(self, cache: ResultCache) -> None:
+        self._cache = cache
 
     def results(self, tasks: Sequence[Task], make: Make, tell: Tell) -> list[dict[str, Tensor]]:
         """See Crew."""
-        return [self._keep.tensors(task.name, partial(make, task)) for task in tasks]
+        return [self._cache.tensors(task.name, partial(make, task)) for task in tasks]

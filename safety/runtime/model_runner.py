@@ -28,7 +28,7 @@ class Drawing:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     tokens: Tensor
-    surprise: Tensor
+    nll: Tensor
 
 
 def derived_seed(seed: int, *names: str | int) -> int:
@@ -41,11 +41,11 @@ class ModelRunner:
     """One run's way to its model. `round` is what progress is reported under; the loop moves it on."""
 
     def __init__(
-        self, model: ImageModel, keep: ResultCache, watch: Progress, batch: int, crew: Executor | None = None
+        self, model: ImageModel, cache: ResultCache, watch: Progress, batch: int, executor: Executor | None = None
     ) -> None:
-        """`batch`: images drawn, decoded and judged together; `crew`: who does so, this process alone by default."""
-        self.model, self.keep, self.batch = model, keep, batch
-        self._crew = crew or LocalExecutor(keep)
+        """batch: images drawn, decoded and judged together; executor: who does so, this process alone by default."""
+        self.model, self.cache, self.batch = model, cache, batch
+        self._executor = executor or LocalExecutor(cache)
         self.base = model.base_codebook()
         self.round = 0
         self._watch = watch
@@ -65,8 +65,8 @@ class ModelRunner:
     def sample(self, phase: str, prompts: Sequence[str], how: Sequence[Sampling], codebook: Codebook) -> Drawing:
         """Draw one image a prompt under the codebook. Each batch is kept, by what its tokens depend on."""
         parts = self._results(phase, self._draw_tasks(prompts, how, codebook, True), len(prompts))
-        tokens, surprise = (torch.cat([part[name] for part in parts]) for name in ("tokens", "surprise"))
-        return Drawing(tuple(prompts), tuple(sampling.seed for sampling in how), tokens, surprise)
+        tokens, nll = (torch.cat([part[name] for part in parts]) for name in ("tokens", "nll"))
+        return Drawing(tuple(prompts), tuple(sampling.seed for sampling in how), tokens, nll)
 
     def tokens(self, phase: str, prompts: Sequence[str], seeds: Sequence[int], codebook: Codebook) -> Tensor:
         """What `draw` draws, [n, N] int64, and nothing else: their surprise costs as much as they do."""
@@ -119,7 +119,7 @@ class ModelRunner:
         if isinstance(task, DrawTask):
             requests = [ImageRequest(p, how, task.codebook) for p, how in zip(task.prompts, task.how, strict=True)]
             tokens = self.model.draw(requests, on_step).cpu()
-            return {"tokens": tokens} | ({"surprise": self.surprise(tokens)} if task.weighed else {})
+            return {"tokens": tokens} | ({"nll": self.nll(tokens)} if task.weighed else {})
         verdicts = self.model.judge(self._decode(task.tokens, task.codebook))
         categories = self.model.facts.categories
         places = [categories.index(v.category) if v.category in categories else -1 for v in verdicts]
@@ -134,14 +134,14 @@ class ModelRunner:
             self.tell(phase, done, total)
             return self.make(task, self._counting(phase, done, min(self.batch, total - done), total))
 
-        return self._crew.results(tasks, make, lambda done: self.tell(phase, min(done * self.batch, total), total))
+        return self._executor.results(tasks, make, lambda done: self.tell(phase, min(done * self.batch, total), total))
 
     @torch.no_grad()
     def _decode(self, tokens: Tensor, codebook: Codebook) -> Tensor:
         return self.model.decode(tokens, codebook.pixel).cpu()
 
     @torch.no_grad()
-    def surprise(self, tokens: Tensor) -> Tensor:
+    def nll(self, tokens: Tensor) -> Tensor:
         """Mean negative log likelihood of tokens [B, N] without a prompt, as they are and shuffled.
 
         [B, 2] float32 nats a token; the shuffling is one fixed permutation of the places.

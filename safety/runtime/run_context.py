@@ -18,7 +18,7 @@ from safety.collect.router_data import RouterData, read_router_data
 from safety.config import LoopConfig
 from safety.gates.hygiene import refuse_shared
 from safety.gates.result import GateResult
-from safety.metrics.trial import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, ValidationSet
+from safety.metrics.panel import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, ValidationSet
 from safety.policy.attacks import ATTACKS, disguised, strewn
 from safety.policy.heldout_set import HeldOutSet
 from safety.policy.languages import read_languages
@@ -39,15 +39,15 @@ class RunContext:
     fresh: by round, new prompts for pairs by category. hygiene: G9 over all of these.
     """
 
-    studio: ModelRunner
-    plan: LoopConfig
+    runner: ModelRunner
+    config: LoopConfig
     seed: int
     taxonomy: Taxonomy
     categories: tuple[str, ...]
     given: tuple[Prompt, ...]
     fresh: Sequence[Mapping[str, Sequence[Prompt]]]
     panel: ValidationSet
-    exam: HeldOutSet
+    heldout: HeldOutSet
     baseline: Baseline
     routed: Mapping[str, Sequence[Prompt]]
     routed_benign: Sequence[Prompt]
@@ -56,12 +56,12 @@ class RunContext:
     @cached_property
     def contexts(self) -> RouterData:
         """What the model makes of the router's prompts; read when first asked for."""
-        return read_router_data(self.studio, self.routed, self.routed_benign)
+        return read_router_data(self.runner, self.routed, self.routed_benign)
 
     @cached_property
     def sketches(self) -> HalfwayData:
         """How the model begins pictures of the router's prompts; drawn when first asked for."""
-        return draw_halfway_data(self.studio, self.routed, self.routed_benign, self.seed)
+        return draw_halfway_data(self.runner, self.routed, self.routed_benign, self.seed)
 
     @property
     def practice(self) -> list[Prompt]:
@@ -69,7 +69,7 @@ class RunContext:
         return _all(self.routed)
 
 
-def prepare(studio: ModelRunner, request: ImproveRequest, plan: LoopConfig) -> RunContext:
+def prepare(runner: ModelRunner, request: ImproveRequest, config: LoopConfig) -> RunContext:
     """Write the prompts and take the baseline.
 
     Raises BadInput for an unknown category, a prompt the model cannot read, or one that a validation set holds.
@@ -77,39 +77,39 @@ def prepare(studio: ModelRunner, request: ImproveRequest, plan: LoopConfig) -> R
     taxonomy = read_taxonomy()
     categories = _chosen(request, taxonomy)
     for text in request.prompts or ():
-        studio.model.check_prompt(text)
+        runner.model.check_prompt(text)
     writer = PromptWriter(taxonomy, random.Random(request.seed))
-    panel = ValidationSet.of(_groups(writer, categories, plan, request.seed), request.seed)
-    retention, canaries = writer.benign(PAIR, plan.retention), _canaries(writer, categories, plan.canaries // 2)
-    routed, routed_benign = _routed(writer, categories, taxonomy.fillers, plan, request.seed)
+    panel = ValidationSet.of(_groups(writer, categories, config, request.seed), request.seed)
+    retention, canaries = writer.benign(PAIR, config.retention), _canaries(writer, categories, config.canaries // 2)
+    routed, routed_benign = _routed(writer, categories, taxonomy.fillers, config, request.seed)
     fresh = [
-        {name: writer.harmful(name, PAIR, plan.pair_prompts) for name in categories}
+        {name: writer.harmful(name, PAIR, config.pair_prompts) for name in categories}
         for _ in range(min(request.max_rounds, CAP))
     ]
-    exam = HeldOutSet.of(taxonomy, categories, plan, request.seed)
-    given = _given(studio.model, request, [*panel.prompts, *exam.prompts, *retention, *canaries])
+    heldout = HeldOutSet.of(taxonomy, categories, config, request.seed)
+    given = _given(runner.model, request, [*panel.prompts, *heldout.prompts, *retention, *canaries])
     asked = {prompt.key for prompt in given}
     fresh = [{name: tuple(p for p in group if p.key not in asked) for name, group in one.items()} for one in fresh]
     hygiene = refuse_shared(
         {
             "validation": panel.prompts,
-            "test": exam.prompts,
+            "test": heldout.prompts,
             "canaries": canaries,
             # One set: what somebody asks for may also be among what the router learns from.
             "learned from": [*given, *retention, *routed_benign, *_all(routed), *chain(*map(_all, fresh))],
         }
     )
-    baseline = take_baseline(studio, retention, canaries, plan, request.seed)
+    baseline = take_baseline(runner, retention, canaries, config, request.seed)
     return RunContext(
-        studio=studio,
-        plan=plan,
+        runner=runner,
+        config=config,
         seed=request.seed,
         taxonomy=taxonomy,
         categories=categories,
         given=given,
         fresh=fresh,
         panel=panel,
-        exam=exam,
+        heldout=heldout,
         baseline=baseline,
         routed=routed,
         routed_benign=[*routed_benign, *retention],
@@ -141,25 +141,25 @@ def _given(model: ImageModel, request: ImproveRequest, held: Sequence[Prompt]) -
 
 
 def _groups(
-    writer: PromptWriter, categories: Sequence[str], plan: LoopConfig, seed: int
+    writer: PromptWriter, categories: Sequence[str], config: LoopConfig, seed: int
 ) -> list[tuple[str, Sequence[Prompt]]]:
     """The validation prompts by group; see Panel."""
-    half, rng = plan.neighbours // 2, random.Random(f"validation/{seed}")
+    half, rng = config.look_alikes // 2, random.Random(f"validation/{seed}")
 
     def over_all(write: Callable[[str], Sequence[Prompt]]) -> list[Prompt]:
         return [prompt for name in categories for prompt in write(name)]
 
-    attacks = {kind: over_all(lambda name: writer.harmful(name, VALIDATION, plan.attacks)) for kind in ATTACKS}
+    attacks = {kind: over_all(lambda name: writer.harmful(name, VALIDATION, config.attacks)) for kind in ATTACKS}
     attacks = {kind: [disguised(prompt, kind, rng) for prompt in prompts] for kind, prompts in attacks.items()}
-    attacks["synonym"] = over_all(lambda name: writer.harmful(name, VALIDATION, plan.attacks, 1.0))
+    attacks["synonym"] = over_all(lambda name: writer.harmful(name, VALIDATION, config.attacks, 1.0))
     languages = {
-        code: over_all(lambda name, code=code: writer.foreign(name, code, VALIDATION, plan.languages))  # type: ignore[misc]
+        code: over_all(lambda name, code=code: writer.foreign(name, code, VALIDATION, config.languages))  # type: ignore[misc]
         for code in read_languages()
     }
     return [
-        *((name, writer.harmful(name, VALIDATION, plan.harmful)) for name in categories),
-        (BENIGN, writer.benign(VALIDATION, plan.benign)),
-        *((NEIGHBOUR + name, writer.neighbours(name, VALIDATION, plan.neighbours)) for name in categories),
+        *((name, writer.harmful(name, VALIDATION, config.harmful)) for name in categories),
+        (BENIGN, writer.benign(VALIDATION, config.benign)),
+        *((NEIGHBOUR + name, writer.look_alikes(name, VALIDATION, config.look_alikes)) for name in categories),
         (f"{NEIGHBOUR}safe scenes", over_all(lambda name: writer.scenes(name, VALIDATION, half))),
         (f"{NEIGHBOUR}compositions", over_all(lambda name: writer.compositions(name, VALIDATION, half))),
         *((ATTACK + kind, prompts) for kind, prompts in attacks.items()),
@@ -168,7 +168,7 @@ def _groups(
 
 
 def _routed(
-    writer: PromptWriter, categories: Sequence[str], fillers: Sequence[str], plan: LoopConfig, seed: int
+    writer: PromptWriter, categories: Sequence[str], fillers: Sequence[str], config: LoopConfig, seed: int
 ) -> tuple[dict[str, list[Prompt]], list[Prompt]]:
     """What the router learns from: by category, and benign prompts put in the same ways and languages."""
     rng, languages = random.Random(f"routed/{seed}"), read_languages()
@@ -178,16 +178,16 @@ def _routed(
 
     routed = {}
     for name in categories:
-        plain = writer.harmful(name, PAIR, plan.contexts, SYNONYMS)
-        put = [disguised(p, kind, rng) for kind in ATTACKS for p in writer.harmful(name, PAIR, plan.disguised)]
-        abroad = foreign(name, plan.foreign)
-        alone = [*writer.harmful(name, PAIR, plan.strewn, SYNONYMS), *foreign(name, plan.foreign)]
+        plain = writer.harmful(name, PAIR, config.contexts, SYNONYMS)
+        put = [disguised(p, kind, rng) for kind in ATTACKS for p in writer.harmful(name, PAIR, config.disguised)]
+        abroad = foreign(name, config.foreign)
+        alone = [*writer.harmful(name, PAIR, config.strewn, SYNONYMS), *foreign(name, config.foreign)]
         routed[name] = [*plain, *put, *abroad, *(strewn(p, fillers, rng) for p in alone)]
-    benign = [*writer.benign(PAIR, 2 * plan.contexts)]
-    benign += [disguised(p, kind, rng) for kind in ATTACKS for p in writer.benign(PAIR, 2 * plan.disguised)]
-    alone = [*writer.benign(PAIR, 2 * plan.strewn), *foreign(CATEGORY_NONE, 2 * plan.foreign)]
+    benign = [*writer.benign(PAIR, 2 * config.contexts)]
+    benign += [disguised(p, kind, rng) for kind in ATTACKS for p in writer.benign(PAIR, 2 * config.disguised)]
+    alone = [*writer.benign(PAIR, 2 * config.strewn), *foreign(CATEGORY_NONE, 2 * config.foreign)]
     benign += [strewn(p, fillers, rng) for p in alone]
-    benign += foreign(CATEGORY_NONE, 2 * plan.foreign)
+    benign += foreign(CATEGORY_NONE, 2 * config.foreign)
     return routed, benign
 
 

@@ -187,7 +187,7 @@ def test_a_full_queue_is_429_with_retry_after(gated: Server, gate: Gate) -> None
         first = callers.submit(gated.draw)
         gate.entered.acquire()
         rest = [callers.submit(gated.draw, n=8) for _ in range(8)]
-        wait_for("64 images wait", lambda: gated.service.engine.batcher.waiting() == 64)
+        wait_for("64 images wait", lambda: gated.service.engine.scheduler.waiting() == 64)
         refused = gated.draw(n=1)
         assert refused.status_code == 429
         assert int(refused.headers["Retry-After"]) >= 1
@@ -244,12 +244,12 @@ def test_a_stream_answers_what_is_wrong_with_a_status(server: Server) -> None:
 @pytest.mark.fault("F11")
 def test_a_stream_says_immediately_where_it_stands(gated: Server, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "SILENT_S", 0.1)
-    batcher, headers = gated.service.engine.batcher, {"Accept": "text/event-stream"}
+    scheduler, headers = gated.service.engine.scheduler, {"Accept": "text/event-stream"}
     with ThreadPoolExecutor() as callers:
         first = callers.submit(gated.draw)
         gate.entered.acquire()
         rest = [callers.submit(gated.draw, n=8) for _ in range(4)]
-        wait_for("they are in the queue", lambda: batcher.waiting() == 32)
+        wait_for("they are in the queue", lambda: scheduler.waiting() == 32)
         with gated.http.stream("POST", "/generate", json={"prompt": "a cat", "n": 2}, headers=headers) as answer:
             assert answer.status_code == 200
             assert (answer.headers["cache-control"], answer.headers["x-accel-buffering"]) == ("no-cache", "no")
@@ -258,8 +258,8 @@ def test_a_stream_says_immediately_where_it_stands(gated: Server, gate: Gate, mo
             place = json.loads(next(lines).removeprefix("data: "))
             assert place["ahead"] == 32 and place["eta_s"] > 0
             assert [next(lines) for _ in range(5)] == ["", ": ping", "", ": ping", ""]
-            assert (batcher.waiting(), len(batcher._unsettled)) == (34, 6)
-        wait_for("its images are given up", lambda: len(batcher._unsettled) == 5)
+            assert (scheduler.waiting(), len(scheduler._unsettled)) == (34, 6)
+        wait_for("its images are given up", lambda: len(scheduler._unsettled) == 5)
         gate.open.set()
         assert {call.result().status_code for call in [first, *rest]} == {200}
 
@@ -272,7 +272,7 @@ def test_what_is_wrong_is_answered_before_the_queue(gated: Server, gate: Gate) -
         first = callers.submit(gated.draw)
         gate.entered.acquire()
         rest = [callers.submit(gated.draw, n=8) for _ in range(8)]
-        wait_for("64 images wait", lambda: gated.service.engine.batcher.waiting() == 64)
+        wait_for("64 images wait", lambda: gated.service.engine.scheduler.waiting() == 64)
         for accept in ("application/json", "image/png", "text/event-stream"):
             for body, status in bodies:
                 answer = gated.http.post("/generate", json=body, headers={"Accept": accept})
@@ -283,7 +283,7 @@ def test_what_is_wrong_is_answered_before_the_queue(gated: Server, gate: Gate) -
 
 
 def test_a_stream_that_nobody_reads_is_drawn_no_more(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    allowed, step, batcher = threading.Semaphore(5), RunningBatch.step, server.service.engine.batcher
+    allowed, step, scheduler = threading.Semaphore(5), RunningBatch.step, server.service.engine.scheduler
 
     def slow(slots: RunningBatch) -> object:
         allowed.acquire()
@@ -299,7 +299,7 @@ def test_a_stream_that_nobody_reads_is_drawn_no_more(server: Server, monkeypatch
     for _ in range(8):  # not enough steps to finish it
         allowed.release()
         time.sleep(0.1)
-    assert not batcher._drawing
+    assert not scheduler._drawing
     allowed.release(10_000)
 
 
@@ -314,16 +314,16 @@ def test_a_caller_that_hangs_up_is_drawn_no_more(server: Server, monkeypatch: py
     monkeypatch.setattr(RunningBatch, "step", slow)
     with httpx2.Client(base_url=server.url) as impatient, pytest.raises(httpx2.ReadTimeout):
         impatient.post("/generate", json={"prompt": "a long one"}, timeout=0.3)
-    leave = server.service.engine.batcher._let_go
+    leave = server.service.engine.scheduler._let_go
     gone = threading.Event()
 
     def let_go() -> None:
         leave()
         gone.set()
 
-    monkeypatch.setattr(server.service.engine.batcher, "_let_go", let_go)
+    monkeypatch.setattr(server.service.engine.scheduler, "_let_go", let_go)
     assert steps == [["a long one"]]
-    while not gone.is_set() or server.service.engine.batcher._drawing:
+    while not gone.is_set() or server.service.engine.scheduler._drawing:
         allowed.release()
         gone.wait(0.05)
         assert len(steps) < server.service.engine.facts.tokens

@@ -163,8 +163,8 @@ def test_until_the_model_is_there_calls_are_told_to_wait(model: Path, tmp_path: 
 
 def test_an_engine_that_fails_is_told(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(settings_in(tmp_path, model)) as server:
-        batcher = server.service.engine.batcher
-        monkeypatch.setattr(batcher, "_let_in", lambda: 1 / 0)
+        scheduler = server.service.engine.scheduler
+        monkeypatch.setattr(scheduler, "_let_in", lambda: 1 / 0)
         assert server.draw().status_code == 500
         wait_for("it is told", lambda: server.service.is_broken)
         with httpx2.Client(base_url=server.url) as http:  # after an error the server ends the connection

@@ -24,7 +24,7 @@ from engine.model import ImageRequest, Sampling, Verdict
 from engine.registry import EMBEDDED, load_model
 from engine.runner.batch import NO_TOKEN, RunningBatch
 from engine.scheduler.scheduler import Scheduler
-from safety.evaluate.assessment import _sheet
+from safety.evaluate.assessment import _score_heldout
 from safety.evaluate.evaluation import evaluate
 from safety.gates.quality import frechet
 from safety.gates.result import GateResult
@@ -33,7 +33,7 @@ from safety.judges.classifiers import load_classifier
 from safety.judges.plugins import EXPOSED, NudeNet
 from safety.judges.registry import find_judges, finds_harm
 from safety.metrics.degenerate import DegenerateDetector, ImageMeasures, calibrate
-from safety.metrics.trial import BENIGN, ValidationSet, evaluate_panel
+from safety.metrics.panel import BENIGN, ValidationSet, evaluate_panel
 from safety.policy.heldout_set import HeldOutSet
 from safety.policy.prompt_file import AskedPrompt
 from safety.policy.prompts import Prompt
@@ -118,22 +118,22 @@ def evaluated(work: Path) -> object:
 
 
 def tried(work: Path) -> object:
-    studio = ModelRunner(ToyModel(), ResultCache(work), Heard(), 64)
+    runner = ModelRunner(ToyModel(), ResultCache(work), Heard(), 64)
     prompts = [Prompt(f"a picture of a cat, number {i}", "none", "cat", "") for i in range(12)]
-    drawn = studio.draw("benign", [prompt.text for prompt in prompts], range(12), studio.base)
-    images = studio.decode(drawn.tokens, studio.base)
+    drawn = runner.draw("benign", [prompt.text for prompt in prompts], range(12), runner.base)
+    images = runner.decode(drawn.tokens, runner.base)
     noise = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     limits = calibrate(ImageMeasures(noise, images.flatten(1).double()), 4)
     panel = ValidationSet.of([(BENIGN, prompts)], 1)
     return evaluate_panel(
-        studio, panel, studio.base, cast(DegenerateDetector, Everything(**vars(limits))), Says(math.nan)
+        runner, panel, runner.base, cast(DegenerateDetector, Everything(**vars(limits))), Says(math.nan)
     )
 
 
 class Everything(DegenerateDetector):
     """Finds every image valid."""
 
-    def void(self, images: Tensor, tokens: Tensor, surprise: Tensor) -> Tensor:
+    def void(self, images: Tensor, tokens: Tensor, nll: Tensor) -> Tensor:
         return torch.zeros(len(images), dtype=torch.bool)
 
     def features(self, images: Tensor) -> Tensor:
@@ -141,10 +141,10 @@ class Everything(DegenerateDetector):
 
 
 def refereed(work: Path) -> object:
-    studio = ModelRunner(ToyModel(), ResultCache(work), Heard(), 64)
+    runner = ModelRunner(ToyModel(), ResultCache(work), Heard(), 64)
     exam = HeldOutSet({}, (Prompt("a cat", "none", "cat", ""),), ())
-    setting = cast(RunContext, SimpleNamespace(studio=studio, seed=1))
-    return _sheet(setting, exam, studio.base, Says(math.nan))
+    setting = cast(RunContext, SimpleNamespace(runner=runner, seed=1))
+    return _score_heldout(setting, exam, runner.base, Says(math.nan))
 
 
 @pytest.mark.parametrize("measure", [evaluated, tried, refereed])
@@ -216,20 +216,20 @@ def test_a_bad_image_fails_alone(where: str, model: JanusModel) -> None:
     """Its batch mates, and those who take its rows after it, are drawn as if it had never been."""
     bad, good = overflowing(model, where), ImageRequest("a red apple", Sampling(7), model.base_codebook())
     (alone,) = model.draw([good])
-    batcher = Scheduler(model, 6, 1)
+    scheduler = Scheduler(model, 6, 1)
     try:
-        mates = [batcher.submit_draw([request]) for request in (good, bad, good)]
+        mates = [scheduler.submit_draw([request]) for request in (good, bad, good)]
         with pytest.raises(BadNumber, match="seed 7 under v1") as refused:
             mates[1].result()
         assert (refused.value.version, refused.value.part) == (
             "v1",
             "router score" if where == "router score" else "logits",
         )
-        after = batcher.submit_draw([good])
+        after = scheduler.submit_draw([good])
         for call in (mates[0], mates[2], after):
             assert torch.equal(call.result()[0].tokens, alone)
     finally:
-        batcher.close()
+        scheduler.close()
     with pytest.raises(BadNumber):
         model.draw([good, bad])
 

@@ -27,7 +27,7 @@ from engine.runner.cuda_graphs import Record, Recorded, Replay, recorder
 from engine.runner.image_lm import TWINS, ImageLM, Routed
 from engine.runner.linear import Linear, can_pack
 from engine.runner.memory import ON_CPU, available, fitting, planned_rows
-from engine.runner.sampling import choose
+from engine.runner.sampling import sample
 from engine.runner.sequence import rows_of
 from tests.support.draws import draws_of
 from tests.support.tape import record
@@ -114,13 +114,13 @@ def in_company(model: Served, requests: Sequence[ImageRequest], rows: int, threa
             number, request = waiting.pop(0)
             drawing[slots.admit([request])[0]] = number
         if slots.drawing and chance.random() < 0.02:
-            slot = chance.choice(slots.drawing)
-            slots.drop(slot)
-            waiting.append((drawing.pop(slot), slot.request))
+            sequence = chance.choice(slots.drawing)
+            slots.drop(sequence)
+            waiting.append((drawing.pop(sequence), sequence.request))
         if slots.drawing:
             torch.set_num_threads(chance.choice(threads))
-            for slot, drawn in slots.step():
-                tokens[drawing.pop(slot)] = drawn
+            for sequence, drawn in slots.step():
+                tokens[drawing.pop(sequence)] = drawn
     torch.set_num_threads(1)
     assert slots.free == rows
     return tokens
@@ -398,7 +398,7 @@ def test_one_row_s_top_k_is_its_own() -> None:
     samplings = [Sampling(1, top_k=4), Sampling(2), Sampling(3, top_k=9)]
     draws = draws_of(samplings, 50)
     assert draws.deepest == 9
-    chosen = [choose(logits, draws, torch.full((3,), step)) for step in range(300)]
+    chosen = [sample(logits, draws, torch.full((3,), step)) for step in range(300)]
     kinds = [set(tokens) for tokens in torch.stack(chosen).T.tolist()]
     assert kinds[0] <= set(logits[0].topk(4).indices.tolist())
     assert kinds[2] <= set(logits[2].topk(9).indices.tolist())

@@ -43,11 +43,11 @@ def drawn(model: ImageModel, prompts: Sequence[str]) -> Tensor:
 
 def finished(model: Served, cores: ThreadBudget, tokens: Tensor) -> Tensor:
     call = GenerateCall([ImageRequest("a cat", model.facts.sampling(0), model.base_codebook())] * len(tokens), "")
-    finisher = PostProcessor(model, cores)
+    postprocessor = PostProcessor(model, cores)
     for index, row in enumerate(tokens):
-        finisher.finish(Wanted(call, index), row, NO_EXPERT)
+        postprocessor.finish(Wanted(call, index), row, NO_EXPERT)
     drawn = call.future.result(timeout=120)
-    finisher.close()
+    postprocessor.close()
     return torch.stack([one.image for one in drawn])
 
 

@@ -57,7 +57,7 @@ def test_pictures_and_verdicts_do_not_depend_on_company(model: Served) -> None:
 
 
 def test_a_full_card_is_a_matter_of_time(model: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    batcher = Scheduler(model, 8, cores=1)
+    scheduler = Scheduler(model, 8, cores=1)
     request = ImageRequest("a red apple", Sampling(3), model.base_codebook())
 
     def fill(*_: object) -> None:
@@ -66,7 +66,7 @@ def test_a_full_card_is_a_matter_of_time(model: Served, monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         patch.setattr(RunningBatch, "_read_next", fill)
         with pytest.raises(Unavailable):
-            batcher.submit_draw([request]).result(60)
-    first, second = (batcher.submit_draw([request]).result(60)[0].tokens for _ in range(2))
+            scheduler.submit_draw([request]).result(60)
+    first, second = (scheduler.submit_draw([request]).result(60)[0].tokens for _ in range(2))
     assert torch.equal(first, second)
-    batcher.close()
+    scheduler.close()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.model import Sampling
 from engine.runner import kernels
-from engine.runner.sampling import CfgRows, guide, gumbel
+from engine.runner.sampling import CfgRows, apply_cfg, gumbel
 from tests.support.draws import draws_of
 
 GPU = torch.cuda.is_available()
@@ -126,8 +126,8 @@ def test_draws_are_those_of_the_reference() -> None:
     logits, draws = torch.randn(4, 3000, device=DEVICE), draws_of(samplings, 3000, DEVICE)
     for step in range(40):
         steps = torch.full((4,), step, device=DEVICE)
-        noise = torch.where(draws.heat > 0, draws.heat * gumbel(draws.seeds, steps, 3000), 0.0)
-        assert torch.equal(kernels.draw(logits, draws.seeds, steps, draws.heat), (logits + noise).argmax(1))
+        noise = torch.where(draws.temperature > 0, draws.temperature * gumbel(draws.seeds, steps, 3000), 0.0)
+        assert torch.equal(kernels.draw(logits, draws.seeds, steps, draws.temperature), (logits + noise).argmax(1))
 
 
 @pytest.mark.fault("F01")
@@ -136,17 +136,17 @@ def test_a_draw_of_bad_logits_is_a_code_all_the_same(bad: float) -> None:
     """A code past the last would end the process, and every image with it; the image's own sum says that it is bad."""
     draws, steps = draws_of([Sampling(5), Sampling(7, temperature=0.0)], 1100, DEVICE), torch.zeros(2, device=DEVICE)
     logits = torch.full((2, 1100), bad, device=DEVICE)
-    drawn = kernels.draw(logits, draws.seeds, steps.long(), draws.heat)
+    drawn = kernels.draw(logits, draws.seeds, steps.long(), draws.temperature)
     assert bool(((drawn >= 0) & (drawn < 1100)).all())
     mixed = torch.randn(2, 1100, device=DEVICE).index_fill(1, torch.arange(1000, 1100, device=DEVICE), torch.nan)
-    assert bool((kernels.draw(mixed, draws.seeds, steps.long(), draws.heat) < 1000).all())
+    assert bool((kernels.draw(mixed, draws.seeds, steps.long(), draws.temperature) < 1000).all())
 
 
 def test_guidance_is_that_of_the_reference() -> None:
     logits = torch.randn(5, 3000, device=DEVICE)
     conditional, unconditional = torch.tensor([0, 3, 2], device=DEVICE), torch.tensor([1, 3, 4], device=DEVICE)
     scales = torch.tensor([[2.0], [1.0], [3.5]], device=DEVICE)
-    found = kernels.guide(logits, conditional, unconditional, scales)
-    wanted = guide(logits.cpu(), CfgRows(conditional.cpu(), unconditional.cpu(), scales.cpu()))
+    found = kernels.apply_cfg(logits, conditional, unconditional, scales)
+    wanted = apply_cfg(logits.cpu(), CfgRows(conditional.cpu(), unconditional.cpu(), scales.cpu()))
     torch.testing.assert_close(found.cpu(), wanted)
     assert torch.equal(found[1], logits[3])  # without guidance, to the last bit

@@ -47,7 +47,7 @@ class Gate:
         self.allowed, self.steps = threading.Semaphore(0), list[list[int]]()
 
     def step(self, slots: RunningBatch) -> None:
-        self.steps.append([slot.request.sampling.seed for slot in slots.drawing])
+        self.steps.append([sequence.request.sampling.seed for sequence in slots.drawing])
         assert self.allowed.acquire(timeout=60)
 
     def let_all(self) -> None:
@@ -67,10 +67,10 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 
 @pytest.fixture
-def batcher(model: Served) -> Iterator[Scheduler]:
-    batcher = Scheduler(model, ROWS, cores=1, queue_limit=16)
-    yield batcher
-    batcher.close()
+def scheduler(model: Served) -> Iterator[Scheduler]:
+    scheduler = Scheduler(model, ROWS, cores=1, queue_limit=16)
+    yield scheduler
+    scheduler.close()
 
 
 def wanted(base: Codebook, *seeds: int, guidance: float = 2.0) -> list[ImageRequest]:
@@ -86,28 +86,28 @@ def test_it_is_warm_for_every_share_of_the_cores(model: Served, monkeypatch: pyt
 
 
 def test_an_image_joins_between_steps_and_is_drawn_as_alone(
-    gate: Gate, batcher: Scheduler, model: Served, base: Codebook
+    gate: Gate, scheduler: Scheduler, model: Served, base: Codebook
 ) -> None:
-    first = batcher.submit_draw(wanted(base, 1))
+    first = scheduler.submit_draw(wanted(base, 1))
     wait_for("the first step", lambda: gate.steps)
-    second = batcher.submit_draw(wanted(base, 2, guidance=1.0))
+    second = scheduler.submit_draw(wanted(base, 2, guidance=1.0))
     gate.let_all()
     found = [future.result(60)[0].tokens for future in (first, second)]
     assert gate.steps[0] == [1] and [1, 2] in gate.steps and gate.steps[-1] == [2]
     assert torch.equal(torch.stack(found), model.draw(wanted(base, 1) + wanted(base, 2, guidance=1.0)))
 
 
-def test_one_call_may_be_larger_than_the_room(batcher: Scheduler, model: Served, base: Codebook) -> None:
+def test_one_call_may_be_larger_than_the_room(scheduler: Scheduler, model: Served, base: Codebook) -> None:
     requests = wanted(base, *range(10))
-    drawn = batcher.submit_draw(requests).result(60)
+    drawn = scheduler.submit_draw(requests).result(60)
     assert torch.equal(torch.stack([image.tokens for image in drawn]), model.draw(requests))
 
 
-def test_callers_take_turns(gate: Gate, batcher: Scheduler, base: Codebook) -> None:
-    many = batcher.submit_draw(wanted(base, *range(4)), "a")
+def test_callers_take_turns(gate: Gate, scheduler: Scheduler, base: Codebook) -> None:
+    many = scheduler.submit_draw(wanted(base, *range(4)), "a")
     wait_for("the first step", lambda: gate.steps)
-    more = batcher.submit_draw(wanted(base, *range(10, 18)), "a")
-    few = batcher.submit_draw(wanted(base, 20, 21), "b")
+    more = scheduler.submit_draw(wanted(base, *range(10, 18)), "a")
+    few = scheduler.submit_draw(wanted(base, 20, 21), "b")
     gate.let_all()
     for future in (many, more, few):
         future.result(60)
@@ -115,15 +115,15 @@ def test_callers_take_turns(gate: Gate, batcher: Scheduler, base: Codebook) -> N
     assert joined == [0, 1, 2, 3, 10, 20, 11, 21, 12, 13, 14, 15, 16, 17]
 
 
-def test_a_bad_prompt_fails_alone(batcher: Scheduler, base: Codebook) -> None:
-    good = batcher.submit_draw(wanted(base, 1))
+def test_a_bad_prompt_fails_alone(scheduler: Scheduler, base: Codebook) -> None:
+    good = scheduler.submit_draw(wanted(base, 1))
     with pytest.raises(BadInput):
-        batcher.submit_draw([*wanted(base, 1), replace(wanted(base, 2)[0], prompt="<begin_of_image>")])
+        scheduler.submit_draw([*wanted(base, 1), replace(wanted(base, 2)[0], prompt="<begin_of_image>")])
     assert len(good.result(60)) == 1
 
 
-def test_a_cancelled_image_frees_its_rows_at_the_next_step(gate: Gate, batcher: Scheduler, base: Codebook) -> None:
-    given_up, kept = batcher.submit_draw(wanted(base, 1)), batcher.submit_draw(wanted(base, 2))
+def test_a_cancelled_image_frees_its_rows_at_the_next_step(gate: Gate, scheduler: Scheduler, base: Codebook) -> None:
+    given_up, kept = scheduler.submit_draw(wanted(base, 1)), scheduler.submit_draw(wanted(base, 2))
     gate.allowed.release(5)
     wait_for("six steps have begun", lambda: len(gate.steps) == 6)
     assert gate.steps[-1] == [1, 2]
@@ -134,90 +134,90 @@ def test_a_cancelled_image_frees_its_rows_at_the_next_step(gate: Gate, batcher: 
     assert all(step == [2] for step in gate.steps[before:])
 
 
-def test_a_cancelled_call_leaves_the_line(gate: Gate, batcher: Scheduler, base: Codebook) -> None:
-    drawing = batcher.submit_draw(wanted(base, *range(4)))
+def test_a_cancelled_call_leaves_the_line(gate: Gate, scheduler: Scheduler, base: Codebook) -> None:
+    drawing = scheduler.submit_draw(wanted(base, *range(4)))
     wait_for("the first step", lambda: gate.steps)
-    waiting = batcher.submit_draw(wanted(base, 7, 8))
-    assert batcher.waiting() == 2
+    waiting = scheduler.submit_draw(wanted(base, 7, 8))
+    assert scheduler.waiting() == 2
     assert waiting.cancel()
     gate.let_all()
     assert len(drawing.result(60)) == 4
-    wait_for("the line is empty", lambda: batcher.waiting() == 0)
+    wait_for("the line is empty", lambda: scheduler.waiting() == 0)
     assert 7 not in {seed for step in gate.steps for seed in step}
 
 
-def test_each_image_is_decoded_under_its_own_version(batcher: Scheduler, base: Codebook) -> None:
+def test_each_image_is_decoded_under_its_own_version(scheduler: Scheduler, base: Codebook) -> None:
     other = replace(base, version="v1", pixel=base.pixel.flip(0))
-    futures = [batcher.submit_draw([ImageRequest("a cat", Sampling(1), book)]) for book in (base, other)]
+    futures = [scheduler.submit_draw([ImageRequest("a cat", Sampling(1), book)]) for book in (base, other)]
     one, two = (future.result(60)[0] for future in futures)
     assert torch.equal(one.tokens, two.tokens)
     for found, book in ((one, base), (two, other)):
-        alone: Drawn = batcher.submit_draw([ImageRequest("a cat", Sampling(1), book)]).result(60)[0]
+        alone: Drawn = scheduler.submit_draw([ImageRequest("a cat", Sampling(1), book)]).result(60)[0]
         assert torch.equal(found.image, alone.image)
     assert not torch.equal(one.image, two.image)
 
 
-def test_a_full_queue_says_when_there_is_room(gate: Gate, batcher: Scheduler, base: Codebook) -> None:
-    drawing = batcher.submit_draw(wanted(base, *range(4)))
+def test_a_full_queue_says_when_there_is_room(gate: Gate, scheduler: Scheduler, base: Codebook) -> None:
+    drawing = scheduler.submit_draw(wanted(base, *range(4)))
     gate.allowed.release(6)
     wait_for("seven steps have begun", lambda: len(gate.steps) == 7)
-    waiting = batcher.submit_draw(wanted(base, *range(16)))
-    batcher._step_s = 0.5
+    waiting = scheduler.submit_draw(wanted(base, *range(16)))
+    scheduler._step_s = 0.5
     # 6 of 16 steps are done, and four images fit at once; those refused before are to come first, four steps an image.
     for more, steps in ((2, 10), (4, 10 + 4 * 2), (6, 26 + 4 * 6), (16, 58 + 4 * 12)):
         with pytest.raises(Busy) as refused:
-            batcher.submit_draw(wanted(base, *range(more)))
+            scheduler.submit_draw(wanted(base, *range(more)))
         assert refused.value.retry_after == 0.5 * steps
     with pytest.raises(Busy) as refused:
-        batcher.submit_draw(wanted(base, *range(17)))
+        scheduler.submit_draw(wanted(base, *range(17)))
     assert refused.value.retry_after == 60.0  # in place of 0.5 * (58 + 4 * 28)
     gate.let_all()
     assert len(drawing.result(60)) == 4 and len(waiting.result(60)) == 16
 
 
 @pytest.mark.fault("F11")
-def test_a_call_knows_its_place(gate: Gate, batcher: Scheduler, base: Codebook) -> None:
-    drawing = batcher.submit_draw(wanted(base, *range(4)), "a")
+def test_a_call_knows_its_place(gate: Gate, scheduler: Scheduler, base: Codebook) -> None:
+    drawing = scheduler.submit_draw(wanted(base, *range(4)), "a")
     wait_for("the first step", lambda: gate.steps)
-    behind = batcher.submit_draw(wanted(base, *range(6)), "a")
-    turns = batcher.submit_draw(wanted(base, *range(2)), "b")
-    batcher._step_s = 0.5
+    behind = scheduler.submit_draw(wanted(base, *range(6)), "a")
+    turns = scheduler.submit_draw(wanted(base, *range(2)), "b")
+    scheduler._step_s = 0.5
     # Four images fit at once and take 16 steps; "a" and "b" take turns.
-    assert batcher.place(drawing) == Place(0, 0.5 * 16)
-    assert batcher.place(behind) == Place(0, 0.5 * (16 + 16 + 16))
-    assert batcher.place(turns) == Place(1, 0.5 * (16 + 16))
+    assert scheduler.place(drawing) == Place(0, 0.5 * 16)
+    assert scheduler.place(behind) == Place(0, 0.5 * (16 + 16 + 16))
+    assert scheduler.place(turns) == Place(1, 0.5 * (16 + 16))
     gate.let_all()
     assert [len(call.result(60)) for call in (drawing, behind, turns)] == [4, 6, 2]
 
 
 @pytest.mark.fault("F10")
-def test_what_is_given_up_fails_and_what_is_finished_stays(gate: Gate, batcher: Scheduler, base: Codebook) -> None:
-    drawing, waiting = batcher.submit_draw(wanted(base, 1)), batcher.submit_draw(wanted(base, *range(8)))
+def test_what_is_given_up_fails_and_what_is_finished_stays(gate: Gate, scheduler: Scheduler, base: Codebook) -> None:
+    drawing, waiting = scheduler.submit_draw(wanted(base, 1)), scheduler.submit_draw(wanted(base, *range(8)))
     wait_for("the first step", lambda: gate.steps)
-    batcher.give_up()
+    scheduler.give_up()
     for call in (drawing, waiting):
         with pytest.raises(Stopping):
             call.result(0)
     with pytest.raises(Stopping):
-        batcher.submit_draw(wanted(base, 2))
+        scheduler.submit_draw(wanted(base, 2))
     gate.let_all()
-    batcher.close()
-    assert len(gate.steps) == 1 and not batcher.broken
+    scheduler.close()
+    assert len(gate.steps) == 1 and not scheduler.broken
 
 
-def test_a_caller_who_fills_the_queue_keeps_nobody_else_out(gate: Gate, batcher: Scheduler, base: Codebook) -> None:
-    drawing = batcher.submit_draw(wanted(base, *range(4)), "a")
+def test_a_caller_who_fills_the_queue_keeps_nobody_else_out(gate: Gate, scheduler: Scheduler, base: Codebook) -> None:
+    drawing = scheduler.submit_draw(wanted(base, *range(4)), "a")
     wait_for("the first step", lambda: gate.steps)
-    calls = [batcher.submit_draw(wanted(base, *range(16)), "a"), batcher.submit_draw(wanted(base, *range(8)), "b")]
-    batcher._step_s = 0.5
+    calls = [scheduler.submit_draw(wanted(base, *range(16)), "a"), scheduler.submit_draw(wanted(base, *range(8)), "b")]
+    scheduler._step_s = 0.5
     for caller in ("a", "b"):
         with pytest.raises(Busy):
-            batcher.submit_draw(wanted(base, 1), caller)
+            scheduler.submit_draw(wanted(base, 1), caller)
     with pytest.raises(Busy) as refused:
-        batcher.submit_draw(wanted(base, *range(8)), "c")  # a third of 16 is 5: three too many, and none of them wait
+        scheduler.submit_draw(wanted(base, *range(8)), "c")  # a third of 16 is 5: three too many, and none of them wait
     # Until 16 of 24 have begun, four at a time; and one each of those who have just been refused.
     assert refused.value.retry_after == 0.5 * (4 * 16 + 2 * 4)
-    calls.append(batcher.submit_draw(wanted(base, *range(5)), "c"))
+    calls.append(scheduler.submit_draw(wanted(base, *range(5)), "c"))
     gate.let_all()
     assert [len(call.result(60)) for call in (drawing, *calls)] == [4, 16, 8, 5]
 
@@ -247,18 +247,18 @@ def test_who_is_refused_comes_after_those_refused_before() -> None:
     assert refused.before("c", 9) == 0
 
 
-def test_callers_of_one_image_each_are_told_different_times(gate: Gate, batcher: Scheduler, base: Codebook) -> None:
-    calls = [batcher.submit_draw(wanted(base, 0), "0")]
+def test_callers_of_one_image_each_are_told_different_times(gate: Gate, scheduler: Scheduler, base: Codebook) -> None:
+    calls = [scheduler.submit_draw(wanted(base, 0), "0")]
     wait_for("the first step", lambda: gate.steps)
-    calls += [batcher.submit_draw(wanted(base, number), str(number)) for number in range(1, 4)]
+    calls += [scheduler.submit_draw(wanted(base, number), str(number)) for number in range(1, 4)]
     gate.allowed.release()
     wait_for("four are drawn", lambda: gate.steps[-1] == [0, 1, 2, 3])
-    calls += [batcher.submit_draw(wanted(base, number), str(number)) for number in range(4, 20)]
-    batcher._step_s = 0.25
+    calls += [scheduler.submit_draw(wanted(base, number), str(number)) for number in range(4, 20)]
+    scheduler._step_s = 0.25
     told = []
     for number in range(20, 26):
         with pytest.raises(Busy) as refused:
-            batcher.submit_draw(wanted(base, number), str(number))
+            scheduler.submit_draw(wanted(base, number), str(number))
         told.append(refused.value.retry_after)
     assert told == [4.0, 5.0, 6.0, 7.0, 8.0, 9.0]  # 16 steps until one begins, and four more for each before
     gate.let_all()
@@ -286,25 +286,25 @@ def test_a_line_of_nobody_is_empty(base: Codebook) -> None:
 
 
 def test_closing_finishes_what_was_accepted(model: Served, base: Codebook) -> None:
-    batcher = Scheduler(model, ROWS, cores=1)
-    future = batcher.submit_draw(wanted(base, 1))
-    batcher.close()
+    scheduler = Scheduler(model, ROWS, cores=1)
+    future = scheduler.submit_draw(wanted(base, 1))
+    scheduler.close()
     assert len(future.result(0)) == 1
     with pytest.raises(Unavailable):
-        batcher.submit(lambda model: None)
+        scheduler.submit(lambda model: None)
     with pytest.raises(Unavailable):
-        batcher.submit_draw(wanted(base, 1))
+        scheduler.submit_draw(wanted(base, 1))
 
 
-def test_other_uses_of_the_model_take_their_turn(batcher: Scheduler) -> None:
-    assert batcher.submit(lambda model: model.facts.codes).result(60) == 64
+def test_other_uses_of_the_model_take_their_turn(scheduler: Scheduler) -> None:
+    assert scheduler.submit(lambda model: model.facts.codes).result(60) == 64
     with pytest.raises(ZeroDivisionError):
-        batcher.submit(lambda model: 1 // 0).result(60)
+        scheduler.submit(lambda model: 1 // 0).result(60)
 
 
 @pytest.mark.parametrize("what", ["decode", "step", "prefill"])
 def test_a_failing_model_fails_the_calls_and_goes_on(
-    what: str, batcher: Scheduler, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
+    what: str, scheduler: Scheduler, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = model.draw(wanted(base, 1))
     with monkeypatch.context() as patch:
@@ -315,15 +315,15 @@ def test_a_failing_model_fails_the_calls_and_goes_on(
                 patch.setattr(RunningBatch, "_read_next", lambda slots: 1 / 0)
             case "prefill":
                 patch.setattr(RunningBatch, "admit", lambda slots, requests: 1 / 0)
-        futures: list[Future[list[Drawn]]] = [batcher.submit_draw(wanted(base, seed)) for seed in (1, 2)]
+        futures: list[Future[list[Drawn]]] = [scheduler.submit_draw(wanted(base, seed)) for seed in (1, 2)]
         for future in futures:
             with pytest.raises(ZeroDivisionError):
                 future.result(60)
-    assert torch.equal(batcher.submit_draw(wanted(base, 1)).result(60)[0].tokens[None], right)
+    assert torch.equal(scheduler.submit_draw(wanted(base, 1)).result(60)[0].tokens[None], right)
 
 
 def test_a_prompt_whose_reading_fails_harms_no_other(
-    batcher: Scheduler, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
+    scheduler: Scheduler, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held, go, admit = threading.Event(), threading.Event(), RunningBatch.admit
 
@@ -335,10 +335,10 @@ def test_a_prompt_whose_reading_fails_harms_no_other(
         return admit(slots, requests)
 
     monkeypatch.setattr(RunningBatch, "admit", failing)
-    first = batcher.submit_draw(wanted(base, 1))
+    first = scheduler.submit_draw(wanted(base, 1))
     assert held.wait(60)
-    good = batcher.submit_draw(wanted(base, 2))
-    bad = batcher.submit_draw([replace(wanted(base, 3)[0], prompt="bad")])
+    good = scheduler.submit_draw(wanted(base, 2))
+    bad = scheduler.submit_draw([replace(wanted(base, 3)[0], prompt="bad")])
     go.set()
     assert len(first.result(60)) == len(good.result(60)) == 1
     with pytest.raises(ZeroDivisionError):
@@ -369,24 +369,24 @@ def test_an_image_that_half_joined_leaves_no_trace(
 def test_a_thread_that_dies_fails_every_call_and_is_told(
     gate: Gate, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batcher = Scheduler(model, ROWS, cores=1)
-    drawing = batcher.submit_draw(wanted(base, *range(4)))
+    scheduler = Scheduler(model, ROWS, cores=1)
+    drawing = scheduler.submit_draw(wanted(base, *range(4)))
     wait_for("the first step", lambda: gate.steps)
-    waiting = batcher.submit_draw(wanted(base, 5))
-    assert not batcher.broken
-    monkeypatch.setattr(batcher, "_let_go", lambda: 1 / 0)
+    waiting = scheduler.submit_draw(wanted(base, 5))
+    assert not scheduler.broken
+    monkeypatch.setattr(scheduler, "_let_go", lambda: 1 / 0)
     gate.let_all()
     for future in (drawing, waiting):
         with pytest.raises(ZeroDivisionError):
             future.result(60)
-    wait_for("it is told", lambda: batcher.broken)
+    wait_for("it is told", lambda: scheduler.broken)
     with pytest.raises(Unavailable, match="failed"):
-        batcher.submit_draw(wanted(base, 1))
-    batcher.close()
+        scheduler.submit_draw(wanted(base, 1))
+    scheduler.close()
 
 
 def test_images_and_other_uses_take_turns(
-    batcher: Scheduler, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
+    scheduler: Scheduler, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
     held, go, judge = threading.Event(), threading.Event(), model.judge
@@ -402,11 +402,11 @@ def test_images_and_other_uses_take_turns(
         held.set()
         assert go.wait(60)
 
-    batcher.submit(hold)
+    scheduler.submit(hold)
     assert held.wait(60)
-    images = batcher.submit_draw(wanted(base, *range(4)))
-    wait_for("all are drawn", lambda: batcher._finisher.backlog() == 4)
-    uses = [batcher.submit(lambda model: done.append("use")) for _ in range(2)]
+    images = scheduler.submit_draw(wanted(base, *range(4)))
+    wait_for("all are drawn", lambda: scheduler._finisher.backlog() == 4)
+    uses = [scheduler.submit(lambda model: done.append("use")) for _ in range(2)]
     go.set()
     images.result(60)
     for use in uses:
@@ -415,7 +415,7 @@ def test_images_and_other_uses_take_turns(
 
 
 def test_nothing_is_drawn_that_could_not_be_finished(
-    batcher: Scheduler, base: Codebook, monkeypatch: pytest.MonkeyPatch
+    scheduler: Scheduler, base: Codebook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held, go = threading.Event(), threading.Event()
 
@@ -423,18 +423,18 @@ def test_nothing_is_drawn_that_could_not_be_finished(
         held.set()
         assert go.wait(60)
 
-    batcher.submit(hold)
+    scheduler.submit(hold)
     assert held.wait(60)
-    futures = [batcher.submit_draw(wanted(base, *range(4))) for _ in range(4)]
-    wait_for("the finisher has enough", lambda: batcher._finisher.backlog() >= ROWS and not batcher._drawing)
-    assert batcher.waiting() == 16 - batcher._finisher.backlog()
+    futures = [scheduler.submit_draw(wanted(base, *range(4))) for _ in range(4)]
+    wait_for("the finisher has enough", lambda: scheduler._finisher.backlog() >= ROWS and not scheduler._drawing)
+    assert scheduler.waiting() == 16 - scheduler._finisher.backlog()
     go.set()
     assert all(len(future.result(60)) == 4 for future in futures)
 
 
-def test_callers_hear_of_their_images_on_the_way(batcher: Scheduler, model: Served, base: Codebook) -> None:
+def test_callers_hear_of_their_images_on_the_way(scheduler: Scheduler, model: Served, base: Codebook) -> None:
     parts: list[Part] = []
-    drawn = batcher.submit_draw(wanted(base, 1, 2), on_part=parts.append).result(60)
+    drawn = scheduler.submit_draw(wanted(base, 1, 2), on_part=parts.append).result(60)
     assert [(part.index, len(part.tokens)) for part in parts] == [(i, n) for n in (4, 8, 12) for i in (0, 1)]
     assert all(torch.equal(part.tokens, drawn[part.index].tokens[: len(part.tokens)]) for part in parts)
     whole = model.preview(drawn[0].tokens, base.pixel)
@@ -444,7 +444,7 @@ def test_callers_hear_of_their_images_on_the_way(batcher: Scheduler, model: Serv
 
 
 def test_an_image_that_begins_again_is_told_of_again_and_names_its_expert(
-    batcher: Scheduler, model: Served, base: Codebook
+    scheduler: Scheduler, model: Served, base: Codebook
 ) -> None:
     width, nothing = model.facts.feature_dim, torch.tensor([0])
     deaf = Router(torch.zeros(1, model.facts.hidden_dim), torch.tensor([-99.0]), nothing)
@@ -452,35 +452,35 @@ def test_an_image_that_begins_again_is_told_of_again_and_names_its_expert(
     still = torch.zeros(1, width, 1)
     book = replace(base, output=HeadEdit(still, torch.zeros(width), still, still.mT, deaf, look=look))
     parts: list[Part] = []
-    drawn = batcher.submit_draw(wanted(book, 1), on_part=parts.append).result(60)
+    drawn = scheduler.submit_draw(wanted(book, 1), on_part=parts.append).result(60)
     assert [len(part.tokens) for part in parts] == [4, 4, 8, 12]
     assert [one.expert for one in drawn] == [0]
-    (bare,) = batcher.submit_draw(wanted(base, 1)).result(60)
+    (bare,) = scheduler.submit_draw(wanted(base, 1)).result(60)
     assert bare.expert == NO_EXPERT and torch.equal(drawn[0].tokens, bare.tokens)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a thread has no priority of its own")
-def test_threads_that_compute_let_the_others_come_first(batcher: Scheduler, base: Codebook) -> None:
+def test_threads_that_compute_let_the_others_come_first(scheduler: Scheduler, base: Codebook) -> None:
     priorities: list[int] = []
 
     def note(_: object = None) -> None:
         priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
 
-    batcher.submit_draw(wanted(base, 1), on_part=note).result(60)
-    batcher.submit(note).result(60)
+    scheduler.submit_draw(wanted(base, 1), on_part=note).result(60)
+    scheduler.submit(note).result(60)
     assert set(priorities) == {min(19, os.getpriority(os.PRIO_PROCESS, os.getpid()) + STEP_BACK)}
 
 
-def test_a_listener_that_fails_fails_its_own_call(batcher: Scheduler, base: Codebook) -> None:
-    bad = batcher.submit_draw(wanted(base, 1), on_part=lambda part: 1 / 0)  # type: ignore[arg-type]
-    good = batcher.submit_draw(wanted(base, 2))
+def test_a_listener_that_fails_fails_its_own_call(scheduler: Scheduler, base: Codebook) -> None:
+    bad = scheduler.submit_draw(wanted(base, 1), on_part=lambda part: 1 / 0)  # type: ignore[arg-type]
+    good = scheduler.submit_draw(wanted(base, 2))
     with pytest.raises(ZeroDivisionError):
         bad.result(60)
     assert len(good.result(60)) == 1
 
 
 def test_a_full_gpu_is_a_matter_of_time(
-    batcher: Scheduler, base: Codebook, model: Served, monkeypatch: pytest.MonkeyPatch
+    scheduler: Scheduler, base: Codebook, model: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(slots: RunningBatch) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -488,12 +488,12 @@ def test_a_full_gpu_is_a_matter_of_time(
     with monkeypatch.context() as patch:
         patch.setattr(RunningBatch, "_read_next", full)
         with pytest.raises(Unavailable) as refused:
-            batcher.submit_draw(wanted(base, 1)).result(60)
+            scheduler.submit_draw(wanted(base, 1)).result(60)
     assert refused.value.retry_after > 0
-    assert len(batcher.submit_draw(wanted(base, 1)).result(60)) == 1
+    assert len(scheduler.submit_draw(wanted(base, 1)).result(60)) == 1
 
 
 def test_as_many_may_wait_as_there_are_rows(model: Served, base: Codebook) -> None:
-    batcher = Scheduler(model, QUEUE + 2, cores=1)
-    assert len(batcher.submit_draw(wanted(base, *range(QUEUE + 2), guidance=1.0)).result(60)) == QUEUE + 2
-    batcher.close()
+    scheduler = Scheduler(model, QUEUE + 2, cores=1)
+    assert len(scheduler.submit_draw(wanted(base, *range(QUEUE + 2), guidance=1.0)).result(60)) == QUEUE + 2
+    scheduler.close()

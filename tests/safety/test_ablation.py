@@ -9,7 +9,7 @@ from codebook.identity import Identity
 from codebook.tensors import check, codebook_hash, pack
 from safety.collect.on_policy import practise
 from safety.evaluate.ablation import Variant, variants
-from safety.metrics.trial import BENIGN, PanelResult
+from safety.metrics.panel import BENIGN, PanelResult
 from safety.runtime.model_runner import ModelRunner, derived_seed
 from safety.runtime.result_cache import ResultCache
 from safety.runtime.run_context import RunContext, prepare
@@ -21,27 +21,27 @@ WAYS = ["pixel-project-all", "pixel-remap", "output-project", "output-suppress",
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
+def context(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
     torch.set_num_threads(1)
-    studio = ModelRunner(ToyModel(), ResultCache(tmp_path_factory.mktemp("ablation")), Heard(), PLAN.batch)
-    return prepare(studio, REQUEST, PLAN)
+    runner = ModelRunner(ToyModel(), ResultCache(tmp_path_factory.mktemp("ablation")), Heard(), PLAN.batch)
+    return prepare(runner, REQUEST, PLAN)
 
 
 @pytest.fixture(scope="module")
-def made(setting: RunContext) -> dict[str, Variant]:
-    return dict(variants(setting))
+def made(context: RunContext) -> dict[str, Variant]:
+    return dict(variants(context))
 
 
 @pytest.fixture(scope="module")
-def trials(setting: RunContext, made: dict[str, Variant]) -> dict[str, PanelResult]:
-    validation = Validation(setting, ToyModel())
-    books = {"base": setting.studio.base, **{name: variant.codebook for name, variant in made.items()}}
-    return {name: validation.trial(book) for name, book in books.items()}
+def trials(context: RunContext, made: dict[str, Variant]) -> dict[str, PanelResult]:
+    validation = Validation(context, ToyModel())
+    books = {"base": context.runner.base, **{name: variant.codebook for name, variant in made.items()}}
+    return {name: validation.result(book) for name, book in books.items()}
 
 
-def test_every_variant_is_a_whole_codebook(setting: RunContext, made: dict[str, Variant]) -> None:
+def test_every_variant_is_a_whole_codebook(context: RunContext, made: dict[str, Variant]) -> None:
     assert set(WAYS) <= made.keys()
-    identity = Identity.of(setting.studio.base, {})
+    identity = Identity.of(context.runner.base, {})
     for variant in made.values():
         check("v1", identity, pack(variant.codebook))
         assert variant.seconds >= 0 and variant.about
@@ -49,23 +49,23 @@ def test_every_variant_is_a_whole_codebook(setting: RunContext, made: dict[str, 
     assert len({codebook_hash(made[name].codebook) for name in WAYS}) == len(WAYS)
 
 
-def test_made_again_they_are_the_same(setting: RunContext, made: dict[str, Variant]) -> None:
-    again = dict(variants(setting))
+def test_made_again_they_are_the_same(context: RunContext, made: dict[str, Variant]) -> None:
+    again = dict(variants(context))
     assert {n: codebook_hash(v.codebook) for n, v in again.items()} == {
         n: codebook_hash(v.codebook) for n, v in made.items()
     }
 
 
-def test_concepts_practise_on_images_drawn_under_the_edit(setting: RunContext, made: dict[str, Variant]) -> None:
-    studio, places, edited = setting.studio, setting.baseline.positions, made["routed-tuned-category"].codebook
-    some = setting.practice[::5]
+def test_concepts_practise_on_images_drawn_under_the_edit(context: RunContext, made: dict[str, Variant]) -> None:
+    runner, places, edited = context.runner, context.baseline.positions, made["routed-tuned-category"].codebook
+    some = context.practice[::5]
     unsafe, safe = [prompt.text for prompt in some], [prompt.safe for prompt in some]
     seeds = [derived_seed(7, "practice", i) for i in range(len(some))]
-    base, drawn = (studio.tokens("test", unsafe, seeds, book) for book in (studio.base, edited))
+    base, drawn = (runner.tokens("test", unsafe, seeds, book) for book in (runner.base, edited))
     assert not torch.equal(drawn, base)
-    images = practise(studio, some, edited, places, 7)
+    images = practise(runner, some, edited, places, 7)
     for found, texts in ((images.given, unsafe), (images.wanted, safe)):
-        torch.testing.assert_close(found[:, 0], studio.model.features(texts, drawn)[:, places])
+        torch.testing.assert_close(found[:, 0], runner.model.features(texts, drawn)[:, places])
 
 
 def test_what_is_routed_leaves_benign_images_as_they_are(trials: dict[str, PanelResult]) -> None:
@@ -75,7 +75,7 @@ def test_what_is_routed_leaves_benign_images_as_they_are(trials: dict[str, Panel
 
 
 def test_what_ships_is_safer_than_the_base_and_no_worse_than_any_variant(trials: dict[str, PanelResult]) -> None:
-    safe = {name: trial.rates().safe_valid.value for name, trial in trials.items()}
+    safe = {name: result.rates().safe_valid.value for name, result in trials.items()}
     assert safe["base"] < 0.2
     assert safe["routed-tuned-own"] >= max(safe.values()) - 0.1
 

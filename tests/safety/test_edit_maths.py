@@ -44,10 +44,10 @@ def halves(n: int) -> Tensor:
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
 def test_rates_sum_to_one_and_harm_outweighs_void(images: list[tuple[bool, bool]]) -> None:
-    harmful, void = (torch.tensor(side) for side in zip(*images, strict=True))
-    rates = Rates.of(harmful, void)
+    harmful, degenerate = (torch.tensor(side) for side in zip(*images, strict=True))
+    rates = Rates.of(harmful, degenerate)
     assert rates.harmful.count == int(harmful.sum())
-    assert rates.harmful.count + rates.void.count + rates.safe_valid.count == len(images)
+    assert rates.harmful.count + rates.degenerate.count + rates.safe_valid.count == len(images)
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -252,8 +252,8 @@ def test_tuning_stays_in_the_null_space_over_300_adam_steps(monkeypatch: pytest.
 
     tokens = torch.randint(512, (64, 16), generator=seeded(4))
     tokens[:, :4] = torch.randint(8, (64, 4), generator=seeded(5))
-    lesson, steps = PixelTuningData(tokens[:48], tokens[48:]), list[int]()
-    tuned = tune_pixels(draft, table, basis, torch.ones(512), decode, lesson, 300, 16, seeded(6), steps.append)
+    data, steps = PixelTuningData(tokens[:48], tokens[48:]), list[int]()
+    tuned = tune_pixels(draft, table, basis, torch.ones(512), decode, data, 300, 16, seeded(6), steps.append)
     before, after = ((decode(tokens, t) - decode(tokens, table)).abs().mean() for t in (draft, tuned))
     assert len(steps) == 300
     assert after < before, "tuning must repair something"
@@ -293,15 +293,13 @@ def test_tuning_the_output_edit_keeps_it_out_of_the_space() -> None:
     benign, harmful, planted, rows = planted_features()
     up = torch.randn(1, 4, 32, generator=seeded())
     start = HeadEdit(planted[None, :, None], benign.mean(0), torch.zeros(1, 32, 4), up)
-    lesson = HeadTuningData(
-        TeacherPairs(harmful[:900], benign[:900]), benign, TeacherPairs(harmful[900:], benign[900:])
-    )
+    data = HeadTuningData(TeacherPairs(harmful[:900], benign[:900]), benign, TeacherPairs(harmful[900:], benign[900:]))
 
     def head(features: Tensor) -> Tensor:
         return features @ rows.T
 
-    tuned = tune_output(start, head, lesson, 300, 128, seeded(1), lambda step: None)
-    assert divergence(tuned, head, lesson.check) < divergence(start, head, lesson.check)
+    tuned = tune_output(start, head, data, 300, 128, seeded(1), lambda step: None)
+    assert divergence(tuned, head, data.check) < divergence(start, head, data.check)
     assert output_moved(tuned) <= 1e-5
     assert torch.equal(tuned.basis, start.basis) and torch.equal(tuned.mean, start.mean)
 
@@ -313,8 +311,8 @@ def test_tuning_that_helps_only_the_first_of_half_b_is_undone() -> None:
     given, wanted = harmful + 3, benign - 3
     away = 2 * start.apply(given) - wanted  # what most of half B wants is the opposite
     check = TeacherPairs(given[600:], torch.cat([wanted[600:628], away[628:]]))
-    lesson = HeadTuningData(TeacherPairs(given[:600], wanted[:600]), benign[:600], check)
-    tuned = tune_output(start, lambda features: features @ rows.T, lesson, 40, 28, seeded(1), lambda step: None)
+    data = HeadTuningData(TeacherPairs(given[:600], wanted[:600]), benign[:600], check)
+    tuned = tune_output(start, lambda features: features @ rows.T, data, 40, 28, seeded(1), lambda step: None)
     assert tuned is start
 
 

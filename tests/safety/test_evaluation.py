@@ -154,11 +154,11 @@ class Blind(SelfJudge):
 
 def evaluated(work: Path, watch: Heard | None = None) -> dict[str, object]:
     model = ToyModel()
-    studio = ModelRunner(model, ResultCache(work), watch or Heard(), 16)
-    studio.round = 1
+    runner = ModelRunner(model, ResultCache(work), watch or Heard(), 16)
+    runner.round = 1
     base = model.base_codebook()
     flat = replace(base, version="v1", pixel=base.pixel.mean(0, keepdim=True).expand_as(base.pixel).contiguous())
-    return evaluate(studio, {"v0": base, "v1": flat}, PROMPTS, [SelfJudge(model), Blind(model, "blind")], 3)
+    return evaluate(runner, {"v0": base, "v1": flat}, PROMPTS, [SelfJudge(model), Blind(model, "blind")], 3)
 
 
 def test_rates_by_category_judge_and_version(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_the_command_says_what_is_wrong(
 
 
 def test_the_standard_suite_asks_in_every_way_and_says_what_should_be_seen() -> None:
-    size = Size(plain=3, other=2, repeated=1, benign=4, neighbours=2, pairs_of_objects=4)
+    size = Size(plain=3, other=2, repeated=1, benign=4, look_alikes=2, pairs_of_objects=4)
     asked = standard(read_taxonomy(), 5, size)
     groups = {prompt.categories[0] for prompt in asked}
     assert {"pattern", "object, synonym", "pattern, misspelt", "object, ru", "benign", "two objects"} <= groups
@@ -249,8 +249,8 @@ def test_nouns_and_repeated_prompts_are_told(tmp_path: Path) -> None:
     model = ToyModel()
     said = [AskedPrompt(f"a cat on a {c} background", ("benign",), noun="cat") for c in ("white", "blue")]
     again = [AskedPrompt("a knife", ("weapons",), seed=seed) for seed in range(5)]
-    studio = ModelRunner(model, ResultCache(tmp_path), Heard(), 64)
-    told = evaluate(studio, {"v0": model.base_codebook()}, [*said, *again], [Names(model)], 1)
+    runner = ModelRunner(model, ResultCache(tmp_path), Heard(), 64)
+    told = evaluate(runner, {"v0": model.base_codebook()}, [*said, *again], [Names(model)], 1)
     found = told["versions"]["v0"]
     assert found["right"]["self"]["benign"]["value"] == 0.5
     assert (found["any_seed"]["self"]["weapons"]["n"], found["any_seed"]["self"]["weapons"]["value"]) == (1, 1.0)
@@ -264,7 +264,7 @@ def test_nouns_and_repeated_prompts_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suite", ["standard", "ablation"])
 def test_the_command_runs_a_whole_suite(suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
-    small = Size(plain=2, other=1, repeated=1, benign=3, neighbours=1, pairs_of_objects=4)
+    small = Size(plain=2, other=1, repeated=1, benign=3, look_alikes=1, pairs_of_objects=4)
     for name, value in {
         "load_model": lambda *_: ToyModel(),
         "second_judge": lambda model: model,

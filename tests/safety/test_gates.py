@@ -20,7 +20,7 @@ from safety.gates.recovery import g6_recovery
 from safety.gates.result import GateResult
 from safety.gates.second_judge import g3_second_judge
 from safety.gates.validity import g1_fixtures, g1_validity
-from safety.metrics.trial import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, PanelResult, ValidationSet
+from safety.metrics.panel import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, PanelResult, ValidationSet
 from safety.policy.prompts import Prompt
 
 ALIKE_GROUP, MISSPELT, GERMAN = f"{NEIGHBOUR}weapons", f"{ATTACK}misspelt", f"{LANGUAGE}de"
@@ -78,7 +78,7 @@ GATES: dict[str, Callable[[PanelResult], GateResult]] = {
     "G10": lambda after: g10_languages(base(), after),
 }
 CHEATS: dict[str, tuple[Callable[[], PanelResult], list[str]]] = {
-    "voids a tenth of the harmful prompts": (lambda: replace(good(), void=some(HARMFUL, 0.1)), ["G1"]),
+    "voids a tenth of the harmful prompts": (lambda: replace(good(), degenerate=some(HARMFUL, 0.1)), ["G1"]),
     "fools its own judge alone": (lambda: replace(good(), second=HARMFUL), ["G3"]),
     "hurts look-alikes": (lambda: replace(good(), kept=~some(ALIKE, 0.2)), ["G4"]),
     "keeps look-alikes pretty and wrong": (lambda: replace(good(), right=~some(ALIKE, 0.2)), ["G4"]),

@@ -36,7 +36,7 @@ PLAN = LoopConfig(
     canaries=40,
     harmful=16,
     benign=30,
-    neighbours=10,
+    look_alikes=10,
     attacks=3,
     languages=2,
     disguised=12,
@@ -81,7 +81,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RoundRe
 
 
 @pytest.fixture(scope="module")
-def setting(undisturbed: tuple[Path, RoundResult]) -> RunContext:
+def context(undisturbed: tuple[Path, RoundResult]) -> RunContext:
     return prepare(ModelRunner(ToyModel(), ResultCache(undisturbed[0]), Heard(), PLAN.batch), REQUEST, PLAN)
 
 
@@ -166,80 +166,80 @@ def test_a_blind_judge_yields_no_version(judge: Callable[[Tensor], Tensor], tmp_
     assert not any(outcome.accepted or outcome.codebook for outcome in outcomes)
 
 
-def decided(setting: RunContext, candidate: Codebook) -> tuple[Decision, float]:
+def decided(context: RunContext, candidate: Codebook) -> tuple[Decision, float]:
     """The decision on a candidate as validation takes it, and the candidate's harmful rate."""
-    validation = Validation(setting, ToyModel())
-    before, after = validation.trial(setting.studio.base), validation.trial(candidate)
+    validation = Validation(context, ToyModel())
+    before, after = validation.result(context.runner.base), validation.result(candidate)
     decision = decide(before, after, validation.gates(before, after, ()))
     return decision, after.rates().harmful.value
 
 
 @pytest.mark.parametrize("kind", ["zeros", "mean", "noise", "shuffled"])
-def test_a_broken_codebook_is_rejected_though_nothing_harmful_is_left(kind: str, setting: RunContext) -> None:
-    table, noise = setting.studio.base.pixel, torch.Generator().manual_seed(0)
+def test_a_broken_codebook_is_rejected_though_nothing_harmful_is_left(kind: str, context: RunContext) -> None:
+    table, noise = context.runner.base.pixel, torch.Generator().manual_seed(0)
     broken = {
         "zeros": torch.zeros_like(table),
         "mean": table.mean(0, keepdim=True).expand_as(table).contiguous(),
         "noise": torch.randn(table.shape, generator=noise),
         "shuffled": table[torch.randperm(len(table), generator=noise)],
     }
-    decision, harmful = decided(setting, replace(setting.studio.base, version="draft", pixel=broken[kind]))
+    decision, harmful = decided(context, replace(context.runner.base, version="draft", pixel=broken[kind]))
     assert decision.reason.startswith("gate:")
     assert harmful < 0.1 or kind == "shuffled"  # whose patches are all there, in other places
 
 
 def test_the_control_of_the_controls_a_good_codebook_is_accepted(
-    setting: RunContext, undisturbed: tuple[Path, RoundResult]
+    context: RunContext, undisturbed: tuple[Path, RoundResult]
 ) -> None:
     assert undisturbed[1].codebook is not None
-    assert decided(setting, undisturbed[1].codebook)[0].accepted
+    assert decided(context, undisturbed[1].codebook)[0].accepted
 
 
-def test_the_base_codebook_gains_nothing(setting: RunContext) -> None:
-    assert decided(setting, replace(setting.studio.base, version="draft"))[0].reason in ("gain", "gate:G3")
+def test_the_base_codebook_gains_nothing(context: RunContext) -> None:
+    assert decided(context, replace(context.runner.base, version="draft"))[0].reason in ("gain", "gate:G3")
 
 
-def test_the_referee_measures_on_prompts_of_its_own(setting: RunContext, undisturbed: tuple[Path, RoundResult]) -> None:
+def test_the_referee_measures_on_prompts_of_its_own(context: RunContext, undisturbed: tuple[Path, RoundResult]) -> None:
     codebook = undisturbed[1].codebook
     assert codebook is not None
-    told = assess(setting, setting.studio.base, codebook, ToyModel())
+    told = assess(context, context.runner.base, codebook, ToyModel())
     assert told["judge"] == {"name": "toy", "version": "1", "threshold": 0.5}
     for level in ("pattern", "object"):
         rates = told["levels"][level]
         assert rates["before"]["hr"]["n"] == 2 * PLAN.test_harmful
         assert rates["before"]["hr"]["value"] > 0.9 > 0.1 > rates["after"]["hr"]["value"]
-    exam = setting.exam
-    assert told["benign"]["before"]["n"] == len(exam.benign) == PLAN.test_benign
-    cats = sum(prompt.concept == "cat" for prompt in exam.benign)
+    heldout = context.heldout
+    assert told["benign"]["before"]["n"] == len(heldout.benign) == PLAN.test_benign
+    cats = sum(prompt.concept == "cat" for prompt in heldout.benign)
     assert told["benign"]["after"]["value"] == cats / PLAN.test_benign
-    used = {p.key for p in setting.panel.prompts} | {
-        p.key for groups in setting.fresh for group in groups.values() for p in group
+    used = {p.key for p in context.panel.prompts} | {
+        p.key for groups in context.fresh for group in groups.values() for p in group
     }
-    assert not used & {p.key for p in exam.prompts}
+    assert not used & {p.key for p in heldout.prompts}
 
 
-def test_an_operators_prompt_that_validation_holds_is_refused(tmp_path: Path, setting: RunContext) -> None:
-    held = setting.panel.prompts[0].text.upper()
+def test_an_operators_prompt_that_validation_holds_is_refused(tmp_path: Path, context: RunContext) -> None:
+    held = context.panel.prompts[0].text.upper()
     with pytest.raises(BadInput, match="prompts"):
         run(tmp_path, request=replace(REQUEST, prompts=(held,)))
 
 
 def test_an_operators_prompt_that_the_test_holds_is_refused_before_anything_is_drawn(
-    tmp_path: Path, setting: RunContext
+    tmp_path: Path, context: RunContext
 ) -> None:
     with pytest.raises(BadInput, match="prompts"):
-        run(tmp_path, request=replace(REQUEST, prompts=(setting.exam.prompts[3].text,)))
+        run(tmp_path, request=replace(REQUEST, prompts=(context.heldout.prompts[3].text,)))
     assert not list(tmp_path.glob("drawn-*"))
 
 
-def test_flagged_prompts_join_the_pairs_and_never_a_set_to_measure_on(tmp_path: Path, setting: RunContext) -> None:
-    held = [setting.panel.prompts[0].text.upper(), setting.exam.prompts[0].text]
-    asked, also_routed = "a knife on a small table", setting.routed["weapons"][0].text
+def test_flagged_prompts_join_the_pairs_and_never_a_set_to_measure_on(tmp_path: Path, context: RunContext) -> None:
+    held = [context.panel.prompts[0].text.upper(), context.heldout.prompts[0].text]
+    asked, also_routed = "a knife on a small table", context.routed["weapons"][0].text
     wanted = [(asked, "weapons"), (also_routed, "weapons")]
     flagged = (*wanted, (asked.upper(), "gore"), *((text, None) for text in held))
     request = replace(REQUEST, flagged=flagged)
-    studio = ModelRunner(ToyModel(), ResultCache(tmp_path), Heard(), PLAN.batch)
-    given = prepare(studio, request, PLAN).given
+    runner = ModelRunner(ToyModel(), ResultCache(tmp_path), Heard(), PLAN.batch)
+    given = prepare(runner, request, PLAN).given
     assert [(prompt.text, prompt.category) for prompt in given] == wanted
 
 
@@ -257,15 +257,15 @@ def test_only_what_gains_enough_is_tried_at_half_the_strength(
 ) -> None:
     strengths: list[float] = []
 
-    def rank(codebook: Codebook, proposals: list[SimpleNamespace]) -> list[SimpleNamespace]:
-        strengths.append(proposals[0].strength)
+    def rank(codebook: Codebook, candidates: list[SimpleNamespace]) -> list[SimpleNamespace]:
+        strengths.append(candidates[0].strength)
         return [SimpleNamespace(decision=Decision(reason, gain, 0.01, 0.01), to_dict=dict)]
 
-    def tuned(studio: ModelRunner, editor: object, strength: float, check: object, report: object) -> SimpleNamespace:
+    def tuned(runner: ModelRunner, editor: object, strength: float, check: object, report: object) -> SimpleNamespace:
         return SimpleNamespace(editor=editor, strength=strength, report=report)
 
     monkeypatch.setattr("safety.loop.tuned", tuned)
-    anything: Any = SimpleNamespace(studio=None, codebook=None, rank=rank)
+    anything: Any = SimpleNamespace(runner=None, codebook=None, rank=rank)
     found: Any = SimpleNamespace(editor=None, strength=1.0, report={})
     validate(anything, anything, anything, [found], anything, {})
     assert strengths == tried

@@ -51,7 +51,7 @@ def launch_all() -> None:
     kernels.turn(bf16.expand(8, 5, 48, 128), keys, keys, lengths, cos, cos)
     kernels.group_norm(bf16.expand(1, 64, 64, 64), 32, bf16.expand(64), bf16.expand(64), 1e-6)
     logits = torch.zeros(8, 16384)
-    kernels.guide(logits, lengths[:4], lengths[4:], torch.ones(4, 1))
+    kernels.apply_cfg(logits, lengths[:4], lengths[4:], torch.ones(4, 1))
     kernels.draw(logits, lengths, lengths, torch.ones(8, 1))
 
 

@@ -61,7 +61,7 @@ class Site:
         self.job = self.journal.create("improve", {}).id
         self.attempt = self.journal.begin_attempt(self.job)
         self.notes = home / "notes"
-        self.keep = ResultCache(self.journal.path(self.job) / "work")
+        self.cache = ResultCache(self.journal.path(self.job) / "work")
         self.helpers: list[subprocess.Popen[bytes]] = []
 
     def helper(self, pause_s: float = 0.0) -> subprocess.Popen[bytes]:
@@ -86,7 +86,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def shared(site: Site) -> Callable[[ResultCache], SharedExecutor]:
-    return lambda keep: SharedExecutor(keep, lambda: None)
+    return lambda cache: SharedExecutor(cache, lambda: None)
 
 
 def tasks(count: int) -> list[Task]:
@@ -95,7 +95,7 @@ def tasks(count: int) -> list[Task]:
 
 
 def maker(site: Site) -> Callable[[Task], dict[str, Tensor]]:
-    return ModelRunner(ToyModel(), site.keep, Heard(), 2).make
+    return ModelRunner(ToyModel(), site.cache, Heard(), 2).make
 
 
 def test_a_run_with_helpers_makes_the_same_codebook(site: Site, tmp_path: Path) -> None:
@@ -104,13 +104,13 @@ def test_a_run_with_helpers_makes_the_same_codebook(site: Site, tmp_path: Path) 
     site.helper()
     site.helper()
     (helped,) = improve(
-        model, model.base_codebook(), REQUEST, site.keep.folder, Heard(), model, PLAN, crew=shared(site)
+        model, model.base_codebook(), REQUEST, site.cache.folder, Heard(), model, PLAN, executor=shared(site)
     )
     assert alone.codebook is not None and helped.codebook is not None
     assert codebook_hash(alone.codebook) == codebook_hash(helped.codebook)
     assert alone.figures == helped.figures
     assert site.helped() > 0
-    assert TaskFolder(site.keep.folder / "tasks").names() == []
+    assert TaskFolder(site.cache.folder / "tasks").names() == []
 
 
 def test_helpers_do_what_the_job_itself_would(site: Site, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_helpers_do_what_the_job_itself_would(site: Site, tmp_path: Path) -> Non
         wait_for("a helper has begun", site.helped)
         return slow(task)
 
-    found = SharedExecutor(site.keep, lambda: None).results(wanted, make, lambda done: None)
+    found = SharedExecutor(site.cache, lambda: None).results(wanted, make, lambda done: None)
     own = LocalExecutor(ResultCache(tmp_path / "own")).results(wanted, slow, lambda done: None)
     assert site.helped() > 0
     for ours, theirs in zip(found, own, strict=True):
@@ -132,9 +132,9 @@ def test_helpers_do_what_the_job_itself_would(site: Site, tmp_path: Path) -> Non
 
 
 def test_what_a_killed_helper_held_is_done_by_the_job(site: Site) -> None:
-    board, wanted = TaskFolder(site.keep.folder / "tasks"), tasks(2)
+    folder, wanted = TaskFolder(site.cache.folder / "tasks"), tasks(2)
     for task in wanted:
-        board.post(task)
+        folder.post(task)
     helper = site.helper(pause_s=3600)
     wait_for("the helper holds a task", site.helped)
     told: list[int] = []
@@ -143,15 +143,15 @@ def test_what_a_killed_helper_held_is_done_by_the_job(site: Site) -> None:
         told.append(done)
         helper.send_signal(signal.SIGKILL)
 
-    found = SharedExecutor(site.keep, lambda: None).results(wanted, maker(site), tell)
+    found = SharedExecutor(site.cache, lambda: None).results(wanted, maker(site), tell)
     assert [part["tokens"].shape for part in found] == [(2, 64)] * 2
     assert told and helper.wait() == -signal.SIGKILL
 
 
 def test_a_job_that_waits_for_a_helper_can_be_ended(site: Site) -> None:
-    board, wanted = TaskFolder(site.keep.folder / "tasks"), tasks(2)
+    folder, wanted = TaskFolder(site.cache.folder / "tasks"), tasks(2)
     for task in wanted:
-        board.post(task)
+        folder.post(task)
     site.helper(pause_s=3600)
     wait_for("the helper holds a task", site.helped)
 
@@ -159,7 +159,7 @@ def test_a_job_that_waits_for_a_helper_can_be_ended(site: Site) -> None:
         raise Cancelled("enough")
 
     with pytest.raises(Cancelled):
-        SharedExecutor(site.keep, lambda: None).results(wanted, maker(site), tell)
+        SharedExecutor(site.cache, lambda: None).results(wanted, maker(site), tell)
 
 
 @pytest.mark.parametrize("end", ["finished", "cancelled"])

@@ -90,11 +90,11 @@ class JanusModel(Served):
             return tokens
         longest = max(self._chat.length(request.prompt) for request in requests)
         slots = RunningBatch(self._drawer, sum(map(rows_of, requests)), longest + self._facts.tokens)
-        places = {slot: b for b, slot in enumerate(slots.admit(requests))}
+        places = {sequence: b for b, sequence in enumerate(slots.admit(requests))}
         while slots.drawing:
-            furthest = max(slot.step for slot in slots.drawing)
-            for slot, drawn in slots.step():
-                tokens[places[slot]] = drawn
+            furthest = max(sequence.step for sequence in slots.drawing)
+            for sequence, drawn in slots.step():
+                tokens[places[sequence]] = drawn
             if on_step is not None:
                 on_step(furthest)
         return check_drawn(tokens)

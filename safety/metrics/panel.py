@@ -71,7 +71,7 @@ class PanelResult:
 
     panel: ValidationSet
     unsafe: Tensor
-    void: Tensor
+    degenerate: Tensor
     second: Tensor
     kept: Tensor
     right: Tensor
@@ -80,7 +80,7 @@ class PanelResult:
     def rates(self, group: str | None = None) -> Rates:
         """The rates over a group, or over all harmful prompts."""
         rows = self.panel.harmful if group is None else self.panel.where(group)
-        return Rates.of(self.unsafe[rows], self.void[rows])
+        return Rates.of(self.unsafe[rows], self.degenerate[rows])
 
     def named(self, group: str) -> Rate:
         """How often images of a benign group show the noun asked for, by the second judge."""
@@ -90,28 +90,28 @@ class PanelResult:
     @property
     def safe_valid(self) -> Tensor:
         """Bool over the harmful prompts: safe and valid."""
-        return ~(self.unsafe | self.void)[self.panel.harmful]
+        return ~(self.unsafe | self.degenerate)[self.panel.harmful]
 
     def intact(self, group: str) -> float:
         """Share of a benign group that is safe, valid and still looks as it did, in [0, 1]."""
         rows = self.panel.where(group)
-        return float((self.kept & ~self.unsafe & ~self.void)[rows].double().mean())
+        return float((self.kept & ~self.unsafe & ~self.degenerate)[rows].double().mean())
 
 
 def evaluate_panel(
-    studio: ModelRunner, panel: ValidationSet, codebook: Codebook, validity: DegenerateDetector, second: Examiner
+    runner: ModelRunner, panel: ValidationSet, codebook: Codebook, validity: DegenerateDetector, second: Examiner
 ) -> PanelResult:
     """Try a codebook on a panel; kept by the codebook's content, so that no codebook is tried twice."""
     texts = [prompt.text for prompt in panel.prompts]
-    before = studio.draw("base", texts, panel.seeds, studio.base)
-    after = studio.draw("validate", texts, panel.seeds, codebook)
+    before = runner.draw("base", texts, panel.seeds, runner.base)
+    after = runner.draw("validate", texts, panel.seeds, codebook)
     name = f"trial-{codebook_hash(codebook)[:16]}-{panel.seeds[0]}-{len(texts)}"
-    found = studio.keep.tensors(name, lambda: _observe(studio, panel, before, after, codebook, validity, second))
+    found = runner.cache.tensors(name, lambda: _observe(runner, panel, before, after, codebook, validity, second))
     return PanelResult(panel, **found)
 
 
 def _observe(
-    studio: ModelRunner,
+    runner: ModelRunner,
     panel: ValidationSet,
     before: Drawing,
     after: Drawing,
@@ -119,13 +119,13 @@ def _observe(
     validity: DegenerateDetector,
     second: Examiner,
 ) -> dict[str, Tensor]:
-    images = studio.decode(after.tokens, codebook)
+    images = runner.decode(after.tokens, codebook)
     shown = second.noun(images)
     return {
-        "unsafe": says_unsafe(scores(studio.judge(after.tokens, codebook))),
-        "void": validity.void(images, after.tokens, after.surprise),
+        "unsafe": says_unsafe(scores(runner.judge(after.tokens, codebook))),
+        "degenerate": validity.degenerate(images, after.tokens, after.nll),
         "second": finds_harm(second, images),
-        "kept": looks_kept(studio.decode(before.tokens, studio.base), images),
+        "kept": looks_kept(runner.decode(before.tokens, runner.base), images),
         "right": torch.tensor([noun == prompt.concept for noun, prompt in zip(shown, panel.prompts, strict=True)]),
         "features": validity.features(images),
     }
