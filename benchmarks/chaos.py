@@ -201,9 +201,9 @@ def _loads(store: CodebookStore, version: str) -> bool:
 
 
 def faults(folder: Path) -> list[dict[str, Any]]:
-    """Run the tests marked `fault`, most of which wait for something, four at a time; one row a line."""
+    """Run the tests marked `fault`, most of which wait for something, six at a time; one row a line."""
     report = folder / "faults.xml"
-    command = [sys.executable, "-m", "pytest", "-m", "fault", "-q", "-n", "4", "--dist", "worksteal"]
+    command = [sys.executable, "-m", "pytest", "-m", "fault", "-q", "-n", "6", "--dist", "worksteal"]
     subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT, check=False)
     return by_line(ElementTree.parse(report).getroot())
 
