@@ -14,7 +14,7 @@ import torch
 import transformers
 from matplotlib.figure import Figure
 
-FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
+FOLDER = Path(__file__).parent.parent / "docs" / "results"
 
 
 def circumstances(device: str = "cpu") -> dict[str, Any]:
