@@ -46,13 +46,13 @@ def test_the_two_never_have_more_cores_than_there_are(count: int) -> None:
 THREADS = """
 from threading import Thread
 import torch
-from engine.scheduler.thread_budget import Cores
+from engine.scheduler.thread_budget import ThreadBudget
 
 def other():
     print(torch.get_num_threads())
 
 def draw():
-    Cores(2).take_to_draw()
+    ThreadBudget(2).take_to_draw()
     torch.zeros(100_000).add_(1)
     thread = Thread(target=other)
     thread.start()
