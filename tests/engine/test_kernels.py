@@ -62,7 +62,7 @@ def test_products(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("narrow", [4096, 0])
 def test_every_tile_sums_in_the_same_order(narrow: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "NARROW", narrow)
+    monkeypatch.setattr(kernels, "CHAIN_LIMIT", narrow)
     x, weight = some(300, 700), some(64, 700, scale=0.1)
     many = kernels.multiply(x, weight, None, None)
     near(many, x.float() @ weight.float().T)
@@ -76,7 +76,7 @@ def test_every_tile_sums_in_the_same_order(narrow: int, monkeypatch: pytest.Monk
 
 def test_norms() -> None:
     x, gain, image = some(3, 2, 96), some(96), some(1, 64, 90, 70) + 3.0
-    near(kernels.norm(x, gain, 1e-5), F.rms_norm(x.float(), (96,), gain.float(), 1e-5))
+    near(kernels.rms_norm(x, gain, 1e-5), F.rms_norm(x.float(), (96,), gain.float(), 1e-5))
     weight, bias = some(64), some(64)
     wanted = F.group_norm(image.float(), 4, weight.float(), bias.float(), 1e-6)
     near(kernels.group_norm(image, 4, weight, bias, 1e-6), wanted)
@@ -116,7 +116,7 @@ def test_tokens_of_a_prompt_are_turned_and_kept(heads: int, kept: int) -> None:
         turned += torch.cat([-second, first], -1) * sin[at, None].float()
         wanted[row], wanted_keys[row, :, at] = turned[:, :heads], turned[:, heads:].transpose(0, 1)
         wanted_values[row, :, at] = asked[row, :, -kept:].float().transpose(0, 1)
-    near(kernels.turn(asked, keys, values, lengths, cos, sin), wanted.to(DEVICE))
+    near(kernels.rotary(asked, keys, values, lengths, cos, sin), wanted.to(DEVICE))
     near(keys, wanted_keys)
     near(values, wanted_values)
 
@@ -127,7 +127,7 @@ def test_draws_are_those_of_the_reference() -> None:
     for step in range(40):
         steps = torch.full((4,), step, device=DEVICE)
         noise = torch.where(draws.temperature > 0, draws.temperature * gumbel(draws.seeds, steps, 3000), 0.0)
-        assert torch.equal(kernels.draw(logits, draws.seeds, steps, draws.temperature), (logits + noise).argmax(1))
+        assert torch.equal(kernels.sample(logits, draws.seeds, steps, draws.temperature), (logits + noise).argmax(1))
 
 
 @pytest.mark.fault("F01")
@@ -136,10 +136,10 @@ def test_a_draw_of_bad_logits_is_a_code_all_the_same(bad: float) -> None:
     """A code past the last would end the process, and every image with it; the image's own sum says that it is bad."""
     draws, steps = draws_of([Sampling(5), Sampling(7, temperature=0.0)], 1100, DEVICE), torch.zeros(2, device=DEVICE)
     logits = torch.full((2, 1100), bad, device=DEVICE)
-    drawn = kernels.draw(logits, draws.seeds, steps.long(), draws.temperature)
+    drawn = kernels.sample(logits, draws.seeds, steps.long(), draws.temperature)
     assert bool(((drawn >= 0) & (drawn < 1100)).all())
     mixed = torch.randn(2, 1100, device=DEVICE).index_fill(1, torch.arange(1000, 1100, device=DEVICE), torch.nan)
-    assert bool((kernels.draw(mixed, draws.seeds, steps.long(), draws.temperature) < 1000).all())
+    assert bool((kernels.sample(mixed, draws.seeds, steps.long(), draws.temperature) < 1000).all())
 
 
 def test_guidance_is_that_of_the_reference() -> None:

@@ -41,18 +41,18 @@ def launch_all() -> None:
     bf16 = torch.zeros(1, dtype=torch.bfloat16)
     lengths, places = torch.zeros(8, dtype=torch.int64), 1088
     cos, keys = bf16.expand(places, 128), bf16.expand(8, 16, places, 128)
-    kernels.norm(bf16.expand(8, 2048), bf16.expand(2048), 1e-6)
+    kernels.rms_norm(bf16.expand(8, 2048), bf16.expand(2048), 1e-6)
     for rows in (8, 64, 256, 512):
         x = bf16.expand(rows, 2048)
         kernels.multiply(x, bf16.expand(2048, 2048), bf16.expand(2048), x)
         kernels.multiply(x, bf16.expand(16384, 2048), bf16.expand(16384), None)
         kernels.gated(x, bf16.expand(11264, 2048))
     kernels.attend(bf16.expand(8, 48, 128), keys, keys, lengths, cos, cos)
-    kernels.turn(bf16.expand(8, 5, 48, 128), keys, keys, lengths, cos, cos)
+    kernels.rotary(bf16.expand(8, 5, 48, 128), keys, keys, lengths, cos, cos)
     kernels.group_norm(bf16.expand(1, 64, 64, 64), 32, bf16.expand(64), bf16.expand(64), 1e-6)
     logits = torch.zeros(8, 16384)
     kernels.apply_cfg(logits, lengths[:4], lengths[4:], torch.ones(4, 1))
-    kernels.draw(logits, lengths, lengths, torch.ones(8, 1))
+    kernels.sample(logits, lengths, lengths, torch.ones(8, 1))
 
 
 if __name__ == "__main__":

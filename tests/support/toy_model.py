@@ -68,9 +68,9 @@ class ToyModel:
         ]
         tokens = self._drawn(requests, experts, on_step)
         for b, (request, edit) in enumerate(zip(requests, edits, strict=True)):
-            if edit is not None and edit.look is not None and experts[b] == NO_EXPERT:
-                begun = self.features([request.prompt], tokens[b : b + 1, : edit.look.after])
-                if (expert := int(edit.look.choose(begun.mean(1)))) != NO_EXPERT:
+            if edit is not None and edit.probe is not None and experts[b] == NO_EXPERT:
+                begun = self.features([request.prompt], tokens[b : b + 1, : edit.probe.after])
+                if (expert := int(edit.probe.choose(begun.mean(1)))) != NO_EXPERT:
                     tokens[b] = self._drawn([request], [expert], on_step)
         return tokens
 
@@ -111,10 +111,6 @@ class ToyModel:
         codes = pixel[tokens] if pixel.dim() == 2 else torch.stack([p[t] for p, t in zip(pixel, tokens, strict=True)])
         patches = torch.tanh(codes @ self._paint).reshape(-1, GRID, GRID, 3, CELL, CELL)
         return patches.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, GRID * CELL, GRID * CELL)
-
-    def encode(self, images: Tensor) -> Tensor:
-        cells = self._cells(images)
-        return torch.cdist(cells, self._patches.expand(cells.shape[0], -1, -1)).argmin(2)
 
     def judge(self, images: Tensor) -> list[Verdict]:
         verdicts = []
