@@ -1,4 +1,4 @@
-"""What is promised of a GPU: one must be there, and most machines that run these tests have none."""
+"""Promises about a GPU: one must be there, and most machines that run these tests have none."""
 
 from collections.abc import Callable, Iterator
 

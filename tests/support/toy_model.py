@@ -1,4 +1,4 @@
-"""A small planted ImageModel: coloured patches, a linear language model over known words, a judge that reads pixels.
+"""A toy ImageModel with planted harm: coloured patches, a linear language model over known words, a pixel judge.
 
 Every part is real, only small: harm is planted as codes that lean along one direction of the pixel table, and as
 directions of the head's features. 8 x 8 tokens of 4 x 4 pixels.
@@ -86,7 +86,7 @@ class ToyModel:
             history = self._history(tokens, i)
             given, free = (said[:, i] + history) @ self._turn.T, (unsaid[:, i] + history) @ self._turn.T
             rows = zip(edits, experts, given, strict=True)
-            wanted = torch.stack([self._logits(edit, expert, row) for edit, expert, row in rows])
+            conditional = torch.stack([self._logits(edit, expert, row) for edit, expert, row in rows])
             scale = torch.tensor(
                 [
                     request.sampling.guidance
@@ -95,7 +95,7 @@ class ToyModel:
                     for request, edit, expert in zip(requests, edits, experts, strict=True)
                 ]
             )[:, None]
-            logits = self.head(free) + scale * (wanted - self.head(free))
+            logits = self.head(free) + scale * (conditional - self.head(free))
             tokens[:, i] = (logits + noise[:, i]).argmax(1)
             if on_step is not None:
                 on_step(i)
