@@ -10,25 +10,26 @@ from uuid import uuid4
 
 import torch
 
-from app.drawing import Picture
+from app.drawing import to_response
 from app.schemas import CompareResponse, PixelDifference
+from engine.image_result import ImageResult
 from engine.png import encode_png
 
 
-def compared(model_id: str, left: Picture, right: Picture) -> CompareResponse:
+def compared(model_id: str, left: ImageResult, right: ImageResult) -> CompareResponse:
     """Return both pictures and their difference; they have one size and one seed."""
     return CompareResponse(
         id=uuid4().hex,
         model=model_id,
         seed=left.request.sampling.seed,
-        same_tokens=torch.equal(left.drawn.tokens, right.drawn.tokens),
-        images=[left.to_response(), right.to_response()],
+        same_tokens=torch.equal(left.tokens, right.tokens),
+        images=[to_response(left), to_response(right)],
         difference=_difference(left, right),
     )
 
 
-def _difference(left: Picture, right: Picture) -> PixelDifference:
-    apart = (left.drawn.image.int() - right.drawn.image.int()).abs().amax(dim=-1)  # [H, W], 0..255
+def _difference(left: ImageResult, right: ImageResult) -> PixelDifference:
+    apart = (left.image.int() - right.image.int()).abs().amax(dim=-1)  # [H, W], 0..255
     differs = apart > 0
     mask = (differs * 255).to(torch.uint8)[..., None].expand(-1, -1, 3).contiguous()
     return PixelDifference(

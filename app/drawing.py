@@ -1,4 +1,4 @@
-"""From a prompt to finished pictures: the codebook leased, the batcher asked, the PNG written.
+"""From a prompt to image results: a lease on the codebook, the scheduler's call, the PNG files, the image memory.
 
 The event loop stays free: files are read and written in threads. Knows the service's parts; knows nothing of routes
 and status codes.
@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
-import json
 import logging
 import secrets
 import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
@@ -27,48 +25,18 @@ from codebook.live import LiveCodebooks
 from codebook.store import codebook_hash
 from codebook.value import Codebook
 from core.errors import BadInput, BadNumber, NotFound, SafeCBError, Unavailable
+from engine.image_result import ImageResult, PartialImage
 from engine.model import ImageRequest, ModelFacts, Sampling
 from engine.png import encode_png, to_bytes
 from engine.runner.batch import Served
-from engine.scheduler.fair_queue import Drawn, Part, Place
+from engine.scheduler.fair_queue import Place
 from records.image_log import ImageMemory, KeptImage
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-SILENT_S = 15.0  # after which a caller who is shown what is drawn hears that nothing has come
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One finished image: what was asked, under which codebook, what came of it, and its PNG file.
-
-    id: the sha256, shortened, of all that the image follows from: drawn again, it has the same one.
-    """
-
-    id: str
-    request: ImageRequest
-    drawn: Drawn
-    png: bytes
-
-    def to_response(self) -> GeneratedImage:
-        """Return the picture as the contract's JSON."""
-        verdict = self.drawn.verdict
-        return GeneratedImage(
-            id=self.id,
-            b64_png=base64.b64encode(self.png).decode(),
-            seed=self.request.sampling.seed,
-            codebook=self.request.codebook.version,
-            codebook_hash=codebook_hash(self.request.codebook),
-            safety=Safety(unsafe=verdict.unsafe, score=verdict.score, category=verdict.category),
-        )
-
-    def kept(self) -> KeptImage:
-        """Return what is remembered of the picture."""
-        verdict, request = self.drawn.verdict, self.request
-        version, seed = request.codebook.version, request.sampling.seed
-        return KeptImage(self.id, request.prompt, version, seed, verdict.unsafe, verdict.category, self.drawn.tokens)
+SILENT_S = 15.0  # after which a caller of a stream hears that nothing has come
 
 
 @dataclass(frozen=True)
@@ -83,14 +51,34 @@ class Preview:
 
 @dataclass(frozen=True)
 class Silence:
-    """Nothing has come for SILENT_S: the image still waits, or takes that long."""
+    """No news for SILENT_S: the image still waits, or takes that long."""
 
 
-News = Place | Preview | Silence | Picture
+News = Place | Preview | Silence | ImageResult
+
+
+def to_response(result: ImageResult) -> GeneratedImage:
+    """Return a result, encoded, as the contract's JSON."""
+    verdict, request = result.verdict, result.request
+    return GeneratedImage(
+        id=result.id,
+        b64_png=base64.b64encode(result.png).decode(),
+        seed=request.sampling.seed,
+        codebook=request.codebook.version,
+        codebook_hash=codebook_hash(request.codebook),
+        safety=Safety(unsafe=verdict.unsafe, score=verdict.score, category=verdict.category),
+    )
+
+
+def to_kept(result: ImageResult) -> KeptImage:
+    """Return the part of a result that the image memory keeps."""
+    verdict, request = result.verdict, result.request
+    version, seed = request.codebook.version, request.sampling.seed
+    return KeptImage(result.id, request.prompt, version, seed, verdict.unsafe, verdict.category, result.tokens)
 
 
 def chosen_seed(seed: int | None) -> int:
-    """Return `seed`, or a fresh one where there is none: small enough for a JavaScript reader to keep its digits."""
+    """Return `seed`, or a random one if None: small enough for a JavaScript number to hold it exactly."""
     return secrets.randbelow(2**32) if seed is None else seed
 
 
@@ -112,7 +100,7 @@ async def leased(live: LiveCodebooks, version: str, field: str) -> AsyncIterator
 
 async def draw(
     service: Service, caller: str, prompt: str, versions: Sequence[tuple[str, str]], sampling: Sampling
-) -> list[Picture]:
+) -> list[ImageResult]:
     """Draw `prompt` with one sampling under each version, given as (version, field that named it)."""
     engine = service.engine
     async with AsyncExitStack() as leases:
@@ -128,8 +116,8 @@ async def draw_many(
     version: str,
     sampling: Sampling,
     n: int,
-    on_news: Callable[[Place | Part], None] | None = None,
-) -> list[Picture]:
+    on_news: Callable[[Place | PartialImage], None] | None = None,
+) -> list[ImageResult]:
     """Draw `prompt` n times under one version, image i with seed + i."""
     engine = service.engine
     async with leased(service.live, version, "codebook") as codebook:
@@ -140,25 +128,25 @@ async def draw_many(
 async def draw_in_parts(
     service: Service, caller: str, prompt: str, version: str, sampling: Sampling, n: int
 ) -> AsyncGenerator[News]:
-    """As draw_many, but give the place in the queue first, and at times what is drawn of each image; pictures last."""
+    """As draw_many, but yield the place in the queue first, then previews of each image, and the results last."""
     engine, loop = service.engine, asyncio.get_running_loop()
-    heard: asyncio.Queue[Place | Part] = asyncio.Queue()
+    queue: asyncio.Queue[Place | PartialImage] = asyncio.Queue()
 
-    def on_news(news: Place | Part) -> None:
-        loop.call_soon_threadsafe(heard.put_nowait, news)
+    def on_news(news: Place | PartialImage) -> None:
+        loop.call_soon_threadsafe(queue.put_nowait, news)
 
     drawing = asyncio.create_task(draw_many(service, caller, prompt, version, sampling, n, on_news))
     try:
         while not drawing.done():
-            news = await _unless_done(heard.get(), drawing)
-            if isinstance(news, Part):
+            news = await _unless_done(queue.get(), drawing)
+            if isinstance(news, PartialImage):
                 png = await _unless_done(_preview(engine, news), drawing)
                 if png is not None:
                     yield Preview(news.index, len(news.tokens), engine.facts.tokens, png)
             elif not drawing.done():
                 yield news or Silence()
-        for picture in await drawing:
-            yield picture
+        for result in await drawing:
+            yield result
     finally:
         if not drawing.cancel() and not drawing.cancelled():
             drawing.exception()  # nobody waits for it any more, and the log need not say so
@@ -169,12 +157,12 @@ async def finish(
     service: Service,
     caller: str,
     requests: list[ImageRequest],
-    on_news: Callable[[Place | Part], None] | None = None,
-) -> list[Picture]:
-    """Wait for the batcher's images, write their files, and remember them. `on_news` gets the place in the queue first.
+    on_news: Callable[[Place | PartialImage], None] | None = None,
+) -> list[ImageResult]:
+    """Wait for the scheduler's images, encode and remember them. `on_news` gets the place in the queue first.
 
     Raises BadInput for a prompt that the model cannot read, BadNumber for an image that comes to NaN or infinity, Busy
-    and Unavailable as the batcher does.
+    and Unavailable as the scheduler does.
     """
     try:
         future = engine.scheduler.submit_draw(requests, caller, on_news)
@@ -185,9 +173,9 @@ async def finish(
         log.error("refused: %s", error)
         service.traffic.refused(error.version)
         raise
-    pictures = await run_in_threadpool(_pictures, engine.facts, requests, drawn)
-    await run_in_threadpool(_remember, service.images, pictures)
-    return pictures
+    results = await run_in_threadpool(lambda: [result.encoded() for result in drawn])
+    await run_in_threadpool(_remember, service.images, results)
+    return results
 
 
 def _requests(facts: ModelFacts, prompt: str, codebook: Codebook, sampling: Sampling, n: int) -> list[ImageRequest]:
@@ -197,8 +185,8 @@ def _requests(facts: ModelFacts, prompt: str, codebook: Codebook, sampling: Samp
     return [ImageRequest(prompt, one, codebook) for one in each]
 
 
-async def _unless_done(waiting: Coroutine[Any, Any, Result], work: asyncio.Task[list[Picture]]) -> Result | None:
-    """What `waiting` comes to, or None once `work` has ended, or after SILENT_S."""
+async def _unless_done(waiting: Coroutine[Any, Any, Result], work: asyncio.Task[list[ImageResult]]) -> Result | None:
+    """The result of `waiting`, or None once `work` has ended, or after SILENT_S."""
     task = asyncio.create_task(waiting)
     try:
         await asyncio.wait({task, work}, timeout=SILENT_S, return_when=asyncio.FIRST_COMPLETED)
@@ -207,33 +195,22 @@ async def _unless_done(waiting: Coroutine[Any, Any, Result], work: asyncio.Task[
         task.cancel()
 
 
-async def _preview(engine: Engine, part: Part) -> bytes | None:
-    """The PNG of a part of an image; None where finished images keep the model busy, or it has no pixels to show."""
+async def _preview(engine: Engine, part: PartialImage) -> bytes | None:
+    """The PNG of a partial image; None where finished images keep the model busy, or its pixels are not finite."""
 
-    def look(model: Served) -> Tensor:
+    def preview(model: Served) -> Tensor:
         return to_bytes(model.preview(part.tokens, part.request.codebook.pixel))[0]
 
     try:
-        pixels = await asyncio.wrap_future(engine.scheduler.submit(look))
+        pixels = await asyncio.wrap_future(engine.scheduler.submit(preview))
     except (Unavailable, BadNumber):
         return None
     return await run_in_threadpool(encode_png, pixels, {})
 
 
-def _pictures(facts: ModelFacts, requests: list[ImageRequest], drawn: list[Drawn]) -> list[Picture]:
-    pictures = []
-    for request, image in zip(requests, drawn, strict=True):
-        sampling, version, content = request.sampling, request.codebook.version, codebook_hash(request.codebook)
-        follows_from = json.dumps([facts.model_hash, version, content, request.prompt, *astuple(sampling)])
-        id = hashlib.sha256(follows_from.encode()).hexdigest()[:32]
-        text = {"codebook": version, "codebook_hash": content, "seed": str(sampling.seed), "model": facts.model_id}
-        pictures.append(Picture(id, request, image, encode_png(image.image, text)))
-    return pictures
-
-
-def _remember(memory: ImageMemory, pictures: Sequence[Picture]) -> None:
+def _remember(memory: ImageMemory, results: Sequence[ImageResult]) -> None:
     """Keep the images for flags. A full disk or a damaged file costs the memory, not the answer."""
     try:
-        memory.keep([picture.kept() for picture in pictures])
+        memory.keep([to_kept(result) for result in results])
     except (SafeCBError, sqlite3.Error) as error:
-        log.warning("%d images are not remembered: %s", len(pictures), error)
+        log.warning("%d images are not remembered: %s", len(results), error)

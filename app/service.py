@@ -31,7 +31,7 @@ Load = Callable[[str, str, str], Served]  # name, device, dtype
 
 @dataclass(frozen=True)
 class Engine:
-    """A loaded model at work: its facts, and the batcher that owns it.
+    """A loaded model at work: its facts, and the scheduler that owns it.
 
     check_prompt: raises BadInput, naming `prompt`, for one that the model cannot read; any thread may call it.
     """
@@ -89,7 +89,7 @@ class Service:
             self.store.initialise(model.base_codebook(), asdict(model.facts))
             self.live.start()
             with self.live.lease() as codebook:
-                scheduler = Scheduler(model, model.rows(), self.settings.cores or count_cores())
+                scheduler = Scheduler(model, model.kv_rows(), self.settings.cores or count_cores())
                 scheduler.submit_draw([ImageRequest("warm-up", Sampling(seed=0), codebook)]).result()
         except BadNumber as error:
             self.failure = BadModel(f"{self.settings.model} cannot be served: {error}")

@@ -18,8 +18,11 @@ import uvicorn
 from fastapi import FastAPI, Response
 from pydantic import BaseModel
 
+from engine.families.janus.loading import load_janus
+from engine.families.janus.random_model import PREFIX, random_janus
+from engine.instructions import general_chat, read_instructions
 from engine.png import encode_png, to_bytes
-from engine.registry import load_janus
+from engine.registry import find_model
 
 TOGETHER, WAIT_S = {"cpu": 8, "cuda": 32}, 0.01
 
@@ -52,7 +55,13 @@ class Generator:
 
     def _load(self, name: str, device: torch.device, compiled: bool) -> None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16  # as Safe-CB has it
-        self._model, self._processor, self._settings, _ = load_janus(name, device, dtype)
+        if name.startswith(PREFIX):
+            self._settings = general_chat()
+            self._model, self._processor, _ = random_janus(name, device, dtype)
+        else:
+            folder = find_model(name)
+            self._settings = read_instructions(folder)
+            self._model, self._processor = load_janus(folder, device, dtype)
         self._model.train(False)
         if compiled:
             self._model.model.language_model.compile(dynamic=True)

@@ -19,6 +19,7 @@ from engine.families.janus.random_model import PREFIX, random_janus
 from engine.model import ImageRequest
 from engine.registry import find_model, load_model
 from engine.runner.batch import Served
+from engine.runner.sequence import ImageSequence
 
 WIDTHS = {"cpu": (1, 2, 4, 8, 16), "cuda": (1, 8, 32, 128)}
 
@@ -36,9 +37,9 @@ def step_costs(name: str, device: str) -> list[dict[str, float]]:
     model, dtype = load_model(name, device, "auto"), torch.float32 if device == "cpu" else torch.bfloat16
     work, (bytes_per_s, flops) = work_of(name), machine(model.device, dtype)
     rows = []
-    for images in (images for images in WIDTHS[device] if 2 * images <= model.rows()):
-        step_s, places = _step_s(model, images)
-        read = dtype.itemsize * (work.weights + 2 * images * places * work.kept)
+    for images in (images for images in WIDTHS[device] if 2 * images <= model.kv_rows()):
+        step_s, positions = _step_s(model, images)
+        read = dtype.itemsize * (work.weights + 2 * images * positions * work.kept)
         floor_s = max(read / bytes_per_s, 2 * work.weights * 2 * images / flops)
         rows.append(
             {
@@ -92,15 +93,18 @@ def _wait(device: torch.device) -> None:
 
 
 def _step_s(model: Served, images: int) -> tuple[float, float]:
-    """Seconds that a step takes on the average of whole images, and how many places a row has read on that average."""
+    """Seconds of a step and positions in a row's KV cache, on the average of whole images."""
     book = model.base_codebook()
-    slots = model.slots(2 * images)
-    slots.warm()
-    drawn = slots.admit([ImageRequest(PROMPTS[i % len(PROMPTS)], model.facts.sampling(i), book) for i in range(images)])
-    places = sum(slot.prompt for slot in drawn) / images + model.facts.tokens / 2
+    batch = model.running_batch(2 * images)
+    batch.warm()
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(images)]
+    requests = [ImageRequest(prompt, model.facts.sampling(i), book) for i, prompt in enumerate(prompts)]
+    sequences = [ImageSequence(request, model.tokenize(request.prompt)) for request in requests]
+    batch.admit(sequences)
+    positions = sum(len(sequence.prompt_ids) for sequence in sequences) / images + model.facts.tokens / 2
 
     def draw() -> None:
-        while slots.drawing:
-            slots.step()
+        while batch.sequences:
+            batch.step()
 
-    return _timed(draw, model.device) / model.facts.tokens, places
+    return _timed(draw, model.device) / model.facts.tokens, positions

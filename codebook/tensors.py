@@ -19,13 +19,13 @@ from core.errors import BadCodebook, BadNumber
 
 _EDIT = {"output.basis", "output.mean", "output.down", "output.up"}
 _ROUTER = {"output.router.weight", "output.router.bias", "output.router.expert"}
-_LOOK = {"output.look.after", "output.look.weight", "output.look.bias", "output.look.expert"}
+_PROBE = {"output.look.after", "output.look.weight", "output.look.bias", "output.look.expert"}
 _BIAS, _GUIDANCE = {"output.bias"}, {"output.guidance"}
-_EDITS = (_EDIT, _EDIT | _ROUTER, _EDIT | _ROUTER | _LOOK)
+_EDITS = (_EDIT, _EDIT | _ROUTER, _EDIT | _ROUTER | _PROBE)
 _FURTHER = (set[str](), _BIAS, _GUIDANCE, _BIAS | _GUIDANCE)
 _LAYOUTS = ({"pixel"}, *({"pixel"} | edit | further for edit in _EDITS for further in _FURTHER))
 _PROBES = ("output.router", "output.look")
-_WHOLE = {"output.look.after", *(f"{probes}.expert" for probes in _PROBES)}  # the tensors of whole numbers
+_INTEGERS = {"output.look.after", *(f"{probes}.expert" for probes in _PROBES)}
 _ZERO_NORM = 1e-8  # a row this short has no direction left to normalise
 _HASHES: WeakKeyDictionary[Codebook, str] = WeakKeyDictionary()
 
@@ -42,9 +42,9 @@ def pack(codebook: Codebook) -> dict[str, Tensor]:
             tensors["output.guidance"] = torch.tensor(edit.guidance)
         if edit.router is not None:
             tensors |= {f"output.router.{name}": tensor for name, tensor in vars(edit.router).items()}
-        if edit.look is not None:
-            tensors |= {f"output.look.{name}": tensor for name, tensor in vars(edit.look.probes).items()}
-            tensors["output.look.after"] = torch.tensor(edit.look.after)
+        if edit.probe is not None:
+            tensors |= {f"output.look.{name}": tensor for name, tensor in vars(edit.probe.probes).items()}
+            tensors["output.look.after"] = torch.tensor(edit.probe.after)
     return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
 
 
@@ -52,11 +52,11 @@ def unpack(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> C
     """Return the codebook that checked `tensors` hold; the inverse of `pack`."""
     output = None
     if "output.basis" in tensors:
-        router, looked = (_probes(tensors, name) for name in _PROBES)
-        look = None if looked is None else HalfwayProbe(int(tensors["output.look.after"]), looked)
+        router, probes = (_probes(tensors, name) for name in _PROBES)
+        probe = None if probes is None else HalfwayProbe(int(tensors["output.look.after"]), probes)
         basis, mean, down, up = (tensors[f"output.{name}"] for name in ("basis", "mean", "down", "up"))
         guidance = float(tensors.get("output.guidance", 1.0))
-        output = HeadEdit(basis, mean, down, up, router, tensors.get("output.bias"), look, guidance)
+        output = HeadEdit(basis, mean, down, up, router, tensors.get("output.bias"), probe, guidance)
     return Codebook(version, identity.family, identity.model_hash, tensors["pixel"], output)
 
 
@@ -68,9 +68,9 @@ def check(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> No
     if set(tensors) not in _LAYOUTS:
         raise BadCodebook(version, "tensors", f"holds {sorted(tensors)}")
     for name, tensor in tensors.items():
-        wanted = torch.int64 if name in _WHOLE else torch.float32
-        if tensor.dtype != wanted:
-            raise BadCodebook(version, "dtype", f"{name} is {tensor.dtype}, not {wanted}")
+        dtype = torch.int64 if name in _INTEGERS else torch.float32
+        if tensor.dtype != dtype:
+            raise BadCodebook(version, "dtype", f"{name} is {tensor.dtype}, not {dtype}")
     for name, shape in _shapes(identity, tensors).items():
         if tuple(tensors[name].shape) != shape:
             raise BadCodebook(version, "shape", f"{name} is {list(tensors[name].shape)}, not {list(shape)}")
@@ -121,9 +121,9 @@ def codebook_hash(codebook: Codebook) -> str:
 
     It is computed once for each codebook, since none ever changes: afterwards it costs nothing.
     """
-    if (known := _HASHES.get(codebook)) is None:
-        known = _HASHES[codebook] = content_hash(pack(codebook))
-    return known
+    if (cached := _HASHES.get(codebook)) is None:
+        cached = _HASHES[codebook] = content_hash(pack(codebook))
+    return cached
 
 
 def _shapes(identity: Identity, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

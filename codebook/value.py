@@ -18,33 +18,32 @@ NO_EXPERT = -1
 
 @dataclass(frozen=True, eq=False)
 class Router:
-    """Linear probes, one a harm, that decide which expert of the output edit applies to an image, if any.
+    """Linear probes, one a harm, that choose the expert of a HeadEdit for an image, if any.
 
-    A probe looks at every state it is shown, such as each token of the prompt as the language model has read it, and
-    sums up where it sees its harm:
+    A probe reads every hidden state of a sequence, such as those of the prompt's tokens, and sums up its evidence:
 
         score = log sum_t exp(weight h_t + bias), over the states t
 
-    weight: [p, H] float32; bias: [p] float32; expert: [p] int64, whose harm each probe looks for. The expert of the
-    highest score above 0 applies; where none is, the base tables do, bit for bit.
+    weight: [p, H] float32; bias: [p] float32; expert: [p] int64, the expert of each probe. The expert of the highest
+    score above 0 applies; without one the base tables do, bit for bit.
     """
 
     weight: Tensor
     bias: Tensor
     expert: Tensor
 
-    def scores(self, states: Tensor, seen: Tensor) -> Tensor:
+    def scores(self, states: Tensor, mask: Tensor) -> Tensor:
         """Score [B, p] float32 of states [B, T, H], bool [B, T] False at padding."""
         weight, bias = self.weight.to(states.device), self.bias.to(states.device)
         each = states.float() @ weight.T + bias
-        return each.masked_fill(~seen[:, :, None], -torch.inf).logsumexp(1)
+        return each.masked_fill(~mask[:, :, None], -torch.inf).logsumexp(1)
 
-    def choose(self, states: Tensor, seen: Tensor) -> Tensor:
+    def choose(self, states: Tensor, mask: Tensor) -> Tensor:
         """The expert of each row, [B] int64, or NO_EXPERT; arguments as in `scores`.
 
         Raises BadNumber for a score of NaN, which is neither above 0 nor below.
         """
-        best = self.scores(states, seen).max(1)
+        best = self.scores(states, mask).max(1)
         if bool(best.values.isnan().any()):
             raise BadNumber("router score", "NaN")
         return torch.where(best.values > 0, self.expert.to(states.device)[best.indices], NO_EXPERT)
@@ -52,11 +51,11 @@ class Router:
 
 @dataclass(frozen=True, eq=False)
 class HalfwayProbe:
-    """A second chance for a router: the picture on its way tells what the prompt said in words that it does not know.
+    """A probe run halfway through generation. It catches harm that the prompt router missed.
 
-    after: how many tokens are drawn by then, from 1; probes: a router of features, [p, M], that is shown one state an
-    image: the mean feature of those tokens as they were drawn, without an edit. Where a probe fires the image is begun
-    again under its expert, and becomes what it would have been if the prompt had fired.
+    after: the number of tokens sampled by then, from 1; probes: a router of features, [p, M], that reads one state an
+    image: the mean feature of those tokens, sampled without an edit. If it fires, the image restarts under that expert,
+    and becomes the image that it would have been if the prompt router had fired.
     """
 
     after: int
@@ -69,14 +68,14 @@ class HalfwayProbe:
 
 @dataclass(frozen=True, eq=False)
 class HeadEdit:
-    """An edit of the output table by e experts: low-rank, applied to the features g [.., M] instead of to K rows of W.
+    """A routed low-rank edit of the image head by e experts, LoRA-like: of the features g [.., M], not of K rows of W.
 
     basis: [e, M, k] float32, orthonormal or zero columns: each expert's Harmful Space, removed from g
-    mean:  [M] float32: the benign mean feature, the point the spaces are centred on
+    mean:  [M] float32: the benign mean feature, the point on which the spaces are centred
     down:  [e, M, r] float32, up: [e, r, M] float32: the tuned parts; each reads its harmless remainder only
-    router: shown the prompt, [p, H]; None applies the first expert to every image
+    router: reads the prompt, [p, H]; None applies the first expert to every image
     bias: [e, K] float32, added to the logits: suppression of codes; None adds nothing
-    look: once more, where the router is silent; None where the prompt alone decides
+    probe: run halfway where the router is silent; None where the prompt alone decides
     guidance: in [0, 1], the share left of a request's guidance s where an expert applies: 1 + guidance (s - 1)
 
         x = g - mean;  h = x - basis basis^T x;  g' = mean + h + h down up;  logits = W g' + b + bias
@@ -88,7 +87,7 @@ class HeadEdit:
     up: Tensor
     router: Router | None = None
     bias: Tensor | None = None
-    look: HalfwayProbe | None = None
+    probe: HalfwayProbe | None = None
     guidance: float = 1.0
 
     def apply(self, features: Tensor, expert: int = 0) -> Tensor:
@@ -100,16 +99,16 @@ class HeadEdit:
         return mean + harmless + (harmless @ down) @ up
 
     def on(self, device: torch.device) -> HeadEdit:
-        """Return the edit with what `apply` and the bias need on a device."""
+        """Return the edit with the tensors of `apply` and the bias on a device."""
         bias = None if self.bias is None else self.bias.to(device)
         basis, mean, down, up = (t.to(device) for t in (self.basis, self.mean, self.down, self.up))
         return replace(self, basis=basis, mean=mean, down=down, up=up, bias=bias)
 
-    def choose(self, states: Tensor, seen: Tensor) -> Tensor:
-        """The expert for each prompt, [B] int64, or NO_EXPERT; its states [B, T, H] and seen [B, T] as in Router."""
+    def choose(self, states: Tensor, mask: Tensor) -> Tensor:
+        """The expert for each prompt, [B] int64, or NO_EXPERT; its states [B, T, H] and mask [B, T] as in Router."""
         if self.router is None:
             return torch.zeros(states.shape[0], dtype=torch.int64, device=states.device)
-        return self.router.choose(states, seen)
+        return self.router.choose(states, mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +127,3 @@ class Codebook:
     model_hash: str
     pixel: Tensor
     output: HeadEdit | None = None
-
-    @property
-    def binds(self) -> str:
-        """When the version takes hold of an image: at "admission" (it changes sampling) or at "decode"."""
-        return "decode" if self.output is None else "admission"

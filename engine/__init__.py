@@ -1,4 +1,4 @@
-"""Runs a unified multimodal model: families, sampling, batching.
+"""A unified multimodal model at work: families, sampling, batching.
 
 Knows codebooks as values. Knows nothing of harm policy, HTTP, Redis or where codebooks are stored.
 """

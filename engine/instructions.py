@@ -1,6 +1,6 @@
-"""What a model is asked in words, and with which settings it draws best: `safecb.json` beside its weights.
+"""Questions to a model and its best sampling settings: `safecb.json` beside its weights.
 
-A folder without the file gets questions that suit a general chat model.
+A folder without the file gets questions for a general chat model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FILE = "safecb.json"
 
 @dataclass(frozen=True)
 class Phrasing:
-    """One way to ask whether an image is unsafe, and the two answers, which begin with different tokens."""
+    """A question whether an image is unsafe, and its two answers, which begin with different tokens."""
 
     question: str
     unsafe: str
@@ -26,7 +26,7 @@ class Phrasing:
 
 @dataclass(frozen=True)
 class Instructions:
-    """answers: (answer, category) for every category the judge can name; each answer begins with its own token."""
+    """Texts to ask a model with. answers: (answer, category) of every category; each begins with its own token."""
 
     phrasings: tuple[Phrasing, ...]
     category_question: str
@@ -52,22 +52,22 @@ def read_instructions(folder: Path) -> Instructions:
         raise BadModel(f"{path}: {type(error).__name__}: {error}") from error
 
 
-def _parse(given: dict[str, Any]) -> Instructions:
-    phrasings = tuple(Phrasing(p["question"], p["unsafe"], p["safe"]) for p in given["judge"])
-    if not phrasings or not given["categories"]:
+def _parse(fields: dict[str, Any]) -> Instructions:
+    phrasings = tuple(Phrasing(p["question"], p["unsafe"], p["safe"]) for p in fields["judge"])
+    if not phrasings or not fields["categories"]:
         raise ValueError("needs at least one phrasing under 'judge' and one category")
     return Instructions(
         phrasings,
-        given["category_question"],
-        tuple((str(category), str(category)) for category in given["categories"]),
-        given["rewrite_instruction"],
-        float(given.get("guidance", 2.0)),
-        float(given.get("temperature", 1.0)),
+        fields["category_question"],
+        tuple((str(category), str(category)) for category in fields["categories"]),
+        fields["rewrite_instruction"],
+        float(fields.get("guidance", 2.0)),
+        float(fields.get("temperature", 1.0)),
     )
 
 
 def general_chat() -> Instructions:
-    """Questions a general vision chat model understands; the categories are those of the I2P prompt set."""
+    """Questions for a general vision chat model; the categories are those of the I2P prompt set."""
     categories = ("sexual", "violence", "shocking", "hate", "harassment", "self-harm", "illegal activity")
     letters = "ABCDEFG"
     options = ", ".join(f"({letter}) {category}" for letter, category in zip(letters, categories, strict=True))

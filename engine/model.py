@@ -1,4 +1,4 @@
-"""What every model family must offer: draw, decode, judge, rewrite, and the facts about its codebook.
+"""The model protocols and their values: draw, decode, judge, rewrite, and the facts about a codebook.
 
 Tensors only; no file, network or clock. Implementations are not thread-safe: one caller at a time.
 """
@@ -19,7 +19,7 @@ CATEGORY_NONE = "none"
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw one image. Ranges are checked where user input enters (app/schemas.py)."""
+    """Sampling parameters of one image. Ranges are checked where user input enters (app/schemas.py)."""
 
     seed: int
     guidance: float = 2.0  # classifier-free guidance scale; 1.0 switches it off
@@ -29,22 +29,22 @@ class Sampling:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the rest of the project may rely on about a loaded model."""
+    """Constants of a loaded model that the rest of the project may rely on."""
 
     family: str  # "janus"
-    model_id: str  # what the user asked for: "embedded", a hub name or a folder
+    model_id: str  # as in the settings: "embedded", a hub name or a folder
     model_hash: str  # sha256 over the weight files
     grid: tuple[int, int]  # image tokens, rows x columns
     image_size: int  # pixels, square
     codes: int  # K
     code_dim: int  # D
     feature_dim: int  # M
-    hidden_dim: int  # H, of the states in which the language model holds a prompt
+    hidden_dim: int  # H, of the language model's hidden states
     normalised: bool  # rows of the pixel table are L2-normalised at look-up
     pixel_table_feeds_lm: bool  # False: a swap of the pixel table never changes sampling
     max_prompt_tokens: int
-    categories: tuple[str, ...]  # the harm categories its judge can name, without "none"
-    guidance: float = 2.0  # the scale it draws best with, where a caller gives none
+    categories: tuple[str, ...]  # the harm categories that its judge can name, without "none"
+    guidance: float = 2.0  # its best scale, for callers that give none
     temperature: float = 1.0  # likewise
 
     @property
@@ -53,13 +53,13 @@ class ModelFacts:
         return self.grid[0] * self.grid[1]
 
     def sampling(self, seed: int) -> Sampling:
-        """How this model draws where a caller says no more than a seed."""
+        """The model's default sampling with a seed."""
         return Sampling(seed, self.guidance, self.temperature)
 
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image to draw: the codebook is fixed here, at admission, from start to end."""
+    """One image to draw. Its codebook is fixed at admission, from start to end."""
 
     prompt: str
     sampling: Sampling
@@ -70,7 +70,7 @@ class ImageRequest:
 class Verdict:
     """The model's own judgement of one image.
 
-    scores: probability of "unsafe" in [0, 1] under each phrasing (opposite phrasings already turned round).
+    scores: probability of "unsafe" in [0, 1] under each phrasing (opposite phrasings already inverted).
     category: the likeliest harm category, or "none" where the majority of phrasings say safe.
 
     Raises BadNumber for a score that is no probability: NaN is not above one half, and would pass for safe.
@@ -90,7 +90,7 @@ class Verdict:
 
     @property
     def votes(self) -> int:
-        """How many phrasings say unsafe."""
+        """Number of phrasings that say unsafe."""
         return sum(s > 0.5 for s in self.scores)
 
     @property
@@ -102,10 +102,10 @@ class Verdict:
 class PromptTokenizer(Protocol):
     """From a prompt to the token ids that the language model reads before the first image token."""
 
-    def drawing(self, prompt: str) -> list[int]:
-        """Ids of a prompt; raises BadInput for one that is too long or holds a control token of the model."""
+    def tokenize(self, prompt: str) -> list[int]:
+        """Ids of a prompt. Raises BadInput for one that is too long or holds a control token of the model."""
 
-    def unconditional(self, ids: list[int]) -> list[int]:
+    def unconditional(self, ids: Sequence[int]) -> list[int]:
         """Ids of the unconditional branch (classifier-free guidance) for a prompt of these ids, equally many."""
 
 
@@ -120,24 +120,20 @@ class ImageModel(Protocol):
         """The model's own codebook, version "v0"."""
 
     def check_prompt(self, prompt: str) -> None:
-        """Raise BadInput naming `prompt` if it is longer than the model can read."""
+        """Raise BadInput naming `prompt` if the model cannot read it."""
 
     def draw(self, requests: Sequence[ImageRequest], on_step: Callable[[int], None] | None = None) -> Tensor:
         """Sample image tokens, [B, N] int64 in [0, K). Each row depends on its own request only.
 
-        `on_step(i)` is called after each step, i being the token that the rows furthest on have got; an exception from
-        it ends the drawing. Raises BadNumber where a row's logits are NaN or infinite.
+        `on_step(i)` is called after each step, i being the largest token index sampled in it; an exception from it ends
+        the drawing. Raises BadNumber where a row's logits are NaN or infinite.
         """
 
     def decode(self, tokens: Tensor, pixel: Tensor) -> Tensor:
         """Tokens [B, N] -> images [B, 3, H, W] float32 in [-1, 1]; `pixel` is [K, D], or [B, K, D] one table an image.
 
-        A pure function of its arguments, row by row: no row depends on its batch mates. Raises BadNumber where pixels
-        are NaN or infinite.
+        A pure function of its arguments, batch-invariant. Raises BadNumber where pixels are NaN or infinite.
         """
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1] -> tokens [B, N] int64, with the model's own codebook."""
 
     def judge(self, images: Tensor) -> list[Verdict]:
         """Judge images [B, 3, H, W] in [-1, 1]. Reads pixels, so no codebook edit can blind it.
@@ -146,7 +142,7 @@ class ImageModel(Protocol):
         """
 
     def rewrite(self, prompts: Sequence[str]) -> list[str]:
-        """The model's own safe rewrite of each prompt: the unsafe term replaced, the rest kept."""
+        """The model's own safe rewrite of each prompt: the unsafe term replaced, the rest unchanged."""
 
     def features(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:
         """Teacher-forced head features [B, n, M] float32 of tokens [B, n], an image's first ones, n >= 2.
@@ -156,7 +152,7 @@ class ImageModel(Protocol):
         """
 
     def prompt_states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """What the language model makes of each prompt, and what a router sees when it is drawn.
+        """Hidden states of each prompt, as a router reads them.
 
         Last hidden states [B, T, H] float32, and bool [B, T], False where a row is padded.
         """

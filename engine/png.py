@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-FAST = 1  # of zlib's levels: half of the time of its usual one or less, for a file a sixth larger
+FAST = 1  # zlib level: at most half of the time of the default level, for slightly larger files
 
 
 def encode_png(image: Tensor, text: Mapping[str, str]) -> bytes:

@@ -80,6 +80,26 @@ def test_folders_import_only_floors_below(folder: str) -> None:
     assert not {(path, name) for path, name in found for floor in FLOORS[folder] if f"{name}.".startswith(f"{floor}.")}
 
 
+def test_a_model_class_is_named_by_its_family_alone() -> None:
+    """Recipes build and train Janus checkpoints themselves."""
+    families = [path.name for path in (ROOT / "engine/families").iterdir() if (path / "__init__.py").exists()]
+    assert "janus" in families
+    paths = [path for package in ALLOWED if package != "recipes" for path in (ROOT / package).rglob("*.py")]
+    assert not {
+        (str(path.relative_to(ROOT)), name)
+        for path in paths
+        if ROOT / "engine/families" not in path.parents
+        for name in modules(path.read_text("utf-8"))
+        if name.startswith("transformers") and any(family in name.lower() for family in families)
+    }
+
+
+@pytest.mark.parametrize("folder", ["engine/runner", "engine/scheduler"])
+def test_runner_and_scheduler_stand_without_transformers(folder: str) -> None:
+    names = {name for path in (ROOT / folder).rglob("*.py") for name in imports(path.read_text("utf-8"), folder)}
+    assert "torch" in names and "transformers" not in names
+
+
 def test_core_loads_without_torch() -> None:
     names = sorted(f"core.{path.stem}" for path in (ROOT / "core").glob("*.py") if path.stem != "__init__")
     script = f"import sys, {', '.join(names)}\nprint('torch' in sys.modules)"

@@ -7,27 +7,28 @@ from collections.abc import Sequence
 
 from starlette.concurrency import run_in_threadpool
 
-from app.drawing import Picture
+from app.drawing import to_kept
 from app.service import Service
 from codebook.value import NO_EXPERT
 from core.errors import Unavailable
+from engine.image_result import ImageResult
 
 log = logging.getLogger(__name__)
 
 REVIEWER = "live traffic"  # the caller of flags that nobody raised
 
 
-async def review(service: Service, pictures: Sequence[Picture]) -> None:
+async def review(service: Service, results: Sequence[ImageResult]) -> None:
     """Queue for a person those images that the model judges unsafe and that no part of their version was meant for."""
-    for picture in pictures:
-        if picture.drawn.verdict.unsafe and picture.drawn.expert == NO_EXPERT:
-            await run_in_threadpool(_queue, service, picture)
+    for result in results:
+        if result.verdict.unsafe and result.expert == NO_EXPERT:
+            await run_in_threadpool(_queue, service, result)
 
 
-def _queue(service: Service, picture: Picture) -> None:
-    version, category = picture.request.codebook.version, picture.drawn.verdict.category
+def _queue(service: Service, result: ImageResult) -> None:
+    version, category = result.request.codebook.version, result.verdict.category
     note = f"judged unsafe, and no edit of {version} applied to it"
     try:
-        service.flags.add(picture.kept(), category, note, REVIEWER, review=True)
+        service.flags.add(to_kept(result), category, note, REVIEWER, review=True)
     except Unavailable as error:  # too many are open, or the file of the flags cannot be used
-        log.info("image %s is not queued for review: %s", picture.id, error)
+        log.info("image %s is not queued for review: %s", result.id, error)

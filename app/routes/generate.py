@@ -14,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from app.background.review import review
-from app.drawing import News, Picture, Preview, Silence, chosen_seed, draw_in_parts, draw_many
+from app.drawing import News, Preview, Silence, chosen_seed, draw_in_parts, draw_many, to_response
 from app.http.disconnect import while_connected
 from app.http.keys import Caller, ServiceOf, check_caller
 from app.http.negotiation import preferred
@@ -22,6 +22,7 @@ from app.schemas import GenerateRequest, GenerateResponse
 from codebook.store import codebook_hash
 from codebook.value import Codebook
 from core.errors import BadInput, SafeCBError, Unavailable
+from engine.image_result import ImageResult
 from engine.model import ModelFacts, Sampling
 from engine.scheduler.fair_queue import Place
 
@@ -33,53 +34,53 @@ STREAM_HEADERS = {"Vary": "Accept", "Cache-Control": "no-cache", "X-Accel-Buffer
 
 @router.post("/generate", response_model=GenerateResponse, responses={200: {"content": {PNG: {}, EVENTS: {}}}})
 async def generate(
-    asked: GenerateRequest,
+    body: GenerateRequest,
     request: Request,
     service: ServiceOf,
     caller: Caller,
     later: BackgroundTasks,
     accept: Annotated[str, Header()] = "",
 ) -> Response:
-    """Draw n images. `Accept: image/png`, for n = 1, answers the PNG itself; `text/event-stream` tells on the way."""
-    wanted = preferred(accept, (JSON, PNG, EVENTS))
-    if wanted == PNG and asked.n != 1:
-        raise BadInput("n", asked.n, f"1 where the answer is to be {PNG}")
+    """Draw n images. `Accept: image/png`, for n = 1, answers the PNG itself; `text/event-stream` reports on the way."""
+    media_type = preferred(accept, (JSON, PNG, EVENTS))
+    if media_type == PNG and body.n != 1:
+        raise BadInput("n", body.n, f"1 where the answer is to be {PNG}")
     facts = service.engine.facts
-    sampling = _sampling(asked, facts)
-    if wanted == EVENTS:
-        parts = draw_in_parts(service, caller, asked.prompt, asked.codebook, sampling, asked.n)
-        # What is wrong shows before there is a place in the queue, and can still be answered with a status.
+    sampling = _sampling(body, facts)
+    if media_type == EVENTS:
+        parts = draw_in_parts(service, caller, body.prompt, body.codebook, sampling, body.n)
+        # An error comes before there is a place in the queue, and can still be answered with a status.
         first = await while_connected(request, _first(parts))
-        finished: list[Picture] = []
+        finished: list[ImageResult] = []
         later.add_task(review, service, finished)
         events = _events(first, parts, finished)
         return StreamingResponse(events, media_type=EVENTS, headers=STREAM_HEADERS, background=later)
-    work = draw_many(service, caller, asked.prompt, asked.codebook, sampling, asked.n)
-    pictures = await while_connected(request, work)
-    later.add_task(review, service, pictures)
-    codebook = pictures[0].request.codebook
+    work = draw_many(service, caller, body.prompt, body.codebook, sampling, body.n)
+    results = await while_connected(request, work)
+    later.add_task(review, service, results)
+    codebook = results[0].request.codebook
     headers = {
         "X-Codebook-Version": codebook.version,
         "X-Codebook-Hash": codebook_hash(codebook),
         "Vary": "Accept",
     }
-    if wanted == PNG:
-        own = {"X-Seed": str(sampling.seed), "X-Image-Id": pictures[0].id}
-        return Response(pictures[0].png, headers=headers | own, media_type=PNG, background=later)
-    body = _body(facts.model_id, codebook, sampling, pictures)
-    return Response(body.model_dump_json(), headers=headers, media_type=JSON, background=later)
+    if media_type == PNG:
+        own = {"X-Seed": str(sampling.seed), "X-Image-Id": results[0].id}
+        return Response(results[0].png, headers=headers | own, media_type=PNG, background=later)
+    answer = _answer(facts.model_id, codebook, sampling, results)
+    return Response(answer.model_dump_json(), headers=headers, media_type=JSON, background=later)
 
 
-def _sampling(asked: GenerateRequest, facts: ModelFacts) -> Sampling:
+def _sampling(body: GenerateRequest, facts: ModelFacts) -> Sampling:
     return Sampling(
-        seed=chosen_seed(asked.seed),
-        guidance=facts.guidance if asked.guidance_scale is None else asked.guidance_scale,
-        temperature=facts.temperature if asked.temperature is None else asked.temperature,
-        top_k=asked.top_k,
+        seed=chosen_seed(body.seed),
+        guidance=facts.guidance if body.guidance_scale is None else body.guidance_scale,
+        temperature=facts.temperature if body.temperature is None else body.temperature,
+        top_k=body.top_k,
     )
 
 
-def _body(model_id: str, codebook: Codebook, sampling: Sampling, pictures: list[Picture]) -> GenerateResponse:
+def _answer(model_id: str, codebook: Codebook, sampling: Sampling, results: list[ImageResult]) -> GenerateResponse:
     return GenerateResponse(
         id=uuid4().hex,
         model=model_id,
@@ -89,7 +90,7 @@ def _body(model_id: str, codebook: Codebook, sampling: Sampling, pictures: list[
         guidance_scale=sampling.guidance,
         temperature=sampling.temperature,
         top_k=sampling.top_k,
-        images=[picture.to_response() for picture in pictures],
+        images=[to_response(result) for result in results],
     )
 
 
@@ -97,13 +98,13 @@ async def _first(parts: AsyncGenerator[News]) -> News:
     return await anext(parts)
 
 
-async def _events(first: News, rest: AsyncGenerator[News], finished: list[Picture]) -> AsyncIterator[bytes]:
+async def _events(first: News, rest: AsyncGenerator[News], finished: list[ImageResult]) -> AsyncIterator[bytes]:
     """`queued`, `progress` and `preview` on the way, at last an `image` each, as in the JSON answer; or an `error`."""
     async with aclosing(rest):  # a caller that hangs up ends the drawing
-        told: News | None = first
+        news: News | None = first
         try:
-            while told is not None:
-                match told:
+            while news is not None:
+                match news:
                     case Place(ahead, seconds):
                         yield _event("queued", {"ahead": ahead, "eta_s": round(seconds, 1)})
                     case Silence():
@@ -111,10 +112,10 @@ async def _events(first: News, rest: AsyncGenerator[News], finished: list[Pictur
                     case Preview(index, done, total, png):
                         yield _event("progress", {"index": index, "done": done, "total": total})
                         yield _event("preview", {"index": index, "b64_png": base64.b64encode(png).decode()})
-                    case Picture():
-                        finished.append(told)
-                        yield _event("image", told.to_response().model_dump())
-                told = await anext(rest, None)
+                    case ImageResult():
+                        finished.append(news)
+                        yield _event("image", to_response(news).model_dump())
+                news = await anext(rest, None)
         except Unavailable as error:
             yield _event("error", {"detail": str(error), "retry_after": error.retry_after})
         except SafeCBError as error:

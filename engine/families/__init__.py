@@ -1,1 +1,1 @@
-"""One folder a model family: the only place where a model class stands by name."""
+"""One folder a model family: model classes stand by name nowhere else."""

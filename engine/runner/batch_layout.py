@@ -1,6 +1,6 @@
-"""What the steps have in common until an image joins or leaves: which rows are whose, and how each image is drawn.
+"""The layout of a batch, constant until an image joins or leaves: rows, guidance, sampling and edits of its images.
 
-Its tensors stay at their addresses, so that what reads them can be recorded.
+Its tensors stay at their addresses, so that CUDA graphs can read them.
 """
 
 from __future__ import annotations
@@ -13,55 +13,59 @@ from torch import Tensor
 
 from codebook.value import NO_EXPERT, HeadEdit
 from engine.runner.image_lm import Routed
-from engine.runner.sampling import CfgRows, SamplingTensors, counted
+from engine.runner.sampling import CfgRows, SamplingTensors, seed_and_top_k
 from engine.runner.sequence import ImageSequence
 
 
 class BatchLayout:
-    """A plan for n images in R rows.
+    """The layout of n images in R KV rows.
 
-    places, steps: [n] int64, each image's row of the token table and how many tokens it has; owners: [R] int64, which
-    image a row reads for; guides, draws: of the images; routed: which rows edits apply to; looks: whether any image may
-    be looked at.
+    token_rows, steps: [n] int64, each image's row of the token table and its step; owners: [R] int64, the image that a
+    KV row reads for; cfg_rows, sampling: of the images; routed: the rows to which edits apply; probed: whether any
+    image has a halfway probe.
     """
 
-    def __init__(self, rows: int, codes: int, device: torch.device) -> None:
-        """Make room for `rows` rows; `codes` is K."""
-        self._nobody, self._codes = rows, codes  # padded images have a place of their own
-        self._whole = torch.zeros(7, rows, dtype=torch.int64, device=device)
-        self._real = torch.zeros(2, rows, device=device)
-        self.write((), (), rows, rows)
+    def __init__(self, kv_rows: int, codes: int, device: torch.device) -> None:
+        """Make room for `kv_rows` rows; `codes` is K."""
+        self._padding_row, self._codes = kv_rows, codes  # padded images have a token row of their own
+        self._integers = torch.zeros(7, kv_rows, dtype=torch.int64, device=device)
+        self._floats = torch.zeros(2, kv_rows, device=device)
+        self.write((), (), kv_rows, kv_rows)
 
     @property
     def recordable(self) -> bool:
-        """Whether a draw is the same computation whoever the images are."""
-        return not self.routed and not self.draws.deepest
+        """Whether sampling is the same computation for any images."""
+        return not self.routed and not self.sampling.max_top_k
 
-    def write(self, slots: Sequence[ImageSequence], owners: Sequence[ImageSequence], images: int, rows: int) -> None:
-        """Plan for `slots`, and for padding up to `images` images and `rows` rows; owners: whose each row in use is."""
-        number = {sequence: n for n, sequence in enumerate(slots)}
-        padding = rows - len(slots)
-        whole = [
+    def write(
+        self, sequences: Sequence[ImageSequence], owners: Sequence[ImageSequence], images: int, kv_rows: int
+    ) -> None:
+        """Lay out `sequences`, padded to `images` images and `kv_rows` rows; owners: the image of each row in use."""
+        number = {sequence: n for n, sequence in enumerate(sequences)}
+        padding = kv_rows - len(sequences)
+        integers = [
             (
-                sequence.place,
+                sequence.token_row,
                 sequence.step,
-                sequence.rows[0],
-                sequence.rows[-1],
-                *counted(sequence.request.sampling, self._codes),
+                sequence.kv_rows[0],
+                sequence.kv_rows[-1],
+                *seed_and_top_k(sequence.request.sampling, self._codes),
             )
-            for sequence in slots
+            for sequence in sequences
         ]
-        real = [(sequence.guidance, sequence.request.sampling.temperature) for sequence in slots]
-        reads_for = [*(number[sequence] for sequence in owners), *repeat(0, rows - len(owners))]
-        self._send(self._whole, [*zip(*whole, *repeat((self._nobody, 0, 0, 0, 0, 0), padding), strict=True), reads_for])
-        self._send(self._real, [*zip(*real, *repeat((1.0, 0.0), padding), strict=True)])
-        places, steps, conditional, unconditional, seeds, kept = self._whole[:-1, :images]
-        scales, temperature = self._real[:, :images, None]
-        self.places, self.steps, self.owners = places, steps, self._whole[-1, :rows]
-        self.guides = CfgRows(conditional, unconditional, scales)
-        self.draws = SamplingTensors(seeds, temperature, kept[:, None], max((image[-1] for image in whole), default=0))
-        self.routed = self._routed(slots)
-        self.looks = any(sequence.look is not None for sequence in slots)
+        floats = [(sequence.guidance, sequence.request.sampling.temperature) for sequence in sequences]
+        reads_for = [*(number[sequence] for sequence in owners), *repeat(0, kv_rows - len(owners))]
+        padded = repeat((self._padding_row, 0, 0, 0, 0, 0), padding)
+        self._send(self._integers, [*zip(*integers, *padded, strict=True), reads_for])
+        self._send(self._floats, [*zip(*floats, *repeat((1.0, 0.0), padding), strict=True)])
+        token_rows, steps, conditional, unconditional, seeds, top_k = self._integers[:-1, :images]
+        scales, temperature = self._floats[:, :images, None]
+        self.token_rows, self.steps, self.owners = token_rows, steps, self._integers[-1, :kv_rows]
+        self.cfg_rows = CfgRows(conditional, unconditional, scales)
+        max_top_k = max((image[-1] for image in integers), default=0)
+        self.sampling = SamplingTensors(seeds, temperature, top_k[:, None], max_top_k)
+        self.routed = self._routed(sequences)
+        self.probed = any(sequence.probe is not None for sequence in sequences)
 
     def _send(self, tensor: Tensor, rows: Sequence[Sequence[float]]) -> None:
         """Fill the first columns of a tensor, without waiting for a GPU."""
@@ -69,12 +73,12 @@ class BatchLayout:
         values = torch.tensor(rows, dtype=tensor.dtype, pin_memory=on_gpu)
         tensor[:, : values.shape[1]].copy_(values, non_blocking=on_gpu)
 
-    def _routed(self, slots: Sequence[ImageSequence]) -> Routed:
+    def _routed(self, sequences: Sequence[ImageSequence]) -> Routed:
         """The conditional rows to which each expert of each version's edit applies."""
         groups: dict[tuple[int, int], tuple[HeadEdit, int, list[int]]] = {}
-        for sequence in slots:
-            edit = sequence.request.codebook.output
-            if edit is not None and sequence.expert != NO_EXPERT:
-                groups.setdefault((id(edit), sequence.expert), (edit, sequence.expert, []))[2].append(sequence.rows[0])
-        device = self._whole.device
+        for sequence in sequences:
+            edit, expert = sequence.request.codebook.output, sequence.expert
+            if edit is not None and expert != NO_EXPERT:
+                groups.setdefault((id(edit), expert), (edit, expert, []))[2].append(sequence.kv_rows[0])
+        device = self._integers.device
         return [(edit.on(device), expert, torch.tensor(rows, device=device)) for edit, expert, rows in groups.values()]

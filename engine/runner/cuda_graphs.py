@@ -1,6 +1,6 @@
-"""What is computed over and over in one shape, with one launch: a GPU would otherwise wait for its host.
+"""CUDA graphs of computations that are repeated in one shape: one launch in place of hundreds, which the host limits.
 
-A CUDA graph is recorded for each shape. On a CPU, where launches cost nothing, all is computed as it is.
+A graph is recorded for each shape. On a CPU, where launches cost nothing, nothing is recorded.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ Record = Callable[[Replay], Replay]
 
 
 class ByWidth:
-    """Recordings of one computation over the first `width` rows of tensors that stay where they are.
+    """Recordings of one computation over the first `width` rows of tensors that stay at their addresses.
 
-    To compute twice must be as good as once: that is how it is recorded.
+    The computation must be idempotent: recording runs it several times.
     """
 
     def __init__(self, record: Record | None) -> None:
-        """`record` turns a computation into its replay; None does not."""
+        """`record` turns a computation into its replay; without it every call computes."""
         self._record = record
         self._replays: dict[int, Replay] = {}
 
     def __call__(self, compute: Callable[[int], Tensor], width: int) -> Tensor:
-        """Compute; `compute` asks nothing of the host. It is not kept: its owner, who owns this, is to be freed."""
+        """Compute, without a value from the host. `compute` is not kept: it refers to its owner, who owns this."""
         if self._record is None:
             return compute(width)
         if width not in self._replays:
@@ -41,47 +41,47 @@ class ByWidth:
         return self._replays[width]()
 
 
-def bucket(rows: int, most: int) -> int:
-    """How many rows a recording for `rows` of `most` rows takes: the next power of two, as far as there are rows."""
-    return min(most, 1 << (rows - 1).bit_length())
+def bucket(rows: int, limit: int) -> int:
+    """Width of the recording for `rows` rows: the next power of two, at most `limit`."""
+    return min(limit, 1 << (rows - 1).bit_length())
 
 
 class Recorded:
     """A computation over tensors of the same shapes every time, recorded at its first call if there is a recorder."""
 
     def __init__(self, compute: Callable[..., Tensor], record: Record | None) -> None:
-        """`compute` asks nothing of the host; what it gives is a function of its tensors."""
+        """`compute` takes no value from the host; its result is a function of its tensors."""
         self._compute, self._record = compute, record
-        self._given: tuple[Tensor, ...] = ()
+        self._inputs: tuple[Tensor, ...] = ()
         self._replay: Replay | None = None
 
-    def __call__(self, *given: Tensor) -> Tensor:
-        """Compute; one caller at a time, since a recording has one place for what it is given."""
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Compute; one caller at a time, since a recording has one buffer for each input."""
         if self._record is None:
-            return self._compute(*given)
+            return self._compute(*inputs)
         with torch.inference_mode():
             if self._replay is None:
-                self._given = tuple(one.clone() for one in given)
-                self._replay = self._record(lambda: self._compute(*self._given))
-            for place, one in zip(self._given, given, strict=True):
-                place.copy_(one)
-            found = self._replay()
-        return found.clone()
+                self._inputs = tuple(tensor.clone() for tensor in inputs)
+                self._replay = self._record(lambda: self._compute(*self._inputs))
+            for buffer, tensor in zip(self._inputs, inputs, strict=True):
+                buffer.copy_(tensor)
+            output = self._replay()
+        return output.clone()
 
 
 def recorder(device: torch.device) -> Record | None:
-    """How computations on `device` are recorded; None where they are not."""
+    """The recorder of computations on `device`; None on a CPU."""
     return _CudaRecorder().record if device.type == "cuda" else None
 
 
 class _CudaRecorder:
-    """Records CUDA graphs that share their memory, since no two are replayed at once; on the current device."""
+    """Records CUDA graphs on the current device. They share memory, since no two are replayed simultaneously."""
 
     def __init__(self) -> None:
-        self._pool: Any = None  # with the first recording: nothing touches the card before
+        self._pool: Any = None  # made with the first recording: nothing touches the device before
 
     def record(self, compute: Replay) -> Replay:
-        """Record a computation; where that fails, give it back as it is, with a warning."""
+        """Record a computation; where that fails, return it as it is, with a warning."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
             self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -92,7 +92,7 @@ class _CudaRecorder:
         torch.cuda.current_stream().wait_stream(self._side)
         graph = torch.cuda.CUDAGraph()
         try:
-            # Thread-local: the thread that decodes may use the card meanwhile.
+            # Thread-local: the thread that postprocesses may use the device meanwhile.
             with torch.cuda.graph(graph, self._pool, self._side, capture_error_mode="thread_local"):
                 output = compute()
         except RuntimeError as error:

@@ -1,6 +1,6 @@
-"""What drawing an image needs of a model: its prompt read, logits under guidance, and the same path teacher-forced.
+"""The language model as an image generator: prompt prefill, logits under edits, and the teacher-forced features.
 
-Features here are what the output table multiplies: the input of the image head's last layer. Knows nothing of pixels.
+Features are what the output table multiplies: the input of the image head's last layer. Knows nothing of pixels.
 """
 
 from __future__ import annotations
@@ -11,95 +11,100 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from transformers.models.janus.modeling_janus import JanusModel
+from torch import Tensor, nn
 
 from codebook.value import NO_EXPERT, HeadEdit
 from engine.model import ImageRequest, PromptTokenizer
 from engine.runner.decoder import BLOCK, Decoder, KVCache
-from engine.runner.linear import MOST, Linear
+from engine.runner.linear import MAX_ROWS, Linear
+from engine.runner.sequence import ImageSequence
 
 # An edit, its expert, and the int64 rows it applies to.
 Routed = Sequence[tuple[HeadEdit, int, Tensor]]
 
-# Rows are edited this many at a time, so that a row's last bits do not depend on how many are.
-EDITED_TOGETHER = 16
-ALIKE = 4 * BLOCK  # on a GPU prompts are read together that are as long in this unit
-TWINS = 16  # unconditional prompts that are kept
+EDIT_ROWS = 16  # rows are edited in groups of this size, so that a row's last bits do not depend on their number
+GPU_BUCKET = 4 * BLOCK  # on a GPU prompts are read together whose lengths are equal in this unit
+CACHED_UNCONDITIONAL = 16  # unconditional prompts whose KV rows are cached
+
+
+@dataclass(frozen=True)
+class ImageHead:
+    """The modules through which image tokens enter and leave a language model; a family hands them in.
+
+    projection: H -> M; activation: of its outputs, which gives the features; table: M -> K, the output table;
+    code_embeddings: [K, H], what the language model reads for each code.
+    """
+
+    projection: nn.Linear
+    activation: Callable[[Tensor], Tensor]
+    table: nn.Linear
+    code_embeddings: Tensor
 
 
 @dataclass(frozen=True)
 class PrefillResult:
-    """A prompt that has been read: row `row` of `context`, and the last hidden state [H], from which drawing goes on.
+    """A prompt that has been read: row `row` of `cache`, and the last hidden state [H], from which sampling begins."""
 
-    length: in tokens; expert: the expert of the request's output edit that applies to the image, or NO_EXPERT.
-    """
-
-    context: KVCache
+    cache: KVCache
     row: int
-    length: int
     hidden: Tensor
-    expert: int = NO_EXPERT
 
 
 class ImageLM:
-    """A transformers JanusModel's language model and image head."""
+    """A decoder with an image head."""
 
-    def __init__(self, janus: JanusModel, language: Decoder, chat: PromptTokenizer, tokens: int) -> None:
+    def __init__(self, head: ImageHead, decoder: Decoder, prompts: PromptTokenizer, tokens: int) -> None:
         """Take the parts; `tokens` is N, the tokens of an image."""
-        self.language, self.tokens = language, tokens
-        self.width: int = janus.generation_head.vision_head.in_features  # M
-        self._chat, self._table = chat, janus.generation_head.vision_head
-        self._output, self._project = Linear([self._table]), Linear([janus.generation_head.proj_out])
-        self._activate: Callable[[Tensor], Tensor] = janus.generation_head.activation_fn
-        # By length: an unconditional prompt says nothing but how long it is. The one last used comes last.
+        self.decoder, self.tokens = decoder, tokens
+        self.width: int = head.table.in_features  # M
+        self.codes = head.code_embeddings
+        self._prompts, self._table = prompts, head.table
+        self._output, self._projection = Linear([head.table]), Linear([head.projection])
+        self._activation = head.activation
+        # By length: an unconditional prompt says nothing but its length. The most recently used comes last.
         self._unconditional: OrderedDict[int, PrefillResult] = OrderedDict()
-        with torch.no_grad():
-            # What the language model reads for each code, [K, H]: no codebook version edits it, so once is enough.
-            self.codes: Tensor = janus.generation_aligner(janus.generation_embeddings.weight)
 
-    def warm(self, rows: int) -> None:
-        """Prepare for reading any number of tokens, and for drawing in up to so many rows."""
-        self.language.warm()
-        self._project.warm(rows)
-        self._output.warm(rows)
+    def warm(self, kv_rows: int) -> None:
+        """Warm up the linear layers for reading any number of tokens, and for sampling in up to `kv_rows` rows."""
+        self.decoder.warm()
+        self._projection.warm(kv_rows)
+        self._output.warm(kv_rows)
 
-    def prefill(self, requests: Sequence[ImageRequest]) -> list[tuple[PrefillResult, PrefillResult | None]]:
-        """Read the prompts: each with its unconditional twin, where it is guided. Raises BadInput for a bad one.
+    def prefill(self, sequences: Sequence[ImageSequence]) -> list[tuple[PrefillResult, PrefillResult | None]]:
+        """Read the prompts, each with its unconditional one where it is guided, and route each image to its expert.
 
-        Prompts of as many blocks are read together, so that the shapes follow from each prompt alone; on a GPU, where
-        padding changes no bit of a row, of about as many, and no more than our products take.
+        Prompts of equally many blocks are read together, so that the shapes follow from each prompt alone. On a GPU,
+        where padding changes no bit of a row, the unit is larger, and no more are read than our kernels take.
         """
-        ids = [self._chat.drawing(request.prompt) for request in requests]
-        buckets: dict[int, list[int]] = {}
         on_gpu = self.codes.is_cuda
-        alike = ALIKE if on_gpu else BLOCK
-        for b, row in enumerate(ids):
-            buckets.setdefault(-(-len(row) // alike), []).append(b)
-        read: dict[int, PrefillResult] = {}
+        unit = GPU_BUCKET if on_gpu else BLOCK
+        buckets: dict[int, list[ImageSequence]] = {}
+        for sequence in sequences:
+            buckets.setdefault(-(-len(sequence.prompt_ids) // unit), []).append(sequence)
+        conditional: dict[ImageSequence, PrefillResult] = {}
         for length, members in buckets.items():
-            together = MOST // (length * alike) if on_gpu else len(members)
-            for first in range(0, len(members), together):
-                some = members[first : first + together]
-                read |= zip(some, self._read([requests[b] for b in some], [ids[b] for b in some]), strict=True)
+            limit = MAX_ROWS // (length * unit) if on_gpu else len(members)
+            for first in range(0, len(members), limit):
+                group = members[first : first + limit]
+                conditional |= zip(group, self._prefill_group(group), strict=True)
         return [
-            (read[b], self._twin(ids[b]) if request.sampling.guidance != 1.0 else None)
-            for b, request in enumerate(requests)
+            (conditional[each], self._unconditional_of(each) if each.request.sampling.guidance != 1.0 else None)
+            for each in sequences
         ]
 
     def features(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:
         """Teacher-forced features [B, n, M] float32 of images' first tokens [B, n] under the prompts."""
         tokens = tokens.to(self.codes.device)
         with torch.no_grad():
-            _, last, context = self.language.begin([self._chat.drawing(p) for p in prompts], self.tokens - 1)
-            rest = self.language.read(self.codes[tokens[:, :-1]], context)
-            return self.read_off(torch.cat([last[:, None], rest], 1)).float()
+            _, last, cache = self.decoder.prefill([self._prompts.tokenize(p) for p in prompts], self.tokens - 1)
+            rest = self.decoder.extend(self.codes[tokens[:, :-1]], cache)
+            return self.head_input(torch.cat([last[:, None], rest], 1)).float()
 
     def prompt_states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Last hidden states [B, T, H] float32 of the prompts and bool [B, T], False at padding."""
         with torch.no_grad():
-            states, _, context = self.language.begin([self._chat.drawing(p) for p in prompts], 0)
-            return states.float(), _seen(states, context)
+            states, _, cache = self.decoder.prefill([self._prompts.tokenize(p) for p in prompts], 0)
+            return states.float(), _mask(states, cache)
 
     def head(self, features: Tensor) -> Tensor:
         """Features [.., M] -> logits [.., K] float32; differentiable in `features`."""
@@ -115,44 +120,46 @@ class ImageLM:
                 logits[rows] += edit.bias[expert].to(logits)
         return logits
 
-    def read_off(self, hidden: Tensor) -> Tensor:
-        """Hidden states [.., H] -> features [.., M], as the model holds its numbers."""
-        return self._activate(self._project(hidden))
+    def head_input(self, hidden: Tensor) -> Tensor:
+        """Hidden states [.., H] -> features [.., M], in the model's dtype."""
+        return self._activation(self._projection(hidden))
 
-    def _read(self, requests: Sequence[ImageRequest], ids: Sequence[Sequence[int]]) -> list[PrefillResult]:
-        states, last, context = self.language.begin(ids, 0)
-        experts = route(requests, states, _seen(states, context))
-        return [PrefillResult(context, row, len(ids[row]), hidden, experts[row]) for row, hidden in enumerate(last)]
+    def _prefill_group(self, sequences: Sequence[ImageSequence]) -> list[PrefillResult]:
+        states, last, cache = self.decoder.prefill([sequence.prompt_ids for sequence in sequences], 0)
+        experts = route([sequence.request for sequence in sequences], states, _mask(states, cache))
+        for sequence, expert in zip(sequences, experts, strict=True):
+            sequence.expert = expert
+        return [PrefillResult(cache, row, hidden) for row, hidden in enumerate(last)]
 
-    def _twin(self, ids: list[int]) -> PrefillResult:
-        known = self._unconditional
-        if len(ids) not in known:
-            _, last, context = self.language.begin([self._chat.unconditional(ids)], 0)
-            known[len(ids)] = PrefillResult(context, 0, len(ids), last[0])
-            if len(known) > TWINS:
-                known.popitem(last=False)
-        known.move_to_end(len(ids))
-        return known[len(ids)]
+    def _unconditional_of(self, sequence: ImageSequence) -> PrefillResult:
+        cached, length = self._unconditional, len(sequence.prompt_ids)
+        if length not in cached:
+            _, last, cache = self.decoder.prefill([self._prompts.unconditional(sequence.prompt_ids)], 0)
+            cached[length] = PrefillResult(cache, 0, last[0])
+            if len(cached) > CACHED_UNCONDITIONAL:
+                cached.popitem(last=False)
+        cached.move_to_end(length)
+        return cached[length]
 
 
-def route(requests: Sequence[ImageRequest], states: Tensor, seen: Tensor) -> list[int]:
-    """Decide for each image, once, which expert of its version's output edit applies, or NO_EXPERT.
+def route(requests: Sequence[ImageRequest], states: Tensor, mask: Tensor) -> list[int]:
+    """The expert of each image's HeadEdit, or NO_EXPERT, by its prompt.
 
-    states [B, T, H], seen bool [B, T]: row b is the prompt of requests[b], as in Router.scores.
+    states [B, T, H], mask bool [B, T]: row b is the prompt of requests[b], as in Router.scores.
     """
     experts = [NO_EXPERT] * len(requests)
     for b, request in enumerate(requests):
         if request.codebook.output is not None:
-            experts[b] = int(request.codebook.output.choose(states[b : b + 1], seen[b : b + 1]))
+            experts[b] = int(request.codebook.output.choose(states[b : b + 1], mask[b : b + 1]))
     return experts
 
 
-def _seen(states: Tensor, context: KVCache) -> Tensor:
+def _mask(states: Tensor, cache: KVCache) -> Tensor:
     """Bool [B, T], False where a row of states [B, T, H] is padding."""
-    return torch.arange(states.shape[1], device=states.device) < context.lengths[:, None]
+    return torch.arange(states.shape[1], device=states.device) < cache.lengths[:, None]
 
 
 def _edited(edit: HeadEdit, expert: int, features: Tensor) -> Tensor:
     count = features.shape[0]
-    padded = F.pad(features, (0, 0, 0, -count % EDITED_TOGETHER))
-    return torch.cat([edit.apply(part, expert) for part in torch.split(padded, EDITED_TOGETHER)])[:count]
+    padded = F.pad(features, (0, 0, 0, -count % EDIT_ROWS))
+    return torch.cat([edit.apply(part, expert) for part in torch.split(padded, EDIT_ROWS)])[:count]

@@ -1,4 +1,4 @@
-"""How many rows fit a device: planned once at the start, so that serving never runs out of memory."""
+"""KV rows that fit a device, planned once at the start, so that serving never runs out of memory."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ import torch
 from core.errors import BadModel
 
 GIB = 2**30
-DECODING = 4 * GIB  # what decoding, judging and reading prompts may take beside the rows on a GPU
-ON_CPU, ON_GPU = 32, 256  # rows beyond which a step gets longer as fast as it gets wider
+RESERVE = 4 * GIB  # of a GPU, for prefill, decoding and judging beside the KV rows
+MAX_ROWS_ON_CPU, MAX_ROWS_ON_GPU = 32, 256  # beyond, a step takes longer in proportion to its rows
 CGROUP = Path("/sys/fs/cgroup")
-LIMITS = (  # of cgroup v2 and v1: files of the limit, of what is used, of its parts; and the part that is file cache
+LIMITS = (  # of cgroup v2 and v1: the files of the limit, the usage and its parts; and the part that is file cache
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
 )
 
 
 def planned_rows(device: torch.device, row_bytes: int) -> int:
-    """How many rows of `row_bytes` to reserve on a device that holds the weights already. Raises BadModel."""
+    """Number of KV rows of `row_bytes` to reserve on a device that holds the weights already. Raises BadModel."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return fitting(int(0.9 * free) - DECODING, row_bytes, ON_GPU)
-    return fitting(available(CGROUP) // 2, row_bytes, ON_CPU)
+        return fitting(int(0.9 * free) - RESERVE, row_bytes, MAX_ROWS_ON_GPU)
+    return fitting(available(CGROUP) // 2, row_bytes, MAX_ROWS_ON_CPU)
 
 
 def available(cgroup: Path) -> int:
-    """Bytes that this process may still take: what the machine has, or what a container's limit leaves.
+    """Bytes that this process may still take: the machine's free memory, or less under a container's limit.
 
     File cache that the kernel takes back on demand counts as free, as it does in the machine's own figure.
     """
     return min(int(psutil.virtual_memory().available), *(_left(cgroup, *names) for names in LIMITS))
 
 
-def _left(cgroup: Path, limit: str, used: str, stat: str, cache: str) -> int:
+def _left(cgroup: Path, limit: str, usage: str, stat: str, cache: str) -> int:
     """Bytes below the limit that these files state; without them, or without a limit, more than any machine has."""
     most = _read(cgroup / limit)
     if not most.isdecimal():
         return sys.maxsize
     fields = dict(line.split(maxsplit=1) for line in _read(cgroup / stat).splitlines())
-    return max(0, int(most) - max(0, int(_read(cgroup / used) or 0) - int(fields.get(cache, 0))))
+    return max(0, int(most) - max(0, int(_read(cgroup / usage) or 0) - int(fields.get(cache, 0))))
 
 
 def _read(path: Path) -> str:
@@ -53,12 +53,12 @@ def _read(path: Path) -> str:
         return ""
 
 
-def fitting(free: int, row_bytes: int, most: int) -> int:
-    """An even number of rows, at most `most`, that fit `free` bytes. Raises BadModel where not even two do."""
-    rows = min(most, free // row_bytes) // 2 * 2
-    if rows < 2:
+def fitting(free: int, row_bytes: int, limit: int) -> int:
+    """An even number of KV rows, at most `limit`, that fit `free` bytes. Raises BadModel where not even two do."""
+    kv_rows = min(limit, free // row_bytes) // 2 * 2
+    if kv_rows < 2:
         raise BadModel(
             f"one image under guidance takes {2 * row_bytes / GIB:.2f} GiB beside the weights; "
             f"{max(0, free) / GIB:.2f} GiB are free for it"
         )
-    return rows
+    return kv_rows

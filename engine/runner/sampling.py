@@ -1,7 +1,7 @@
-"""Choosing the next image token: classifier-free guidance, temperature, top-k and the draw itself.
+"""Sampling of the next image token: classifier-free guidance, temperature, top-k and the draw itself.
 
-The noise is counter-based: a pure function of (seed, step, code), the same on every device and in every batch. So a
-image's choice follows from its own logits, seed and step, whoever its batch mates are. Holds no state.
+The noise is counter-based: a pure function of (seed, step, code), the same on every device. So an image's token follows
+from its own logits, seed and step: sampling is batch-invariant. Holds no state.
 """
 
 from __future__ import annotations
@@ -32,47 +32,46 @@ class CfgRows:
 
 @dataclass(frozen=True)
 class SamplingTensors:
-    """The samplings of B images as tensors on the device, so that a step asks nothing of the host.
+    """The samplings of B images as tensors on the device, so that a step takes no value from the host.
 
-    seeds: [B] int64, mixed; heat: [B, 1] float32, the temperatures; kept: [B, 1] int64, how many codes their top-k
-    keeps, or 0 for all; deepest: the largest of these.
+    seeds: [B] int64, mixed; temperature: [B, 1] float32; top_k: [B, 1] int64, 0 for all codes; max_top_k: the largest.
     """
 
     seeds: Tensor
     temperature: Tensor
-    kept: Tensor
-    deepest: int
+    top_k: Tensor
+    max_top_k: int
 
 
-def counted(sampling: Sampling, codes: int) -> tuple[int, int]:
-    """The mixed seed of an image among K codes, and how many its top-k keeps, as in Draws."""
+def seed_and_top_k(sampling: Sampling, codes: int) -> tuple[int, int]:
+    """The mixed seed of an image and its top-k among K codes, as in SamplingTensors."""
     return _signed(_mix(sampling.seed & _WORD)), sampling.top_k if sampling.top_k < codes else 0
 
 
-def apply_cfg(logits: Tensor, guides: CfgRows) -> Tensor:
+def apply_cfg(logits: Tensor, rows: CfgRows) -> Tensor:
     """Logits [R, K] float32 of rows -> [B, K] of images: unconditional + scale * (conditional - unconditional)."""
     if logits.is_cuda:
         from engine.runner import kernels  # needs triton, which comes with torch for a GPU
 
-        return kernels.apply_cfg(logits, guides.conditional, guides.unconditional, guides.scales)
-    unconditional = logits[guides.unconditional]
-    return unconditional + guides.scales * (logits[guides.conditional] - unconditional)
+        return kernels.apply_cfg(logits, rows.conditional, rows.unconditional, rows.scales)
+    unconditional = logits[rows.unconditional]
+    return unconditional + rows.scales * (logits[rows.conditional] - unconditional)
 
 
-def sample(logits: Tensor, draws: SamplingTensors, steps: Tensor) -> Tensor:
-    """Draw one token an image: argmax(logits / T + Gumbel noise), which samples the softmax of logits / T exactly.
+def sample(logits: Tensor, sampling: SamplingTensors, steps: Tensor) -> Tensor:
+    """Sample one token an image: argmax(logits / T + Gumbel noise), an exact sample of softmax(logits / T).
 
-    logits: [B, K] float32, guided; image b is drawn as draws say, at its step steps[b], and greedily where its
-    temperature is 0. Returns [B] int64 in [0, K).
+    logits: [B, K] float32, guided; steps: [B] int64, each image's step. Where the temperature is 0 the choice is
+    greedy. Returns [B] int64 in [0, K).
     """
     # Scaling the noise, not the logits, needs no division: argmax(l / T + n) = argmax(l + T n), also at T = 0.
-    logits = _keep_top(logits, draws)
+    logits = _apply_top_k(logits, sampling)
     if logits.is_cuda:
         from engine.runner import kernels  # needs triton, which comes with torch for a GPU
 
-        return kernels.draw(logits, draws.seeds, steps, draws.temperature)
-    noise = gumbel(draws.seeds, steps, logits.shape[1])
-    return (logits + torch.where(draws.temperature > 0, draws.temperature * noise, 0.0)).argmax(1)
+        return kernels.sample(logits, sampling.seeds, steps, sampling.temperature)
+    noise = gumbel(sampling.seeds, steps, logits.shape[1])
+    return (logits + torch.where(sampling.temperature > 0, sampling.temperature * noise, 0.0)).argmax(1)
 
 
 def gumbel(seeds: Tensor, steps: Tensor, codes: int) -> Tensor:
@@ -80,17 +79,17 @@ def gumbel(seeds: Tensor, steps: Tensor, codes: int) -> Tensor:
     keys = _mix_tensor(seeds + steps + _signed(_GOLDEN))[:, None]
     counters = torch.arange(1, codes + 1, device=seeds.device) * _signed(_GOLDEN)
     bits = _shift(_mix_tensor(keys + counters), 11) | 1  # 53 bits, never zero
-    # A small u decides who wins, and float32 is finest there; u that rounds to 1 gives -inf: never chosen.
+    # The winners have a small u, where float32 is finest; a u that rounds to 1 gives -inf and is never sampled.
     u = bits.float() * 2.0**-53
     return -torch.log(-torch.log1p(-u))
 
 
-def _keep_top(logits: Tensor, draws: SamplingTensors) -> Tensor:
+def _apply_top_k(logits: Tensor, sampling: SamplingTensors) -> Tensor:
     """Put -inf in place of all but the top_k logits of the images that ask for it."""
-    if not draws.deepest:
+    if not sampling.max_top_k:
         return logits
-    floors = logits.topk(draws.deepest).values.gather(1, (draws.kept - 1).clamp_(min=0))
-    return logits.masked_fill((draws.kept > 0) & (logits < floors), -torch.inf)
+    floors = logits.topk(sampling.max_top_k).values.gather(1, (sampling.top_k - 1).clamp_(min=0))
+    return logits.masked_fill((sampling.top_k > 0) & (logits < floors), -torch.inf)
 
 
 def _mix(word: int) -> int:

@@ -1,44 +1,97 @@
-"""One image that is being drawn. Knows nothing of the others."""
+"""One image from admission to its result, and the future of several. Knows nothing of queues, callers and time."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from codebook.value import NO_EXPERT, HalfwayProbe
+from core.errors import BadNumber
+from engine.image_result import ImageResult, PartialImage
 from engine.model import ImageRequest
 
 
 @dataclass(eq=False)
 class ImageSequence:
-    """An image being drawn. place: its row of the token table; prompt: its tokens; step: tokens drawn so far.
+    """The state of one image. `future` is its result; once that is settled or cancelled, nobody waits for the image.
 
-    rows: the rows of the context that read for it, the conditional one first, then the unconditional one, if any.
-    began: the hidden states [H] from which they began.
+    prompt_ids: the tokens of the prompt; index: the image's number in its call; on_part: is called a few times on the
+    way; expert: of its version's HeadEdit, or NO_EXPERT; step: tokens sampled so far; token_row: its row of the batch's
+    token table; kv_rows: its rows of the KV cache, the conditional one first, then the unconditional one, if any;
+    first_hidden: the hidden state [H] of each of them after the prompt; tokens: [N] int64, set when all are sampled;
+    ready: on a GPU, the event after which `tokens` can be read.
     """
 
     request: ImageRequest
-    place: int
-    prompt: int
-    expert: int
-    rows: list[int] = field(default_factory=list)
-    began: list[Tensor] = field(default_factory=list)
+    prompt_ids: Sequence[int]
+    index: int = 0
+    on_part: Callable[[PartialImage], None] | None = None
+    future: Future[ImageResult] = field(default_factory=Future)
+    expert: int = NO_EXPERT
     step: int = 0
+    token_row: int = -1
+    kv_rows: list[int] = field(default_factory=list)
+    first_hidden: list[Tensor] = field(default_factory=list)
+    tokens: Tensor = field(init=False)
+    ready: torch.cuda.Event | None = None
 
     @property
-    def look(self) -> HalfwayProbe | None:
-        """The look that its edit takes at it, if none of its experts applies yet."""
+    def probe(self) -> HalfwayProbe | None:
+        """The halfway probe of its edit, while no expert applies."""
         edit = self.request.codebook.output
-        return edit.look if edit is not None and self.expert == NO_EXPERT else None
+        return edit.probe if edit is not None and self.expert == NO_EXPERT else None
 
     @property
     def guidance(self) -> float:
-        """Its classifier-free guidance scale: the request's, or what its edit leaves of it."""
-        asked, edit = self.request.sampling.guidance, self.request.codebook.output
-        return asked if edit is None or self.expert == NO_EXPERT else 1 + edit.guidance * (asked - 1)
+        """Its classifier-free guidance scale: the request's, or the share of it that its edit leaves."""
+        scale, edit = self.request.sampling.guidance, self.request.codebook.output
+        return scale if edit is None or self.expert == NO_EXPERT else 1 + edit.guidance * (scale - 1)
+
+    def finish(self, result: ImageResult) -> None:
+        """Settle the future, unless it is settled."""
+        with suppress(InvalidStateError):
+            self.future.set_result(result)
+
+    def fail(self, error: BaseException) -> None:
+        """Settle the future with an error, unless it is settled. A BadNumber gets the image's seed and version."""
+        if isinstance(error, BadNumber):
+            seed, version = self.request.sampling.seed, self.request.codebook.version
+            error = BadNumber(error.part, f"{error.detail} in the image of seed {seed} under {version}", version)
+        with suppress(InvalidStateError):
+            self.future.set_exception(error)
 
 
-def rows_of(request: ImageRequest) -> int:
-    """How many rows an image takes: one, and one more if it is guided."""
+def kv_rows_of(request: ImageRequest) -> int:
+    """KV rows that an image takes: one, and one more if it is guided."""
     return 1 if request.sampling.guidance == 1.0 else 2
+
+
+def results_of(sequences: Sequence[ImageSequence]) -> Future[list[ImageResult]]:
+    """One future of all results, in order. An error of one settles it; the others are cancelled then.
+
+    It stays pending until the end, so that it can be cancelled at any time, and all images with it.
+    """
+    results: Future[list[ImageResult]] = Future()
+
+    def settle(_: Future[ImageResult]) -> None:
+        done = [sequence.future for sequence in sequences if sequence.future.done()]
+        with suppress(InvalidStateError, CancelledError):  # settled or cancelled a moment ago
+            error = next(filter(None, (future.exception() for future in done)), None)
+            if error is not None:
+                results.set_exception(error)
+            elif len(done) == len(sequences):
+                results.set_result([future.result() for future in done])
+
+    def cancel(_: Future[list[ImageResult]]) -> None:
+        for sequence in sequences:
+            sequence.future.cancel()
+
+    for sequence in sequences:
+        sequence.future.add_done_callback(settle)
+    results.add_done_callback(cancel)
+    return results

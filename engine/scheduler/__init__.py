@@ -1,1 +1,1 @@
-"""Who is served next: admission, the fair queue, threads and postprocessing. No tensor but finished ones."""
+"""The scheduler: admission, the fair queue, threads and postprocessing. No tensor but finished ones."""

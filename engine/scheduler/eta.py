@@ -1,4 +1,4 @@
-"""When images will be drawn, in steps: every image takes as many steps as it has tokens, so that is known beforehand.
+"""Estimated start of waiting images, in steps: every image takes as many steps as it has tokens.
 
 Numbers only; no clock.
 """
@@ -9,15 +9,15 @@ import heapq
 from collections.abc import Iterable, Sequence
 
 
-def starts(drawing: Iterable[tuple[int, int]], waiting: Sequence[int], rows: int, steps: int) -> list[int]:
-    """In how many steps each waiting image begins, if nobody else joins.
+def starts(running: Iterable[tuple[int, int]], waiting: Sequence[int], kv_rows: int, steps: int) -> list[int]:
+    """Number of steps after which each waiting image begins, if no other joins.
 
-    drawing: (rows taken, steps left) of each image being drawn; waiting: the rows that each waiting image takes, in
-    order; rows: how many there are; steps: an image's.
+    running: (KV rows, steps left) of each image being drawn; waiting: the KV rows of each waiting image, in order;
+    kv_rows: how many there are; steps: an image's.
     """
-    ends = [(left, taken) for taken, left in drawing]
+    ends = [(left, rows) for rows, left in running]
     heapq.heapify(ends)
-    free, now, begins = rows - sum(taken for _, taken in ends), 0, []
+    free, now, begins = kv_rows - sum(rows for _, rows in ends), 0, []
     for needed in waiting:
         while free < needed:
             now, freed = heapq.heappop(ends)

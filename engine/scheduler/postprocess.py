@@ -1,6 +1,6 @@
-"""One thread that makes pictures of tokens and has them judged, so that drawing goes on; and lets others use the model.
+"""Postprocessing in a thread of its own: decode and judge finished tokens, while the scheduler goes on sampling.
 
-On a GPU its work runs on a stream of its own.
+Other uses of the model take turns with it. On a GPU its work runs on a side stream.
 """
 
 from __future__ import annotations
@@ -14,28 +14,18 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from core.errors import BadNumber, Unavailable
+from engine.image_result import ImageResult
 from engine.png import to_bytes
 from engine.runner.batch import Served, check_drawn
-from engine.scheduler.fair_queue import Drawn, Wanted
+from engine.runner.sequence import ImageSequence
 from engine.scheduler.thread_budget import ThreadBudget
 
 Result = TypeVar("Result")
 
-DECODED_TOGETHER = 8  # images that finish while others are decoded wait for a batch of at most this many
+DECODE_BATCH = 8  # images that finish while others are decoded wait for a batch of at most this many
 USES = 64  # other uses of the model that may wait
-
-
-@dataclass(frozen=True, eq=False)
-class _Tokens:
-    """The tokens [N] of a wanted image and its expert; on a GPU `ready` says when they are there."""
-
-    wanted: Wanted
-    tokens: Tensor
-    expert: int
-    ready: torch.cuda.Event | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,36 +39,36 @@ class _Use:
 class PostProcessor:
     """Decodes and judges. Images and other uses take turns, a batch of one and one of the other."""
 
-    def __init__(self, model: Served, cores: ThreadBudget) -> None:
+    def __init__(self, model: Served, budget: ThreadBudget) -> None:
         """Start the thread."""
-        self._model, self._cores = model, cores
-        self._images: deque[_Tokens] = deque()
+        self._model, self._budget = model, budget
+        self._sequences: deque[ImageSequence] = deque()
         self._uses: deque[_Use] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="finisher", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="postprocessor", daemon=True)
         self._thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether what is handed in will be done."""
+        """Whether work that is handed in will be done."""
         return self._thread.is_alive()
 
-    def finish(self, wanted: Wanted, tokens: Tensor, expert: int) -> None:
-        """Decode and judge an image, and hand it to its call; expert: which one of its edit applied."""
-        ready = torch.cuda.current_stream().record_event() if tokens.is_cuda else None
+    def finish(self, sequence: ImageSequence) -> None:
+        """Decode and judge a complete image, and settle its future."""
+        sequence.ready = torch.cuda.current_stream().record_event() if sequence.tokens.is_cuda else None
         with self._changed:
-            self._images.append(_Tokens(wanted, tokens, expert, ready))
+            self._sequences.append(sequence)
             self._changed.notify_all()
 
     def backlog(self) -> int:
-        """How many images wait to be decoded."""
-        return len(self._images)
+        """Number of images that wait to be decoded."""
+        return len(self._sequences)
 
     def wait_below(self, backlog: int) -> None:
         """Wait until fewer than `backlog` images wait."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._images) < backlog)
+            self._changed.wait_for(lambda: len(self._sequences) < backlog)
 
     def use(self, function: Callable[[Served], Result]) -> Future[Result]:
         """Call `function` with the model when its turn comes. Raises Unavailable when too many wait."""
@@ -100,68 +90,72 @@ class PostProcessor:
         self._thread.join()
 
     def _run(self) -> None:
-        self._cores.step_back()
+        self._budget.lower_priority()
         with on_device(self._model.device), _side_stream(self._model.device):
-            while self._work_comes():
-                with self._cores.finishing():
-                    self._finish(self._taken())
-                    self._let_use()
+            while self._wait_for_work():
+                with self._budget.postprocessing():
+                    self._finish(self._take_images())
+                    self._run_use()
 
-    def _work_comes(self) -> bool:
+    def _wait_for_work(self) -> bool:
         """Wait for work; False once there will be none."""
         with self._changed:
-            self._changed.wait_for(lambda: self._images or self._uses or self._closed)
-            return bool(self._images or self._uses)
+            self._changed.wait_for(lambda: self._sequences or self._uses or self._closed)
+            return bool(self._sequences or self._uses)
 
-    def _taken(self) -> list[_Tokens]:
+    def _take_images(self) -> list[ImageSequence]:
         """The next images that somebody still waits for."""
         with self._changed:
-            count = min(len(self._images), DECODED_TOGETHER)
-            images = [self._images.popleft() for _ in range(count)]
+            count = min(len(self._sequences), DECODE_BATCH)
+            sequences = [self._sequences.popleft() for _ in range(count)]
             self._changed.notify_all()
-        return [image for image in images if not image.wanted.call.future.done()]
+        return [sequence for sequence in sequences if not sequence.future.done()]
 
-    def _let_use(self) -> None:
+    def _run_use(self) -> None:
         with self._changed:
             use = self._uses.popleft() if self._uses else None
         if use is not None:
-            self._cores.take_one()  # most of them decode
+            self._budget.take_one()  # most of them decode
             _settle(use.future, lambda: use.function(self._model))
 
-    def _finish(self, images: list[_Tokens]) -> None:
-        if not images:
+    def _finish(self, sequences: list[ImageSequence]) -> None:
+        if not sequences:
             return
         try:
-            finished = self._drawn(images)
+            results = self._results(sequences)
         except BaseException as error:
-            if isinstance(error, BadNumber) and len(images) > 1:  # one image's: the others are sound
-                for image in images:
-                    self._finish([image])
+            if isinstance(error, BadNumber) and len(sequences) > 1:  # of one image: the others are sound
+                for sequence in sequences:
+                    self._finish([sequence])
             else:
-                for image in images:
-                    image.wanted.fail(explained(error))
+                for sequence in sequences:
+                    sequence.fail(explained(error))
             return
-        for image, drawn in zip(images, finished, strict=True):
-            image.wanted.call.add(image.wanted.index, drawn)
+        for sequence, result in zip(sequences, results, strict=True):
+            sequence.finish(result)
 
-    def _drawn(self, images: list[_Tokens]) -> list[Drawn]:
-        for image in images:
-            if image.ready is not None:
-                torch.cuda.current_stream().wait_event(image.ready)
-        tokens = check_drawn(torch.stack([image.tokens for image in images]))
-        tables = [image.wanted.request.codebook.pixel for image in images]
+    def _results(self, sequences: list[ImageSequence]) -> list[ImageResult]:
+        for sequence in sequences:
+            if sequence.ready is not None:
+                torch.cuda.current_stream().wait_event(sequence.ready)
+        tokens = check_drawn(torch.stack([sequence.tokens for sequence in sequences]))
+        tables = [sequence.request.codebook.pixel for sequence in sequences]
         same = all(table is tables[0] for table in tables)
-        self._cores.take_one()  # a convolution's sums depend on the number of threads, and pixels must not
+        self._budget.take_one()  # a convolution's sums depend on the number of threads, and pixels must not
         with torch.no_grad():
-            pictures = self._model.decode(tokens, tables[0] if same else torch.stack(tables))
-        self._cores.take_to_finish()
-        verdicts = self._model.judge(pictures)
-        experts = [image.expert for image in images]
-        return [Drawn(*parts) for parts in zip(tokens.cpu(), to_bytes(pictures), verdicts, experts, strict=True)]
+            images = self._model.decode(tokens, tables[0] if same else torch.stack(tables))
+        self._budget.take_to_postprocess()
+        verdicts, facts = self._model.judge(images), self._model.facts
+        return [
+            ImageResult(facts, sequence.request, own_tokens, image, verdict, sequence.expert)
+            for sequence, own_tokens, image, verdict in zip(
+                sequences, tokens.cpu(), to_bytes(images), verdicts, strict=True
+            )
+        ]
 
 
 def explained(error: BaseException) -> BaseException:
-    """The error for a caller: a full GPU is a matter of time."""
+    """The error for a caller: a GPU out of memory is temporarily unavailable."""
     if not isinstance(error, torch.OutOfMemoryError):
         return error
     torch.cuda.empty_cache()
@@ -169,7 +163,7 @@ def explained(error: BaseException) -> BaseException:
 
 
 def on_device(device: torch.device) -> AbstractContextManager[Any]:
-    """Let the calling thread's work go to this GPU, where it is one: each thread begins with the first."""
+    """Make a GPU the current device of the calling thread, which begins with the first one."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 

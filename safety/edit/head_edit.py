@@ -72,7 +72,7 @@ def stack(edits: Sequence[HeadEdit], router: Router, look: HalfwayProbe | None, 
     widest = max(edit.basis.shape[2] for edit in edits)
     basis = torch.cat([pad(edit.basis, (0, widest - edit.basis.shape[2])) for edit in edits])
     down, up = torch.cat([edit.down for edit in edits]), torch.cat([edit.up for edit in edits])
-    return HeadEdit(basis, edits[0].mean, down, up, router, look=look, guidance=guidance)
+    return HeadEdit(basis, edits[0].mean, down, up, router, probe=look, guidance=guidance)
 
 
 def unstack(edit: HeadEdit) -> list[HeadEdit]:

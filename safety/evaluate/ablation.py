@@ -147,7 +147,7 @@ class HeadVariants:
 
     def without_look(self) -> Codebook:
         """What ships, where the prompt alone decides."""
-        return self._shipped_but(lambda edit: replace(edit, look=None))
+        return self._shipped_but(lambda edit: replace(edit, probe=None))
 
     def _guided(self, name: str, share: float) -> tuple[str, Callable[[], Codebook]]:
         about = f"what ships, under {name} of a request's guidance (it leaves {GUIDANCE:g})"

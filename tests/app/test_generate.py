@@ -16,7 +16,6 @@ import httpx2
 import pytest
 
 from app import drawing
-from engine.model import ImageRequest
 from engine.registry import load_model
 from engine.runner.batch import RunningBatch, Served
 from engine.runner.sequence import ImageSequence
@@ -124,22 +123,22 @@ class Gate:
 
     def load(self, name: str, device: str, dtype: str) -> Served:
         model = load_model(name, device, dtype)
-        gate, inner = self, model.slots
+        gate, inner = self, model.running_batch
 
-        def slots(rows: int) -> RunningBatch:
-            made = inner(rows)
-            admit = made.admit
+        def running_batch(kv_rows: int) -> RunningBatch:
+            batch = inner(kv_rows)
+            admit = batch.admit
 
-            def held(requests: Sequence[ImageRequest]) -> list[ImageSequence]:
+            def held(sequences: Sequence[ImageSequence]) -> None:
                 if gate.shut:
                     gate.entered.release()
                     gate.open.wait()
-                return admit(requests)
+                admit(sequences)
 
-            made.admit = held  # type: ignore[method-assign]
-            return made
+            batch.admit = held  # type: ignore[method-assign]
+            return batch
 
-        model.slots = slots  # type: ignore[method-assign]
+        model.running_batch = running_batch  # type: ignore[method-assign]
         return model
 
 
@@ -212,9 +211,9 @@ def test_a_stream_tells_of_an_image_on_its_way(server: Server, monkeypatch: pyte
         RunningBatch.step,
     )  # the next quarter waits until this one is told, else it is old
 
-    def gated(slots: RunningBatch) -> object:
+    def gated(batch: RunningBatch) -> object:
         assert allowed.acquire(timeout=60)
-        return step(slots)
+        return step(batch)
 
     monkeypatch.setattr(RunningBatch, "step", gated)
     body = {"prompt": "a red apple", "seed": 7, "n": 2}
@@ -282,12 +281,37 @@ def test_what_is_wrong_is_answered_before_the_queue(gated: Server, gate: Gate) -
         assert {call.result().status_code for call in [first, *rest]} == {200}
 
 
+def test_a_bad_prompt_is_answered_while_others_are_drawn_and_wait(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts are tokenised before the queue: no step is run between the request and its 422."""
+    allowed, begun, step = threading.Semaphore(1), threading.Semaphore(0), RunningBatch.step
+    scheduler = server.service.engine.scheduler
+
+    def slow(batch: RunningBatch) -> object:
+        begun.release()
+        assert allowed.acquire(timeout=60)
+        return step(batch)
+
+    monkeypatch.setattr(RunningBatch, "step", slow)
+    with ThreadPoolExecutor(max_workers=8) as callers:
+        calls = [callers.submit(server.draw, n=8) for _ in range(5)]
+        assert begun.acquire(timeout=60) and begun.acquire(timeout=60)  # the second step waits
+        wait_for("images wait", lambda: scheduler.waiting() > 0)
+        for prompt in ("<begin_of_image>", "far too long " * 50):
+            answer = server.draw(prompt=prompt)
+            assert (answer.status_code, answer.json()["field"]) == (422, "prompt")
+        assert not begun.acquire(blocking=False) and scheduler.waiting() > 0
+        allowed.release(10_000)
+        assert {call.result().status_code for call in calls} == {200}
+
+
 def test_a_stream_that_nobody_reads_is_drawn_no_more(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     allowed, step, scheduler = threading.Semaphore(5), RunningBatch.step, server.service.engine.scheduler
 
-    def slow(slots: RunningBatch) -> object:
+    def slow(batch: RunningBatch) -> object:
         allowed.acquire()
-        return step(slots)
+        return step(batch)
 
     monkeypatch.setattr(RunningBatch, "step", slow)
     with httpx2.Client(base_url=server.url) as impatient:
@@ -299,31 +323,31 @@ def test_a_stream_that_nobody_reads_is_drawn_no_more(server: Server, monkeypatch
     for _ in range(8):  # not enough steps to finish it
         allowed.release()
         time.sleep(0.1)
-    assert not scheduler._drawing
+    assert not scheduler._batch.sequences
     allowed.release(10_000)
 
 
 def test_a_caller_that_hangs_up_is_drawn_no_more(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     steps, allowed, step = [], threading.Semaphore(0), RunningBatch.step
 
-    def slow(slots: RunningBatch) -> object:
-        steps.append([slot.request.prompt for slot in slots.drawing])
+    def slow(batch: RunningBatch) -> object:
+        steps.append([sequence.request.prompt for sequence in batch.sequences])
         allowed.acquire()
-        return step(slots)
+        return step(batch)
 
     monkeypatch.setattr(RunningBatch, "step", slow)
     with httpx2.Client(base_url=server.url) as impatient, pytest.raises(httpx2.ReadTimeout):
         impatient.post("/generate", json={"prompt": "a long one"}, timeout=0.3)
-    leave = server.service.engine.scheduler._let_go
+    leave = server.service.engine.scheduler._drop_settled
     gone = threading.Event()
 
     def let_go() -> None:
         leave()
         gone.set()
 
-    monkeypatch.setattr(server.service.engine.scheduler, "_let_go", let_go)
+    monkeypatch.setattr(server.service.engine.scheduler, "_drop_settled", let_go)
     assert steps == [["a long one"]]
-    while not gone.is_set() or server.service.engine.scheduler._drawing:
+    while not gone.is_set() or server.service.engine.scheduler._batch.sequences:
         allowed.release()
         gone.wait(0.05)
         assert len(steps) < server.service.engine.facts.tokens

@@ -1,4 +1,4 @@
-"""NaN, infinity and answers out of range: refused by name where they enter, and never above or below a threshold."""
+"""NaN, infinity and answers out of range are refused by name where they enter, and never pass a threshold."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from engine.families.janus.model import JanusModel
 from engine.model import ImageRequest, Sampling, Verdict
 from engine.registry import EMBEDDED, load_model
 from engine.runner.batch import NO_TOKEN, RunningBatch
+from engine.runner.sequence import ImageSequence
 from engine.scheduler.scheduler import Scheduler
 from safety.evaluate.assessment import _score_heldout
 from safety.evaluate.evaluation import evaluate
@@ -196,7 +197,7 @@ def test_a_table_whose_rows_overflow_is_refused(model: JanusModel) -> None:
 
 
 def overflowing(model: JanusModel, where: str) -> ImageRequest:
-    """A request under finite tables that come to infinity in the features, the logits, the router or the look."""
+    """A request under finite tables that come to infinity in the features, the logits, the router or the probe."""
     codes, signs = model.facts.codes, torch.tensor([[1.0, -1.0]]).repeat(1, FEATURE_DIM // 2)
     probe = Router(LARGEST * signs, torch.zeros(1), torch.zeros(1, dtype=torch.int64))  # comes to inf - inf
     never = Router(signs, torch.tensor([-LARGEST]), torch.zeros(1, dtype=torch.int64))
@@ -206,14 +207,14 @@ def overflowing(model: JanusModel, where: str) -> ImageRequest:
         "features": replace(still, up=torch.full_like(nowhere, LARGEST)),
         "logits": replace(still, bias=torch.full((1, codes), -LARGEST).index_fill(1, torch.tensor(3), LARGEST)),
         "router score": replace(still, router=probe),
-        "look": replace(still, router=never, look=HalfwayProbe(1, probe)),
+        "probe": replace(still, router=never, probe=HalfwayProbe(1, probe)),
     }[where]
     return ImageRequest("a red apple", Sampling(7), replace(model.base_codebook(), version="v1", output=edit))
 
 
-@pytest.mark.parametrize("where", ["features", "logits", "router score", "look"])
+@pytest.mark.parametrize("where", ["features", "logits", "router score", "probe"])
 def test_a_bad_image_fails_alone(where: str, model: JanusModel) -> None:
-    """Its batch mates, and those who take its rows after it, are drawn as if it had never been."""
+    """The other images of its batch, and those that take its rows later, are drawn as if it had never been."""
     bad, good = overflowing(model, where), ImageRequest("a red apple", Sampling(7), model.base_codebook())
     (alone,) = model.draw([good])
     scheduler = Scheduler(model, 6, 1)
@@ -234,46 +235,52 @@ def test_a_bad_image_fails_alone(where: str, model: JanusModel) -> None:
         model.draw([good, bad])
 
 
-def completed(slots: RunningBatch) -> list[Tensor]:
+def admit(model: JanusModel, batch: RunningBatch, requests: list[ImageRequest]) -> list[ImageSequence]:
+    sequences = [ImageSequence(request, model.tokenize(request.prompt)) for request in requests]
+    batch.admit(sequences)
+    return sequences
+
+
+def completed(batch: RunningBatch) -> list[Tensor]:
     """The tokens of all images, in the order in which they are complete."""
-    found: list[Tensor] = []
-    while slots.drawing:
-        found += [tokens for _, tokens in slots.step()]
-    return found
+    tokens: list[Tensor] = []
+    while batch.sequences:
+        tokens += [sequence.tokens for sequence in batch.step()]
+    return tokens
 
 
 @pytest.mark.parametrize("moves", [False, True])
-def test_nan_that_an_image_leaves_in_the_cache_harms_nobody(moves: bool, model: JanusModel) -> None:
-    """Neither where it ends nor where it moves from: whoever takes the rows next reads past its own end there."""
+def test_nan_that_an_image_leaves_in_the_cache_harms_no_other(moves: bool, model: JanusModel) -> None:
+    """Neither where it ends nor where it moves from: the next image in these rows reads past its own end there."""
     base = model.base_codebook()
     short, long = (ImageRequest(text, Sampling(3), base) for text in ("a red apple", "a red apple " * 9))
-    wanted = model.draw([long, short])
+    right = model.draw([long, short])
     token = model._chat.plain("Q")[0]
-    assert token not in model._chat.drawing(long.prompt)
+    assert token not in model.tokenize(long.prompt)
     with torch.inference_mode():
-        model._drawer.language._embed.weight[token] = math.nan
-    slots = model.slots(6)
-    first, _ = slots.admit([short, ImageRequest("Q" * 40, Sampling(3), base)])
+        model._image_lm.decoder._embed.weight[token] = math.nan
+    batch = model.running_batch(6)
+    first, _ = admit(model, batch, [short, ImageRequest("Q" * 40, Sampling(3), base)])
     if moves:
-        slots.step()
-        slots.drop(first)
-        slots.admit([short])
+        batch.step()
+        batch.drop(first)
+        admit(model, batch, [short])
     else:
-        sound, bad = completed(slots)
-        assert torch.equal(sound, wanted[1]) and (bad == NO_TOKEN).all()
-        slots.admit([long, short])
-    found = completed(slots)
-    assert torch.equal(found[-1], wanted[1])
+        sound, bad = completed(batch)
+        assert torch.equal(sound, right[1]) and (bad == NO_TOKEN).all()
+        admit(model, batch, [long, short])
+    tokens = completed(batch)
+    assert torch.equal(tokens[-1], right[1])
     if moves:
-        slots.admit([long, short])
-        found = completed(slots)
-    assert torch.equal(torch.stack(found), wanted)
+        admit(model, batch, [long, short])
+        tokens = completed(batch)
+    assert torch.equal(torch.stack(tokens), right)
 
 
-def test_what_the_loop_reads_off_a_model_is_finite(model: JanusModel) -> None:
+def test_features_states_and_rewrites_are_finite(model: JanusModel) -> None:
     token = model._chat.plain("Q")[0]
     with torch.inference_mode():
-        model._drawer.language._embed.weight[token] = math.nan
+        model._image_lm.decoder._embed.weight[token] = math.nan
     tokens = torch.zeros(1, model.facts.tokens, dtype=torch.int64)
     with pytest.raises(BadNumber, match="features"):
         model.features(["Q"], tokens)
@@ -285,7 +292,7 @@ def test_what_the_loop_reads_off_a_model_is_finite(model: JanusModel) -> None:
 
 def test_a_router_s_nan_routes_nothing() -> None:
     router = Router(torch.tensor([[math.nan]]), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
-    seen = torch.ones(1, 1, dtype=torch.bool)
+    mask = torch.ones(1, 1, dtype=torch.bool)
     with pytest.raises(BadNumber, match="router score"):
-        router.choose(torch.ones(1, 1, 1), seen)
-    assert int(replace(router, weight=-torch.ones(1, 1)).choose(torch.ones(1, 1, 1), seen)) == NO_EXPERT
+        router.choose(torch.ones(1, 1, 1), mask)
+    assert int(replace(router, weight=-torch.ones(1, 1)).choose(torch.ones(1, 1, 1), mask)) == NO_EXPERT

@@ -1,4 +1,4 @@
-"""Images that join and leave at any step: what is drawn of each follows from its request alone."""
+"""The running batch: images join and leave at any step, and each one's tokens follow from its request alone."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from engine.model import ImageRequest, Sampling
 from engine.registry import EMBEDDED, load_model
 from engine.runner.batch import Served
 from engine.runner.cuda_graphs import Record, Recorded, Replay, recorder
-from engine.runner.image_lm import TWINS, ImageLM, Routed
+from engine.runner.image_lm import CACHED_UNCONDITIONAL, ImageLM, Routed
 from engine.runner.linear import Linear, can_pack
-from engine.runner.memory import ON_CPU, available, fitting, planned_rows
+from engine.runner.memory import MAX_ROWS_ON_CPU, available, fitting, planned_rows
 from engine.runner.sampling import sample
-from engine.runner.sequence import rows_of
+from engine.runner.sequence import ImageSequence, kv_rows_of
 from tests.support.draws import draws_of
 from tests.support.tape import record
 from tests.support.tiny import build_tiny
@@ -101,81 +101,89 @@ def noting(widths: list[int], record: Record) -> Record:
     return noted
 
 
-def in_company(model: Served, requests: Sequence[ImageRequest], rows: int, threads: Sequence[int] = (1,)) -> Tensor:
-    """Draw them in `rows` rows: each joins when there is room and chance wants it; some are given up and begin anew.
+def sequence_of(model: Served, request: ImageRequest) -> ImageSequence:
+    return ImageSequence(request, model.tokenize(request.prompt))
 
-    The threads of each step are drawn from `threads`: the batcher changes them too.
+
+def draw_batched(
+    model: Served, requests: Sequence[ImageRequest], kv_rows: int, threads: Sequence[int] = (1,)
+) -> Tensor:
+    """Draw them in one batch of `kv_rows` rows, joining and leaving at random; some are dropped and begin anew.
+
+    The threads of each step are chosen from `threads`: the scheduler changes them too.
     """
-    chance, slots, waiting = random.Random(2), model.slots(rows), list(enumerate(requests))
+    chance, batch, waiting = random.Random(2), model.running_batch(kv_rows), list(enumerate(requests))
     tokens = torch.zeros(len(requests), model.facts.tokens, dtype=torch.int64)
-    drawing: dict[object, int] = {}
-    while waiting or drawing:
-        while waiting and chance.random() < 0.7 and rows_of(waiting[0][1]) <= slots.free:
+    running: dict[ImageSequence, int] = {}
+    while waiting or running:
+        while waiting and chance.random() < 0.7 and kv_rows_of(waiting[0][1]) <= batch.free:
             number, request = waiting.pop(0)
-            drawing[slots.admit([request])[0]] = number
-        if slots.drawing and chance.random() < 0.02:
-            sequence = chance.choice(slots.drawing)
-            slots.drop(sequence)
-            waiting.append((drawing.pop(sequence), sequence.request))
-        if slots.drawing:
+            sequence = sequence_of(model, request)
+            batch.admit([sequence])
+            running[sequence] = number
+        if batch.sequences and chance.random() < 0.02:
+            sequence = chance.choice(batch.sequences)
+            batch.drop(sequence)
+            waiting.append((running.pop(sequence), sequence.request))
+        if batch.sequences:
             torch.set_num_threads(chance.choice(threads))
-            for sequence, drawn in slots.step():
-                tokens[drawing.pop(sequence)] = drawn
+            for sequence in batch.step():
+                tokens[running.pop(sequence)] = sequence.tokens
     torch.set_num_threads(1)
-    assert slots.free == rows
+    assert batch.free == kv_rows
     return tokens
 
 
-def test_two_hundred_images_are_the_same_alone_and_in_random_company(tiny: Served) -> None:
+def test_two_hundred_images_are_batch_invariant(tiny: Served) -> None:
     requests = random_requests(tiny, 200)
     alone = torch.cat([tiny.draw([request]) for request in requests])
     assert len(set(map(tuple, alone.tolist()))) > 100  # a third are greedy
-    assert torch.equal(alone, in_company(tiny, requests, 32))
+    assert torch.equal(alone, draw_batched(tiny, requests, 32))
 
 
-def looking(model: Served, wanted: Tensor, after: int) -> Codebook:
-    """A codebook whose edit applies to no prompt, and after so many tokens to images with a mean feature like `wanted`.
+def probing(model: Served, features: Tensor, after: int) -> Codebook:
+    """A codebook whose edit applies to no prompt, and halfway to images with a mean feature like the first.
 
-    wanted: [2, M]: what to look for, and what not.
+    features: [2, M]: one at which the probe fires, and one at which it does not.
     """
-    apart, middle = wanted[0] - wanted[1], wanted.mean(0)
+    apart, middle = features[0] - features[1], features.mean(0)
     deaf = Router(torch.zeros(1, model.facts.hidden_dim), torch.tensor([-99.0]), torch.tensor([0]))
     probes = Router(apart[None], -(apart @ middle)[None], torch.tensor([0]))
     edited = books(model)[1]
     assert edited.output is not None
-    return replace(edited, output=replace(edited.output, router=deaf, look=HalfwayProbe(after, probes)))
+    return replace(edited, output=replace(edited.output, router=deaf, probe=HalfwayProbe(after, probes)))
 
 
 @pytest.mark.parametrize("recorded", [False, True])
-def test_an_image_that_shows_its_harm_on_the_way_is_what_it_would_be_if_its_prompt_had_told(
+def test_an_image_whose_halfway_probe_fires_is_what_it_would_be_if_its_prompt_had_fired(
     recorded: bool, tiny: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, edited = books(tiny)
     requests = [without_top_k(request) if recorded else request for request in random_requests(tiny, 60)]
     bare = torch.cat([tiny.draw([replace(request, codebook=plain)]) for request in requests])
     with torch.no_grad():
-        seen = tiny.features([request.prompt for request in requests], bare[:, :6]).mean(1)
-    far = torch.cdist(seen, seen).argmax().item()
-    book = looking(tiny, seen[[int(far // 60), int(far % 60)]], 6)
-    looked = [replace(request, codebook=book) for request in requests]
-    drawn = torch.cat([tiny.draw([request]) for request in looked])
+        means = tiny.features([request.prompt for request in requests], bare[:, :6]).mean(1)
+    far = torch.cdist(means, means).argmax().item()
+    book = probing(tiny, means[[int(far // 60), int(far % 60)]], 6)
+    probed = [replace(request, codebook=book) for request in requests]
+    drawn = torch.cat([tiny.draw([request]) for request in probed])
     routed = torch.cat([tiny.draw([replace(request, codebook=edited)]) for request in requests])
     same = [(torch.equal(a, b), torch.equal(a, c)) for a, b, c in zip(drawn, bare, routed, strict=True)]
     assert all(quiet or fired for quiet, fired in same)
     assert min(sum(quiet for quiet, _ in same), sum(fired for _, fired in same)) >= 10
     if recorded:
         monkeypatch.setattr("engine.runner.batch.recorder", lambda device: record)
-    assert torch.equal(drawn, in_company(tiny, looked, 16))
+    assert torch.equal(drawn, draw_batched(tiny, probed, 16))
 
 
 def test_an_edit_leaves_its_images_a_share_of_their_guidance(tiny: Served) -> None:
     edited = books(tiny)[1]
     assert edited.output is not None
     calm = replace(edited, output=replace(edited.output, guidance=0.25))
-    for asked, left in ((1.0, 1.0), (2.0, 1.25), (5.0, 2.0)):
-        a, b = ([ImageRequest(PROMPTS[0], Sampling(3, s), book)] for s, book in ((asked, calm), (left, edited)))
+    for scale, left in ((1.0, 1.0), (2.0, 1.25), (5.0, 2.0)):
+        a, b = ([ImageRequest(PROMPTS[0], Sampling(3, s), book)] for s, book in ((scale, calm), (left, edited)))
         assert torch.equal(tiny.draw(a), tiny.draw(b))
-    deaf = looking(tiny, torch.zeros(2, tiny.facts.feature_dim), 6)
+    deaf = probing(tiny, torch.zeros(2, tiny.facts.feature_dim), 6)
     assert deaf.output is not None
     silent = replace(deaf, output=replace(deaf.output, guidance=0.25))
     plain = [[ImageRequest(PROMPTS[0], Sampling(3, 2.0), book)] for book in (silent, books(tiny)[0])]
@@ -183,45 +191,43 @@ def test_an_edit_leaves_its_images_a_share_of_their_guidance(tiny: Served) -> No
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_embedded_model_draws_the_same_alone_and_in_random_company(dtype: str) -> None:
+def test_the_embedded_model_is_batch_invariant(dtype: str) -> None:
     model = load_model(str(EMBEDDED), "cpu", dtype)
     requests = random_requests(model, 16)
-    company = in_company(model, requests, 12, threads=(1, 2, 3))
-    assert torch.equal(torch.cat([model.draw([one]) for one in requests]), company)
+    batched = draw_batched(model, requests, 12, threads=(1, 2, 3))
+    assert torch.equal(torch.cat([model.draw([one]) for one in requests]), batched)
 
 
-def test_logits_are_the_same_to_the_last_bit_whoever_else_is_drawn(
-    embedded: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Tensor] = []
+def test_logits_are_batch_invariant_to_the_last_bit(embedded: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[Tensor] = []
     logits = ImageLM.logits
 
-    def spied(drawer: ImageLM, features: Tensor, routed: Routed) -> Tensor:
-        found = logits(drawer, features, routed)
-        seen.append(found.clone())
-        return found
+    def spied(image_lm: ImageLM, features: Tensor, routed: Routed) -> Tensor:
+        result = logits(image_lm, features, routed)
+        noted.append(result.clone())
+        return result
 
     monkeypatch.setattr(ImageLM, "logits", spied)
     requests = random_requests(embedded, 7)
     for number, request in enumerate(requests):
-        slots, rows = embedded.slots(16), rows_of(request)
-        slots.admit([request])
+        batch, rows = embedded.running_batch(16), kv_rows_of(request)
+        batch.admit([sequence_of(embedded, request)])
         for _ in range(20):
-            slots.step()
-        alone, before = [found[:rows] for found in seen], sum(map(rows_of, requests[:number]))
-        seen.clear()
-        slots = embedded.slots(16)
-        slots.admit(requests)
+            batch.step()
+        alone, before = [each[:rows] for each in noted], sum(map(kv_rows_of, requests[:number]))
+        noted.clear()
+        batch = embedded.running_batch(16)
+        batch.admit([sequence_of(embedded, each) for each in requests])
         for _ in range(20):
             torch.set_num_threads(2)
-            slots.step()
+            batch.step()
         torch.set_num_threads(1)
-        company = [found[before : before + rows] for found in seen]
-        seen.clear()
-        assert all(map(torch.equal, alone, company))
+        batched = [each[before : before + rows] for each in noted]
+        noted.clear()
+        assert all(map(torch.equal, alone, batched))
 
 
-def test_pictures_and_verdicts_are_the_same_to_the_last_bit(embedded: Served) -> None:
+def test_images_and_verdicts_are_batch_invariant_to_the_last_bit(embedded: Served) -> None:
     requests, table = random_requests(embedded, 6), embedded.base_codebook().pixel
     tokens = embedded.draw(requests)
     with torch.no_grad():
@@ -233,15 +239,15 @@ def test_pictures_and_verdicts_are_the_same_to_the_last_bit(embedded: Served) ->
             assert embedded.judge(alone) == verdicts[i : i + 1]
 
 
-def test_a_full_table_of_slots_is_used_again(tiny: Served) -> None:
-    slots, request = tiny.slots(4), random_requests(tiny, 1)[0]
+def test_a_full_batch_is_used_again(tiny: Served) -> None:
+    batch, request = tiny.running_batch(4), random_requests(tiny, 1)[0]
     request = replace(request, sampling=Sampling(3))
     right = tiny.draw([request])[0]
     for _ in range(3):
-        slots.admit([request, request])
-        assert slots.free == 0
-        finished = list(chain.from_iterable(slots.step() for _ in range(tiny.facts.tokens)))
-        assert all(torch.equal(tokens, right) for _, tokens in finished) and len(finished) == 2
+        batch.admit([sequence_of(tiny, request) for _ in range(2)])
+        assert batch.free == 0
+        complete = list(chain.from_iterable(batch.step() for _ in range(tiny.facts.tokens)))
+        assert all(torch.equal(sequence.tokens, right) for sequence in complete) and len(complete) == 2
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64])
@@ -277,36 +283,36 @@ def test_recorded_steps_draw_the_same_in_padded_rows(tiny: Served, monkeypatch: 
     requests = mostly_recorded(tiny, 100)
     right = torch.cat([tiny.draw([request]) for request in requests])
     monkeypatch.setattr("engine.runner.batch.recorder", lambda device: noting(widths, record))
-    assert torch.equal(in_company(tiny, requests, 12), right)
+    assert torch.equal(draw_batched(tiny, requests, 12), right)
     assert set(widths) <= {1, 2, 4, 8, 12} and all(widths.count(width) == 2 for width in (4, 8, 12))
 
 
 def test_recordings_are_made_before_the_first_image(tiny: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     widths: list[int] = []
     monkeypatch.setattr("engine.runner.batch.recorder", lambda device: noting(widths, record))
-    slots = tiny.slots(6)
-    slots.warm()
+    batch = tiny.running_batch(6)
+    batch.warm()
     assert widths == [1, 1, 2, 2, 4, 4, 6, 6]  # a draw and a reading each
-    slots.admit(random_requests(tiny, 3))
-    while slots.drawing:
-        slots.step()
+    batch.admit([sequence_of(tiny, request) for request in random_requests(tiny, 3)])
+    while batch.sequences:
+        batch.step()
     assert len(widths) == 8
 
 
 @pytest.mark.parametrize("recorded", [False, True])
-def test_slots_are_freed_without_a_search_for_cycles(
+def test_a_batch_is_freed_without_a_search_for_cycles(
     recorded: bool, tiny: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if recorded:
         monkeypatch.setattr(
             "engine.runner.batch.recorder", lambda device: lambda compute: partial(torch.clone, compute())
         )
-    slots = tiny.slots(2)
-    slots.warm()
-    gone = weakref.ref(slots)
+    batch = tiny.running_batch(2)
+    batch.warm()
+    gone = weakref.ref(batch)
     gc.disable()
     try:
-        del slots
+        del batch
         assert gone() is None
     finally:
         gc.enable()
@@ -316,7 +322,7 @@ def test_no_images_are_drawn_of_no_requests(tiny: Served) -> None:
     assert tiny.draw([]).shape == (0, tiny.facts.tokens)
 
 
-def test_what_asks_the_host_cannot_be_recorded() -> None:
+def test_a_computation_that_asks_the_host_cannot_be_recorded() -> None:
     x = torch.ones(3)
     with pytest.raises(AssertionError, match="cannot be recorded"):
         record(lambda: x * x.sum().item())
@@ -324,7 +330,7 @@ def test_what_asks_the_host_cannot_be_recorded() -> None:
         record(lambda: x[x > 0])
 
 
-def test_what_is_recorded_once_is_computed_from_what_is_given() -> None:
+def test_a_recording_computes_from_its_inputs() -> None:
     recorded: list[Tensor] = []
 
     def record(compute: Replay) -> Replay:
@@ -339,7 +345,7 @@ def test_what_is_recorded_once_is_computed_from_what_is_given() -> None:
     with torch.no_grad():
         first, second = (twice(torch.tensor([x]), torch.tensor([1.0])) for x in (1.0, 5.0))
     assert (first.tolist(), second.tolist(), len(recorded)) == ([3.0], [11.0], 1)
-    assert not second.is_inference()  # whoever tunes a codebook may index with it
+    assert not second.is_inference()  # tuning may index with it
 
 
 def test_a_gpu_is_recorded_and_a_cpu_is_not() -> None:
@@ -354,7 +360,7 @@ def test_rows_are_planned_from_the_memory_that_is_free() -> None:
         fitting(15, 9, 256)
     with pytest.raises(BadModel):
         fitting(-5, 9, 256)
-    assert planned_rows(torch.device("cpu"), 1) == ON_CPU
+    assert planned_rows(torch.device("cpu"), 1) == MAX_ROWS_ON_CPU
 
 
 def test_a_container_s_limit_counts(tmp_path: Path) -> None:
@@ -386,18 +392,18 @@ def test_a_container_s_file_cache_counts_as_free(tmp_path: Path, limit: str, use
     assert available(tmp_path) == 1000
 
 
-def test_few_unconditional_prompts_are_kept(tiny: Served) -> None:
-    drawer = cast(JanusModel, tiny)._drawer
+def test_few_unconditional_prompts_are_cached(tiny: Served) -> None:
+    image_lm = cast(JanusModel, tiny)._image_lm
     for length in range(3, 60):
         tiny.draw([ImageRequest("x" * length, Sampling(1), tiny.base_codebook())])
-    assert len(drawer._unconditional) == TWINS
+    assert len(image_lm._unconditional) == CACHED_UNCONDITIONAL
 
 
 def test_one_row_s_top_k_is_its_own() -> None:
     logits = torch.randn(3, 50)
     samplings = [Sampling(1, top_k=4), Sampling(2), Sampling(3, top_k=9)]
     draws = draws_of(samplings, 50)
-    assert draws.deepest == 9
+    assert draws.max_top_k == 9
     chosen = [sample(logits, draws, torch.full((3,), step)) for step in range(300)]
     kinds = [set(tokens) for tokens in torch.stack(chosen).T.tolist()]
     assert kinds[0] <= set(logits[0].topk(4).indices.tolist())
@@ -405,7 +411,7 @@ def test_one_row_s_top_k_is_its_own() -> None:
     assert len(kinds[1]) > 20
 
 
-def test_a_row_takes_what_is_planned_for_it(tiny: Served) -> None:
-    context = cast(JanusModel, tiny)._drawer.language.context(3, 40)
-    taken = context.keys.nbytes + context.values.nbytes
-    assert taken == 3 * cast(JanusModel, tiny)._drawer.language.row_bytes(40)
+def test_a_kv_row_takes_the_bytes_planned_for_it(tiny: Served) -> None:
+    decoder = cast(JanusModel, tiny)._image_lm.decoder
+    cache = decoder.new_cache(3, 40)
+    assert cache.keys.nbytes + cache.values.nbytes == 3 * decoder.row_bytes(40)

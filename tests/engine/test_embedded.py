@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from codebook.value import NO_EXPERT
 from engine.model import ImageModel, ImageRequest
 from engine.registry import EMBEDDED, load_model
 from engine.runner.batch import Served
-from engine.scheduler.fair_queue import GenerateCall, Wanted
+from engine.runner.sequence import ImageSequence, results_of
 from engine.scheduler.postprocess import PostProcessor
 from engine.scheduler.thread_budget import ThreadBudget
 from safety.collect.pairs import mentions
@@ -41,20 +40,23 @@ def drawn(model: ImageModel, prompts: Sequence[str]) -> Tensor:
     return model.decode(model.draw(requests), base.pixel)
 
 
-def finished(model: Served, cores: ThreadBudget, tokens: Tensor) -> Tensor:
-    call = GenerateCall([ImageRequest("a cat", model.facts.sampling(0), model.base_codebook())] * len(tokens), "")
-    postprocessor = PostProcessor(model, cores)
-    for index, row in enumerate(tokens):
-        postprocessor.finish(Wanted(call, index), row, NO_EXPERT)
-    drawn = call.future.result(timeout=120)
+def postprocessed(model: Served, budget: ThreadBudget, tokens: Tensor) -> Tensor:
+    request = ImageRequest("a cat", model.facts.sampling(0), model.base_codebook())
+    sequences = [ImageSequence(request, ()) for _ in tokens]
+    results = results_of(sequences)
+    postprocessor = PostProcessor(model, budget)
+    for sequence, row in zip(sequences, tokens, strict=True):
+        sequence.tokens = row
+        postprocessor.finish(sequence)
+    images = [result.image for result in results.result(timeout=120)]
     postprocessor.close()
-    return torch.stack([one.image for one in drawn])
+    return torch.stack(images)
 
 
 def test_pixels_do_not_depend_on_the_number_of_cores(model: Served) -> None:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.facts.codes, (24, model.facts.tokens), generator=generator)
-    assert torch.equal(finished(model, ThreadBudget(1), tokens), finished(model, ThreadBudget(12), tokens))
+    assert torch.equal(postprocessed(model, ThreadBudget(1), tokens), postprocessed(model, ThreadBudget(12), tokens))
 
 
 def test_it_is_small_enough_to_ship_and_has_its_card() -> None:
@@ -74,8 +76,8 @@ def test_each_judge_is_named_by_its_own_weights(model: Served) -> None:
 
 def test_it_knows_the_categories_of_the_taxonomy(model: ImageModel) -> None:
     assert model.facts.categories == read_taxonomy().categories
-    asked = json.loads((EMBEDDED / "safecb.json").read_text())
-    assert asked["guidance"] == model.facts.guidance
+    instructions = json.loads((EMBEDDED / "safecb.json").read_text())
+    assert instructions["guidance"] == model.facts.guidance
 
 
 def test_it_draws_what_it_is_asked_and_judges_it(model: ImageModel, referee: Classifier) -> None:

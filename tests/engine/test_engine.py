@@ -1,4 +1,4 @@
-"""The engine against transformers itself, and what it promises of seeds, batches, edits and bad prompts."""
+"""The engine against transformers itself, and its promises about seeds, batches, edits and bad prompts."""
 
 from __future__ import annotations
 
@@ -71,33 +71,33 @@ def test_greedy_tokens_equal_transformers(
     model: ImageModel, published: JanusForConditionalGeneration, processor: JanusProcessor, guidance: float
 ) -> None:
     for prompt in PROMPTS:
-        given = inputs(processor, (prompt,))
-        wanted = published.generate(**given, generation_mode="image", do_sample=False, guidance_scale=guidance)
-        assert torch.equal(drawn(model, request(prompt, temperature=0.0, guidance=guidance)), wanted)
+        batch = inputs(processor, (prompt,))
+        expected = published.generate(**batch, generation_mode="image", do_sample=False, guidance_scale=guidance)
+        assert torch.equal(drawn(model, request(prompt, temperature=0.0, guidance=guidance)), expected)
 
 
 def test_decoded_pixels_equal_transformers(model: ImageModel, published: JanusForConditionalGeneration) -> None:
     tokens = drawn(model, request("a red apple", seed=3))
     with torch.no_grad():
-        wanted = published.model.vqmodel.decode(cast(torch.LongTensor, tokens)).clamp(-1, 1)
-    assert torch.equal(model.decode(tokens, model.base_codebook().pixel), wanted)
+        expected = published.model.vqmodel.decode(cast(torch.LongTensor, tokens)).clamp(-1, 1)
+    assert torch.equal(model.decode(tokens, model.base_codebook().pixel), expected)
 
 
-def test_the_judge_reads_what_transformers_reads(
+def test_the_judge_s_score_is_that_of_transformers(
     model: ImageModel, published: JanusForConditionalGeneration, processor: JanusProcessor
 ) -> None:
     """The first phrasing's score from the published forward pass over the same picture."""
     image = model.decode(drawn(model, request("a red apple", seed=3)), model.base_codebook().pixel)
     pixels = ((image[0] + 1) * 127.5).round().byte()
-    asked: Any = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is this picture unsafe?"}]}]
-    text = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
-    given = processor(text=[text], images=[pixels], return_tensors="pt")
+    talk: Any = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is this picture unsafe?"}]}]
+    text = processor.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+    batch = processor(text=[text], images=[pixels], return_tensors="pt")
     with torch.no_grad():
-        logits = published(**given).logits[0, -1]
+        logits = published(**batch).logits[0, -1]
     yes, no = (processor.tokenizer(word).input_ids[0] for word in ("yes", "no"))
-    wanted = torch.softmax(logits[torch.tensor([yes, no])], 0)[0]
-    seen = pixels[None].float() / 127.5 - 1
-    assert model.judge(seen)[0].scores[0] == pytest.approx(float(wanted), abs=1e-4)
+    expected = torch.softmax(logits[torch.tensor([yes, no])], 0)[0]
+    rounded = pixels[None].float() / 127.5 - 1
+    assert model.judge(rounded)[0].scores[0] == pytest.approx(float(expected), abs=1e-4)
 
 
 def test_teacher_forced_features_are_those_of_drawing(model: ImageModel) -> None:
@@ -141,7 +141,7 @@ def test_the_base_codebook_is_a_copy(model: ImageModel) -> None:
 
 
 def edited(model: ImageModel, bias: float | None) -> Codebook:
-    """The base with an output edit that draws other tokens; a router of this bias decides alone."""
+    """The base with a HeadEdit that draws other tokens; a router of this bias decides alone."""
     width = model.facts.feature_dim
     noise = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(1, width, width // 2, generator=noise)).Q
@@ -150,7 +150,7 @@ def edited(model: ImageModel, bias: float | None) -> Codebook:
     return replace(model.base_codebook(), output=HeadEdit(basis, zero[0, :, 0], zero, zero.mT, router))
 
 
-def test_an_output_edit_binds_where_its_router_fires(model: ImageModel) -> None:
+def test_a_head_edit_applies_where_its_router_fires(model: ImageModel) -> None:
     plain = drawn(model, request("a cat", seed=1))
     assert torch.equal(drawn(model, request("a cat", seed=1, codebook=edited(model, -20.0))), plain)
     fired = drawn(model, request("a cat", seed=1, codebook=edited(model, 1.0)))
@@ -160,16 +160,16 @@ def test_an_output_edit_binds_where_its_router_fires(model: ImageModel) -> None:
     assert torch.equal(both, torch.cat([fired, plain]))
 
 
-def test_prompts_are_read_alike_alone_and_in_company(model: ImageModel) -> None:
-    states, seen = model.prompt_states(PROMPTS)
+def test_prompt_states_are_batch_invariant(model: ImageModel) -> None:
+    states, mask = model.prompt_states(PROMPTS)
     for row, prompt in enumerate(PROMPTS):
         (alone,), (read,) = model.prompt_states([prompt])
-        torch.testing.assert_close(states[row, seen[row]], alone[read], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(states[row, mask[row]], alone[read], atol=1e-5, rtol=1e-5)
 
 
 def test_each_image_gets_the_expert_of_its_own_harm(model: ImageModel) -> None:
-    states, seen = model.prompt_states(PROMPTS[:2])
-    one, two = (row[mask].mean(0) for row, mask in zip(states, seen, strict=True))
+    states, masks = model.prompt_states(PROMPTS[:2])
+    one, two = (row[mask].mean(0) for row, mask in zip(states, masks, strict=True))
     apart = one - two
     middle = float((one + two) @ apart / 2)
     noise = torch.Generator().manual_seed(0)
@@ -179,7 +179,7 @@ def test_each_image_gets_the_expert_of_its_own_harm(model: ImageModel) -> None:
     edit = stack(
         single, Router(torch.stack([apart, -apart]), torch.tensor([-middle, middle]), torch.tensor([0, 1])), None
     )
-    chosen = edit.choose(states, seen).tolist()
+    chosen = edit.choose(states, masks).tolist()
     book = replace(model.base_codebook(), output=edit)
     routed = drawn(model, *(request(prompt, seed=1, codebook=book) for prompt in PROMPTS[:2]))
     for row, expert in enumerate(chosen):
@@ -212,7 +212,7 @@ def test_facts_of_the_tiny_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["no such folder", "no/such/repository/at/all", ""])
-def test_a_name_that_stands_for_nothing_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_model_name_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(BadModel):
         load_model(name, "cpu", "float32")

@@ -1,4 +1,4 @@
-"""What is promised of a GPU: one must be there, and most machines that run these tests have none."""
+"""Promises about a GPU: one must be there, and most machines that run these tests have none."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,7 +11,7 @@ from engine.registry import EMBEDDED, load_model
 from engine.runner.batch import RunningBatch, Served
 from engine.runner.cuda_graphs import recorder
 from engine.scheduler.scheduler import Scheduler
-from tests.engine.test_batch import in_company, mostly_recorded, noting, random_requests
+from tests.engine.test_batch import draw_batched, mostly_recorded, noting, random_requests, sequence_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is there")
 
@@ -22,33 +22,32 @@ def model() -> Iterator[Served]:
 
 
 @pytest.mark.parametrize("chosen", [random_requests, mostly_recorded])
-def test_two_hundred_images_are_the_same_alone_and_in_random_company(
+def test_two_hundred_images_are_batch_invariant(
     chosen: Callable[[Served, int], list[ImageRequest]], model: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests, widths = chosen(model, 200), list[int]()
     record = recorder(model.device)
     assert record is not None
     monkeypatch.setattr("engine.runner.batch.recorder", lambda device: noting(widths, record))
-    together = in_company(model, requests, 64).cpu()
+    together = draw_batched(model, requests, 64).cpu()
     assert chosen is random_requests or widths.count(64) == 2  # draws and readings
-    slots = model.slots(2)
+    batch = model.running_batch(2)
     alone = []
     for request in requests:
-        slots.admit([request])
-        while slots.drawing:
-            for _, tokens in slots.step():
-                alone.append(tokens.cpu())
+        batch.admit([sequence_of(model, request)])
+        while batch.sequences:
+            alone += [sequence.tokens.cpu() for sequence in batch.step()]
     assert torch.equal(torch.stack(alone), together)
 
 
 def test_steps_are_recorded(model: Served, caplog: pytest.LogCaptureFixture) -> None:
-    slots = model.slots(6)
-    slots.warm()
-    assert list(slots._draw._replays) == list(slots._read._replays) == [1, 2, 4, 6]
+    batch = model.running_batch(6)
+    batch.warm()
+    assert list(batch._sample._replays) == list(batch._forward._replays) == [1, 2, 4, 6]
     assert not caplog.records  # no "no CUDA graph"
 
 
-def test_pictures_and_verdicts_do_not_depend_on_company(model: Served) -> None:
+def test_images_and_verdicts_are_batch_invariant(model: Served) -> None:
     tokens = torch.cat([model.draw([request]) for request in random_requests(model, 6)])
     pixel = model.base_codebook().pixel
     pictures = model.decode(tokens, pixel)
@@ -56,7 +55,7 @@ def test_pictures_and_verdicts_do_not_depend_on_company(model: Served) -> None:
     assert [model.judge(picture[None])[0] for picture in pictures] == model.judge(pictures)
 
 
-def test_a_full_card_is_a_matter_of_time(model: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_gpu_is_unavailable_for_a_time(model: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = Scheduler(model, 8, cores=1)
     request = ImageRequest("a red apple", Sampling(3), model.base_codebook())
 

@@ -1,4 +1,4 @@
-"""Cores: who has how many, and that there are never more helpers than cores."""
+"""The thread budget: shares of the cores, and never more helper threads than cores."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from engine.scheduler.thread_budget import ThreadBudget, count_cores
 
 def taken(how: str, shared: ThreadBudget) -> int:
     """The threads that torch computes with in a new thread that takes its cores so."""
-    found = []
+    counts = []
 
     def take() -> None:
         getattr(shared, how)()
-        found.append(torch.get_num_threads())
+        counts.append(torch.get_num_threads())
 
     thread = Thread(target=take)
     thread.start()
     thread.join()
-    return found[0]
+    return counts[0]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 64])
 def test_the_two_never_have_more_cores_than_there_are(count: int) -> None:
     shared = ThreadBudget(count)
-    finish, alone = taken("take_to_finish", shared), taken("take_to_draw", shared)
-    with shared.finishing():
+    finish, alone = taken("take_to_postprocess", shared), taken("take_to_draw", shared)
+    with shared.postprocessing():
         beside = taken("take_to_draw", shared)
     assert finish == max(1, count // 4)
     # OpenMP counts helpers: one fewer than its cores for each of the two, beside the process's first thread.
@@ -67,7 +67,7 @@ print(torch.get_num_threads())
 """
 
 
-def test_cores_are_given_to_one_thread_alone() -> None:
+def test_cores_are_of_one_thread_alone() -> None:
     done = subprocess.run(
         [sys.executable, "-c", THREADS], env=server_environ(os.environ), capture_output=True, text=True, check=True
     )
@@ -79,18 +79,18 @@ def test_cores_are_given_to_one_thread_alone() -> None:
     ("quota", "count"), [("", 2), ("max 100000", 2), ("100000 100000", 1), ("120000 100000", 2), ("900000 100000", 2)]
 )
 def test_available_are_whole_cores_within_the_quota(quota: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def told(path: str) -> str:
+    def read(path: str) -> str:
         return quota if path.endswith("cpu.max") else {"0": "0,2", "1": "1,3", "2": "0,2"}[path.split("/")[5][3:]]
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
-    monkeypatch.setattr(cores, "_told", told)
+    monkeypatch.setattr(cores, "_read", read)
     assert count_cores() == count
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asked of the system there")
 def test_where_the_kernel_says_nothing_each_is_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 5})
-    monkeypatch.setattr(cores, "_told", lambda path: "")
+    monkeypatch.setattr(cores, "_read", lambda path: "")
     assert count_cores() == 3
 
 
@@ -105,6 +105,6 @@ def test_where_the_kernel_says_nothing_each_is_a_core(monkeypatch: pytest.Monkey
     ],
 )
 def test_openmps_number_of_threads_is_the_number_of_cores(environ: dict[str, str], cores: str | None) -> None:
-    found = server_environ(environ | {"MKL_NUM_THREADS": "8", "PATH": "/bin"})
-    assert found.get("SAFECB_CORES") == cores
-    assert found["OMP_NUM_THREADS"] == "1" and found["PATH"] == "/bin" and "MKL_NUM_THREADS" not in found
+    result = server_environ(environ | {"MKL_NUM_THREADS": "8", "PATH": "/bin"})
+    assert result.get("SAFECB_CORES") == cores
+    assert result["OMP_NUM_THREADS"] == "1" and result["PATH"] == "/bin" and "MKL_NUM_THREADS" not in result

@@ -1,14 +1,15 @@
-"""Samplings as a step takes them."""
+"""SamplingTensors of some samplings, for the tests."""
 
 from collections.abc import Sequence
 
 import torch
 
 from engine.model import Sampling
-from engine.runner.sampling import SamplingTensors, counted
+from engine.runner.sampling import SamplingTensors, seed_and_top_k
 
 
 def draws_of(samplings: Sequence[Sampling], codes: int, device: str = "cpu") -> SamplingTensors:
-    seeds, kept = (torch.tensor(of, device=device) for of in zip(*(counted(s, codes) for s in samplings), strict=True))
-    heat = torch.tensor([s.temperature for s in samplings], device=device)
-    return SamplingTensors(seeds, heat[:, None], kept[:, None], int(kept.max()))
+    pairs = zip(*(seed_and_top_k(sampling, codes) for sampling in samplings), strict=True)
+    seeds, top_k = (torch.tensor(column, device=device) for column in pairs)
+    temperature = torch.tensor([s.temperature for s in samplings], device=device)
+    return SamplingTensors(seeds, temperature[:, None], top_k[:, None], int(top_k.max()))

@@ -67,9 +67,6 @@ class StillModel:
     def decode(self, tokens: Tensor, pixel: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def encode(self, images: Tensor) -> Tensor:
-        raise NotImplementedError
-
     def judge(self, images: Tensor) -> list[Verdict]:
         raise NotImplementedError
 

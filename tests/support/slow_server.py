@@ -11,10 +11,10 @@ from engine.runner.batch import RunningBatch
 STEP = RunningBatch.step
 
 
-def step(slots: RunningBatch) -> object:
-    if any(slot.request.prompt != "warm-up" for slot in slots.drawing):
+def step(batch: RunningBatch) -> object:
+    if any(sequence.request.prompt != "warm-up" for sequence in batch.sequences):
         time.sleep(float(os.environ["STEP_S"]))
-    return STEP(slots)
+    return STEP(batch)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A small planted ImageModel: coloured patches, a linear language model over known words, a judge that reads pixels.
+"""A toy ImageModel with planted harm: coloured patches, a linear language model over known words, a pixel judge.
 
 Every part is real, only small: harm is planted as codes that lean along one direction of the pixel table, and as
 directions of the head's features. 8 x 8 tokens of 4 x 4 pixels.
@@ -68,9 +68,9 @@ class ToyModel:
         ]
         tokens = self._drawn(requests, experts, on_step)
         for b, (request, edit) in enumerate(zip(requests, edits, strict=True)):
-            if edit is not None and edit.look is not None and experts[b] == NO_EXPERT:
-                begun = self.features([request.prompt], tokens[b : b + 1, : edit.look.after])
-                if (expert := int(edit.look.choose(begun.mean(1)))) != NO_EXPERT:
+            if edit is not None and edit.probe is not None and experts[b] == NO_EXPERT:
+                begun = self.features([request.prompt], tokens[b : b + 1, : edit.probe.after])
+                if (expert := int(edit.probe.choose(begun.mean(1)))) != NO_EXPERT:
                     tokens[b] = self._drawn([request], [expert], on_step)
         return tokens
 
@@ -86,7 +86,7 @@ class ToyModel:
             history = self._history(tokens, i)
             given, free = (said[:, i] + history) @ self._turn.T, (unsaid[:, i] + history) @ self._turn.T
             rows = zip(edits, experts, given, strict=True)
-            wanted = torch.stack([self._logits(edit, expert, row) for edit, expert, row in rows])
+            conditional = torch.stack([self._logits(edit, expert, row) for edit, expert, row in rows])
             scale = torch.tensor(
                 [
                     request.sampling.guidance
@@ -95,7 +95,7 @@ class ToyModel:
                     for request, edit, expert in zip(requests, edits, experts, strict=True)
                 ]
             )[:, None]
-            logits = self.head(free) + scale * (wanted - self.head(free))
+            logits = self.head(free) + scale * (conditional - self.head(free))
             tokens[:, i] = (logits + noise[:, i]).argmax(1)
             if on_step is not None:
                 on_step(i)
@@ -111,10 +111,6 @@ class ToyModel:
         codes = pixel[tokens] if pixel.dim() == 2 else torch.stack([p[t] for p, t in zip(pixel, tokens, strict=True)])
         patches = torch.tanh(codes @ self._paint).reshape(-1, GRID, GRID, 3, CELL, CELL)
         return patches.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, GRID * CELL, GRID * CELL)
-
-    def encode(self, images: Tensor) -> Tensor:
-        cells = self._cells(images)
-        return torch.cdist(cells, self._patches.expand(cells.shape[0], -1, -1)).argmin(2)
 
     def judge(self, images: Tensor) -> list[Verdict]:
         verdicts = []

@@ -18,38 +18,38 @@ from engine.runner.cuda_graphs import Recorded, recorder
 from engine.runner.decoder import Decoder
 from engine.runner.linear import Linear
 
-# Images judged together on a CPU and on a GPU. More would take more memory, since contexts fork to the questions (11 MB
-# an image of the embedded model), and no less time; one fills a GPU, and is recorded.
-TOGETHER = {False: 4, True: 1}
+# Images judged together on a CPU and on a GPU. More take more memory, since the cache is expanded to the questions,
+# and no less time; one fills a GPU, and is recorded.
+JUDGE_BATCH = {False: 4, True: 1}
 
 
 class Judge:
-    """Asks every question about every image; the image is read once, the questions fork from it."""
+    """Asks every question about every image; the image is read once, and its KV rows are expanded to the questions."""
 
     def __init__(
-        self, model: JanusForConditionalGeneration, language: Decoder, chat: Chat, instructions: Instructions
+        self, model: JanusForConditionalGeneration, decoder: Decoder, chat: Chat, instructions: Instructions
     ) -> None:
-        """Take the parts; raises BadModel if two answers cannot be told apart."""
-        self._model, self._language, self._instructions = model, language, instructions
+        """Take the parts; raises BadModel if two answers begin with the same token."""
+        self._model, self._decoder, self._instructions = model, decoder, instructions
         device = model.lm_head.weight.device
         mean, deviation = (torch.tensor(values, device=device)[:, None, None] for values in chat.image_statistics)
         self._mean, self._deviation = mean, deviation  # [3, 1, 1], of pixels in [0, 1]
-        asked = [p.question for p in instructions.phrasings] + [instructions.category_question]
-        rows = [chat.question(question) for question in asked]
-        shared = _shared_start([row[:-1] for row in rows])
-        if chat.image_token not in shared:
+        questions = [p.question for p in instructions.phrasings] + [instructions.category_question]
+        rows = [chat.question(question) for question in questions]
+        prefix = _common_prefix([row[:-1] for row in rows])
+        if chat.image_token not in prefix:
             raise BadModel("the chat template does not put the image before the question")
-        self._shared = torch.tensor(shared, device=device)
-        self._places = (self._shared == chat.image_token).nonzero()[:, 0]
-        tails = [row[len(shared) :] for row in rows]
+        self._prefix = torch.tensor(prefix, device=device)
+        self._image_positions = (self._prefix == chat.image_token).nonzero()[:, 0]
+        tails = [row[len(prefix) :] for row in rows]
         self._ends = torch.tensor([len(tail) - 1 for tail in tails], device=device)
-        # Padded on the right: the answer is read at each tail's own end, which sees nothing after it.
+        # Padded on the right: the answer is read at each tail's own end, which attends to nothing after it.
         width = max(map(len, tails))
         self._tails = torch.tensor([tail + [0] * (width - len(tail)) for tail in tails], device=device)
         yes_no = [token for p in instructions.phrasings for token in _distinct(chat, p.question, (p.unsafe, p.safe))]
         answers = tuple(answer for answer, _ in instructions.answers)
         categories = _distinct(chat, instructions.category_question, answers)
-        # Of the text head only the answers: first "unsafe" and "safe" of each phrasing, then the categories.
+        # The text head's rows of the answers: first "unsafe" and "safe" of each phrasing, then the categories.
         self._head = Linear([_outputs(model.lm_head, [*yes_no, *categories])])
         self._recorded = Recorded(self._answers, recorder(device))
 
@@ -59,7 +59,7 @@ class Judge:
         Raises BadNumber where a logit of an answer is NaN or infinite.
         """
         return [
-            verdict for some in torch.split(images, TOGETHER[self._shared.is_cuda]) for verdict in self._judge(some)
+            verdict for some in torch.split(images, JUDGE_BATCH[self._prefix.is_cuda]) for verdict in self._judge(some)
         ]
 
     def _judge(self, images: Tensor) -> list[Verdict]:
@@ -67,31 +67,33 @@ class Judge:
             return []
         with torch.inference_mode():
             logits = finite("verdict", self._recorded(images))  # [B, Q + 1, answers]
-            asked = len(self._instructions.phrasings)
-            pairs = logits[:, :-1, : 2 * asked].reshape(-1, asked, asked, 2).diagonal(dim1=1, dim2=2)  # [B, 2, Q]
+            count = len(self._instructions.phrasings)
+            pairs = logits[:, :-1, : 2 * count].reshape(-1, count, count, 2).diagonal(dim1=1, dim2=2)  # [B, 2, Q]
             scores = pairs.softmax(1)[:, 0].tolist()
-            likeliest = logits[:, -1, 2 * asked :].argmax(-1).tolist()
+            likeliest = logits[:, -1, 2 * count :].argmax(-1).tolist()
         return [self._verdict(tuple(row), best) for row, best in zip(scores, likeliest, strict=True)]
 
     def _answers(self, images: Tensor) -> Tensor:
         """Logits [B, Q + 1, answers] float32 of the answers' first tokens to each question, the category's last."""
-        count, asked = images.shape[0], self._tails.shape[0]
-        shown = self._language.embed(self._shared).expand(count, -1, -1).clone()
-        shown[:, self._places] = self._see(images)
-        context = self._language.context(count, shown.shape[1])
-        self._language.read(shown, context)
-        forked = context.fork(asked, self._tails.shape[1])
-        tails = self._language.embed(self._tails).repeat(count, 1, 1)
-        hidden = self._language.read(tails, forked).view(count, asked, tails.shape[1], -1)
-        return self._head(hidden[:, torch.arange(asked, device=hidden.device), self._ends]).float()
+        count, questions = images.shape[0], self._tails.shape[0]
+        embeddings = self._decoder.embed(self._prefix).expand(count, -1, -1).clone()
+        embeddings[:, self._image_positions] = self._embed_images(images)
+        cache = self._decoder.new_cache(count, embeddings.shape[1])
+        self._decoder.extend(embeddings, cache)
+        expanded = cache.expand(questions, self._tails.shape[1])
+        tails = self._decoder.embed(self._tails).repeat(count, 1, 1)
+        hidden = self._decoder.extend(tails, expanded).view(count, questions, tails.shape[1], -1)
+        return self._head(hidden[:, torch.arange(questions, device=hidden.device), self._ends]).float()
 
-    def _see(self, images: Tensor) -> Tensor:
-        """What the language model reads for images in [-1, 1]: [B, image tokens, H]."""
+    def _embed_images(self, images: Tensor) -> Tensor:
+        """Embeddings of images in [-1, 1] by the vision tower: [B, image tokens, H]."""
         weight = self._model.lm_head.weight
         normal = ((images.to(weight.device).float() + 1.0) / 2.0 - self._mean) / self._deviation
-        # One image at a time: the tower's last bits change with the batch size, and a verdict must not.
-        seen = [self._model.model.get_image_features(image[None].to(weight.dtype)).pooler_output for image in normal]
-        return torch.cat(seen)
+        # One image at a time: the vision tower is not batch-invariant, and a verdict must be.
+        embedded = [
+            self._model.model.get_image_features(image[None].to(weight.dtype)).pooler_output for image in normal
+        ]
+        return torch.cat(embedded)
 
     def _verdict(self, scores: tuple[float, ...], likeliest: int) -> Verdict:
         verdict = Verdict(scores, self._instructions.categories[likeliest])
@@ -99,8 +101,8 @@ class Judge:
 
 
 def _outputs(layer: nn.Linear, chosen: list[int]) -> nn.Linear:
-    """A layer that gives the chosen outputs of `layer`."""
-    # Without storage of its own: to fill it would draw from torch's global random state.
+    """A layer of the chosen outputs of `layer`."""
+    # On the meta device: initialising it would draw from torch's global random state.
     part = nn.Linear(layer.in_features, len(chosen), layer.bias is not None, torch.device("meta"))
     part.weight = nn.Parameter(layer.weight.data[chosen], requires_grad=False)
     if layer.bias is not None:
@@ -108,7 +110,7 @@ def _outputs(layer: nn.Linear, chosen: list[int]) -> nn.Linear:
     return part
 
 
-def _shared_start(rows: list[list[int]]) -> list[int]:
+def _common_prefix(rows: list[list[int]]) -> list[int]:
     """The ids that all rows begin with."""
     count = 0
     for column in zip(*rows, strict=False):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import JanusForConditionalGeneration, JanusProcessor, JanusVisionConfig, JanusVQVAEConfig
 
@@ -24,19 +25,19 @@ from engine.model import ImageRequest, ModelFacts, Verdict
 from engine.runner.batch import RunningBatch, Served, check_drawn
 from engine.runner.cuda_graphs import Recorded, recorder
 from engine.runner.decoder import Decoder
-from engine.runner.image_lm import ImageLM
+from engine.runner.image_lm import ImageHead, ImageLM
 from engine.runner.memory import planned_rows
-from engine.runner.sequence import rows_of
+from engine.runner.sequence import ImageSequence, kv_rows_of
 
 FAMILY = "janus"
-LONGEST_PROMPT = 512  # tokens: far above any description, far below what a long context would cost
+LONGEST_PROMPT = 512  # tokens: far above any description, far below the cost of a long context
 
 
 class JanusModel(Served):
     """A loaded Janus checkpoint.
 
-    A request's tokens follow from the request alone; docs/07-engine.md says where bit for bit, and where but for the
-    last bits of a logit.
+    A request's tokens follow from the request alone; docs/07-engine.md says where bit for bit, and where up
+    to the last bits of a logit.
     """
 
     def __init__(
@@ -58,16 +59,16 @@ class JanusModel(Served):
         )
         # The longest row is a prompt with an image, or a rewrite question with its answer (16 tokens longer).
         positions = min(longest, 2 * LONGEST_PROMPT + self._facts.tokens)
-        # Twice as long: a text that is at its end is written on, to no effect, until its longest batch mate is.
-        language = Decoder(inner.language_model, 2 * positions)
-        self._places = self._facts.max_prompt_tokens + self._facts.tokens
+        # Twice as long: a rewrite that has ended is written on, to no effect, until the longest of its batch has.
+        decoder = Decoder(inner.language_model, 2 * positions)
+        self._positions = self._facts.max_prompt_tokens + self._facts.tokens
         self._chat = Chat(processor, self._facts.max_prompt_tokens)
-        self._drawer = ImageLM(inner, language, self._chat, self._facts.tokens)
-        pixels.quicken(self._vq)
-        self._picture = Recorded(partial(pixels.picture, self._vq), recorder(self.device))
-        self._judge = Judge(model, language, self._chat, instructions)
+        self._image_lm = ImageLM(_image_head(inner), decoder, self._chat, self._facts.tokens)
+        pixels.use_fast_norms(self._vq)
+        self._decode_one = Recorded(partial(pixels.decode_one, self._vq), recorder(self.device))
+        self._judge = Judge(model, decoder, self._chat, instructions)
         instruction = instructions.rewrite_instruction
-        self._rewriter = Rewriter(model.lm_head, language, self._chat, instruction, positions)
+        self._rewriter = Rewriter(model.lm_head, decoder, self._chat, instruction, positions)
 
     @property
     def facts(self) -> ModelFacts:
@@ -81,50 +82,49 @@ class JanusModel(Served):
 
     def check_prompt(self, prompt: str) -> None:
         """See ImageModel; also refuses the model's control tokens inside a prompt."""
-        self._chat.check(prompt)
+        self._chat.tokenize(prompt)
+
+    def tokenize(self, prompt: str) -> list[int]:
+        """See Served."""
+        return self._chat.tokenize(prompt)
 
     def draw(self, requests: Sequence[ImageRequest], on_step: Callable[[int], None] | None = None) -> Tensor:
         """See ImageModel. An empty prompt draws unconditionally. Raises BadInput as check_prompt does."""
-        tokens = torch.zeros(len(requests), self._facts.tokens, dtype=torch.int64, device=self._drawer.codes.device)
         if not requests:
-            return tokens
-        longest = max(self._chat.length(request.prompt) for request in requests)
-        slots = RunningBatch(self._drawer, sum(map(rows_of, requests)), longest + self._facts.tokens)
-        places = {sequence: b for b, sequence in enumerate(slots.admit(requests))}
-        while slots.drawing:
-            furthest = max(sequence.step for sequence in slots.drawing)
-            for sequence, drawn in slots.step():
-                tokens[places[sequence]] = drawn
+            return torch.zeros(0, self._facts.tokens, dtype=torch.int64, device=self.device)
+        sequences = [ImageSequence(request, self.tokenize(request.prompt)) for request in requests]
+        longest = max(len(sequence.prompt_ids) for sequence in sequences)
+        batch = RunningBatch(self._image_lm, sum(map(kv_rows_of, requests)), longest + self._facts.tokens)
+        batch.admit(sequences)
+        while batch.sequences:
+            furthest = max(sequence.step for sequence in batch.sequences)
+            batch.step()
             if on_step is not None:
                 on_step(furthest)
-        return check_drawn(tokens)
+        return check_drawn(torch.stack([sequence.tokens for sequence in sequences]))
 
-    def slots(self, rows: int) -> RunningBatch:
+    def running_batch(self, kv_rows: int) -> RunningBatch:
         """See Served."""
-        return RunningBatch(self._drawer, rows, self._places)
+        return RunningBatch(self._image_lm, kv_rows, self._positions)
 
     @property
     def device(self) -> torch.device:
         """See Served."""
-        return self._drawer.codes.device
+        return self._image_lm.codes.device
 
-    def rows(self) -> int:
+    def kv_rows(self) -> int:
         """See Served."""
-        return planned_rows(self.device, self._drawer.language.row_bytes(self._places))
+        return planned_rows(self.device, self._image_lm.decoder.row_bytes(self._positions))
 
     def decode(self, tokens: Tensor, pixel: Tensor) -> Tensor:
         """See ImageModel; differentiable in `pixel`."""
-        picture = partial(pixels.picture, self._vq) if torch.is_grad_enabled() else self._picture
-        return pixels.decode(picture, tokens.to(self.device), pixel.to(self.device))
+        decode_one = partial(pixels.decode_one, self._vq) if torch.is_grad_enabled() else self._decode_one
+        return pixels.decode(decode_one, tokens.to(self.device), pixel.to(self.device))
 
     def preview(self, tokens: Tensor, pixel: Tensor) -> Tensor:
         """See Served."""
         with torch.no_grad():
-            return pixels.preview(self._picture, self._facts.grid, tokens.to(self.device), pixel.to(self.device))
-
-    def encode(self, images: Tensor) -> Tensor:
-        """See ImageModel."""
-        return pixels.encode(self._vq, images)
+            return pixels.preview(self._decode_one, self._facts.grid, tokens.to(self.device), pixel.to(self.device))
 
     def judge(self, images: Tensor) -> list[Verdict]:
         """See ImageModel."""
@@ -136,16 +136,23 @@ class JanusModel(Served):
 
     def features(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:
         """See ImageModel; a plain tensor without history, to which autograd may attach."""
-        return finite("features", self._drawer.features(prompts, tokens))
+        return finite("features", self._image_lm.features(prompts, tokens))
 
     def prompt_states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """See ImageModel."""
-        states, seen = self._drawer.prompt_states(prompts)
-        return finite("prompt states", states), seen
+        states, mask = self._image_lm.prompt_states(prompts)
+        return finite("prompt states", states), mask
 
     def head(self, features: Tensor) -> Tensor:
         """See ImageModel."""
-        return self._drawer.head(features)
+        return self._image_lm.head(features)
+
+
+def _image_head(janus: transformers.JanusModel) -> ImageHead:
+    head = janus.generation_head
+    with torch.no_grad():  # no codebook version edits what the language model reads, so once is enough
+        embeddings: Tensor = janus.generation_aligner(janus.generation_embeddings.weight)
+    return ImageHead(head.proj_out, head.activation_fn, head.vision_head, embeddings)
 
 
 def _facts(
@@ -157,7 +164,7 @@ def _facts(
     model_id: str,
     model_hash: str,
 ) -> ModelFacts:
-    """Read the facts off a configuration; raises BadModel where its parts contradict each other."""
+    """The facts that a configuration states; raises BadModel where its parts contradict each other."""
     side = vq.num_patches
     size = side * 2 ** (len(vq.channel_multiplier) - 1)
     if side * side != vision.num_image_tokens:

@@ -1,4 +1,4 @@
-"""Image tokens to pixels and back, by a Janus VQ model's own layers and whichever pixel table is handed in.
+"""Image tokens to pixels, by a Janus VQ model's own layers and the pixel table that is handed in.
 
 Pure functions of their arguments: nothing here writes to the model.
 """
@@ -14,11 +14,11 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from codebook.tensors import finite
 
-Picture = Callable[[Tensor, Tensor], Tensor]  # `picture` of some VQ model
+DecodeOne = Callable[[Tensor, Tensor], Tensor]  # `decode_one` of some VQ model
 
 
-def picture(vq: JanusVQVAE, tokens: Tensor, table: Tensor) -> Tensor:
-    """One image's tokens [N] int64 and a table [K, D] -> [1, 3, H, W] float32 in [-1, 1].
+def decode_one(vq: JanusVQVAE, tokens: Tensor, table: Tensor) -> Tensor:
+    """Decode one image: tokens [N] int64 and a table [K, D] -> [1, 3, H, W] float32 in [-1, 1].
 
     Differentiable in `table`. Its rows are L2-normalised after the look-up, so only their direction counts.
     """
@@ -28,12 +28,12 @@ def picture(vq: JanusVQVAE, tokens: Tensor, table: Tensor) -> Tensor:
         looked_up.view(1, *vq.quantize.quant_state_dims, -1).permute(0, 3, 1, 2).contiguous()
     )  # [1, D, rows, columns]
     image: Tensor = vq.decoder(convolution(grid)).float()
-    # Infinity would be clamped to black or white, and pass for a picture.
+    # Infinity would be clamped to black or white, and pass for an image.
     return torch.where(image.isinf(), torch.nan, image).clamp(-1.0, 1.0)
 
 
-class QuickGroupNorm(nn.GroupNorm):
-    """A GroupNorm that is quick on a GPU, where torch takes longer over an image's norms than over its convolutions."""
+class FastGroupNorm(nn.GroupNorm):
+    """GroupNorm by our GPU kernel: torch's takes longer over one image than the convolutions do."""
 
     def forward(self, x: Tensor) -> Tensor:
         """As nn.GroupNorm, for one image [1, C, H, W]."""
@@ -44,44 +44,31 @@ class QuickGroupNorm(nn.GroupNorm):
         return kernels.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
-def quicken(vq: JanusVQVAE) -> None:
-    """Let a VQ model's decoder normalise quickly."""
+def use_fast_norms(vq: JanusVQVAE) -> None:
+    """Replace the GroupNorms of a VQ model's decoder by FastGroupNorm."""
     for module in vq.decoder.modules():
         if type(module) is nn.GroupNorm:
-            module.__class__ = QuickGroupNorm
+            module.__class__ = FastGroupNorm
 
 
-def decode(draw: Picture, tokens: Tensor, pixel: Tensor) -> Tensor:
+def decode(decode_one: DecodeOne, tokens: Tensor, pixel: Tensor) -> Tensor:
     """Tokens [B, N] int64 and a table [K, D], or [B, K, D] one an image -> images [B, 3, H, W] float32 in [-1, 1].
 
     Raises BadNumber where pixels are NaN or infinite.
     """
-    # One image at a time: convolution kernels change with the batch size, and a row must not.
-    images = [draw(*one) for one in zip(tokens, pixel.expand(tokens.shape[0], -1, -1), strict=True)]
+    # One image at a time: convolution kernels are not batch-invariant.
+    images = [decode_one(*one) for one in zip(tokens, pixel.expand(tokens.shape[0], -1, -1), strict=True)]
     return finite("pixels", torch.cat(images))
 
 
-def preview(draw: Picture, side: tuple[int, int], tokens: Tensor, pixel: Tensor) -> Tensor:
+def preview(decode_one: DecodeOne, grid: tuple[int, int], tokens: Tensor, pixel: Tensor) -> Tensor:
     """The first tokens [n] int64 of an image and a table [K, D] -> [1, 3, H, W], grey in the cells not drawn yet.
 
-    side: of the whole image, in rows and columns of tokens. Raises BadNumber as `decode` does.
+    grid: of the whole image, in rows and columns of tokens. Raises BadNumber as `decode` does.
     """
-    rows, columns = side
+    rows, columns = grid
     missing = rows * columns - tokens.shape[0]
-    # The last token stands in for those to come: a decoder that mixes neighbours sees something of the kind.
-    image = finite("pixels", draw(F.pad(tokens, (0, missing), value=int(tokens[-1])), pixel))
+    # The last token stands in for those to come: a decoder mixes neighbouring cells.
+    image = finite("pixels", decode_one(F.pad(tokens, (0, missing), value=int(tokens[-1])), pixel))
     known = (torch.arange(rows * columns, device=image.device) < tokens.shape[0]).view(1, 1, rows, columns)
     return image * F.interpolate(known.to(image), image.shape[2:])
-
-
-def encode(vq: JanusVQVAE, images: Tensor) -> Tensor:
-    """Images [B, 3, H, W] in [-1, 1] -> tokens [B, N] int64: the codes nearest in direction, all decode looks at.
-
-    The transformers encoder compares lengths as well; where the model's rows are unit vectors the two agree.
-    """
-    weight = vq.quantize.embedding.weight
-    with torch.no_grad():
-        latent = vq.quant_conv(vq.encoder(images.to(weight))).float()
-        flat = latent.permute(0, 2, 3, 1).flatten(1, 2)  # [B, N, D]
-        nearest: Tensor = (flat @ F.normalize(weight.float(), dim=-1).T).argmax(-1)
-        return nearest

@@ -1,10 +1,12 @@
-"""Texts to token ids through the chat template of a model's own processor.
+"""Prompt formatting: texts to token ids through the chat template of a model's own processor.
 
-Strings in, lists of ids out; no tensors. The template decides the format, so that every checkpoint gets its own.
+Strings in, lists of ids out; no tensors. Any thread may call: a lock guards the tokenizer, which is not thread-safe.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from threading import Lock
 from typing import Any
 
 from transformers import JanusProcessor
@@ -13,55 +15,49 @@ from core.errors import BadInput, BadModel
 
 
 class Chat:
-    """One processor's way to ask for an image, to ask about an image, and to ask for a rewrite."""
+    """Token ids that ask for an image, about an image, and for a rewrite, in one processor's format."""
 
     def __init__(self, processor: JanusProcessor, limit: int) -> None:
         """Wrap a processor; `limit` is the longest templated prompt, in tokens."""
         self._processor, self._tokenizer, self._limit = processor, processor.tokenizer, limit
-        # Only tokens that look like marks: some vocabularies also list plain letters as added tokens.
-        self._marks = [t for t in self._tokenizer.get_added_vocab() if t.startswith("<") and t.endswith(">")]
+        self._lock = Lock()
+        # Only tokens with angle brackets: some vocabularies also list plain letters as added tokens.
+        self._control_tokens = [t for t in self._tokenizer.get_added_vocab() if t.startswith("<") and t.endswith(">")]
         boi = self._tokenizer.convert_tokens_to_ids(processor.image_start_token)
-        self._kept = {boi, self._tokenizer.bos_token_id}
+        self._begin_tokens = {boi, self._tokenizer.bos_token_id}
         self._pad: int = self._tokenizer.pad_token_id
         self.image_token: int = self._tokenizer.convert_tokens_to_ids(processor.image_token)
         self.end: int = self._tokenizer.eos_token_id
-        pictures = processor.image_processor
-        self.image_statistics = (list(pictures.image_mean), list(pictures.image_std))  # of pixels in [0, 1]
+        images = processor.image_processor
+        self.image_statistics = (list(images.image_mean), list(images.image_std))  # of pixels in [0, 1]
 
-    def check(self, prompt: str) -> None:
-        """Raise BadInput naming `prompt` if it is too long or holds one of the model's control tokens."""
-        self.drawing(prompt)
-
-    def drawing(self, prompt: str) -> list[int]:
+    def tokenize(self, prompt: str) -> list[int]:
         """Ids that ask for an image; the next token is the first of the image. An empty prompt is unconditional.
 
-        Raises BadInput as `check`.
+        Raises BadInput naming `prompt` if it is too long or holds one of the model's control tokens.
         """
-        for mark in self._marks:
-            if mark in prompt:
-                raise BadInput("prompt", prompt, f"text without the model's control token {mark}")
+        for token in self._control_tokens:
+            if token in prompt:
+                raise BadInput("prompt", prompt, f"text without the model's control token {token}")
         ids = self._user(prompt, after=self._processor.image_start_token)
         if len(ids) > self._limit:
             allowed = f"at most {self._limit} tokens, chat format included; this is {len(ids)}"
             raise BadInput("prompt", prompt if len(prompt) < 80 else prompt[:77] + "...", allowed)
         return ids if prompt else self.unconditional(ids)
 
-    def length(self, prompt: str) -> int:
-        """How many ids ask for an image of `prompt`."""
-        return len(self.drawing(prompt))
-
-    def unconditional(self, ids: list[int]) -> list[int]:
-        """The guidance branch of `ids`: all but the begin marks is padding, which is attended to, as in training."""
-        return [i if i in self._kept else self._pad for i in ids]
+    def unconditional(self, ids: Sequence[int]) -> list[int]:
+        """The unconditional branch of `ids`: all but the begin tokens is padding, attended to as in training."""
+        return [i if i in self._begin_tokens else self._pad for i in ids]
 
     def rewriting(self, instruction: str, prompt: str) -> list[int]:
-        """Ids that ask for a rewrite of `prompt`; the next token is the first of the answer. Raises as `check`."""
-        self.check(prompt)
+        """Ids that ask for a rewrite of `prompt`; the next token is the first of the answer. Raises as `tokenize`."""
+        self.tokenize(prompt)
         return self._user(instruction + prompt)
 
     def plain(self, prompt: str) -> list[int]:
         """Ids of the prompt's own text."""
-        ids: list[int] = self._tokenizer(prompt, add_special_tokens=False).input_ids
+        with self._lock:
+            ids: list[int] = self._tokenizer(prompt, add_special_tokens=False).input_ids
         return ids
 
     def question(self, question: str) -> list[int]:
@@ -69,17 +65,18 @@ class Chat:
         return self._encode(self._render(_about(question), ask=True))
 
     def answer(self, question: str, answer: str) -> int:
-        """The first token of `answer` after `question`. Raises BadModel if the template does not keep them apart."""
-        asked = self.question(question)
-        replied = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        ids = self._encode(self._render([*_about(question), replied], ask=False))
-        if ids[: len(asked)] != asked or len(ids) == len(asked):
+        """The first token of `answer` after `question`. Raises BadModel if the template does not separate them."""
+        prefix = self.question(question)
+        reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+        ids = self._encode(self._render([*_about(question), reply], ask=False))
+        if ids[: len(prefix)] != prefix or len(ids) == len(prefix):
             raise BadModel(f"the chat template does not put the answer {answer!r} right after its question")
-        return ids[len(asked)]
+        return ids[len(prefix)]
 
     def text(self, ids: list[int]) -> str:
         """The text of `ids`, without control tokens and outer white space."""
-        decoded: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        with self._lock:
+            decoded: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return decoded.strip()
 
     def _user(self, text: str, after: str = "") -> list[int]:
@@ -93,7 +90,8 @@ class Chat:
     def _encode(self, text: str) -> list[int]:
         p = self._processor
         block = p.image_start_token + p.image_token * p.num_image_tokens + p.image_end_token
-        ids: list[int] = self._tokenizer(text.replace(p.image_token, block)).input_ids
+        with self._lock:
+            ids: list[int] = self._tokenizer(text.replace(p.image_token, block)).input_ids
         return ids
 
 

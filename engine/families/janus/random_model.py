@@ -1,6 +1,6 @@
-"""The published geometry of Janus-Pro with random weights: for speed work and tests where no weights are at hand.
+"""Janus-Pro with random weights in the published geometry, for benchmarks and tests without the weights.
 
-It draws noise, at the price of the real thing. Its tokenizer knows bytes, no words.
+It draws noise, at the cost of the real model. Its tokenizer is byte-level, without merges.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from core.errors import BadModel
 PREFIX = "random:"
 _PAD, _BOS, _EOS, _USER, _ASSISTANT = "<pad>", "<bos>", "<eos>", "<|User|>", "<|Assistant|>"
 _BEGIN = "<begin_of_image>"
-_PICTURE = {"image_token": "<image_placeholder>", "boi_token": _BEGIN, "eoi_token": "<end_of_image>"}
+_IMAGE_TOKENS = {"image_token": "<image_placeholder>", "boi_token": _BEGIN, "eoi_token": "<end_of_image>"}
 _TEMPLATE = (
     "<bos>{% for message in messages %}"
     "{{ '<|User|>' if message['role'] == 'user' else '<|Assistant|>' }}"
@@ -41,7 +41,7 @@ _TEMPLATE = (
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of the language model; the vision tower and the VQ model are alike in all."""
+    """Sizes of the language model; the vision tower and the VQ model are the same in all."""
 
     hidden: int
     layers: int
@@ -62,14 +62,14 @@ def random_janus(
     """
     geometry = GEOMETRIES.get(name.removeprefix(PREFIX))
     if geometry is None:
-        raise BadModel(f"{name}: there are {', '.join(PREFIX + known for known in GEOMETRIES)}")
+        raise BadModel(f"{name}: there are {', '.join(PREFIX + geometry for geometry in GEOMETRIES)}")
     processor = _processor()
     with torch.random.fork_rng(), device:
         torch.manual_seed(0)
         model = JanusForConditionalGeneration._from_config(  # type: ignore[no-untyped-call]
             janus_config(geometry, processor), dtype=dtype
         )
-    # Where transformers' own `generate`, beside which ours is measured, looks for it.
+    # Read by transformers' own `generate`, the baseline of the benchmarks.
     model.generation_config.generation_kwargs = {"boi_token_id": processor.tokenizer.convert_tokens_to_ids(_BEGIN)}
     model_hash = hashlib.sha256(f"{name} {device.type} {dtype}".encode()).hexdigest()
     return model, processor, model_hash
@@ -93,26 +93,26 @@ def janus_config(geometry: Geometry, processor: JanusProcessor) -> JanusConfig:
         ),
         vision_config=JanusVisionConfig(projection_dim=geometry.hidden),
         vq_config=JanusVQVAEConfig(projection_dim=geometry.hidden, image_token_embed_dim=geometry.hidden),
-        image_token_id=tokenizer.convert_tokens_to_ids(_PICTURE["image_token"]),
+        image_token_id=tokenizer.convert_tokens_to_ids(_IMAGE_TOKENS["image_token"]),
         tie_word_embeddings=False,
     )
 
 
 def _processor() -> JanusProcessor:
-    special = [_PAD, _BOS, _EOS, _USER, _ASSISTANT, *_PICTURE.values()]
-    letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    bytes_only = Tokenizer(models.BPE(vocab=letters, merges=[]))
-    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_only.decoder = decoders.ByteLevel()
-    bytes_only.add_special_tokens(special)
+    special = [_PAD, _BOS, _EOS, _USER, _ASSISTANT, *_IMAGE_TOKENS.values()]
+    vocabulary = {byte: number for number, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    byte_level = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level.decoder = decoders.ByteLevel()
+    byte_level.add_special_tokens(special)
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=bytes_only,
+        tokenizer_object=byte_level,
         pad_token=_PAD,
         bos_token=_BOS,
         eos_token=_EOS,
         padding_side="left",
         clean_up_tokenization_spaces=False,
-        extra_special_tokens=_PICTURE,
+        extra_special_tokens=_IMAGE_TOKENS,
     )
-    pictures = JanusImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True)
-    return JanusProcessor(pictures, tokenizer, chat_template=_TEMPLATE, num_image_tokens=576)
+    images = JanusImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True)
+    return JanusProcessor(images, tokenizer, chat_template=_TEMPLATE, num_image_tokens=576)

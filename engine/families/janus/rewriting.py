@@ -1,4 +1,4 @@
-"""The model's own safe rewrite of prompts, written as an edit: what it has no reason to change is kept word for word.
+"""The model's own safe rewrite of prompts, decoded as an edit: likely tokens of the prompt are copied word for word.
 
 Knows no word of harm; the instruction is handed in.
 """
@@ -14,9 +14,9 @@ from codebook.tensors import finite
 from engine.families.janus.prompting import Chat
 from engine.runner.decoder import Decoder
 
-# The next token of the prompt is kept where the model gives it at least this probability; behind a replacement, where
-# little is left to change, at least the second one.
-KEEP, KEEP_BEHIND = 0.004, 1e-5
+# Probability from which the next token of the prompt is kept: before a replacement, and after one, where little is left
+# to change.
+KEEP, KEEP_AFTER = 0.004, 1e-5
 REACH = 16  # tokens of the prompt that one replacement may stand for
 
 
@@ -34,7 +34,7 @@ class Edit:
         self.written: list[int] = []
 
     @property
-    def wanted(self) -> int:
+    def next_token(self) -> int:
         """The token of the prompt that would be kept next."""
         return self._prompt[self._next] if self._next < len(self._prompt) else self._end
 
@@ -43,12 +43,12 @@ class Edit:
         """Whether the text is complete."""
         return self.written[-1:] == [self._end]
 
-    def write(self, kept: float, likeliest: int) -> int:
-        """Write and return the next token, given the probability of `wanted` and the likeliest token."""
+    def write(self, probability: float, likeliest: int) -> int:
+        """Write and return the next token, given the probability of `next_token` and the likeliest token."""
         if self.ended:
             return self._end
-        if not self._free and kept >= self._keep:
-            token = self.wanted
+        if not self._free and probability >= self._keep:
+            token = self.next_token
             self._next += 1
         else:
             token, self._free = likeliest, True
@@ -58,18 +58,18 @@ class Edit:
 
     def _follow_again(self, token: int) -> None:
         pair = [*self.written[-1:], token]
-        for place in range(self._next, min(self._next + REACH, len(self._prompt) - 1)):
-            if list(self._prompt[place : place + 2]) == pair:
-                self._next, self._free, self._keep = place + 2, False, KEEP_BEHIND
+        for position in range(self._next, min(self._next + REACH, len(self._prompt) - 1)):
+            if list(self._prompt[position : position + 2]) == pair:
+                self._next, self._free, self._keep = position + 2, False, KEEP_AFTER
                 return
 
 
 class Rewriter:
-    """Writes answers with a Janus model's text head. A row's answer is the same in any batch."""
+    """Writes rewrites with a Janus model's text head; batch-invariant."""
 
-    def __init__(self, lm_head: nn.Module, language: Decoder, chat: Chat, instruction: str, positions: int) -> None:
-        """Take the parts; `positions` is the longest row the language stack reads."""
-        self._lm_head, self._language, self._chat = lm_head, language, chat
+    def __init__(self, lm_head: nn.Module, decoder: Decoder, chat: Chat, instruction: str, positions: int) -> None:
+        """Take the parts; `positions` is the longest row that the decoder reads."""
+        self._lm_head, self._decoder, self._chat = lm_head, decoder, chat
         self._instruction, self._positions = instruction, positions
 
     def __call__(self, prompts: Sequence[str]) -> list[str]:
@@ -87,13 +87,13 @@ class Rewriter:
 
     def _write(self, rows: list[list[int]], edits: list[Edit], limit: int) -> None:
         """Read rows of ids and write up to `limit` tokens after each, until all have ended."""
-        _, hidden, context = self._language.begin(rows, limit)
+        _, hidden, cache = self._decoder.prefill(rows, limit)
         for _ in range(limit):
-            likely = finite("rewrite", self._lm_head(hidden).float().softmax(-1))
-            wanted = torch.tensor([edit.wanted for edit in edits], device=likely.device)
-            kept = likely.gather(1, wanted[:, None])[:, 0].tolist()
-            choices = zip(edits, kept, likely.argmax(-1).tolist(), strict=True)
-            token = torch.tensor([[edit.write(chance, best)] for edit, chance, best in choices], device=likely.device)
+            softmax = finite("rewrite", self._lm_head(hidden).float().softmax(-1))
+            next_tokens = torch.tensor([edit.next_token for edit in edits], device=softmax.device)
+            probabilities = softmax.gather(1, next_tokens[:, None])[:, 0].tolist()
+            choices = zip(edits, probabilities, softmax.argmax(-1).tolist(), strict=True)
+            token = torch.tensor([[edit.write(p, best)] for edit, p, best in choices], device=softmax.device)
             if all(edit.ended for edit in edits):
                 break
-            hidden = self._language.read(self._language.embed(token), context)[:, -1]
+            hidden = self._decoder.extend(self._decoder.embed(token), cache)[:, -1]

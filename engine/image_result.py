@@ -1,0 +1,54 @@
+"""The result of one image request, whole or in part. Knows tensors and PNG; knows nothing of queues and HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import astuple, dataclass, replace
+
+from torch import Tensor
+
+from codebook.tensors import codebook_hash
+from engine.model import ImageRequest, ModelFacts, Verdict
+from engine.png import encode_png
+
+
+@dataclass(frozen=True, eq=False)
+class PartialImage:
+    """The first tokens [n] int64, on the CPU, of image `index` of a call."""
+
+    index: int
+    request: ImageRequest
+    tokens: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ImageResult:
+    """One finished image: tokens [N] int64 and image [H, W, 3] uint8, both on the CPU, and the model's own verdict.
+
+    facts: of the model; expert: the expert of the version's HeadEdit that applied, or NO_EXPERT; png: its PNG file,
+    where `encoded` made it.
+    """
+
+    facts: ModelFacts
+    request: ImageRequest
+    tokens: Tensor
+    image: Tensor
+    verdict: Verdict
+    expert: int
+    png: bytes = b""
+
+    @property
+    def id(self) -> str:
+        """The sha256, shortened, of everything that determines the image: drawn again, it has the same id."""
+        sampling, codebook = self.request.sampling, self.request.codebook
+        content = codebook_hash(codebook)
+        inputs = [self.facts.model_hash, codebook.version, content, self.request.prompt, *astuple(sampling)]
+        return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
+
+    def encoded(self) -> ImageResult:
+        """Return the result with its PNG file, whose text chunks say how it was made. Slow: not for an event loop."""
+        codebook, seed = self.request.codebook, self.request.sampling.seed
+        text = {"codebook": codebook.version, "codebook_hash": codebook_hash(codebook)}
+        text |= {"seed": str(seed), "model": self.facts.model_id}
+        return replace(self, png=encode_png(self.image, text))
