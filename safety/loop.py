@@ -28,6 +28,7 @@ from safety.edit.pixel_editor import pixel_editors
 from safety.judges.registry import Examiner
 from safety.outcome import RoundResult
 from safety.policy.taxonomy import PATTERN
+from safety.reason import Reason
 from safety.report import figures, pictures, provenance
 from safety.request import ImproveRequest
 from safety.runtime.executor import Executor, LocalExecutor
@@ -76,7 +77,7 @@ def improve(
     runner = ModelRunner(model, cache, watch, config.batch, executor(cache))
     context = prepare(runner, request, config)
     state = LoopState(start, (), {"pixel": {}, "output": {}})
-    reasons: list[str] = []
+    reasons: list[Reason] = []
     for number in count(1):
         runner.round = number
         validation = Validation(context, second_judge)
@@ -94,22 +95,22 @@ def improve_once(context: RunContext, state: LoopState, validation: Validation) 
     report = provenance(context, state.codebook, validation.second)
     broken = next((gate.name for gate in validation.state if not gate.passed), None)
     if broken is not None:
-        return _conclude(context, state, validation, None, f"gate:{broken}", report)
+        return _conclude(context, state, validation, None, Reason.of_gate(broken), report)
     collection = collect(context, state.codebook)
     state = replace(state, pairs=state.pairs + collection.pairs)
     report["pairs"] = collection.log
     round_data = make_round_data(context, state)
     if round_data is None:
-        return _conclude(context, state, validation, None, "no_pairs", report)
+        return _conclude(context, state, validation, None, Reason.NO_PAIRS, report)
     editors = find_edits(context, state, round_data)
     if not any(editors.values()):
-        return _conclude(context, state, validation, None, "no_direction", report)
+        return _conclude(context, state, validation, None, Reason.NO_DIRECTION, report)
     check = DevSet(context.runner, round_data, len(collection.pairs), context.baseline.validity)
     found = (propose(context.runner, editors[table], check) for table in editors)
     candidates = [candidate for candidate in found if candidate is not None]
     report["found"] = {candidate.editor.table: candidate.report for candidate in candidates}
     if not candidates:
-        return _conclude(context, state, validation, None, "gain", report)
+        return _conclude(context, state, validation, None, Reason.GAIN, report)
     tried = validate(context, state, validation, candidates, check, report)
     outcome, moved = _conclude(context, state, validation, tried, tried.decision.reason, report)
     seen = {name: png for table in editors.values() for editor in table[:1] for name, png in editor.pictures().items()}
@@ -142,7 +143,7 @@ def validate(
     report["tried"] = [found.to_dict() for found in tried]
     for _ in range(HALVINGS):
         decision = tried[0].decision
-        if decision.gain < decision.needed or not decision.reason.startswith("gate:"):
+        if decision.gain < decision.needed or not decision.reason.is_gate:
             break
         candidates = [tuned(context.runner, p.editor, p.strength / 2, check, p.report) for p in candidates]
         tried = validation.rank(state.codebook, candidates)
@@ -162,14 +163,14 @@ def _conclude(
     state: LoopState,
     validation: Validation,
     tried: ScoredCandidate | None,
-    reason: str,
+    reason: Reason,
     report: dict[str, Any],
 ) -> tuple[RoundResult, LoopState]:
     """The outcome; an accepted candidate is where the loop stands from here on."""
     before = validation.result(state.codebook)
     after = before if tried is None else tried.result
     gates = validation.state if tried is None else tried.gates
-    told = {gate.name: gate.to_dict() for gate in gates}
+    told = {str(gate.name): gate.to_dict() for gate in gates}
     accepted = tried is not None and tried.decision.accepted
     codebook = tried.codebook if tried is not None and accepted else None
     told_figures = figures(before, after)

@@ -17,7 +17,8 @@ from codebook.value import Codebook
 from safety.evaluate.grids import before_after_png
 from safety.judges.registry import Examiner, SelfJudge, credentials
 from safety.metrics.charts import rates_png
-from safety.metrics.panel import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, PanelResult
+from safety.metrics.panel import PanelResult
+from safety.policy.groups import BENIGN, Group, GroupKind
 from safety.runtime.model_runner import ModelRunner
 from safety.runtime.run_context import RunContext
 from safety.validation import ScoredCandidate
@@ -31,20 +32,20 @@ def figures(before: PanelResult, after: PanelResult) -> dict[str, Any]:
     attacks, languages: the same harms put in other words.
     """
     sides = {"before": before, "after": after}
-    names = list(dict.fromkeys(before.panel.groups))
 
-    def rates(groups: Mapping[str, str]) -> dict[str, Any]:
-        return {
-            kind: {side: result.rates(of).to_dict() for side, result in sides.items()} for kind, of in groups.items()
-        }
+    def rates(group: Group | None = None) -> dict[str, Any]:
+        return {side: result.rates(group).to_dict() for side, result in sides.items()}
 
-    benign = [BENIGN, *(NEIGHBOUR + kind for kind in before.panel.kinds(NEIGHBOUR))]
+    def by_name(kind: GroupKind) -> dict[str, Any]:
+        return {group.name: rates(group) for group in before.panel.of_kind(kind)}
+
+    benign = [BENIGN, *before.panel.of_kind(GroupKind.LOOK_ALIKE)]
     return {
-        "harmful": {side: result.rates().to_dict() for side, result in sides.items()},
-        "categories": rates({name: name for name in names if name != BENIGN and ":" not in name}),
-        "attacks": rates({kind: ATTACK + kind for kind in before.panel.kinds(ATTACK)}),
-        "languages": rates({kind: LANGUAGE + kind for kind in before.panel.kinds(LANGUAGE)}),
-        "intact": {name: {side: result.intact(name) for side, result in sides.items()} for name in benign},
+        "harmful": rates(),
+        "categories": by_name(GroupKind.CATEGORY),
+        "attacks": by_name(GroupKind.ATTACK),
+        "languages": by_name(GroupKind.LANGUAGE),
+        "intact": {str(group): {side: result.intact(group) for side, result in sides.items()} for group in benign},
     }
 
 
@@ -65,11 +66,11 @@ def provenance(context: RunContext, start: Codebook, second: Examiner) -> dict[s
 def pictures(runner: ModelRunner, start: Codebook, tried: ScoredCandidate, told: Mapping[str, Any]) -> dict[str, bytes]:
     """A chart of the figures, and validation prompts before and after: harmful ones, and what should stay as it is."""
     panel = tried.result.panel
-    alike = torch.tensor([name.startswith(NEIGHBOUR) for name in panel.groups])
+    alike = torch.tensor([group.kind is GroupKind.LOOK_ALIKE for group in panel.groups])
     return {
         "rates.png": rates_png(told),
         "before_after.png": _before_after(runner, start, tried, panel.harmful),
-        "neighbours.png": _before_after(runner, start, tried, alike),
+        "look_alikes.png": _before_after(runner, start, tried, alike),
     }
 
 

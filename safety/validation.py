@@ -14,15 +14,9 @@ from torch import Tensor
 from codebook.value import Codebook
 from safety.acceptance import Decision, decide
 from safety.edit.candidate import Candidate
-from safety.gates.canaries import g2_canaries
-from safety.gates.diversity import g8_diversity
-from safety.gates.languages import g10_languages
-from safety.gates.look_alikes import g4_neighbours
-from safety.gates.quality import g5_quality
-from safety.gates.recovery import g6_recovery
+from safety.gates import GATES, ROUND_GATES
+from safety.gates.inputs import GateInput, RoundInput
 from safety.gates.result import GateResult
-from safety.gates.second_judge import g3_second_judge
-from safety.gates.validity import g1_fixtures, g1_validity
 from safety.judges.registry import Examiner
 from safety.metrics.panel import PanelResult, evaluate_panel
 from safety.runtime.baseline import look
@@ -64,10 +58,12 @@ class Validation:
         """Look at the canaries anew, and hold the gates that do not depend on a candidate: `state`."""
         self._runner, self._panel, self._baseline = context.runner, context.panel, context.baseline
         self.second = second
-        sight = look(self._runner, self._baseline.canaries, self._baseline.harmful)
-        fixtures = g1_fixtures(self._baseline.spoiled, self._baseline.degenerate, self.result(self._runner.base))
+        baseline = self._baseline
+        sight = look(self._runner, baseline.canaries, baseline.harmful)
+        base = self.result(self._runner.base)
+        inputs = RoundInput(baseline.spoiled, baseline.degenerate, base, baseline.sight, sight)
         self._rewrites = self._runner.cache.tensors("rewrites", self._draw_rewrites)["features"]
-        self.state = (fixtures, g2_canaries(self._baseline.sight, sight), context.hygiene)
+        self.state = (*(gate(inputs) for gate in ROUND_GATES), context.hygiene)
 
     def _draw_rewrites(self) -> dict[str, Tensor]:
         """Features of what the model's own codebook draws for the rewrites of the harmful prompts, same seeds."""
@@ -96,17 +92,9 @@ class Validation:
 
     def gates(self, before: PanelResult, after: PanelResult, candidates: Sequence[Candidate]) -> tuple[GateResult, ...]:
         """All gates, in order: a gate of the run, of the candidate, of its tuning."""
-        own = self.result(self._runner.base)
-        here = (
-            g1_validity(before, after),
-            g3_second_judge(before, after),
-            g4_neighbours(own, after),
-            g5_quality(own, after, self._baseline.validity.known),
-            g6_recovery(own, after),
-            g8_diversity(own, after, self._rewrites),
-            g10_languages(own, after),
-        )
-        return (*self.state, *here, *(candidate.gate for candidate in candidates))
+        base = self.result(self._runner.base)
+        inputs = GateInput(before, after, base, self._baseline.validity.known, self._rewrites)
+        return (*self.state, *(gate(inputs) for gate in GATES), *(candidate.gate for candidate in candidates))
 
 
 def combine(start: Codebook, candidates: Sequence[Candidate]) -> Codebook:

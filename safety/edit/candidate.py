@@ -13,7 +13,8 @@ from codebook.identity import Identity
 from codebook.tensors import pack, unpack
 from codebook.value import Codebook
 from safety.edit.editor import STRENGTHS, DevSet, Editor, choose_strength
-from safety.gates.null_space import g7_null_space
+from safety.gates.inputs import TuningMove
+from safety.gates.null_space import check_null_space
 from safety.gates.result import GateResult
 from safety.runtime.model_runner import ModelRunner
 
@@ -45,19 +46,15 @@ def propose(runner: ModelRunner, editors: Sequence[Editor], check: DevSet) -> Ca
 
 
 def tuned(runner: ModelRunner, editor: Editor, strength: float, check: DevSet, report: dict[str, Any]) -> Candidate:
-    """Tune the editor's draft at a strength; where tuning brings harm back (G7), the draft stays untuned."""
+    """Tune the editor's draft at a strength; where the gate `null_space` fails, the draft stays untuned."""
     draft = editor.draft(strength)
     name = f"tuned-{runner.round}-{editor.table}-{strength}"
     packed = runner.cache.tensors(name, lambda: pack(editor.tune(draft)))
     after = unpack(draft.version, Identity.of(draft, {}), packed)
     before_rate, after_rate = check.run(draft), check.run(after)
-    gate = g7_null_space(editor.moved(draft, after), before_rate.hr, after_rate.hr)
-    report = report | {
-        "strength": strength,
-        "untuned": asdict(before_rate),
-        "tuned": asdict(after_rate),
-        "g7": gate.to_dict(),
-    }
+    gate = check_null_space(TuningMove(editor.moved(draft, after), before_rate.hr, after_rate.hr))
+    scores = {"untuned": asdict(before_rate), "tuned": asdict(after_rate)}
+    report = report | {"strength": strength, **scores, str(gate.name): gate.to_dict()}
     if not gate.passed:
-        after, gate = draft, g7_null_space(editor.moved(draft, draft), before_rate.hr, before_rate.hr)
+        after, gate = draft, check_null_space(TuningMove(editor.moved(draft, draft), before_rate.hr, before_rate.hr))
     return Candidate(after, editor, strength, gate, report)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from core.errors import BadModel
 from safety.config import LoopConfig
-from safety.gates.canaries import Sight
-from safety.gates.validity import spoiled_found
+from safety.gates.detector import spoiled_found
+from safety.gates.inputs import Sight
 from safety.judges.self_judge import says_unsafe, scores
 from safety.metrics.degenerate import DegenerateDetector, ImageMeasures, calibrate, held_out_void, measure
 from safety.policy.prompts import Prompt

@@ -18,8 +18,9 @@ from safety.collect.router_data import RouterData, read_router_data
 from safety.config import LoopConfig
 from safety.gates.hygiene import refuse_shared
 from safety.gates.result import GateResult
-from safety.metrics.panel import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, ValidationSet
+from safety.metrics.panel import ValidationSet
 from safety.policy.attacks import ATTACKS, disguised, strewn
+from safety.policy.groups import BENIGN, Group
 from safety.policy.heldout_set import HeldOutSet
 from safety.policy.languages import read_languages
 from safety.policy.prompts import PAIR, VALIDATION, Prompt, PromptWriter, is_readable
@@ -142,8 +143,8 @@ def _given(model: ImageModel, request: ImproveRequest, held: Sequence[Prompt]) -
 
 def _groups(
     writer: PromptWriter, categories: Sequence[str], config: LoopConfig, seed: int
-) -> list[tuple[str, Sequence[Prompt]]]:
-    """The validation prompts by group; see Panel."""
+) -> list[tuple[Group, Sequence[Prompt]]]:
+    """The validation prompts by group."""
     half, rng = config.look_alikes // 2, random.Random(f"validation/{seed}")
 
     def over_all(write: Callable[[str], Sequence[Prompt]]) -> list[Prompt]:
@@ -157,13 +158,13 @@ def _groups(
         for code in read_languages()
     }
     return [
-        *((name, writer.harmful(name, VALIDATION, config.harmful)) for name in categories),
+        *((Group.category(name), writer.harmful(name, VALIDATION, config.harmful)) for name in categories),
         (BENIGN, writer.benign(VALIDATION, config.benign)),
-        *((NEIGHBOUR + name, writer.look_alikes(name, VALIDATION, config.look_alikes)) for name in categories),
-        (f"{NEIGHBOUR}safe scenes", over_all(lambda name: writer.scenes(name, VALIDATION, half))),
-        (f"{NEIGHBOUR}compositions", over_all(lambda name: writer.compositions(name, VALIDATION, half))),
-        *((ATTACK + kind, prompts) for kind, prompts in attacks.items()),
-        *((LANGUAGE + code, prompts) for code, prompts in languages.items()),
+        *((Group.look_alike(name), writer.look_alikes(name, VALIDATION, config.look_alikes)) for name in categories),
+        (Group.look_alike("safe scenes"), over_all(lambda name: writer.scenes(name, VALIDATION, half))),
+        (Group.look_alike("compositions"), over_all(lambda name: writer.compositions(name, VALIDATION, half))),
+        *((Group.attack(kind), prompts) for kind, prompts in attacks.items()),
+        *((Group.language(code), prompts) for code, prompts in languages.items()),
     ]
 
 

@@ -9,7 +9,8 @@ from codebook.identity import Identity
 from codebook.tensors import check, codebook_hash, pack
 from safety.collect.on_policy import practise
 from safety.evaluate.ablation import Variant, variants
-from safety.metrics.panel import BENIGN, PanelResult
+from safety.metrics.panel import PanelResult
+from safety.policy.groups import BENIGN
 from safety.runtime.model_runner import ModelRunner, derived_seed
 from safety.runtime.result_cache import ResultCache
 from safety.runtime.run_context import RunContext, prepare

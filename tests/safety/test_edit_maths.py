@@ -18,8 +18,10 @@ from safety.edit.head_edit import TeacherPairs, harmless, leading_part, refit
 from safety.edit.pixel_table import Partners, project_rows, remap_pixels, update_pixels
 from safety.edit.router import MOST_BENIGN, STEPS, fit_router
 from safety.edit.tuning import HeadTuningData, PixelTuningData, divergence, tune_output, tune_pixels
-from safety.gates.null_space import g7_null_space, output_moved, pixels_moved
+from safety.gates.inputs import TuningMove
+from safety.gates.null_space import check_null_space, output_moved, pixels_moved
 from safety.metrics.rates import Rate, Rates, mcnemar
+from safety.reason import Reason, Stop
 from safety.runtime.progress import Cancelled
 from safety.stopping import stop_reason
 
@@ -427,17 +429,18 @@ def test_a_few_benign_prompts_that_say_the_harm_do_not_silence_a_router() -> Non
 # Gates and stopping
 
 
-def test_g7_refuses_what_moved_and_what_came_back() -> None:
-    assert g7_null_space(9e-6, 0.5, 0.51).passed
-    assert not g7_null_space(2e-5, 0.5, 0.5).passed
-    assert not g7_null_space(0.0, 0.5, 0.52).passed
+def test_the_null_space_gate_refuses_what_moved_and_what_came_back() -> None:
+    assert check_null_space(TuningMove(9e-6, 0.5, 0.51)).passed
+    assert not check_null_space(TuningMove(2e-5, 0.5, 0.5)).passed
+    assert not check_null_space(TuningMove(0.0, 0.5, 0.52)).passed
 
 
 def test_when_the_loop_ends() -> None:
-    assert stop_reason(["accepted"], 0.5, False, 8) is None
-    assert stop_reason(["accepted"], 0.01, False, 8) == "target"
-    assert stop_reason(["accepted", "gain", "gate:G4"], 0.5, False, 8) == "no_improvement"
-    assert stop_reason(["accepted", "gain"], 0.5, False, 2) == "cap"
-    assert stop_reason(["accepted"], 0.5, True, 8) == "space_exhausted"
-    assert stop_reason(["gate:G2"], 0.5, False, 8) == "gate:G2"
-    assert stop_reason(["accepted"] * 8, 0.5, False, 50) == "cap"
+    accepted, gain = Reason.ACCEPTED, Reason.GAIN
+    assert stop_reason([accepted], 0.5, False, 8) is None
+    assert stop_reason([accepted], 0.01, False, 8) is Stop.TARGET
+    assert stop_reason([accepted, gain, Reason.GATE_LOOK_ALIKES], 0.5, False, 8) is Stop.NO_IMPROVEMENT
+    assert stop_reason([accepted, gain], 0.5, False, 2) is Stop.CAP
+    assert stop_reason([accepted], 0.5, True, 8) is Stop.SPACE_EXHAUSTED
+    assert stop_reason([Reason.GATE_CANARIES], 0.5, False, 8) is Reason.GATE_CANARIES
+    assert stop_reason([accepted] * 8, 0.5, False, 50) is Stop.CAP

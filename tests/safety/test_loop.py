@@ -20,7 +20,9 @@ from codebook.value import Codebook
 from core.errors import BadInput, BadModel
 from safety.acceptance import Decision, decide
 from safety.evaluate.assessment import assess
+from safety.gates.result import Gate
 from safety.loop import Cancelled, ImproveRequest, LoopConfig, RoundResult, improve, validate
+from safety.reason import Reason
 from safety.runtime.model_runner import ModelRunner
 from safety.runtime.result_cache import ResultCache
 from safety.runtime.run_context import RunContext, prepare
@@ -94,7 +96,7 @@ def test_a_round_makes_the_codebook_safer(undisturbed: tuple[Path, RoundResult])
     assert rates["after"]["svr"]["value"] > 0.9
     drops = [side["before"] - side["after"] for side in outcome.figures["intact"].values()]
     assert sum(drops) <= 0.1 + 1e-9  # one picture of ten, in one group
-    assert {"G1", "G1-fixtures", *(f"G{i}" for i in range(2, 11))} <= outcome.gates.keys()
+    assert set(Gate) == outcome.gates.keys()
     assert all(gate["passed"] for gate in outcome.gates.values())
     assert {"before_after.png", "spectrum_output.png", "code_weights.png"} <= outcome.images.keys()
     assert all(png.startswith(b"\x89PNG") for png in outcome.images.values())
@@ -184,7 +186,7 @@ def test_a_broken_codebook_is_rejected_though_nothing_harmful_is_left(kind: str,
         "shuffled": table[torch.randperm(len(table), generator=noise)],
     }
     decision, harmful = decided(context, replace(context.runner.base, version="draft", pixel=broken[kind]))
-    assert decision.reason.startswith("gate:")
+    assert decision.reason.is_gate
     assert harmful < 0.1 or kind == "shuffled"  # whose patches are all there, in other places
 
 
@@ -196,7 +198,10 @@ def test_the_control_of_the_controls_a_good_codebook_is_accepted(
 
 
 def test_the_base_codebook_gains_nothing(context: RunContext) -> None:
-    assert decided(context, replace(context.runner.base, version="draft"))[0].reason in ("gain", "gate:G3")
+    assert decided(context, replace(context.runner.base, version="draft"))[0].reason in (
+        Reason.GAIN,
+        Reason.GATE_SECOND_JUDGE,
+    )
 
 
 def test_the_referee_measures_on_prompts_of_its_own(context: RunContext, undisturbed: tuple[Path, RoundResult]) -> None:
@@ -250,10 +255,15 @@ def test_an_unknown_category_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "reason, gain, tried",
-    [("accepted", 0.3, [1.0]), ("gain", 0.001, [1.0]), ("gate:G3", 0.001, [1.0]), ("gate:G3", 0.3, [1.0, 0.5, 0.25])],
+    [
+        (Reason.ACCEPTED, 0.3, [1.0]),
+        (Reason.GAIN, 0.001, [1.0]),
+        (Reason.GATE_SECOND_JUDGE, 0.001, [1.0]),
+        (Reason.GATE_SECOND_JUDGE, 0.3, [1.0, 0.5, 0.25]),
+    ],
 )
 def test_only_what_gains_enough_is_tried_at_half_the_strength(
-    reason: str, gain: float, tried: list[float], monkeypatch: pytest.MonkeyPatch
+    reason: Reason, gain: float, tried: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     strengths: list[float] = []
 

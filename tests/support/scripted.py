@@ -19,6 +19,7 @@ from codebook.value import Codebook
 from core.settings import Settings
 from engine.model import ImageModel, ImageRequest, ModelFacts, Verdict
 from safety.loop import ImproveRequest, Progress, RoundResult
+from safety.reason import Reason
 from worker.allowed_job import AllowedJob
 from worker.attempt import Loop, run
 
@@ -125,10 +126,10 @@ def _outcome(start: Codebook, number: int, request: ImproveRequest) -> RoundResu
     return RoundResult(
         round=number,
         accepted=True,
-        reason="accepted",
+        reason=Reason.ACCEPTED,
         codebook=draft,
         figures={"hr": 0.5 / number},
-        gates={"G1": {"passed": True}},
+        gates={"validity": {"passed": True}},
         report={"round": number, "flagged": [list(flag) for flag in request.flagged]},
         images={},
     )
