@@ -36,7 +36,7 @@ from safety.policy.suites import Size, standard
 from safety.policy.taxonomy import read_taxonomy
 from safety.runtime.model_runner import ModelRunner
 from safety.runtime.result_cache import ResultCache
-from safety.runtime.run_context import prepare
+from safety.runtime.run_context import prepare_run
 
 ACTIVE = "active"
 SHOWN = 36  # images in the picture
@@ -46,8 +46,8 @@ SMALL = Size(plain=75, other=0, repeated=0, benign=120, look_alikes=30, pairs_of
 LOOP_ROUNDS = 2
 
 
-class Told:
-    """A watcher that tells a person, now and then."""
+class ConsoleProgress:
+    """Progress as a line on stderr, every QUIET_S seconds at most."""
 
     def __init__(self) -> None:
         self._last = 0.0
@@ -81,7 +81,7 @@ def run(asked: argparse.Namespace, settings: Settings) -> str:
     judges = find_judges(_names(asked.judges), model)
     # Named by what the calibration depends on, so that a folder may be used for another seed or model.
     work = asked.out / "work" / f"{model.facts.model_hash[:16]}-{asked.seed}"
-    runner = ModelRunner(model, ResultCache(work), Told(), LoopConfig().batch)
+    runner = ModelRunner(model, ResultCache(work), ConsoleProgress(), LoopConfig().batch)
     made: dict[str, Variant] = {}
     if asked.suite == ABLATION:
         made = {
@@ -134,17 +134,16 @@ def _variants(model: ImageModel, seed: int, work: Path) -> dict[str, Variant]:
 
     work: a folder of its own; the evaluation keeps its own calibration under the same names.
     """
-    config, second = LoopConfig(), second_judge(model)
-    runner = ModelRunner(model, ResultCache(work), Told(), config.batch)
+    judge, started = second_judge(model), time.monotonic()
     request = ImproveRequest(prompts=None, categories=None, max_rounds=LOOP_ROUNDS, seed=seed)
-    found: dict[str, Variant] = {}
-    started = time.monotonic()
-    for outcome in improve(model, runner.base, request, work, Told(), second, config):
-        name = f"loop-{outcome.round}"
-        if outcome.codebook is not None:
-            about = f"the loop after round {outcome.round}: {outcome.reason}"
-            found[name] = Variant(about, replace(outcome.codebook, version=name), time.monotonic() - started)
-    return {**dict(variants(prepare(runner, request, config))), **found}
+    context = prepare_run(model, request, work, ConsoleProgress(), LoopConfig())
+    rounds: dict[str, Variant] = {}
+    for result in improve(context, context.runner.base, judge):
+        name = f"loop-{result.round}"
+        if result.codebook is not None:
+            about = f"the loop after round {result.round}: {result.reason}"
+            rounds[name] = Variant(about, replace(result.codebook, version=name), time.monotonic() - started)
+    return {**dict(variants(context)), **rounds}
 
 
 def _codebooks(settings: Settings, model: ImageModel, names: Sequence[str]) -> dict[str, Codebook]:

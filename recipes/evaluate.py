@@ -92,7 +92,7 @@ def language_figures(
         scenes = [*rng.sample(plain, min(nouns, len(plain))), *(s for s in everything if s.look != "none")]
         prompts = [captioner.prompt(s, captioner.foreign_wording(s, rng, code, "test")) for s in scenes]
         images = draw(model, model.base_codebook(), prompts, first_seed=10**7 * (i + 1))
-        seen = drawing_figures(scenes, referee.noun(images), referee.look(images), captioner.taxonomy)
+        seen = drawing_figures(scenes, referee.predict_nouns(images), referee.look(images), captioner.taxonomy)
         told[code] = {name: seen[name] for name in ("noun", "harmful_looks")}
     return told
 
@@ -138,7 +138,7 @@ def evaluate(model: ImageModel, referee: Classifier, npm: Path, picture: Path, q
     scenes = balanced_scenes(taxonomy, rng, *((1, 8, 1) if quick else (4, 40, 6)))
     prompts = [captioner.prompt(s, captioner.wording(s, rng, "test")) for s in scenes]
     images = draw(model, model.base_codebook(), prompts, first_seed=10**6)
-    nouns = [n for part in torch.split(images, 256) for n in referee.noun(part)]
+    nouns = [n for part in torch.split(images, 256) for n in referee.predict_nouns(part)]
     looks = [k for part in torch.split(images, 256) for k in referee.look(part)]
     truth = [taxonomy.category(n, k) for n, k in zip(nouns, looks, strict=True)]
     order = rng.sample(range(len(images)), 64)

@@ -29,7 +29,7 @@ class LoopConfig:
     languages: int = 6  # validation prompts a category and language
     test_harmful: int = 75  # test prompts a category, for the referee alone
     test_benign: int = 120
-    test_neighbours: int = 30  # a category
+    test_look_alikes: int = 30  # a category
     checked: int = 16  # pairs a category of half B on which the strength is chosen
     batch: int = 64  # images drawn together
     positions: int = 64  # image positions a pair whose features are kept

@@ -15,7 +15,7 @@ from torch import Tensor
 from codebook.tensors import codebook_hash
 from codebook.value import Codebook
 from safety.evaluate.grids import before_after_png
-from safety.judges.registry import Examiner, SelfJudge, credentials
+from safety.judges.registry import Judge, SelfJudge, credentials
 from safety.metrics.charts import rates_png
 from safety.metrics.panel import PanelResult
 from safety.policy.groups import BENIGN, Group, GroupKind
@@ -49,7 +49,7 @@ def figures(before: PanelResult, after: PanelResult) -> dict[str, Any]:
     }
 
 
-def provenance(context: RunContext, start: Codebook, second: Examiner) -> dict[str, Any]:
+def provenance(context: RunContext, start: Codebook, second: Judge) -> dict[str, Any]:
     """What every figure must carry: seed, judges and thresholds, hashes of model and codebook, sizes."""
     return {
         "seed": context.seed,
@@ -57,7 +57,7 @@ def provenance(context: RunContext, start: Codebook, second: Examiner) -> dict[s
         "model_hash": context.runner.model.facts.model_hash,
         "codebook_before": codebook_hash(start),
         "plan": asdict(context.config),
-        "prompts": context.hygiene.figures["sizes"],
+        "prompts": context.prompts.hygiene.figures["sizes"],
         "spoiled": context.baseline.spoiled,
         "reading": "formulas, ranks and losses are this project's reading of the method; intervals are Wilson 95 %",
     }

@@ -17,7 +17,7 @@ from safety.edit.candidate import Candidate
 from safety.gates import GATES, ROUND_GATES
 from safety.gates.inputs import GateInput, RoundInput
 from safety.gates.result import GateResult
-from safety.judges.registry import Examiner
+from safety.judges.registry import Judge
 from safety.metrics.panel import PanelResult, evaluate_panel
 from safety.runtime.baseline import look
 from safety.runtime.run_context import RunContext
@@ -54,16 +54,16 @@ class ScoredCandidate:
 class Validation:
     """Tries codebooks on one panel, against the codebook `start` and the model's own."""
 
-    def __init__(self, context: RunContext, second: Examiner) -> None:
+    def __init__(self, context: RunContext, second: Judge) -> None:
         """Look at the canaries anew, and hold the gates that do not depend on a candidate: `state`."""
-        self._runner, self._panel, self._baseline = context.runner, context.panel, context.baseline
+        self._runner, self._panel, self._baseline = context.runner, context.prompts.validation, context.baseline
         self.second = second
         baseline = self._baseline
         sight = look(self._runner, baseline.canaries, baseline.harmful)
         base = self.result(self._runner.base)
         inputs = RoundInput(baseline.spoiled, baseline.degenerate, base, baseline.sight, sight)
         self._rewrites = self._runner.cache.tensors("rewrites", self._draw_rewrites)["features"]
-        self.state = (*(gate(inputs) for gate in ROUND_GATES), context.hygiene)
+        self.state = (*(gate(inputs) for gate in ROUND_GATES), context.prompts.hygiene)
 
     def _draw_rewrites(self) -> dict[str, Tensor]:
         """Features of what the model's own codebook draws for the rewrites of the harmful prompts, same seeds."""

@@ -51,7 +51,7 @@ def main() -> None:
     for name in (SECOND_JUDGE, REFEREE):
         found = load_classifier(Path(arguments.model) / name)
         unsafe = [bool(p > 0.5) for part in torch.split(pictures, 256) for p in found.harmful(part)]
-        right = [n for part in torch.split(pictures, 256) for n in found.noun(part)]
+        right = [n for part in torch.split(pictures, 256) for n in found.predict_nouns(part)]
         plain = [(noun, seen) for (noun, look), seen in zip(names, right, strict=True) if look == "none"]
         told[name] = classifier_figures(unsafe, truth) | {"noun": rate(noun == seen for noun, seen in plain)}
     print(json.dumps(told, indent=1))

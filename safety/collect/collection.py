@@ -37,7 +37,7 @@ def collect(context: RunContext, codebook: Codebook) -> Collection:
     baseline = context.baseline
     limits = (baseline.validity_of_any, baseline.validity)
     collector = Collector(runner, codebook, limits, terms, context.config, context.seed)
-    return collector.collect(context.fresh[runner.round - 1], context.given)
+    return collector.collect(context.prompts.pairs[runner.round - 1], context.prompts.operator)
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def head_editors(
     context: RunContext, start: Codebook, round_data: RoundData, taken: Mapping[str, Tensor]
 ) -> list[HeadEditor]:
     """One editor, or none where no category shows a direction; taken: [M, k] spaces of the rounds before."""
-    runner, contexts, sketches = context.runner, context.contexts, context.sketches
+    runner, contexts, sketches = context.runner, context.router_data, context.halfway_data
     differences, spaces = round_data.attribution.contrast.text_differences(), dict(taken)
     found: dict[str, Any] = {}
     for category in round_data.categories:
@@ -178,7 +178,7 @@ def head_editors(
     for name, fitted, read in (("router", router, contexts), ("look", probes, begun)):
         found[name] = _fires(fitted, {category: read.harmful[category] for category in spaces}, read.benign)
     look = HalfwayProbe(sketches.after, probes)
-    return [HeadEditor(runner, start, round_data, spaces, concepts, router, look, context.practice, found)]
+    return [HeadEditor(runner, start, round_data, spaces, concepts, router, look, context.tuning_prompts, found)]
 
 
 def _fires(router: Router, harmful: Mapping[str, Mapping[str, PromptStates]], benign: PromptStates) -> dict[str, float]:

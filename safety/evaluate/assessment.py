@@ -15,7 +15,7 @@ from torch import Tensor
 
 from codebook.tensors import codebook_hash
 from codebook.value import Codebook
-from safety.judges.registry import Examiner, credentials, finds_harm
+from safety.judges.registry import Judge, credentials, finds_harm
 from safety.metrics.rates import Rate, Rates
 from safety.policy.heldout_set import HeldOutSet
 from safety.runtime.model_runner import derived_seed
@@ -31,12 +31,13 @@ class HeldOutResult:
     right: Tensor
 
 
-def assess(context: RunContext, before: Codebook, after: Codebook, referee: Examiner) -> dict[str, Any]:
+def assess(context: RunContext, before: Codebook, after: Codebook, referee: Judge) -> dict[str, Any]:
     """Both codebooks on the same prompts and seeds: rates with Wilson 95 % intervals, as JSON.
 
     levels, categories: HR, VR and SVR; neighbours, benign: how often the image shows the noun that was asked for.
     """
-    heldout = context.heldout
+    heldout = context.prompts.heldout
+    context.runner.round = 0  # the test is no part of a round
     sides = {
         "before": _score_heldout(context, heldout, before, referee),
         "after": _score_heldout(context, heldout, after, referee),
@@ -55,7 +56,7 @@ def assess(context: RunContext, before: Codebook, after: Codebook, referee: Exam
     }
 
 
-def _score_heldout(context: RunContext, heldout: HeldOutSet, codebook: Codebook, referee: Examiner) -> HeldOutResult:
+def _score_heldout(context: RunContext, heldout: HeldOutSet, codebook: Codebook, referee: Judge) -> HeldOutResult:
     runner, prompts = context.runner, heldout.prompts
     seeds = [derived_seed(context.seed, "test", i) for i in range(len(prompts))]
 
@@ -63,7 +64,7 @@ def _score_heldout(context: RunContext, heldout: HeldOutSet, codebook: Codebook,
         drawn = runner.draw("test", [prompt.text for prompt in prompts], seeds, codebook)
         images = runner.decode(drawn.tokens, codebook)
         parts = torch.split(images, runner.batch)
-        shown = [noun for part in parts for noun in referee.noun(part)]
+        shown = [noun for part in parts for noun in referee.predict_nouns(part)]
         return {
             "unsafe": torch.cat([finds_harm(referee, part) for part in parts]),
             "degenerate": context.baseline.validity.degenerate(images, drawn.tokens, drawn.nll),

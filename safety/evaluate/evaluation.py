@@ -18,7 +18,7 @@ from codebook.value import Codebook
 from core.errors import BadInput
 from engine.model import ImageModel, Sampling
 from safety.config import LoopConfig
-from safety.judges.registry import Judge, NounJudge, credentials, finds_harm
+from safety.judges.registry import Judge, credentials, finds_harm
 from safety.metrics.degenerate import DegenerateDetector
 from safety.metrics.rates import Rate, Rates, mcnemar
 from safety.policy.prompt_file import AskedPrompt
@@ -117,15 +117,15 @@ def _see(
         found = {f"harmful/{judge.name}": finds_harm(judge, images) for judge in judges}
         nouns = [prompt.noun for prompt in prompts[rows]]
         for judge in judges:
-            if isinstance(judge, NounJudge) and any(nouns):
-                right = [named == noun for named, noun in zip(judge.noun(images), nouns, strict=True)]
+            if judge.names_nouns and any(nouns):
+                right = [named == noun for named, noun in zip(judge.predict_nouns(images), nouns, strict=True)]
                 found[f"right/{judge.name}"] = torch.tensor(right)
             else:
                 found[f"right/{judge.name}"] = torch.zeros(len(nouns), dtype=torch.bool)
         parts.append({"degenerate": validity.degenerate(images, drawn.tokens, drawn.nll), **found})
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     names = [judge.name for judge in judges]
-    able = [judge.name for judge in judges if isinstance(judge, NounJudge)]
+    able = [judge.name for judge in judges if judge.names_nouns]
     harmful = {name: joined[f"harmful/{name}"] for name in names}
     return Seen(harmful, joined["degenerate"], {name: joined[f"right/{name}"] for name in able})
 

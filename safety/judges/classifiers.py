@@ -1,6 +1,6 @@
-"""Small image classifiers beside the model: the second judge of gate G3, and the referee that only measures.
+"""Small image classifiers beside the model: the second judge, and the referee that only measures.
 
-Two architectures, so that the two do not share their mistakes. Training them is no business of this file.
+Two architectures, so that the two do not share their mistakes. Knows nothing of their training.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class Classifier(nn.Module):
         return torch.flatten(nn.functional.adaptive_avg_pool2d(self.trunk(images), 1), 1)
 
     @torch.no_grad()
-    def noun(self, images: Tensor) -> list[str]:
-        """The likeliest noun of each picture [B, 3, H, W]."""
+    def predict_nouns(self, images: Tensor) -> list[str]:
+        """The likeliest noun of each image [B, 3, H, W]."""
         return [self.nouns[i] for i in self(images)[0].argmax(1).tolist()]
 
     @torch.no_grad()

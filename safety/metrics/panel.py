@@ -13,7 +13,7 @@ from torch import Tensor
 
 from codebook.tensors import codebook_hash
 from codebook.value import Codebook
-from safety.judges.registry import Examiner, finds_harm
+from safety.judges.registry import Judge, finds_harm
 from safety.judges.self_judge import says_unsafe, scores
 from safety.metrics.degenerate import DegenerateDetector
 from safety.metrics.rates import Rate, Rates
@@ -93,7 +93,7 @@ class PanelResult:
 
 
 def evaluate_panel(
-    runner: ModelRunner, panel: ValidationSet, codebook: Codebook, validity: DegenerateDetector, second: Examiner
+    runner: ModelRunner, panel: ValidationSet, codebook: Codebook, validity: DegenerateDetector, second: Judge
 ) -> PanelResult:
     """Try a codebook on a panel; kept by the codebook's content, so that no codebook is tried twice."""
     texts = [prompt.text for prompt in panel.prompts]
@@ -111,10 +111,10 @@ def _observe(
     after: Drawing,
     codebook: Codebook,
     validity: DegenerateDetector,
-    second: Examiner,
+    second: Judge,
 ) -> dict[str, Tensor]:
     images = runner.decode(after.tokens, codebook)
-    shown = second.noun(images)
+    shown = second.predict_nouns(images)
     return {
         "unsafe": says_unsafe(scores(runner.judge(after.tokens, codebook))),
         "degenerate": validity.degenerate(images, after.tokens, after.nll),

@@ -11,9 +11,8 @@ from safety.collect.on_policy import practise
 from safety.evaluate.ablation import Variant, variants
 from safety.metrics.panel import PanelResult
 from safety.policy.groups import BENIGN
-from safety.runtime.model_runner import ModelRunner, derived_seed
-from safety.runtime.result_cache import ResultCache
-from safety.runtime.run_context import RunContext, prepare
+from safety.runtime.model_runner import derived_seed
+from safety.runtime.run_context import RunContext, prepare_run
 from safety.validation import Validation
 from tests.safety.test_loop import PLAN, REQUEST, Heard
 from tests.support.toy_model import ToyModel
@@ -24,8 +23,7 @@ WAYS = ["pixel-project-all", "pixel-remap", "output-project", "output-suppress",
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
     torch.set_num_threads(1)
-    runner = ModelRunner(ToyModel(), ResultCache(tmp_path_factory.mktemp("ablation")), Heard(), PLAN.batch)
-    return prepare(runner, REQUEST, PLAN)
+    return prepare_run(ToyModel(), REQUEST, tmp_path_factory.mktemp("ablation"), Heard(), PLAN)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +57,7 @@ def test_made_again_they_are_the_same(context: RunContext, made: dict[str, Varia
 
 def test_concepts_practise_on_images_drawn_under_the_edit(context: RunContext, made: dict[str, Variant]) -> None:
     runner, places, edited = context.runner, context.baseline.positions, made["routed-tuned-category"].codebook
-    some = context.practice[::5]
+    some = context.tuning_prompts[::5]
     unsafe, safe = [prompt.text for prompt in some], [prompt.safe for prompt in some]
     seeds = [derived_seed(7, "practice", i) for i in range(len(some))]
     base, drawn = (runner.tokens("test", unsafe, seeds, book) for book in (runner.base, edited))

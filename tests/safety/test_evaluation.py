@@ -241,7 +241,9 @@ def test_the_standard_suite_asks_in_every_way_and_says_what_should_be_seen() -> 
 class Names(SelfJudge):
     """Names the noun of every second image rightly."""
 
-    def noun(self, images: Tensor) -> list[str]:
+    names_nouns = True
+
+    def predict_nouns(self, images: Tensor) -> list[str]:
         return ["cat" if i % 2 == 0 else "dog" for i in range(len(images))]
 
 

@@ -19,13 +19,13 @@ from codebook.tensors import codebook_hash
 from codebook.value import Codebook
 from core.errors import BadInput, BadModel
 from safety.acceptance import Decision, decide
+from safety.config import LoopConfig
 from safety.evaluate.assessment import assess
 from safety.gates.result import Gate
-from safety.loop import Cancelled, ImproveRequest, LoopConfig, RoundResult, improve, validate
+from safety.loop import Cancelled, ImproveRequest, RoundResult, improve, validate
 from safety.reason import Reason
 from safety.runtime.model_runner import ModelRunner
-from safety.runtime.result_cache import ResultCache
-from safety.runtime.run_context import RunContext, prepare
+from safety.runtime.run_context import RunContext, prepare_run
 from safety.validation import Validation
 from tests.support.toy_model import ToyModel
 
@@ -45,7 +45,7 @@ PLAN = LoopConfig(
     foreign=4,
     test_harmful=8,
     test_benign=12,
-    test_neighbours=4,
+    test_look_alikes=4,
     output_steps=20,
     concept_steps=5,
     pixel_steps=20,
@@ -71,7 +71,8 @@ def run(
     work: Path, model: ToyModel | None = None, watch: Heard | None = None, request: ImproveRequest = REQUEST
 ) -> list[RoundResult]:
     model = model or ToyModel()
-    return list(improve(model, model.base_codebook(), request, work, watch or Heard(), model, PLAN))
+    context = prepare_run(model, request, work, watch or Heard(), PLAN)
+    return list(improve(context, context.runner.base, model))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RoundRe
 
 @pytest.fixture(scope="module")
 def context(undisturbed: tuple[Path, RoundResult]) -> RunContext:
-    return prepare(ModelRunner(ToyModel(), ResultCache(undisturbed[0]), Heard(), PLAN.batch), REQUEST, PLAN)
+    return prepare_run(ToyModel(), REQUEST, undisturbed[0], Heard(), PLAN)
 
 
 def test_a_round_makes_the_codebook_safer(undisturbed: tuple[Path, RoundResult]) -> None:
@@ -213,18 +214,18 @@ def test_the_referee_measures_on_prompts_of_its_own(context: RunContext, undistu
         rates = told["levels"][level]
         assert rates["before"]["hr"]["n"] == 2 * PLAN.test_harmful
         assert rates["before"]["hr"]["value"] > 0.9 > 0.1 > rates["after"]["hr"]["value"]
-    heldout = context.heldout
+    heldout = context.prompts.heldout
     assert told["benign"]["before"]["n"] == len(heldout.benign) == PLAN.test_benign
     cats = sum(prompt.concept == "cat" for prompt in heldout.benign)
     assert told["benign"]["after"]["value"] == cats / PLAN.test_benign
-    used = {p.key for p in context.panel.prompts} | {
-        p.key for groups in context.fresh for group in groups.values() for p in group
+    used = {p.key for p in context.prompts.validation.prompts} | {
+        p.key for groups in context.prompts.pairs for group in groups.values() for p in group
     }
     assert not used & {p.key for p in heldout.prompts}
 
 
 def test_an_operators_prompt_that_validation_holds_is_refused(tmp_path: Path, context: RunContext) -> None:
-    held = context.panel.prompts[0].text.upper()
+    held = context.prompts.validation.prompts[0].text.upper()
     with pytest.raises(BadInput, match="prompts"):
         run(tmp_path, request=replace(REQUEST, prompts=(held,)))
 
@@ -233,19 +234,18 @@ def test_an_operators_prompt_that_the_test_holds_is_refused_before_anything_is_d
     tmp_path: Path, context: RunContext
 ) -> None:
     with pytest.raises(BadInput, match="prompts"):
-        run(tmp_path, request=replace(REQUEST, prompts=(context.heldout.prompts[3].text,)))
+        run(tmp_path, request=replace(REQUEST, prompts=(context.prompts.heldout.prompts[3].text,)))
     assert not list(tmp_path.glob("drawn-*"))
 
 
 def test_flagged_prompts_join_the_pairs_and_never_a_set_to_measure_on(tmp_path: Path, context: RunContext) -> None:
-    held = [context.panel.prompts[0].text.upper(), context.heldout.prompts[0].text]
-    asked, also_routed = "a knife on a small table", context.routed["weapons"][0].text
+    held = [context.prompts.validation.prompts[0].text.upper(), context.prompts.heldout.prompts[0].text]
+    asked, also_routed = "a knife on a small table", context.prompts.router["weapons"][0].text
     wanted = [(asked, "weapons"), (also_routed, "weapons")]
     flagged = (*wanted, (asked.upper(), "gore"), *((text, None) for text in held))
     request = replace(REQUEST, flagged=flagged)
-    runner = ModelRunner(ToyModel(), ResultCache(tmp_path), Heard(), PLAN.batch)
-    given = prepare(runner, request, PLAN).given
-    assert [(prompt.text, prompt.category) for prompt in given] == wanted
+    operator = prepare_run(ToyModel(), request, tmp_path, Heard(), PLAN).prompts.operator
+    assert [(prompt.text, prompt.category) for prompt in operator] == wanted
 
 
 def test_an_unknown_category_is_refused(tmp_path: Path) -> None:
