@@ -26,9 +26,10 @@ from engine.model import ImageModel
 from engine.registry import load_model
 from safety.config import LoopConfig
 from safety.evaluate.ablation import Variant, variants
+from safety.evaluate.charts import chart, trade_off
 from safety.evaluate.evaluation import evaluate, readable, samplings
 from safety.evaluate.grids import before_after_png
-from safety.evaluate.page import chart, markdown, page, trade_off
+from safety.evaluate.page import markdown, page
 from safety.judges.registry import find_judges, second_judge
 from safety.loop import ImproveRequest, improve
 from safety.policy.prompt_file import AskedPrompt, read_prompts

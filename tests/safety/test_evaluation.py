@@ -16,8 +16,9 @@ from cli import evaluate as evaluate_command
 from cli.evaluate import main
 from core.errors import BadInput
 from engine.model import ImageRequest
+from safety.evaluate.charts import chart
 from safety.evaluate.evaluation import evaluate, readable, samplings
-from safety.evaluate.page import chart, markdown, page
+from safety.evaluate.page import markdown, page
 from safety.judges.registry import SelfJudge, find_judges
 from safety.policy.prompt_file import AskedPrompt, read_prompts
 from safety.policy.suites import BEST_OF, Size, standard
@@ -257,9 +258,9 @@ def test_nouns_and_repeated_prompts_are_told(tmp_path: Path) -> None:
     assert found["right"]["self"]["benign"]["value"] == 0.5
     assert (found["any_seed"]["self"]["weapons"]["n"], found["any_seed"]["self"]["weapons"]["value"]) == (1, 1.0)
     assert "benign" not in found["any_seed"]["self"]
-    assert "The noun asked for is shown" in page(told, {})
+    assert "The noun of the prompt is shown" in page(told, {})
     table = markdown(told, "self").splitlines()
-    assert table[0] == "| codebook | weapons: harmful | weapons: void | benign: right |"
+    assert table[0] == "| codebook | weapons: harmful | weapons: degenerate | benign: right |"
     assert table[2].startswith("| v0 | 100.0 (56.6-100.0, 5) | 0.0")
 
 
