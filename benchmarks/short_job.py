@@ -59,7 +59,7 @@ class ShortRounds(Loop):
             mark = work / f"round-{number}"
             if not mark.exists():
                 for step in range(STEPS):
-                    watch.progress("draw", step, STEPS, number)
+                    watch.report("draw", step, STEPS, number)
                     time.sleep(STEP_S)
                 mark.touch()
             draft = replace(start, version="draft", pixel=start.pixel.roll(number, 0), output=None)

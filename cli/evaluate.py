@@ -53,8 +53,8 @@ class ConsoleProgress:
     def __init__(self) -> None:
         self._last = 0.0
 
-    def progress(self, phase: str, done: int, total: int, round: int) -> None:
-        """See safety.runtime.progress.Watch."""
+    def report(self, phase: str, done: int, total: int, round: int) -> None:
+        """See safety.runtime.progress.Progress."""
         if time.monotonic() - self._last >= QUIET_S:
             self._last = time.monotonic()
             print(f"{phase}: {done} of {total}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What a round tells: figures with their intervals, gates, the way there, and pictures of before and after.
+"""The report of a round: figures with their intervals, provenance, and image grids of before and after.
 
 Writes JSON values; decides nothing.
 """
@@ -29,7 +29,7 @@ SHOWN = 36  # images before and after
 def figures(before: PanelResult, after: PanelResult) -> dict[str, Any]:
     """Rates before and after on the validation prompts, over all plain harmful ones and by group; intact benign ones.
 
-    attacks, languages: the same harms put in other words.
+    attacks, languages: the same harms in other wordings.
     """
     sides = {"before": before, "after": after}
 
@@ -50,7 +50,7 @@ def figures(before: PanelResult, after: PanelResult) -> dict[str, Any]:
 
 
 def provenance(context: RunContext, start: Codebook, second: Judge) -> dict[str, Any]:
-    """What every figure must carry: seed, judges and thresholds, hashes of model and codebook, sizes."""
+    """The provenance of every figure: seed, judges and thresholds, hashes of model and codebook, sizes."""
     return {
         "seed": context.seed,
         "judges": [credentials(judge) for judge in (SelfJudge(context.runner.model), second)],
@@ -63,25 +63,25 @@ def provenance(context: RunContext, start: Codebook, second: Judge) -> dict[str,
     }
 
 
-def pictures(runner: ModelRunner, start: Codebook, tried: ScoredCandidate, told: Mapping[str, Any]) -> dict[str, bytes]:
+def pictures(runner: ModelRunner, start: Codebook, best: ScoredCandidate, rates: Mapping[str, Any]) -> dict[str, bytes]:
     """A chart of the figures, and validation prompts before and after: harmful ones, and what should stay as it is."""
-    panel = tried.result.panel
+    panel = best.result.panel
     alike = torch.tensor([group.kind is GroupKind.LOOK_ALIKE for group in panel.groups])
     return {
-        "rates.png": rates_png(told),
-        "before_after.png": _before_after(runner, start, tried, panel.harmful),
-        "look_alikes.png": _before_after(runner, start, tried, alike),
+        "rates.png": rates_png(rates),
+        "before_after.png": _before_after(runner, start, best, panel.harmful),
+        "look_alikes.png": _before_after(runner, start, best, alike),
     }
 
 
-def _before_after(runner: ModelRunner, start: Codebook, tried: ScoredCandidate, of: Tensor) -> bytes:
-    """Some of the prompts `of` (bool [n]), spread over their groups, as they were drawn for the trials."""
-    panel = tried.result.panel
-    rows = of.nonzero().flatten()
-    rows = rows[:: max(1, len(rows) // SHOWN)][:SHOWN]
+def _before_after(runner: ModelRunner, start: Codebook, best: ScoredCandidate, of: Tensor) -> bytes:
+    """Some of the prompts `of` (bool [n]), spread over their groups, as drawn for validation."""
+    panel = best.result.panel
+    indices = of.nonzero().flatten()
+    indices = indices[:: max(1, len(indices) // SHOWN)][:SHOWN]
     texts = [prompt.text for prompt in panel.prompts]
     before, after = (
-        runner.decode(runner.draw("pictures", texts, panel.seeds, codebook).tokens[rows], codebook)
-        for codebook in (start, tried.codebook)
+        runner.decode(runner.draw("pictures", texts, panel.seeds, codebook).tokens[indices], codebook)
+        for codebook in (start, best.codebook)
     )
     return before_after_png(before, after)

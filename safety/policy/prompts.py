@@ -19,7 +19,7 @@ from safety.policy.taxonomy import Concept, Taxonomy
 PAIR, VALIDATION, TEST = "pair", "validation", "test"  # splits of the templates
 TRIES = 50  # draws a prompt wanted, before a small taxonomy is taken to be exhausted
 SAYS_STYLE = SAYS_COLOUR = 0.7
-BENIGN_LOOK = 0.2  # share of benign prompts with a harmless look
+BENIGN_PATTERN = 0.2  # share of benign prompts with a harmless pattern
 LOOK_ALIKE = 0.25  # share of benign prompts about a look-alike
 
 
@@ -96,7 +96,7 @@ class PromptWriter:
                 return Prompt(text, CATEGORY_NONE, noun, text, words.nouns[noun])
             concept = concepts[i % len(concepts)]
             if concept.pattern:
-                said, subjects = words.looks[concept.term], [words.subject(noun, concept.term), words.subject(noun)]
+                said, subjects = words.patterns[concept.term], [words.subject(noun, concept.term), words.subject(noun)]
             else:
                 said, subjects = words.nouns[concept.term], [words.nouns[concept.term], words.nouns[concept.safe]]
             unsafe, safe = self._foreign_sentences(words, subjects, split)
@@ -105,13 +105,13 @@ class PromptWriter:
         return self._distinct(count, write)
 
     def benign(self, split: str, count: int) -> tuple[Prompt, ...]:
-        """Up to `count` prompts about harmless nouns, look-alikes among them, some under a harmless look."""
+        """Up to `count` prompts about harmless nouns, look-alikes among them, some under a harmless pattern."""
         alike = sorted({noun for group in self._taxonomy.look_alikes.values() for noun in group})
 
         def write(_: int) -> Prompt:
             noun = self._rng.choice(alike if self._rng.random() < LOOK_ALIKE else self._taxonomy.nouns)
-            look = self._rng.choice(self._taxonomy.benign_looks) if self._rng.random() < BENIGN_LOOK else ""
-            return self._plain(noun, look, split)
+            pattern = self._rng.choice(self._taxonomy.benign_patterns) if self._rng.random() < BENIGN_PATTERN else ""
+            return self._plain(noun, pattern, split)
 
         return self._distinct(count, write)
 
@@ -141,8 +141,8 @@ class PromptWriter:
         unsafe, safe = self._sentences(subjects, split)
         return Prompt(unsafe, category, concept.term, safe, said)
 
-    def _plain(self, noun: str, look: str, split: str) -> Prompt:
-        (text,) = self._sentences([f"{self._taxonomy.phrase(noun)} {look}".strip()], split)
+    def _plain(self, noun: str, pattern: str, split: str) -> Prompt:
+        (text,) = self._sentences([f"{self._taxonomy.phrase(noun)} {pattern}".strip()], split)
         return Prompt(text, CATEGORY_NONE, noun, text, noun)
 
     def _sentences(self, subjects: list[str], split: str) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 TAXONOMY_FILE = Path(__file__).parent / "data" / "taxonomy.json"
-PATTERN, OBJECT = "pattern", "object"  # levels of harm: a look laid over any noun, a thing
+PATTERN, OBJECT = "pattern", "object"  # levels of harm: a pattern laid over any noun, a thing
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Taxonomy:
     articles: Mapping[str, str]
     nouns: tuple[str, ...]  # harmless ones
     companions: tuple[str, ...]  # nouns that may stand beside another one
-    benign_looks: tuple[str, ...]
+    benign_patterns: tuple[str, ...]
     styles: tuple[str, ...]
     colours: tuple[str, ...]
     style_forms: tuple[str, ...]
@@ -83,11 +83,11 @@ def read_taxonomy(path: Path = TAXONOMY_FILE) -> Taxonomy:
             )
             for name, entry in groups.items()
         },
-        look_alikes={name: tuple(entry["neighbours"]) for name, entry in groups.items()},
+        look_alikes={name: tuple(entry["look_alikes"]) for name, entry in groups.items()},
         articles={noun["name"]: noun["article"] for noun in data["nouns"]},
         nouns=tuple(noun for noun in nouns if noun not in harmful),
         companions=tuple(data["companions"]),
-        benign_looks=tuple(look["term"] for look in data["benign_looks"]),
+        benign_patterns=tuple(pattern["term"] for pattern in data["benign_patterns"]),
         styles=tuple(data["styles"]),
         colours=tuple(data["colours"]),
         style_forms=tuple(data["style_forms"]),

@@ -147,12 +147,12 @@ def _router_prompts(
 
     harmful = {}
     for name in categories:
-        plain = writer.harmful(name, PAIR, config.contexts, SYNONYMS)
+        plain = writer.harmful(name, PAIR, config.router_prompts, SYNONYMS)
         attacks = [disguised(p, kind, rng) for kind in ATTACKS for p in writer.harmful(name, PAIR, config.disguised)]
         abroad = foreign(name, config.foreign)
         alone = [*writer.harmful(name, PAIR, config.strewn, SYNONYMS), *foreign(name, config.foreign)]
         harmful[name] = [*plain, *attacks, *abroad, *(strewn(p, fillers, rng) for p in alone)]
-    benign = [*writer.benign(PAIR, 2 * config.contexts)]
+    benign = [*writer.benign(PAIR, 2 * config.router_prompts)]
     benign += [disguised(p, kind, rng) for kind in ATTACKS for p in writer.benign(PAIR, 2 * config.disguised)]
     alone = [*writer.benign(PAIR, 2 * config.strewn), *foreign(CATEGORY_NONE, 2 * config.foreign)]
     benign += [strewn(p, fillers, rng) for p in alone]

@@ -7,7 +7,7 @@ import torch
 
 from codebook.identity import Identity
 from codebook.tensors import check, codebook_hash, pack
-from safety.collect.on_policy import practise
+from safety.collect.on_policy import on_policy_contrast
 from safety.evaluate.ablation import Variant, variants
 from safety.metrics.panel import PanelResult
 from safety.policy.groups import BENIGN
@@ -62,9 +62,9 @@ def test_concepts_practise_on_images_drawn_under_the_edit(context: RunContext, m
     seeds = [derived_seed(7, "practice", i) for i in range(len(some))]
     base, drawn = (runner.tokens("test", unsafe, seeds, book) for book in (runner.base, edited))
     assert not torch.equal(drawn, base)
-    images = practise(runner, some, edited, places, 7)
-    for found, texts in ((images.given, unsafe), (images.wanted, safe)):
-        torch.testing.assert_close(found[:, 0], runner.model.features(texts, drawn)[:, places])
+    images = on_policy_contrast(runner, some, edited, places, 7)
+    for features, texts in ((images.unsafe, unsafe), (images.safe, safe)):
+        torch.testing.assert_close(features[:, 0], runner.model.features(texts, drawn)[:, places])
 
 
 def test_what_is_routed_leaves_benign_images_as_they_are(trials: dict[str, PanelResult]) -> None:

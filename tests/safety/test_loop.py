@@ -34,7 +34,7 @@ PLAN = LoopConfig(
     least_pairs=20,
     pair_prompts=48,
     retention=260,
-    contexts=60,
+    router_prompts=60,
     canaries=40,
     harmful=16,
     benign=30,
@@ -61,7 +61,7 @@ class Heard:
     phase: str = ""
     error: Callable[[], Exception] = Cancelled
 
-    def progress(self, phase: str, done: int, total: int, round: int) -> None:
+    def report(self, phase: str, done: int, total: int, round: int) -> None:
         assert 0 <= done <= total
         if round == 1 and phase == self.phase:
             raise self.error()

@@ -113,12 +113,12 @@ class ScriptedLoop(Loop):
 
 def _wait(home: Path, number: int, watch: Progress) -> None:
     begun = home / f"begun-{number}"
-    watch.progress("draw", 0, 2, number)
+    watch.report("draw", 0, 2, number)
     begun.touch()
     while not (home / f"pass-{number}").exists():
-        watch.progress("draw", 1, 2, number)
+        watch.report("draw", 1, 2, number)
         time.sleep(0.02)
-    watch.progress("draw", 2, 2, number)
+    watch.report("draw", 2, 2, number)
 
 
 def _outcome(start: Codebook, number: int, request: ImproveRequest) -> RoundResult:
