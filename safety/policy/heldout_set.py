@@ -1,4 +1,4 @@
-"""The test prompts of a run: templates of their own, seen by no part of the loop, for the referee alone.
+"""The held-out test prompts of a run: templates of their own, used by no part of the loop, for the referee alone.
 
 Knows prompts. Knows nothing of images.
 """

@@ -45,7 +45,7 @@ def halves(n: int) -> Tensor:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-def test_rates_sum_to_one_and_harm_outweighs_void(images: list[tuple[bool, bool]]) -> None:
+def test_rates_sum_to_one_and_harm_outweighs_degenerate(images: list[tuple[bool, bool]]) -> None:
     harmful, degenerate = (torch.tensor(side) for side in zip(*images, strict=True))
     rates = Rates.of(harmful, degenerate)
     assert rates.harmful.count == int(harmful.sum())
@@ -310,10 +310,10 @@ def test_tuning_that_helps_only_the_first_of_half_b_is_undone() -> None:
     benign, harmful, planted, rows = planted_features()
     up = torch.randn(1, 4, 32, generator=seeded())
     start = HeadEdit(planted[None, :, None], benign.mean(0), torch.zeros(1, 32, 4), up)
-    given, wanted = harmful + 3, benign - 3
-    away = 2 * start.apply(given) - wanted  # what most of half B wants is the opposite
-    check = TeacherPairs(given[600:], torch.cat([wanted[600:628], away[628:]]))
-    data = HeadTuningData(TeacherPairs(given[:600], wanted[:600]), benign[:600], check)
+    features, targets = harmful + 3, benign - 3
+    away = 2 * start.apply(features) - targets  # most targets of half B lie in the opposite direction
+    check = TeacherPairs(features[600:], torch.cat([targets[600:628], away[628:]]))
+    data = HeadTuningData(TeacherPairs(features[:600], targets[:600]), benign[:600], check)
     tuned = tune_output(start, lambda features: features @ rows.T, data, 40, 28, seeded(1), lambda step: None)
     assert tuned is start
 
@@ -338,31 +338,31 @@ def with_word(prompts: PromptStates, word: Tensor) -> PromptStates:
 
 
 def test_a_router_names_the_harm_and_spares_benign_prompts() -> None:
-    generator, told = seeded(), list[int]()
+    generator, steps = seeded(), list[int]()
     words = torch.randn(60, 24, generator=generator)
     benign = read_prompts(words[:57], 800, generator)
     harmful = [with_word(read_prompts(words[:57], 80, generator), word) for word in words[57:]]
-    router = fit_router(harmful, benign, told.append)
-    assert told[0] == 0 and told == sorted(told) and STEPS * 2 / 3 < max(told) <= STEPS and len(set(told)) > 15
+    router = fit_router(harmful, benign, steps.append)
+    assert steps[0] == 0 and steps == sorted(steps) and STEPS * 2 / 3 < max(steps) <= STEPS and len(set(steps)) > 15
     fresh = read_prompts(words[:57], 400, generator)
     assert float((router.choose(fresh.states, fresh.seen) != NO_EXPERT).double().mean()) <= MOST_BENIGN
     for word, expert in zip(words[57:], (0, 1, 2), strict=True):
-        found = with_word(fresh, word)
-        assert float((router.choose(found.states, found.seen) == expert).double().mean()) > 0.95
+        prompts = with_word(fresh, word)
+        assert float((router.choose(prompts.states, prompts.seen) == expert).double().mean()) > 0.95
 
 
-def test_fitting_a_router_ends_where_its_watcher_says() -> None:
+def test_fitting_a_router_ends_where_its_callback_raises() -> None:
     words = torch.randn(58, 24, generator=seeded())
-    benign, told = read_prompts(words[:57], 80, seeded()), list[int]()
+    benign, steps = read_prompts(words[:57], 80, seeded()), list[int]()
 
     def stop(step: int) -> None:
-        told.append(step)
-        if len(told) == 5:
+        steps.append(step)
+        if len(steps) == 5:
             raise Cancelled
 
     with pytest.raises(Cancelled):
         fit_router([with_word(benign, words[57])], benign, stop)
-    assert len(told) == 5
+    assert len(steps) == 5
 
 
 def test_a_router_tells_harms_apart_that_are_much_alike() -> None:
@@ -374,11 +374,11 @@ def test_a_router_tells_harms_apart_that_are_much_alike() -> None:
         [with_word(read_prompts(words, 80, generator), word) for word in alike], benign, lambda step: None
     )
     for expert, word in enumerate(alike):
-        found = with_word(read_prompts(words, 400, generator), word)
-        assert float((router.choose(found.states, found.seen) == expert).double().mean()) > 0.95
+        prompts = with_word(read_prompts(words, 400, generator), word)
+        assert float((router.choose(prompts.states, prompts.seen) == expert).double().mean()) > 0.95
 
 
-def test_a_look_names_what_a_picture_begins_like_and_spares_benign_ones() -> None:
+def test_a_halfway_probe_names_the_harm_and_spares_benign_images() -> None:
     generator = seeded()
     shown = 3 * torch.randn(3, 24, generator=generator)
 
@@ -388,13 +388,13 @@ def test_a_look_names_what_a_picture_begins_like_and_spares_benign_ones() -> Non
     def single(means: Tensor) -> PromptStates:
         return PromptStates(means[:, None], torch.ones(len(means), 1, dtype=torch.bool))
 
-    found = HalfwayProbe(
+    probe = HalfwayProbe(
         8, fit_router([single(begun(60, harm)) for harm in shown], single(begun(900)), lambda step: None)
     )
-    assert found.after == 8
-    assert float((found.choose(begun(600)) != NO_EXPERT).double().mean()) <= MOST_BENIGN
+    assert probe.after == 8
+    assert float((probe.choose(begun(600)) != NO_EXPERT).double().mean()) <= MOST_BENIGN
     for expert, harm in enumerate(shown):
-        assert float((found.choose(begun(200, harm)) == expert).double().mean()) > 0.95
+        assert float((probe.choose(begun(200, harm)) == expert).double().mean()) > 0.95
 
 
 def test_a_router_reads_nothing_into_padding() -> None:
@@ -422,8 +422,8 @@ def test_a_few_benign_prompts_that_say_the_harm_do_not_silence_a_router() -> Non
     benign.states[::100] = with_word(benign.part(slice(0, None, 100)), words[57]).states
     harmful = with_word(read_prompts(words[:57], 80, generator), words[57])
     router = fit_router([harmful], benign, lambda step: None)
-    found = with_word(read_prompts(words[:57], 400, generator), words[57])
-    assert float((router.choose(found.states, found.seen) == 0).double().mean()) > 0.9
+    prompts = with_word(read_prompts(words[:57], 400, generator), words[57])
+    assert float((router.choose(prompts.states, prompts.seen) == 0).double().mean()) > 0.9
 
 
 # Gates and stopping

@@ -1,4 +1,4 @@
-"""The loop on a planted model: it improves what it should, and cannot be fooled into publishing what it should not."""
+"""The loop on a planted model: it improves the codebook, and publishes no degenerate or blindly judged one."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ REQUEST = ImproveRequest(prompts=None, categories=None, max_rounds=1, seed=1)
 
 @dataclass
 class Heard:
-    """A watcher that ends the run when `phase` begins in the first round."""
+    """Progress that ends the run when `phase` begins in the first round."""
 
     phase: str = ""
     error: Callable[[], Exception] = Cancelled
@@ -68,10 +68,10 @@ class Heard:
 
 
 def run(
-    work: Path, model: ToyModel | None = None, watch: Heard | None = None, request: ImproveRequest = REQUEST
+    work: Path, model: ToyModel | None = None, progress: Heard | None = None, request: ImproveRequest = REQUEST
 ) -> list[RoundResult]:
     model = model or ToyModel()
-    context = prepare_run(model, request, work, watch or Heard(), PLAN)
+    context = prepare_run(model, request, work, progress or Heard(), PLAN)
     return list(improve(context, context.runner.base, model))
 
 
@@ -117,7 +117,7 @@ def run_until_killed(work: Path, phase: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         return Cancelled()
 
-    run(work, watch=Heard(phase, die))
+    run(work, progress=Heard(phase, die))
 
 
 @pytest.mark.parametrize(
@@ -139,9 +139,9 @@ def test_a_run_killed_in_any_phase_resumes_to_the_same_bytes(
     assert outcome.figures == undisturbed[1].figures
 
 
-def test_the_watcher_ends_a_run(tmp_path: Path) -> None:
+def test_the_receiver_of_progress_ends_a_run(tmp_path: Path) -> None:
     with pytest.raises(Cancelled):
-        run(tmp_path, watch=Heard("judge"))
+        run(tmp_path, progress=Heard("judge"))
 
 
 def always_safe(images: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ def always_unsafe(images: Tensor) -> Tensor:
     return torch.full((images.shape[0], 4), 0.99)
 
 
-def test_a_judge_that_finds_nothing_safe_is_told_so(tmp_path: Path) -> None:
+def test_a_judge_that_finds_nothing_safe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadModel, match="0 of 260 benign images safe"):
         run(tmp_path, ToyModel(always_unsafe))
 
@@ -208,16 +208,16 @@ def test_the_base_codebook_gains_nothing(context: RunContext) -> None:
 def test_the_referee_measures_on_prompts_of_its_own(context: RunContext, undisturbed: tuple[Path, RoundResult]) -> None:
     codebook = undisturbed[1].codebook
     assert codebook is not None
-    told = assess(context, context.runner.base, codebook, ToyModel())
-    assert told["judge"] == {"name": "toy", "version": "1", "threshold": 0.5}
+    report = assess(context, context.runner.base, codebook, ToyModel())
+    assert report["judge"] == {"name": "toy", "version": "1", "threshold": 0.5}
     for level in ("pattern", "object"):
-        rates = told["levels"][level]
+        rates = report["levels"][level]
         assert rates["before"]["hr"]["n"] == 2 * PLAN.test_harmful
         assert rates["before"]["hr"]["value"] > 0.9 > 0.1 > rates["after"]["hr"]["value"]
     heldout = context.prompts.heldout
-    assert told["benign"]["before"]["n"] == len(heldout.benign) == PLAN.test_benign
+    assert report["benign"]["before"]["n"] == len(heldout.benign) == PLAN.test_benign
     cats = sum(prompt.concept == "cat" for prompt in heldout.benign)
-    assert told["benign"]["after"]["value"] == cats / PLAN.test_benign
+    assert report["benign"]["after"]["value"] == cats / PLAN.test_benign
     used = {p.key for p in context.prompts.validation.prompts} | {
         p.key for groups in context.prompts.pairs for group in groups.values() for p in group
     }
@@ -240,12 +240,12 @@ def test_an_operators_prompt_that_the_test_holds_is_refused_before_anything_is_d
 
 def test_flagged_prompts_join_the_pairs_and_never_a_set_to_measure_on(tmp_path: Path, context: RunContext) -> None:
     held = [context.prompts.validation.prompts[0].text.upper(), context.prompts.heldout.prompts[0].text]
-    asked, also_routed = "a knife on a small table", context.prompts.router["weapons"][0].text
-    wanted = [(asked, "weapons"), (also_routed, "weapons")]
-    flagged = (*wanted, (asked.upper(), "gore"), *((text, None) for text in held))
+    plain, also_routed = "a knife on a small table", context.prompts.router["weapons"][0].text
+    used = [(plain, "weapons"), (also_routed, "weapons")]
+    flagged = (*used, (plain.upper(), "gore"), *((text, None) for text in held))
     request = replace(REQUEST, flagged=flagged)
     operator = prepare_run(ToyModel(), request, tmp_path, Heard(), PLAN).prompts.operator
-    assert [(prompt.text, prompt.category) for prompt in operator] == wanted
+    assert [(prompt.text, prompt.category) for prompt in operator] == used
 
 
 def test_an_unknown_category_is_refused(tmp_path: Path) -> None:
@@ -276,6 +276,6 @@ def test_only_what_gains_enough_is_tried_at_half_the_strength(
 
     monkeypatch.setattr("safety.loop.tuned", tuned)
     anything: Any = SimpleNamespace(runner=None, codebook=None, rank=rank)
-    found: Any = SimpleNamespace(editor=None, strength=1.0, report={})
-    validate(anything, anything, anything, [found], anything, {})
+    candidate: Any = SimpleNamespace(editor=None, strength=1.0, report={})
+    validate(anything, anything, anything, [candidate], anything, {})
     assert strengths == tried
