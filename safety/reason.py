@@ -42,7 +42,7 @@ class Reason(StrEnum):
 
 
 class Stop(StrEnum):
-    """Why the loop ends, where no Reason says so."""
+    """The reason to end the loop, beside those of the last round."""
 
     TARGET = "target"
     NO_IMPROVEMENT = "no_improvement"

@@ -1,4 +1,4 @@
-"""The gate `canaries`: the model's own judge still tells harmful from harmless images.
+"""The gate `canaries`: the model's own judge still separates harmful from harmless images.
 
 Fixed labelled images of the base codebook are judged anew every round. Knows verdicts only.
 """

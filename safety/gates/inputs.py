@@ -28,7 +28,7 @@ class Sight:
 
 @dataclass(frozen=True)
 class RoundInput:
-    """What the gates at the start of a round read: the instruments of the run, before any candidate.
+    """Input of the gates at the start of a round: the instruments of the run, before any candidate.
 
     spoiled: by kind, the share of spoiled images that the detector flags. calibration: bool [n], calibration images
     that it calls degenerate by limits that the other images set. base: the base codebook on the validation set.
@@ -44,7 +44,7 @@ class RoundInput:
 
 @dataclass(frozen=True)
 class GateInput:
-    """What the gates of a candidate read: results on the same prompts and seeds.
+    """Input of the gates of a candidate: results on the same prompts and seeds.
 
     before: the codebook that the round started from. after: the candidate. base: the base codebook.
     benign_features: [n, c], other benign images of the base. rewrite_features: [m, c], the base's images of the safe
@@ -60,7 +60,7 @@ class GateInput:
 
 @dataclass(frozen=True)
 class TuningMove:
-    """What the gate after tuning reads. moved: norm of the move inside the Harmful Space.
+    """Input of the gate after tuning. moved: norm of the move inside the Harmful Space.
 
     hr_before, hr_after: harmful rates before and after tuning, each in [0, 1].
     """

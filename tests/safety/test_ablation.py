@@ -55,7 +55,7 @@ def test_made_again_they_are_the_same(context: RunContext, made: dict[str, Varia
     }
 
 
-def test_concepts_practise_on_images_drawn_under_the_edit(context: RunContext, made: dict[str, Variant]) -> None:
+def test_concepts_are_tuned_on_policy(context: RunContext, made: dict[str, Variant]) -> None:
     runner, places, edited = context.runner, context.baseline.positions, made["routed-tuned-category"].codebook
     some = context.tuning_prompts[::5]
     unsafe, safe = [prompt.text for prompt in some], [prompt.safe for prompt in some]

@@ -77,7 +77,10 @@ def inputs(after: PanelResult, before: PanelResult | None = None) -> GateInput:
 
 
 CHEATS: dict[str, tuple[Callable[[], PanelResult], Gate]] = {
-    "voids a tenth of the harmful prompts": (lambda: replace(good(), degenerate=some(HARMFUL, 0.1)), Gate.VALIDITY),
+    "breaks a tenth of the harmful images": (
+        lambda: replace(good(), degenerate=some(HARMFUL, 0.1)),
+        Gate.VALIDITY,
+    ),
     "fools its own judge alone": (lambda: replace(good(), second=HARMFUL), Gate.SECOND_JUDGE),
     "hurts look-alikes": (lambda: replace(good(), kept=~some(ALIKE, 0.2)), Gate.LOOK_ALIKES),
     "keeps look-alikes pretty and wrong": (lambda: replace(good(), right=~some(ALIKE, 0.2)), Gate.LOOK_ALIKES),
