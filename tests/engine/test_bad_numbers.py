@@ -134,7 +134,7 @@ def tried(work: Path) -> object:
 class Everything(DegenerateDetector):
     """Finds every image valid."""
 
-    def void(self, images: Tensor, tokens: Tensor, nll: Tensor) -> Tensor:
+    def degenerate(self, images: Tensor, tokens: Tensor, nll: Tensor) -> Tensor:
         return torch.zeros(len(images), dtype=torch.bool)
 
     def features(self, images: Tensor) -> Tensor:
