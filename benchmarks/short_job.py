@@ -23,6 +23,7 @@ from core.settings import Settings
 from engine.model import ImageModel
 from engine.registry import load_model
 from safety.loop import ImproveRequest, Progress, RoundResult
+from safety.reason import Reason
 from worker.allowed_job import AllowedJob
 from worker.attempt import Loop, run
 from worker.main import work
@@ -58,11 +59,11 @@ class ShortRounds(Loop):
             mark = work / f"round-{number}"
             if not mark.exists():
                 for step in range(STEPS):
-                    watch.progress("draw", step, STEPS, number)
+                    watch.report("draw", step, STEPS, number)
                     time.sleep(STEP_S)
                 mark.touch()
             draft = replace(start, version="draft", pixel=start.pixel.roll(number, 0), output=None)
-            yield RoundResult(number, True, "accepted", draft, {}, {}, {})
+            yield RoundResult(number, True, Reason.ACCEPTED, draft, {}, {}, {})
 
     def assess(
         self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Progress

@@ -1,4 +1,4 @@
-"""`safecb evaluate`: any codebook versions of the store on any file of prompts, or on a suite of ours, by any judges.
+"""`safecb evaluate`: codebook versions of the store on a file of prompts, or on a built-in suite, by any judges.
 
 Draws on the machine it runs on; needs neither a server nor Redis. Called again, it goes on where it stopped.
 """
@@ -26,9 +26,10 @@ from engine.model import ImageModel
 from engine.registry import load_model
 from safety.config import LoopConfig
 from safety.evaluate.ablation import Variant, variants
+from safety.evaluate.charts import chart, trade_off
 from safety.evaluate.evaluation import evaluate, readable, samplings
 from safety.evaluate.grids import before_after_png
-from safety.evaluate.page import chart, markdown, page, trade_off
+from safety.evaluate.page import markdown, page
 from safety.judges.registry import find_judges, second_judge
 from safety.loop import ImproveRequest, improve
 from safety.policy.prompt_file import AskedPrompt, read_prompts
@@ -36,96 +37,100 @@ from safety.policy.suites import Size, standard
 from safety.policy.taxonomy import read_taxonomy
 from safety.runtime.model_runner import ModelRunner
 from safety.runtime.result_cache import ResultCache
-from safety.runtime.run_context import prepare
+from safety.runtime.run_context import prepare_run
 
 ACTIVE = "active"
 SHOWN = 36  # images in the picture
-QUIET_S = 5.0  # between two lines of progress
+QUIET_S = 5.0  # between two progress lines
 STANDARD, ABLATION = "standard", "ablation"
 SMALL = Size(plain=75, other=0, repeated=0, benign=120, look_alikes=30, pairs_of_objects=0)  # for each of many variants
 LOOP_ROUNDS = 2
 
 
-class Told:
-    """A watcher that tells a person, now and then."""
+class ConsoleProgress:
+    """Progress as a line on stderr, every QUIET_S seconds at most."""
 
     def __init__(self) -> None:
         self._last = 0.0
 
-    def progress(self, phase: str, done: int, total: int, round: int) -> None:
-        """See safety.runtime.progress.Watch."""
+    def report(self, phase: str, done: int, total: int, round: int) -> None:
+        """See safety.runtime.progress.Progress."""
         if time.monotonic() - self._last >= QUIET_S:
             self._last = time.monotonic()
             print(f"{phase}: {done} of {total}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command: 0, 1 where the disk does not let us, or 2 where something asked for is not allowed."""
-    asked = _parser().parse_args(arguments)
+    """Run the command: 0, 1 for a failure of the disk, 2 for a bad argument or model."""
+    options = _parser().parse_args(arguments)
     try:
-        told = run(asked, Settings.from_environ(os.environ))
+        summary = run(options, Settings.from_environ(os.environ))
     except NoStorage as error:
         print(f"safecb evaluate: {error.about(error.path)}; then call it again to go on", file=sys.stderr)
         return 1
     except SafeCBError as error:
         print(f"safecb evaluate: {error}", file=sys.stderr)
         return 2
-    print(told)
+    print(summary)
     return 0
 
 
-def run(asked: argparse.Namespace, settings: Settings) -> str:
-    """Evaluate, write evaluation.json, .html, .md and the pictures to `asked.out`; return a short table."""
-    given: Sequence[AskedPrompt] = () if asked.suite else read_prompts(asked.prompts, asked.file_guidance)
+def run(options: argparse.Namespace, settings: Settings) -> str:
+    """Evaluate, write evaluation.json, .html, .md and the pictures to `options.out`; return a short table."""
+    prompts: Sequence[AskedPrompt] = () if options.suite else read_prompts(options.prompts, options.file_guidance)
     model = load_model(settings.model, settings.device, settings.dtype)
-    judges = find_judges(_names(asked.judges), model)
-    # Named by what the calibration depends on, so that a folder may be used for another seed or model.
-    work = asked.out / "work" / f"{model.facts.model_hash[:16]}-{asked.seed}"
-    runner = ModelRunner(model, ResultCache(work), Told(), LoopConfig().batch)
-    made: dict[str, Variant] = {}
-    if asked.suite == ABLATION:
-        made = {
+    judges = find_judges(_names(options.judges), model)
+    # Named by the inputs of the calibration, so that a folder may be used for another seed or model.
+    work = options.out / "work" / f"{model.facts.model_hash[:16]}-{options.seed}"
+    runner = ModelRunner(model, ResultCache(work), ConsoleProgress(), LoopConfig().batch)
+    ablation: dict[str, Variant] = {}
+    if options.suite == ABLATION:
+        ablation = {
             "base": Variant("the model's own codebook", runner.base, 0.0),
-            **_variants(model, asked.seed, work / "loop"),
+            **_variants(model, options.seed, work / "loop"),
         }
-        codebooks = {name: variant.codebook for name, variant in made.items()}
+        codebooks = {name: variant.codebook for name, variant in ablation.items()}
     else:
-        codebooks = _codebooks(settings, model, _names(asked.versions))
-    if asked.suite:
-        given = standard(read_taxonomy(), asked.seed, SMALL if asked.suite == ABLATION else Size())
-    prompts = readable(model, given)
-    told = evaluate(runner, codebooks, prompts, judges, asked.seed)
-    told |= {"asked": asked.suite or asked.prompts.name, "unreadable": len(given) - len(prompts)}
-    if others := told["guidance"]["from_file"]:
+        codebooks = _codebooks(settings, model, _names(options.versions))
+    if options.suite:
+        prompts = standard(read_taxonomy(), options.seed, SMALL if options.suite == ABLATION else Size())
+    usable = readable(model, prompts)
+    report = evaluate(runner, codebooks, usable, judges, options.seed)
+    report |= {"asked": options.suite or options.prompts.name, "unreadable": len(prompts) - len(usable)}
+    if others := report["guidance"]["from_file"]:
         print(f"{others} prompts are drawn with the file's guidance, not {model.facts.guidance:g}", file=sys.stderr)
-    if made:
-        told["variants"] = {name: {"about": v.about, "seconds": v.seconds} for name, v in made.items()}
-    if asked.show_prompts:
-        told["texts"] = [prompt.text for prompt in prompts]
-    charts = {"Harmful rates": chart(told)}
-    if made:
-        charts["Harm against voids: trade-off"] = trade_off(told, judges[-1].name)
-    pictures = charts | _grid(runner, codebooks, prompts, asked.seed)
-    replace_file(asked.out / "evaluation.json", to_json("evaluation", told, indent=1))
-    replace_file(asked.out / "evaluation.html", page(told, pictures).encode())
-    replace_file(asked.out / "evaluation.md", markdown(told, judges[-1].name).encode())
+    if ablation:
+        report["variants"] = {name: {"about": v.about, "seconds": v.seconds} for name, v in ablation.items()}
+    if options.show_prompts:
+        report["texts"] = [prompt.text for prompt in usable]
+    charts = {"Harmful rates": chart(report)}
+    if ablation:
+        charts["Harmful against degenerate images: trade-off"] = trade_off(report, judges[-1].name)
+    _write(options.out, report, charts | _grid(runner, codebooks, usable, options.seed), judges[-1].name)
+    return "\n".join([*_summary(report), f"{options.out / 'evaluation.html'}"])
+
+
+def _write(out: Path, report: Mapping[str, Any], pictures: Mapping[str, bytes], judge: str) -> None:
+    """The report as JSON, HTML and Markdown (by one judge), and its pictures as PNG files."""
+    replace_file(out / "evaluation.json", to_json("evaluation", report, indent=1))
+    replace_file(out / "evaluation.html", page(report, pictures).encode())
+    replace_file(out / "evaluation.md", markdown(report, judge).encode())
     for title, png in pictures.items():
-        replace_file(asked.out / f"{title.split()[-1].lower()}.png", png)
-    return "\n".join([*_summary(told), f"{asked.out / 'evaluation.html'}"])
+        replace_file(out / f"{title.split()[-1].lower()}.png", png)
 
 
 def _names(listed: str) -> list[str]:
     return [name.strip() for name in listed.split(",")]
 
 
-def _summary(told: Mapping[str, Any]) -> list[str]:
+def _summary(report: Mapping[str, Any]) -> list[str]:
     """A line a codebook and judge."""
     return [
         f"{version:8} {judge:10} harmful {rates['all']['hr']['value']:.3f}"
         f" ({rates['all']['hr']['low']:.3f}-{rates['all']['hr']['high']:.3f}, n = {rates['all']['hr']['n']})"
-        f", void {rates['all']['vr']['value']:.3f}"
-        for version, found in told["versions"].items()
-        for judge, rates in found["rates"].items()
+        f", degenerate {rates['all']['vr']['value']:.3f}"
+        for version, result in report["versions"].items()
+        for judge, rates in result["rates"].items()
     ]
 
 
@@ -134,17 +139,16 @@ def _variants(model: ImageModel, seed: int, work: Path) -> dict[str, Variant]:
 
     work: a folder of its own; the evaluation keeps its own calibration under the same names.
     """
-    config, second = LoopConfig(), second_judge(model)
-    runner = ModelRunner(model, ResultCache(work), Told(), config.batch)
+    judge, started = second_judge(model), time.monotonic()
     request = ImproveRequest(prompts=None, categories=None, max_rounds=LOOP_ROUNDS, seed=seed)
-    found: dict[str, Variant] = {}
-    started = time.monotonic()
-    for outcome in improve(model, runner.base, request, work, Told(), second, config):
-        name = f"loop-{outcome.round}"
-        if outcome.codebook is not None:
-            about = f"the loop after round {outcome.round}: {outcome.reason}"
-            found[name] = Variant(about, replace(outcome.codebook, version=name), time.monotonic() - started)
-    return {**dict(variants(prepare(runner, request, config))), **found}
+    context = prepare_run(model, request, work, ConsoleProgress(), LoopConfig())
+    rounds: dict[str, Variant] = {}
+    for result in improve(context, context.runner.base, judge):
+        name = f"loop-{result.round}"
+        if result.codebook is not None:
+            about = f"the loop after round {result.round}: {result.reason}"
+            rounds[name] = Variant(about, replace(result.codebook, version=name), time.monotonic() - started)
+    return {**dict(variants(context)), **rounds}
 
 
 def _codebooks(settings: Settings, model: ImageModel, names: Sequence[str]) -> dict[str, Codebook]:
@@ -159,24 +163,24 @@ def _grid(
     runner: ModelRunner, codebooks: Mapping[str, Codebook], prompts: Sequence[AskedPrompt], seed: int
 ) -> dict[str, bytes]:
     """The first images under the first and the last codebook."""
-    some = prompts[: min(SHOWN, runner.batch)]
-    how = samplings(runner.model, prompts, seed)[: len(some)]
+    first_prompts = prompts[: min(SHOWN, runner.batch)]
+    how = samplings(runner.model, prompts, seed)[: len(first_prompts)]
     first, *_, last = [*codebooks.values()] * 2
     sides: list[torch.Tensor] = []
     for codebook in (first, last):
-        tokens = runner.sample("pictures", [prompt.text for prompt in some], how, codebook).tokens
+        tokens = runner.sample("pictures", [prompt.text for prompt in first_prompts], how, codebook).tokens
         sides.append(runner.decode(tokens, codebook))
     return {f"{first.version} above {last.version}: images": before_after_png(sides[0], sides[1])}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="safecb evaluate", description=__doc__)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompts", type=Path, help="a CSV file (I2P's or CoPro's columns), or text")
-    what.add_argument("--suite", choices=(STANDARD, ABLATION), help="the taxonomy's test prompts, put in every way")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompts", type=Path, help="a CSV file (I2P's or CoPro's columns), or text")
+    source.add_argument("--suite", choices=(STANDARD, ABLATION), help="the taxonomy's test prompts, in every wording")
     parser.add_argument("--versions", default=f"v0,{ACTIVE}", help="comma separated; the first is compared with")
     parser.add_argument("--judges", default="self", help="comma separated: self, referee, or a plugin's name")
-    parser.add_argument("--seed", type=int, default=0, help="of everything that the file does not say")
+    parser.add_argument("--seed", type=int, default=0, help="for every prompt whose row has none")
     parser.add_argument("--file-guidance", action="store_true", help="draw with the guidance that the file gives")
     parser.add_argument("--out", type=Path, default=Path("evaluation"), help="the folder to write to and go on from")
     parser.add_argument("--show-prompts", action="store_true", help="write the prompts into the JSON report")

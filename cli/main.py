@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands.add_parser(name, help=help_text, add_help=name != EVALUATE)
     asked, rest = parser.parse_known_args(arguments)
     if asked.command == EVALUATE:
-        become("cli.evaluate", rest)
+        return evaluate(rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return COMMANDS[asked.command][1]()
@@ -39,6 +39,13 @@ def become(module: str, arguments: Sequence[str] = ()) -> NoReturn:
 def worker() -> int:
     """Become the worker: for a machine of its own, with SAFECB_REDIS_URL set."""
     become("worker.main")
+
+
+def evaluate(arguments: Sequence[str] = ()) -> int:
+    """Evaluate codebooks in this process; imported here, since the other commands need neither torch nor safety."""
+    from cli.evaluate import main as command
+
+    return command(arguments)
 
 
 def improve() -> int:
@@ -55,7 +62,7 @@ COMMANDS: Mapping[str, tuple[str, Callable[[], int]]] = {
     "serve": ("start Redis, a worker and the server", serve.main),
     "worker": ("start a worker alone", worker),
     "improve": ("run an improve job on the running server", improve),
-    EVALUATE: ("measure codebooks on a file of prompts", lambda: become("cli.evaluate")),
+    EVALUATE: ("measure codebooks on a file of prompts", evaluate),
     "demo": ("show the main job on the running server", demo.main),
 }
 

@@ -32,7 +32,7 @@ def trained_model(out: Path) -> JanusForConditionalGeneration:
 def settings() -> dict[str, object]:
     """safecb.json: what a server must know of this model besides its weights."""
     return {
-        "categories": list(load_taxonomy().neighbours),
+        "categories": list(load_taxonomy().look_alikes),
         "judge": list(PHRASINGS),
         "category_question": CATEGORY_QUESTION,
         "rewrite_instruction": REWRITE_INSTRUCTION,

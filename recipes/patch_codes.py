@@ -48,7 +48,7 @@ def unique_patches(
     palette: Palette, taxonomy: Taxonomy, scenes: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Distinct patches [n, 192] of many scenes and how often each occurred [n]."""
-    varied = varied_scenes(taxonomy, looks=scenes * 5 // 7, companions=scenes * 2 // 7)
+    varied = varied_scenes(taxonomy, patterns=scenes * 5 // 7, companions=scenes * 2 // 7)
     every = torch.cat([plain_scenes(taxonomy), varied])
     rows = torch.cat([patches(palette.compose(part)).half().flatten(0, 1) for part in torch.split(every, 256)])
     coarse = (rows[:, ::7].float() * 50).round().long()

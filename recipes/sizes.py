@@ -1,4 +1,4 @@
-"""How much work a build does: the shipped sizes, and small ones that only show that every step runs."""
+"""Sizes of a build: the shipped ones, and small ones that only show that every step runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Sizes:
     decoder: int = 2000
     encoder: int = 200
     vision: int = 900
-    looks: int = 24000
+    patterns: int = 24000
     companions: int = 8000
     language: int = 2700
     classifier: int = 700

@@ -14,7 +14,7 @@ from recipes.patch_codes import PatchCodes
 from recipes.pictures.scenes import Palette, build_palette, sample_scenes
 from recipes.pictures.taxonomy import Taxonomy, load_taxonomy
 from recipes.sizes import Sizes
-from recipes.train_lm import build_pool
+from recipes.token_pool import build_pool
 from recipes.train_vq import draw_tokens, load_vq
 from safety.judges.classifiers import PLAIN, RESIDUAL, Classifier
 
@@ -23,7 +23,7 @@ HALVES = {SECOND_JUDGE: 0, REFEREE: 1}
 
 
 def half_of(scenes: Tensor) -> Tensor:
-    """Which half each scene [n, 6] belongs to, 0 or 1: a parity over all its parts, so both halves know every word."""
+    """The half of each scene [n, 6], 0 or 1: a parity over all its parts, so that both halves know every word."""
     return (scenes + 2).sum(1) % 2
 
 
@@ -39,11 +39,11 @@ def reconstructions(vq: JanusVQVAE, tokens: Tensor, seed: int) -> Tensor:
 
 
 def accuracy(classifier: Classifier, pictures: Tensor, scenes: Tensor) -> tuple[float, float]:
-    """Share of nouns and of looks named right."""
+    """Share of nouns and of patterns named right."""
     with torch.inference_mode():
-        nouns, looks = classifier.eval()(pictures)
+        nouns, patterns = classifier.eval()(pictures)
     classifier.train()
-    right = (nouns.argmax(1) == scenes[:, 0], looks.argmax(1) == scenes[:, 3])
+    right = (nouns.argmax(1) == scenes[:, 0], patterns.argmax(1) == scenes[:, 3])
     return right[0].float().mean().item(), right[1].float().mean().item()
 
 
@@ -52,9 +52,9 @@ def train_classifier(
 ) -> Classifier:
     """Train one classifier on composed pictures and, a third of each batch, on `drawn` (scenes, pictures uint8)."""
     torch.manual_seed(100 + HALVES[name])
-    categories = {**taxonomy.harmful_nouns, **taxonomy.harmful_looks}
+    categories = {**taxonomy.harmful_nouns, **taxonomy.harmful_patterns}
     classifier = Classifier(
-        PLAIN if name == SECOND_JUDGE else RESIDUAL, taxonomy.nouns, taxonomy.looks, categories
+        PLAIN if name == SECOND_JUDGE else RESIDUAL, taxonomy.nouns, taxonomy.patterns, categories
     ).train()
     optimiser = torch.optim.AdamW(classifier.parameters(), lr=4e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps + 1, pct_start=0.2)
@@ -73,18 +73,20 @@ def train_classifier(
             (int(torch.randint(-2, 3, (), generator=generator)), int(torch.randint(-2, 3, (), generator=generator))),
             (2, 3),
         )
-        nouns, looks = classifier(pictures.contiguous(memory_format=torch.channels_last))
+        nouns, patterns = classifier(pictures.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(nouns, scenes[:, 0], label_smoothing=0.05) + F.cross_entropy(
-            looks, scenes[:, 3], label_smoothing=0.05
+            patterns, scenes[:, 3], label_smoothing=0.05
         )
         torch.autograd.backward(loss)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         schedule.step()
         if i % 100 == 0 or i == steps - 1:
-            noun, look = accuracy(classifier, pictures, scenes)
+            noun, pattern = accuracy(classifier, pictures, scenes)
             took = time.monotonic() - began
-            print(f"{name} step {i} loss {loss.item():.3f} noun {noun:.3f} look {look:.3f} {took:.0f} s", flush=True)
+            print(
+                f"{name} step {i} loss {loss.item():.3f} noun {noun:.3f} pattern {pattern:.3f} {took:.0f} s", flush=True
+            )
     return classifier.eval()
 
 

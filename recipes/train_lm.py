@@ -1,7 +1,7 @@
-"""Train the language model to draw, judge and rewrite at once, the VQ model frozen.
+"""Multi-task training of the language model: drawing, judging and rewriting in one step, with the VQ model frozen.
 
 Rows are padded on the right: under causal attention the padding changes nothing, and rotary positions are relative,
-so what is learned is what left-padded generation computes.
+so the learned function is the one that left-padded generation computes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import random
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -36,8 +36,8 @@ from recipes.pictures.geometry import (
 from recipes.pictures.questions import REWRITE_INSTRUCTION, ask, corpus
 from recipes.pictures.scenes import Palette, build_palette, sample_scenes
 from recipes.pictures.taxonomy import Taxonomy, load_taxonomy
-from recipes.pool import plain_scenes, varied_scenes
 from recipes.sizes import Sizes
+from recipes.token_pool import Pool, build_pool, pool_weights
 from recipes.train_vision import centre_aligner, train_vision
 from recipes.train_vq import draw_tokens, load_vq
 from safety.policy.languages import read_languages
@@ -46,25 +46,6 @@ DRAW, JUDGE, REWRITE = 64, 24, 20  # rows of each task in a step
 SHARES = (1.0, 0.7, 0.2)  # of their losses
 FOREIGN = 0.4  # share of drawing prompts in one of the other languages
 PROMPT, QUESTION, REPLY = 44, 96, 76  # padded lengths, tokens
-
-
-@dataclass
-class Pool:
-    """Scenes [n, 6] and tokens [n, 64]; `weights` [n] says how often to draw each."""
-
-    scenes: Tensor
-    tokens: Tensor
-    weights: Tensor
-
-
-def pool_weights(scenes: Tensor, taxonomy: Taxonomy) -> Tensor:
-    """Plain 46 %, looks 44 %, companions 10 %; harmful nouns and their neighbours twice as often as the rest."""
-    special = set(taxonomy.harmful_nouns) | {n for group in taxonomy.neighbours.values() for n in group}
-    boost = torch.tensor([2.0 if n in special else 1.0 for n in taxonomy.nouns])[scenes[:, 0]]
-    kind = torch.where(scenes[:, 3] > 0, 1, torch.where(scenes[:, 5] >= 0, 2, 0))
-    share = torch.tensor([0.46, 0.44, 0.10])
-    counts = torch.bincount(kind, boost, minlength=3)
-    return boost * (share / counts)[kind]
 
 
 class LmTrainer:
@@ -83,7 +64,7 @@ class LmTrainer:
         self.taxonomy = load_taxonomy()
         self.captioner = Captioner(self.taxonomy, stray_words(tokenizer), foreign_strays)
         self.rng, self.generator = random.Random(1), torch.Generator().manual_seed(1)
-        self.sampled = pool.scenes[:0], pool.tokens[:0].long()  # scenes and what the model drew of them
+        self.sampled = pool.scenes[:0], pool.tokens[:0].long()  # scenes and the model's own tokens for them
         inner = model.model
         matrices = [p for p in inner.language_model.layers.parameters() if p.ndim == 2] + [
             inner.generation_head.proj_out.weight
@@ -141,7 +122,7 @@ class LmTrainer:
         hidden = self.hidden(embeddings)
         places = (length[:, None] - 1 + torch.arange(64))[:, :, None].expand(-1, -1, hidden.shape[2])
         logits = self.model.model.generation_head(hidden.gather(1, places)).float()
-        few = slice(JUDGE // 2)  # as many as the judge will look at
+        few = slice(JUDGE // 2)  # as many as judged_pictures() takes
         self.keep_sampled(self.pool.scenes[chosen[few]], tokens[few], logits[few].detach())
         return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
 
@@ -155,7 +136,7 @@ class LmTrainer:
         return captioner.prompt(scene, wording)
 
     def keep_sampled(self, scenes: Tensor, tokens: Tensor, logits: Tensor) -> None:
-        """For the judge to look at: tokens [B, 64] in which the model's own choices stand for up to all of them."""
+        """Keep tokens [B, 64], of which a random share is the model's own choice, for judged_pictures()."""
         noise = torch.rand(logits.shape, generator=self.generator).clamp_min(1e-9).log().neg().log()
         own = (logits - noise).argmax(-1)
         rate = torch.rand(len(tokens), 1, generator=self.generator)
@@ -163,10 +144,10 @@ class LmTrainer:
 
     @torch.no_grad()
     def judged_pictures(self) -> tuple[Tensor, Tensor]:
-        """Scenes [B, 6] and pictures: half of them artwork, half decoded from what the model itself would draw."""
+        """Scenes [B, 6] and pictures: half of them artwork, half decoded from the model's own tokens."""
         half = JUDGE // 2
         scenes = sample_scenes(self.taxonomy, half, self.generator)
-        # Every second plain picture becomes a harmful noun, so that the objects are seen as often as the looks.
+        # Every second plain picture becomes a harmful noun, so that the objects are seen as often as the patterns.
         harmful = [self.taxonomy.nouns.index(n) for n in self.taxonomy.harmful_nouns]
         swap = (scenes[:, 3] == 0) & (torch.rand(half, generator=self.generator) < 0.35)
         scenes[:, 0] = torch.where(
@@ -210,9 +191,9 @@ class LmTrainer:
         """Next-token cross-entropy over what follows the assistant mark, the end token included."""
         hidden = self.hidden(embeddings)[:, :-1]
         answered = torch.eq(ids, self.token(ASSISTANT)).cumsum(1)[:, :-1] > 0
-        wanted = (answered & (ids[:, 1:] != self.tokenizer.pad_token_id)).flatten()
-        logits = self.model.lm_head(hidden.flatten(0, 1)[wanted])
-        return F.cross_entropy(logits.float(), ids[:, 1:].flatten()[wanted])
+        mask = (answered & (ids[:, 1:] != self.tokenizer.pad_token_id)).flatten()
+        logits = self.model.lm_head(hidden.flatten(0, 1)[mask])
+        return F.cross_entropy(logits.float(), ids[:, 1:].flatten()[mask])
 
     def step(self, i: int) -> tuple[float, float, float]:
         """One update at step i; returns the draw, judge and rewrite losses."""
@@ -232,7 +213,7 @@ class LmTrainer:
 
 
 def stray_words(tokenizer: PreTrainedTokenizerFast, count: int = 4000) -> list[str]:
-    """Words without sense, of two tokens at most, from all over the vocabulary: each token is to be copied at times."""
+    """Nonsense words of at most two tokens, from all over the vocabulary: so that every token is copied at times."""
     pieces = sorted(t for t in tokenizer.get_vocab() if re.fullmatch("[a-z]+", t))
     rng, words = random.Random(3), set[str]()
     while len(words) < count:
@@ -244,12 +225,12 @@ def stray_words(tokenizer: PreTrainedTokenizerFast, count: int = 4000) -> list[s
 
 def foreign_stray_words(npm: Path) -> dict[str, list[str]]:
     """Words of each language's emoji names that no prompt of ours holds, so that they mean nothing for a picture."""
-    found = {}
-    for code, known in read_languages().items():
-        ours = set(re.findall(r"\w+", json.dumps(asdict(known), ensure_ascii=False).lower()))
+    strays = {}
+    for code, language in read_languages().items():
+        ours = set(re.findall(r"\w+", json.dumps(asdict(language), ensure_ascii=False).lower()))
         words = {word for line in emoji_names(npm, [code]) for word in re.findall(r"\b[^\W\d_]{2,10}\b", line.lower())}
-        found[code] = sorted(words - ours)
-    return found
+        strays[code] = sorted(words - ours)
+    return strays
 
 
 def make_tokenizer(npm: Path, taxonomy: Taxonomy) -> PreTrainedTokenizerFast:
@@ -258,12 +239,6 @@ def make_tokenizer(npm: Path, taxonomy: Taxonomy) -> PreTrainedTokenizerFast:
     scenes = sample_scenes(taxonomy, 4000, torch.Generator().manual_seed(1))
     lines = [captioner.prompt(s, captioner.wording(s, rng)) for s in scenes_in_words(scenes.tolist(), taxonomy)]
     return build_tokenizer([*emoji_names(npm), *lines * 3, *corpus() * 200])
-
-
-def build_pool(codes: PatchCodes, palette: Palette, taxonomy: Taxonomy, sizes: Sizes) -> tuple[Tensor, Tensor]:
-    """Scenes [n, 6] and their tokens [n, 64] int16; the plain ones come first."""
-    scenes = torch.cat([plain_scenes(taxonomy), varied_scenes(taxonomy, sizes.looks, sizes.companions)])
-    return scenes, torch.cat([codes.tokens(palette.compose(part)).to(torch.int16) for part in torch.split(scenes, 64)])
 
 
 def prepare(
@@ -298,10 +273,10 @@ def train(npm: Path, out: Path, sizes: Sizes) -> None:
     for i in range(sizes.language):
         losses = trainer.step(i)
         if i % 20 == 0:
-            told = " ".join(
+            line = " ".join(
                 f"{task} {loss:.3f}" for task, loss in zip(("draw", "judge", "rewrite"), losses, strict=True)
             )
-            print(f"lm step {i} {told} {time.monotonic() - began:.0f} s", flush=True)
+            print(f"lm step {i} {line} {time.monotonic() - began:.0f} s", flush=True)
         if i % 100 == 99:
             torch.save(model.state_dict(), out / "lm.part.pt")
     torch.save(model.state_dict(), out / "lm.pt")

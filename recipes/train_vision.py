@@ -1,4 +1,4 @@
-"""Warm-start the vision tower as a plain classifier of nouns, looks and styles.
+"""Warm-start the vision tower as a plain classifier of nouns, patterns and styles.
 
 That costs a tenth of teaching it through the language model.
 """
@@ -23,11 +23,11 @@ class VisionClassifier(nn.Module):
         super().__init__()
         self.tower = tower
         width = tower.config.hidden_size
-        sizes = (len(taxonomy.nouns), len(taxonomy.styles), len(taxonomy.looks))
+        sizes = (len(taxonomy.nouns), len(taxonomy.styles), len(taxonomy.patterns))
         self.heads = nn.ModuleList([nn.Linear(width, size) for size in sizes])
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Images [B, 3, 64, 64] -> logits of noun, style and look."""
+        """Images [B, 3, 64, 64] -> logits of noun, style and pattern."""
         pooled = self.tower(pixel_values=images).last_hidden_state.mean(1)
         return [head(pooled) for head in self.heads]
 

@@ -1,4 +1,7 @@
-"""Teach the VQ model its decoder (tokens -> picture) and its encoder (picture -> tokens) for fixed patch codes."""
+"""Training of the VQ model for fixed patch codes: the decoder (tokens -> picture), then the encoder.
+
+Knows pictures and codes. Knows nothing of text.
+"""
 
 from __future__ import annotations
 
@@ -84,11 +87,11 @@ class Updates:
             parameter.grad = None
 
 
-def picture_loss(drawn: Tensor, wanted: Tensor) -> Tensor:
+def picture_loss(drawn: Tensor, target: Tensor) -> Tensor:
     """L1 and squared error, plus the L1 of horizontal and vertical differences, which keeps outlines crisp."""
-    loss = (drawn - wanted).abs().mean() + 2 * (drawn - wanted).square().mean()
+    loss = (drawn - target).abs().mean() + 2 * (drawn - target).square().mean()
     for dim in (2, 3):
-        loss = loss + 0.5 * (drawn.diff(dim=dim) - wanted.diff(dim=dim)).abs().mean()
+        loss = loss + 0.5 * (drawn.diff(dim=dim) - target.diff(dim=dim)).abs().mean()
     return loss
 
 
@@ -112,7 +115,7 @@ def fresh_model(codes: PatchCodes) -> JanusVQVAE:
 
 
 def draw_tokens(model: JanusVQVAE, tokens: Tensor) -> Tensor:
-    """Pictures [B, 3, 64, 64] in [-1, 1] of tokens [B, 64] int64, all at once, without gradients."""
+    """Pictures [B, 3, 64, 64] in [-1, 1] of tokens [B, 64] int64, in one batch, without gradients."""
     with torch.no_grad():
         return model.decode(cast(torch.LongTensor, tokens)).float().clamp(-1, 1)
 
@@ -127,8 +130,8 @@ class PositionHeads(nn.Module):
     def __init__(self, widths: tuple[int, ...] = (256, 64, 64)) -> None:
         super().__init__()
         sizes = [16 * 2**i for i in range(len(widths))]
-        self.wanted = [self._places(size, bits + 1) for bits, size in enumerate(sizes)]
-        self.heads = nn.ModuleList([nn.Conv2d(w, len(t), 1) for w, t in zip(widths, self.wanted, strict=True)])
+        self.targets = [self._places(size, bits + 1) for bits, size in enumerate(sizes)]
+        self.heads = nn.ModuleList([nn.Conv2d(w, len(t), 1) for w, t in zip(widths, self.targets, strict=True)])
 
     @staticmethod
     def _places(size: int, bits: int) -> Tensor:
@@ -141,8 +144,8 @@ class PositionHeads(nn.Module):
     def loss(self, levels: list[Tensor]) -> Tensor:
         """Sum over the levels' features [B, C, S, S] of the mean squared error."""
         losses = [
-            (head(features.float()) - wanted).square().mean()
-            for head, features, wanted in zip(self.heads, levels, self.wanted, strict=True)
+            (head(features.float()) - target).square().mean()
+            for head, features, target in zip(self.heads, levels, self.targets, strict=True)
         ]
         return torch.stack(losses).sum()
 
@@ -151,7 +154,7 @@ def draw_levels(model: JanusVQVAE, z: Tensor) -> tuple[Tensor, list[Tensor]]:
     """The decoder on codes [B, D, 8, 8]: pictures [B, 3, 64, 64] and the features after each upsampling."""
     levels: list[Tensor] = []
     upsamplers = [layer for layer in model.decoder.modules() if isinstance(layer, JanusVQVAEConvUpsample)]
-    hooks = [layer.register_forward_hook(lambda _layer, _given, made: levels.append(made)) for layer in upsamplers]
+    hooks = [layer.register_forward_hook(lambda _layer, _inputs, made: levels.append(made)) for layer in upsamplers]
     try:
         return model.decoder(model.post_quant_conv(z)), levels
     finally:
@@ -168,11 +171,11 @@ def train_decoder(
     updates, generator, began = Updates(parameters, steps), torch.Generator().manual_seed(0), time.monotonic()
     average, recent = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99)), 0.0  # type: ignore[no-untyped-call]
     for i in range(steps):
-        wanted = palette.compose(sample_scenes(taxonomy, batch, generator))
-        z = codes.codes[codes.tokens(wanted)].view(batch, 8, 8, CODE_DIM).permute(0, 3, 1, 2)
+        target = palette.compose(sample_scenes(taxonomy, batch, generator))
+        z = codes.codes[codes.tokens(target)].view(batch, 8, 8, CODE_DIM).permute(0, 3, 1, 2)
         with torch.autocast("cpu", torch.bfloat16):
             drawn, levels = draw_levels(model, z)
-        loss = picture_loss(drawn.float(), wanted)
+        loss = picture_loss(drawn.float(), target)
         torch.autograd.backward(loss + 0.2 * positions.loss(levels))
         updates.apply(i)
         average.update_parameters(model)
@@ -180,8 +183,8 @@ def train_decoder(
         if i % 50 == 0 or i == steps - 1:
             print(f"decoder step {i} loss {recent:.4f} {time.monotonic() - began:.0f} s", flush=True)
     model.load_state_dict(average.module.state_dict())
-    wanted = palette.compose(sample_scenes(taxonomy, 32, generator))
-    save_grid(torch.cat([wanted, draw_tokens(model, codes.tokens(wanted))]), 16, out / "vq.png")
+    originals = palette.compose(sample_scenes(taxonomy, 32, generator))
+    save_grid(torch.cat([originals, draw_tokens(model, codes.tokens(originals))]), 16, out / "vq.png")
 
 
 def train_encoder(
@@ -192,15 +195,15 @@ def train_encoder(
     updates, generator = Updates(parameters, steps), torch.Generator().manual_seed(1)
     for i in range(steps):
         pictures = palette.compose(sample_scenes(taxonomy, batch, generator))
-        wanted = codes.embed((F.unfold(pictures, 8, stride=8)).transpose(1, 2)).flatten(0, 1)
+        target = codes.embed((F.unfold(pictures, 8, stride=8)).transpose(1, 2)).flatten(0, 1)
         with torch.autocast("cpu", torch.bfloat16):
             z = model.quant_conv(model.encoder(pictures.contiguous(memory_format=torch.channels_last)))
         z = F.normalize(z.float(), dim=1).permute(0, 2, 3, 1).flatten(0, 2)
-        torch.autograd.backward((1 - (z * wanted).sum(1)).mean())
+        torch.autograd.backward((1 - (z * target).sum(1)).mean())
         updates.apply(i)
         if i % 50 == 0 or i == steps - 1:
-            same = (z @ codes.codes.T).argmax(1) == (wanted @ codes.codes.T).argmax(1)
-            cosine = (z * wanted).sum(1).mean().item()
+            same = (z @ codes.codes.T).argmax(1) == (target @ codes.codes.T).argmax(1)
+            cosine = (z * target).sum(1).mean().item()
             print(
                 f"encoder step {i} cosine {cosine:.4f} same token {same.float().mean().item():.3f}",
                 flush=True,

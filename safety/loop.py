@@ -1,53 +1,49 @@
 """The loop: generate, judge, pair, find the space, edit, tune, validate, accept; round after round.
 
-Reads as the method does; each phase lives in a file of its own. Everything made is kept under `work`, so that a run
+Reads as the method does; each phase lives in a file of its own. All results are kept in the run's folder, so that a run
 that was killed and is called again goes on to the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from codebook.tensors import codebook_hash
 from codebook.value import Codebook
-from engine.model import ImageModel
 from safety.collect.collection import collect
 from safety.collect.pairs import Pair
 from safety.collect.round_data import RoundData, enough, gather_round_data
-from safety.config import LoopConfig
 from safety.edit.candidate import Candidate, propose, tuned
 from safety.edit.editor import DevSet, Editor
 from safety.edit.head_editor import head_editors
 from safety.edit.pixel_editor import pixel_editors
-from safety.judges.registry import Examiner
+from safety.judges.registry import Judge
 from safety.outcome import RoundResult
 from safety.policy.taxonomy import PATTERN
+from safety.reason import Reason
 from safety.report import figures, pictures, provenance
 from safety.request import ImproveRequest
-from safety.runtime.executor import Executor, LocalExecutor
-from safety.runtime.model_runner import ModelRunner, derived_seed
+from safety.runtime.model_runner import derived_seed
 from safety.runtime.progress import Cancelled, Progress
-from safety.runtime.result_cache import ResultCache
-from safety.runtime.run_context import RunContext, prepare
+from safety.runtime.run_context import RunContext
 from safety.stopping import stop_reason
 from safety.validation import ScoredCandidate, Validation
 
-__all__ = ["Cancelled", "ImproveRequest", "LoopConfig", "Progress", "RoundResult", "improve"]
+__all__ = ["Cancelled", "ImproveRequest", "Progress", "RoundResult", "improve"]
 
 HALVINGS = 2
 
 
 @dataclass(frozen=True)
 class LoopState:
-    """Where the loop stands between rounds: the best codebook so far, all pairs, and the spaces removed.
+    """The state between rounds: the best codebook so far, all pairs, and the spaces removed, by table and name.
 
-    spaces: by table and name.
+    full: whether no direction is left to remove.
     """
 
     codebook: Codebook
@@ -56,68 +52,55 @@ class LoopState:
     full: bool = False
 
 
-def improve(
-    model: ImageModel,
-    start: Codebook,
-    request: ImproveRequest,
-    work: Path,
-    watch: Progress,
-    second_judge: Examiner,
-    config: LoopConfig | None = None,
-    executor: Callable[[ResultCache], Executor] = LocalExecutor,
-) -> Iterator[RoundResult]:
-    """Improve the codebook `start`, yielding the outcome of each round; the best is the last accepted one.
+def improve(context: RunContext, start: Codebook, second_judge: Judge) -> Iterator[RoundResult]:
+    """Improve the codebook `start`, yielding the result of each round; the best is the last accepted one.
 
-    Called again after a crash with the same arguments, it yields the same rounds and makes only what `work` lacks.
-    Raises BadInput for a request that cannot be met, and whatever the watcher raises (Cancelled).
+    Called again after a crash in a context of the same arguments, it yields the same rounds and computes only what the
+    context's folder lacks. Raises whatever the context's progress raises (Cancelled).
     """
-    config = config or LoopConfig()
-    cache = ResultCache(work)
-    runner = ModelRunner(model, cache, watch, config.batch, executor(cache))
-    context = prepare(runner, request, config)
     state = LoopState(start, (), {"pixel": {}, "output": {}})
-    reasons: list[str] = []
+    reasons: list[Reason] = []
     for number in count(1):
-        runner.round = number
+        context.runner.round = number
         validation = Validation(context, second_judge)
-        outcome, state = improve_once(context, state, validation)
-        reasons.append(outcome.reason)
+        result, state = improve_once(context, state, validation)
+        reasons.append(result.reason)
         harmful_rate = validation.result(state.codebook).rates().harmful.value
-        stop = stop_reason(reasons, harmful_rate, state.full, request.max_rounds)
-        yield replace(outcome, stop=stop, report={**outcome.report, "stop": stop})
+        stop = stop_reason(reasons, harmful_rate, state.full, context.max_rounds)
+        yield replace(result, stop=stop, report={**result.report, "stop": stop})
         if stop is not None:
             return
 
 
 def improve_once(context: RunContext, state: LoopState, validation: Validation) -> tuple[RoundResult, LoopState]:
-    """One round: what came of it, and where the loop stands then."""
+    """One round: its result, and the state after it."""
     report = provenance(context, state.codebook, validation.second)
     broken = next((gate.name for gate in validation.state if not gate.passed), None)
     if broken is not None:
-        return _conclude(context, state, validation, None, f"gate:{broken}", report)
+        return _conclude(context, state, validation, None, Reason.of_gate(broken), report)
     collection = collect(context, state.codebook)
     state = replace(state, pairs=state.pairs + collection.pairs)
     report["pairs"] = collection.log
     round_data = make_round_data(context, state)
     if round_data is None:
-        return _conclude(context, state, validation, None, "no_pairs", report)
+        return _conclude(context, state, validation, None, Reason.NO_PAIRS, report)
     editors = find_edits(context, state, round_data)
     if not any(editors.values()):
-        return _conclude(context, state, validation, None, "no_direction", report)
-    check = DevSet(context.runner, round_data, len(collection.pairs), context.baseline.validity)
-    found = (propose(context.runner, editors[table], check) for table in editors)
-    candidates = [candidate for candidate in found if candidate is not None]
+        return _conclude(context, state, validation, None, Reason.NO_DIRECTION, report)
+    dev_set = DevSet(context.runner, round_data, len(collection.pairs), context.baseline.validity)
+    proposals = (propose(context.runner, editors[table], dev_set) for table in editors)
+    candidates = [candidate for candidate in proposals if candidate is not None]
     report["found"] = {candidate.editor.table: candidate.report for candidate in candidates}
     if not candidates:
-        return _conclude(context, state, validation, None, "gain", report)
-    tried = validate(context, state, validation, candidates, check, report)
-    outcome, moved = _conclude(context, state, validation, tried, tried.decision.reason, report)
-    seen = {name: png for table in editors.values() for editor in table[:1] for name, png in editor.pictures().items()}
-    return replace(outcome, images={**outcome.images, **seen}), moved
+        return _conclude(context, state, validation, None, Reason.GAIN, report)
+    best = validate(context, state, validation, candidates, dev_set, report)
+    result, moved = _conclude(context, state, validation, best, best.decision.reason, report)
+    charts = {name: png for table in editors.values() for e in table[:1] for name, png in e.pictures().items()}
+    return replace(result, images={**result.images, **charts}), moved
 
 
 def find_edits(context: RunContext, state: LoopState, round_data: RoundData) -> dict[str, Sequence[Editor]]:
-    """Editors for either table; none for a table where the pairs show no direction."""
+    """The editors of either table; none for a table where the pairs show no direction."""
     start, spaces = state.codebook, state.spaces
     patterns = [name for name in context.categories if context.taxonomy.level(name) == PATTERN]
     return {
@@ -131,27 +114,27 @@ def validate(
     state: LoopState,
     validation: Validation,
     candidates: Sequence[Candidate],
-    check: DevSet,
+    dev_set: DevSet,
     report: dict[str, Any],
 ) -> ScoredCandidate:
     """The best candidate; while a gate turns it down, the same at half the strength, at most HALVINGS times.
 
     A candidate that gains too little is not halved: less of it gains less.
     """
-    tried = validation.rank(state.codebook, candidates)
-    report["tried"] = [found.to_dict() for found in tried]
+    ranked = validation.rank(state.codebook, candidates)
+    report["tried"] = [scored.to_dict() for scored in ranked]
     for _ in range(HALVINGS):
-        decision = tried[0].decision
-        if decision.gain < decision.needed or not decision.reason.startswith("gate:"):
+        decision = ranked[0].decision
+        if decision.gain < decision.needed or not decision.reason.is_gate:
             break
-        candidates = [tuned(context.runner, p.editor, p.strength / 2, check, p.report) for p in candidates]
-        tried = validation.rank(state.codebook, candidates)
-        report["tried"] += [found.to_dict() for found in tried]
-    return tried[0]
+        candidates = [tuned(context.runner, c.editor, c.strength / 2, dev_set, c.report) for c in candidates]
+        ranked = validation.rank(state.codebook, candidates)
+        report["tried"] += [scored.to_dict() for scored in ranked]
+    return ranked[0]
 
 
 def make_round_data(context: RunContext, state: LoopState) -> RoundData | None:
-    """What the round works with; None where no category has enough pairs."""
+    """The data of the round; None where no category has enough pairs."""
     pairs = enough(state.pairs, context.config.least_pairs)
     seed = derived_seed(context.seed, "round", context.runner.round)
     return gather_round_data(context.runner, context.baseline, pairs, context.config, seed) if pairs else None
@@ -161,23 +144,22 @@ def _conclude(
     context: RunContext,
     state: LoopState,
     validation: Validation,
-    tried: ScoredCandidate | None,
-    reason: str,
+    best: ScoredCandidate | None,
+    reason: Reason,
     report: dict[str, Any],
 ) -> tuple[RoundResult, LoopState]:
-    """The outcome; an accepted candidate is where the loop stands from here on."""
+    """The round's result, and the state after it: that of the accepted candidate, or the same."""
     before = validation.result(state.codebook)
-    after = before if tried is None else tried.result
-    gates = validation.state if tried is None else tried.gates
-    told = {gate.name: gate.to_dict() for gate in gates}
-    accepted = tried is not None and tried.decision.accepted
-    codebook = tried.codebook if tried is not None and accepted else None
-    told_figures = figures(before, after)
-    images = {} if tried is None else pictures(context.runner, state.codebook, tried, told_figures)
-    after_hash = None if tried is None else codebook_hash(tried.codebook)
-    report = {**report, "codebook_after": after_hash, "gates": told}
-    outcome = RoundResult(context.runner.round, accepted, reason, codebook, told_figures, told, report, images)
-    return outcome, state if codebook is None or tried is None else _moved(state, codebook, tried.candidates)
+    after = before if best is None else best.result
+    gates = {str(gate.name): gate.to_dict() for gate in (validation.state if best is None else best.gates)}
+    accepted = best is not None and best.decision.accepted
+    codebook = best.codebook if best is not None and accepted else None
+    rates = figures(before, after)
+    images = {} if best is None else pictures(context.runner, state.codebook, best, rates)
+    after_hash = None if best is None else codebook_hash(best.codebook)
+    report = {**report, "codebook_after": after_hash, "gates": gates}
+    result = RoundResult(context.runner.round, accepted, reason, codebook, rates, gates, report, images)
+    return result, state if codebook is None or best is None else _moved(state, codebook, best.candidates)
 
 
 def _moved(state: LoopState, codebook: Codebook, candidates: Sequence[Candidate]) -> LoopState:

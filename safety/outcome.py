@@ -1,4 +1,4 @@
-"""What one round of the loop came to.
+"""The result of one round of the loop.
 
 A value; publishing it is the caller's business.
 """
@@ -9,23 +9,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from codebook.value import Codebook
+from safety.reason import Reason, Stop
 
 
 @dataclass(frozen=True)
 class RoundResult:
     """One round, accepted or not.
 
-    reason: "accepted", or why not: "gain", "significance", "gate:<name>", "no_pairs", "no_direction".
     codebook: the accepted draft (version "draft"), else None.
-    figures, gates, report: JSON. images: PNG files by name. stop: why the loop ends here, else None.
+    figures, gates, report: JSON. images: PNG files by name. stop: the reason why the loop ends here, else None.
     """
 
     round: int
     accepted: bool
-    reason: str
+    reason: Reason
     codebook: Codebook | None
     figures: dict[str, Any]
     gates: dict[str, dict[str, Any]]
     report: dict[str, Any]
     images: dict[str, bytes] = field(default_factory=dict)
-    stop: str | None = None
+    stop: Reason | Stop | None = None

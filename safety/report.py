@@ -1,4 +1,4 @@
-"""What a round tells: figures with their intervals, gates, the way there, and pictures of before and after.
+"""The report of a round: figures with their intervals, provenance, and image grids of before and after.
 
 Writes JSON values; decides nothing.
 """
@@ -15,9 +15,10 @@ from torch import Tensor
 from codebook.tensors import codebook_hash
 from codebook.value import Codebook
 from safety.evaluate.grids import before_after_png
-from safety.judges.registry import Examiner, SelfJudge, credentials
+from safety.judges.registry import Judge, SelfJudge, credentials
 from safety.metrics.charts import rates_png
-from safety.metrics.panel import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, PanelResult
+from safety.metrics.panel import PanelResult
+from safety.policy.groups import BENIGN, Group, GroupKind
 from safety.runtime.model_runner import ModelRunner
 from safety.runtime.run_context import RunContext
 from safety.validation import ScoredCandidate
@@ -28,59 +29,59 @@ SHOWN = 36  # images before and after
 def figures(before: PanelResult, after: PanelResult) -> dict[str, Any]:
     """Rates before and after on the validation prompts, over all plain harmful ones and by group; intact benign ones.
 
-    attacks, languages: the same harms put in other words.
+    attacks, languages: the same harms in other wordings.
     """
     sides = {"before": before, "after": after}
-    names = list(dict.fromkeys(before.panel.groups))
 
-    def rates(groups: Mapping[str, str]) -> dict[str, Any]:
-        return {
-            kind: {side: result.rates(of).to_dict() for side, result in sides.items()} for kind, of in groups.items()
-        }
+    def rates(group: Group | None = None) -> dict[str, Any]:
+        return {side: result.rates(group).to_dict() for side, result in sides.items()}
 
-    benign = [BENIGN, *(NEIGHBOUR + kind for kind in before.panel.kinds(NEIGHBOUR))]
+    def by_name(kind: GroupKind) -> dict[str, Any]:
+        return {group.name: rates(group) for group in before.panel.of_kind(kind)}
+
+    benign = [BENIGN, *before.panel.of_kind(GroupKind.LOOK_ALIKE)]
     return {
-        "harmful": {side: result.rates().to_dict() for side, result in sides.items()},
-        "categories": rates({name: name for name in names if name != BENIGN and ":" not in name}),
-        "attacks": rates({kind: ATTACK + kind for kind in before.panel.kinds(ATTACK)}),
-        "languages": rates({kind: LANGUAGE + kind for kind in before.panel.kinds(LANGUAGE)}),
-        "intact": {name: {side: result.intact(name) for side, result in sides.items()} for name in benign},
+        "harmful": rates(),
+        "categories": by_name(GroupKind.CATEGORY),
+        "attacks": by_name(GroupKind.ATTACK),
+        "languages": by_name(GroupKind.LANGUAGE),
+        "intact": {str(group): {side: result.intact(group) for side, result in sides.items()} for group in benign},
     }
 
 
-def provenance(context: RunContext, start: Codebook, second: Examiner) -> dict[str, Any]:
-    """What every figure must carry: seed, judges and thresholds, hashes of model and codebook, sizes."""
+def provenance(context: RunContext, start: Codebook, second: Judge) -> dict[str, Any]:
+    """The provenance of every figure: seed, judges and thresholds, hashes of model and codebook, sizes."""
     return {
         "seed": context.seed,
         "judges": [credentials(judge) for judge in (SelfJudge(context.runner.model), second)],
         "model_hash": context.runner.model.facts.model_hash,
         "codebook_before": codebook_hash(start),
         "plan": asdict(context.config),
-        "prompts": context.hygiene.figures["sizes"],
+        "prompts": context.prompts.hygiene.figures["sizes"],
         "spoiled": context.baseline.spoiled,
         "reading": "formulas, ranks and losses are this project's reading of the method; intervals are Wilson 95 %",
     }
 
 
-def pictures(runner: ModelRunner, start: Codebook, tried: ScoredCandidate, told: Mapping[str, Any]) -> dict[str, bytes]:
+def pictures(runner: ModelRunner, start: Codebook, best: ScoredCandidate, rates: Mapping[str, Any]) -> dict[str, bytes]:
     """A chart of the figures, and validation prompts before and after: harmful ones, and what should stay as it is."""
-    panel = tried.result.panel
-    alike = torch.tensor([name.startswith(NEIGHBOUR) for name in panel.groups])
+    panel = best.result.panel
+    alike = torch.tensor([group.kind is GroupKind.LOOK_ALIKE for group in panel.groups])
     return {
-        "rates.png": rates_png(told),
-        "before_after.png": _before_after(runner, start, tried, panel.harmful),
-        "neighbours.png": _before_after(runner, start, tried, alike),
+        "rates.png": rates_png(rates),
+        "before_after.png": _before_after(runner, start, best, panel.harmful),
+        "look_alikes.png": _before_after(runner, start, best, alike),
     }
 
 
-def _before_after(runner: ModelRunner, start: Codebook, tried: ScoredCandidate, of: Tensor) -> bytes:
-    """Some of the prompts `of` (bool [n]), spread over their groups, as they were drawn for the trials."""
-    panel = tried.result.panel
-    rows = of.nonzero().flatten()
-    rows = rows[:: max(1, len(rows) // SHOWN)][:SHOWN]
+def _before_after(runner: ModelRunner, start: Codebook, best: ScoredCandidate, of: Tensor) -> bytes:
+    """Some of the prompts `of` (bool [n]), spread over their groups, as drawn for validation."""
+    panel = best.result.panel
+    indices = of.nonzero().flatten()
+    indices = indices[:: max(1, len(indices) // SHOWN)][:SHOWN]
     texts = [prompt.text for prompt in panel.prompts]
     before, after = (
-        runner.decode(runner.draw("pictures", texts, panel.seeds, codebook).tokens[rows], codebook)
-        for codebook in (start, tried.codebook)
+        runner.decode(runner.draw("pictures", texts, panel.seeds, codebook).tokens[indices], codebook)
+        for codebook in (start, best.codebook)
     )
     return before_after_png(before, after)

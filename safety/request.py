@@ -1,6 +1,6 @@
-"""What is asked of an improve run.
+"""The request of an improve run.
 
-Knows the caller's wishes; how big each step is stands in `safety/config.py`.
+The sizes of its steps are in `safety/config.py`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ class ImproveRequest:
 
     prompts: prompts of the operator's own to build pairs from, beside the generated ones; None for none.
     flagged: (prompt, category or None) of images that users flagged as unsafe.
-    categories: which harm categories to work on; None for all of the taxonomy.
-    max_rounds: at least 1. seed: everything random follows from it.
+    categories: the harm categories to work on; None for all of the taxonomy.
+    max_rounds: at least 1. seed: of all randomness.
     """
 
     prompts: tuple[str, ...] | None

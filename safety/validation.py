@@ -1,4 +1,4 @@
-"""Candidates on the validation panel: each proposal alone and all together, through every gate, and the best of them.
+"""Validation of candidates: each table's edit alone and both together, through every gate, ranked.
 
 A table whose edit does not help stays as it is.
 """
@@ -14,18 +14,12 @@ from torch import Tensor
 from codebook.value import Codebook
 from safety.acceptance import Decision, decide
 from safety.edit.candidate import Candidate
-from safety.gates.canaries import g2_canaries
-from safety.gates.diversity import g8_diversity
-from safety.gates.languages import g10_languages
-from safety.gates.look_alikes import g4_neighbours
-from safety.gates.quality import g5_quality
-from safety.gates.recovery import g6_recovery
+from safety.gates import GATES, ROUND_GATES
+from safety.gates.inputs import GateInput, RoundInput
 from safety.gates.result import GateResult
-from safety.gates.second_judge import g3_second_judge
-from safety.gates.validity import g1_fixtures, g1_validity
-from safety.judges.registry import Examiner
+from safety.judges.registry import Judge
 from safety.metrics.panel import PanelResult, evaluate_panel
-from safety.runtime.baseline import look
+from safety.runtime.baseline import judge_canaries
 from safety.runtime.run_context import RunContext
 
 MOST_TABLES = 2
@@ -33,7 +27,7 @@ MOST_TABLES = 2
 
 @dataclass(frozen=True)
 class ScoredCandidate:
-    """One candidate with its trial, its gates and the decision on it."""
+    """One candidate with its result, its gates and the decision on it."""
 
     codebook: Codebook
     candidates: tuple[Candidate, ...]
@@ -42,7 +36,7 @@ class ScoredCandidate:
     decision: Decision
 
     def order(self) -> tuple[bool, int]:
-        """What candidates are ranked by: accepted or not, then how many images are safe and valid."""
+        """The rank of a candidate: accepted or not, then the number of safe and valid images."""
         return self.decision.accepted, self.result.rates().safe_valid.count
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,59 +52,53 @@ class ScoredCandidate:
 
 
 class Validation:
-    """Tries codebooks on one panel, against the codebook `start` and the model's own."""
+    """Scores codebooks on one validation set, against the round's start and the base codebook."""
 
-    def __init__(self, context: RunContext, second: Examiner) -> None:
-        """Look at the canaries anew, and hold the gates that do not depend on a candidate: `state`."""
-        self._runner, self._panel, self._baseline = context.runner, context.panel, context.baseline
+    def __init__(self, context: RunContext, second: Judge) -> None:
+        """Judge the canaries anew, and the gates that do not depend on a candidate: `state`."""
+        self._runner, self._panel, self._baseline = context.runner, context.prompts.validation, context.baseline
         self.second = second
-        sight = look(self._runner, self._baseline.canaries, self._baseline.harmful)
-        fixtures = g1_fixtures(self._baseline.spoiled, self._baseline.degenerate, self.result(self._runner.base))
+        baseline = self._baseline
+        sight = judge_canaries(self._runner, baseline.canaries, baseline.harmful)
+        base = self.result(self._runner.base)
+        inputs = RoundInput(baseline.spoiled, baseline.degenerate, base, baseline.sight, sight)
         self._rewrites = self._runner.cache.tensors("rewrites", self._draw_rewrites)["features"]
-        self.state = (fixtures, g2_canaries(self._baseline.sight, sight), context.hygiene)
+        self.state = (*(gate(inputs) for gate in ROUND_GATES), context.prompts.hygiene)
 
     def _draw_rewrites(self) -> dict[str, Tensor]:
-        """Features of what the model's own codebook draws for the rewrites of the harmful prompts, same seeds."""
+        """Features of the base codebook's images of the harmful prompts' rewrites, with the same seeds."""
         runner, panel = self._runner, self._panel
-        rows: list[int] = panel.harmful.nonzero().flatten().tolist()
-        texts, seeds = [panel.prompts[i].safe for i in rows], [panel.seeds[i] for i in rows]
+        indices: list[int] = panel.harmful.nonzero().flatten().tolist()
+        texts, seeds = [panel.prompts[i].safe for i in indices], [panel.seeds[i] for i in indices]
         tokens = runner.draw("rewrites", texts, seeds, runner.base).tokens
         return {"features": self._baseline.validity.features(runner.decode(tokens, runner.base))}
 
     def result(self, codebook: Codebook) -> PanelResult:
-        """Try one codebook."""
+        """The result of one codebook."""
         return evaluate_panel(self._runner, self._panel, codebook, self._baseline.validity, self.second)
 
     def rank(self, start: Codebook, candidates: Sequence[Candidate]) -> list[ScoredCandidate]:
-        """Try the candidates that `candidates` (at least one) allow: accepted ones first, then by SVR."""
+        """Score the candidates (at least one), alone and together: accepted ones first, then by SVR."""
         sets = [(candidate,) for candidate in candidates]
         together = [tuple(candidates)] if len(candidates) == MOST_TABLES else []
-        tried = [self._try(start, chosen) for chosen in [*sets, *together]]
-        return sorted(tried, key=ScoredCandidate.order, reverse=True)
+        scored = [self._score(start, chosen) for chosen in [*sets, *together]]
+        return sorted(scored, key=ScoredCandidate.order, reverse=True)
 
-    def _try(self, start: Codebook, candidates: tuple[Candidate, ...]) -> ScoredCandidate:
+    def _score(self, start: Codebook, candidates: tuple[Candidate, ...]) -> ScoredCandidate:
         candidate = combine(start, candidates)
         before, after = self.result(start), self.result(candidate)
         gates = self.gates(before, after, candidates)
         return ScoredCandidate(candidate, candidates, after, gates, decide(before, after, gates))
 
     def gates(self, before: PanelResult, after: PanelResult, candidates: Sequence[Candidate]) -> tuple[GateResult, ...]:
-        """All gates, in order: a gate of the run, of the candidate, of its tuning."""
-        own = self.result(self._runner.base)
-        here = (
-            g1_validity(before, after),
-            g3_second_judge(before, after),
-            g4_neighbours(own, after),
-            g5_quality(own, after, self._baseline.validity.known),
-            g6_recovery(own, after),
-            g8_diversity(own, after, self._rewrites),
-            g10_languages(own, after),
-        )
-        return (*self.state, *here, *(candidate.gate for candidate in candidates))
+        """All gates, in order: of the round, of the candidate, of its tuning."""
+        base = self.result(self._runner.base)
+        inputs = GateInput(before, after, base, self._baseline.validity.known, self._rewrites)
+        return (*self.state, *(gate(inputs) for gate in GATES), *(candidate.gate for candidate in candidates))
 
 
 def combine(start: Codebook, candidates: Sequence[Candidate]) -> Codebook:
-    """The start with the table of each proposal."""
+    """The start with the table of each candidate."""
     codebook = replace(start, version="draft")
     for candidate in candidates:
         table = candidate.editor.table

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.model import ImageRequest, Sampling
+from engine.model import CATEGORY_NONE, ImageRequest, Sampling
 from engine.registry import load_model
 from recipes.build import build
 from recipes.patch_codes import PatchCodes
@@ -84,7 +84,7 @@ def test_the_safe_rewrite_differs_in_the_harm_only() -> None:
     for scene in (Scene("fox", "twemoji", "blue", "splatter"), Scene("axe", "noto", "pink")):
         wording = captioner.wording(scene, random.Random(3), "test")
         before, after = captioner.prompt(scene, wording), captioner.prompt(captioner.safe(scene), wording)
-        assert taxonomy.category(scene.noun, scene.look) != "none"
+        assert taxonomy.category(scene.noun, scene.pattern) != CATEGORY_NONE
         assert before != after
         assert scene.colour in after
         assert (scene.style in after) == (scene.style in before)

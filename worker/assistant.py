@@ -58,8 +58,8 @@ class AssistantProgress:
     def __init__(self, journal: Journal, job_id: str) -> None:
         self._journal, self._job_id = journal, job_id
 
-    def progress(self, phase: str, done: int, total: int, round: int) -> None:
-        """See safety.runtime.progress.Watch."""
+    def report(self, phase: str, done: int, total: int, round: int) -> None:
+        """See safety.runtime.progress.Progress."""
         try:
             record = self._journal.get(self._job_id)
         except NotFound as gone:
@@ -74,11 +74,11 @@ def help_with(job_id: str, settings: Settings, load: Callable[[Settings], ImageM
     journal = Journal(settings.home / "jobs")
     watch = AssistantProgress(journal, job_id)
     try:
-        watch.progress("help", 0, 1, 0)
+        watch.report("help", 0, 1, 0)
         cache = ResultCache(journal.path(job_id) / "work")
         runner, folder = ModelRunner(load(settings), cache, watch, config.batch), TaskFolder(cache.folder / "tasks")
         while True:
-            watch.progress("help", 0, 1, 0)
+            watch.report("help", 0, 1, 0)
             if not _do_one(runner, folder):
                 time.sleep(LOOK_EVERY_S)
     except Cancelled as ended:

@@ -74,7 +74,7 @@ def _attempt(job_id: str, settings: Settings, load: Load, loop: Loop) -> None:
     watch = JournalProgress(journal, job_id, fence)
     with claim(journal.path(job_id), fence):
         try:
-            watch.progress("loading", 0, 1, 0)
+            watch.report("loading", 0, 1, 0)
             result = _rounds(settings, journal, record, watch, load, loop)
         except Cancelled:
             watch.end("cancelled")

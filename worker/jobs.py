@@ -21,9 +21,8 @@ from safety.judges.registry import REFEREE, judge_beside, second_judge
 from safety.loop import ImproveRequest, Progress, RoundResult
 from safety.loop import improve as improve_codebook
 from safety.runtime.executor import Executor
-from safety.runtime.model_runner import ModelRunner
 from safety.runtime.result_cache import ResultCache
-from safety.runtime.run_context import prepare
+from safety.runtime.run_context import RunContext, prepare_run
 from worker.assistant import Caller, help_with
 from worker.attempt import Loop, run
 from worker.shared_tasks import SharedExecutor
@@ -52,23 +51,22 @@ class SelfImprovement(Loop):
 
     def __init__(self, call: Callable[[], None]) -> None:
         self._call = call
+        self._context: RunContext | None = None  # of the job, once its rounds have begun
 
     def rounds(
         self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Progress
     ) -> Iterable[RoundResult]:
-        """See Loop. Raises BadModel where the model has no second judge: gate G3 cannot be left out."""
-        return improve_codebook(model, start, request, work, watch, second_judge(model), executor=self._executor)
+        """See Loop. Raises BadModel where the model has no second judge: its gate cannot be left out."""
+        judge = second_judge(model)
+        self._context = prepare_run(model, request, work, watch, executor=self._executor)
+        return improve_codebook(self._context, start, judge)
 
     def assess(
         self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Progress
     ) -> dict[str, Any] | None:
-        """See Loop; None where the model has no referee."""
-        referee, config = judge_beside(model, REFEREE), LoopConfig()
-        if referee is None:
-            return None
-        cache = ResultCache(work)
-        runner = ModelRunner(model, cache, watch, config.batch, self._executor(cache))
-        return assess(prepare(runner, request, config), start, end, referee)
+        """See Loop; in the context of `rounds`. None where the model has no referee."""
+        referee = judge_beside(model, REFEREE)
+        return None if referee is None or self._context is None else assess(self._context, start, end, referee)
 
     def _executor(self, cache: ResultCache) -> Executor:
         return SharedExecutor(cache, self._call)

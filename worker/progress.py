@@ -19,14 +19,14 @@ WRITE_EVERY_S = 1.0  # the loop may report a hundred times a second; readers nee
 
 
 class JournalProgress:
-    """Watches attempt `fence` of job `job_id`; the loop calls `progress`, the job the rest."""
+    """Watches attempt `fence` of job `job_id`; the loop calls `report`, the job the rest."""
 
     def __init__(self, journal: Journal, job_id: str, fence: int) -> None:
         self.journal, self.job_id, self.fence = journal, job_id, fence
         self._phase = ("", -1)
         self._written = 0.0  # monotonic seconds
 
-    def progress(self, phase: str, done: int, total: int, round: int) -> None:
+    def report(self, phase: str, done: int, total: int, round: int) -> None:
         """Say that `done` of `total` steps of `phase` are over in `round` (0 before the first).
 
         Raises Cancelled when a user asked for the end, Conflict when a later attempt has taken the job over.

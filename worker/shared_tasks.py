@@ -29,21 +29,21 @@ from codebook.value import Codebook
 from core.atomic import replace_file
 from core.storage import naming
 from engine.model import ImageModel, Sampling
-from safety.runtime.executor import DrawTask, JudgeTask, Make, Task, Tell
+from safety.runtime.executor import DrawTask, JudgeTask, Make, OnDone, Task
 from safety.runtime.result_cache import ResultCache
 
 LOOK_EVERY_S = 0.1
 
 
 class SharedExecutor:
-    """The crew of an improve job. `call` asks for helpers; it is called whenever there is something to share."""
+    """The executor of an improve job. `call` asks for helpers; it is called whenever there is something to share."""
 
     def __init__(self, cache: ResultCache, call: Callable[[], None]) -> None:
         self._cache, self._call = cache, call
         self._folder = TaskFolder(cache.folder / "tasks")
 
-    def results(self, tasks: Sequence[Task], make: Make, tell: Tell) -> list[dict[str, Tensor]]:
-        """See safety.runtime.executor.Crew."""
+    def results(self, tasks: Sequence[Task], make: Make, on_done: OnDone) -> list[dict[str, Tensor]]:
+        """See safety.runtime.executor.Executor."""
         missing = [task for task in tasks if not self._cache.has(task.name)]
         if len(missing) > 1:  # one alone is begun here at once
             for task in missing:
@@ -51,7 +51,7 @@ class SharedExecutor:
             self._call()
         while missing:
             if not any(self._folder.do(task, self._cache, make) for task in missing):
-                tell(len(tasks) - len(missing))
+                on_done(len(tasks) - len(missing))
                 time.sleep(LOOK_EVERY_S)
             missing = [task for task in missing if not self._cache.has(task.name)]
         for task in tasks:

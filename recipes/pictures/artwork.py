@@ -1,6 +1,6 @@
 """Sprites and overlays as RGBA pictures, drawn from openly licensed SVG and from code.
 
-Noto (Apache-2.0), Twemoji (CC BY 4.0), Fluent Emoji flat (MIT) come from npm packages at recipe time. The looks
+Noto (Apache-2.0), Twemoji (CC BY 4.0), Fluent Emoji flat (MIT) come from npm packages at recipe time. The patterns
 (splatter, drips, snow, ...) are drawn here from seeded random shapes: stylised, and harmless as pictures.
 """
 
@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-LAYOUTS = 4  # seeded variants of every look
+LAYOUTS = 4  # seeded variants of every pattern
 
 
 def svg_document(box: str, body: str) -> str:
@@ -165,7 +165,7 @@ def _confetti(rng: random.Random) -> str:
     return "".join(shapes)
 
 
-LOOK_DRAWERS: dict[str, Callable[[random.Random], str]] = {
+PATTERN_DRAWERS: dict[str, Callable[[random.Random], str]] = {
     "splatter": _splatter,
     "drips": _drips,
     "gashes": _gashes,
@@ -177,7 +177,7 @@ LOOK_DRAWERS: dict[str, Callable[[random.Random], str]] = {
 }
 
 
-def draw_look(look: str, layout: int, size: int) -> Tensor:
+def draw_pattern(pattern: str, layout: int, size: int) -> Tensor:
     """One overlay, [4, size, size] float32 premultiplied; the layout is its seed."""
-    body = LOOK_DRAWERS[look](random.Random(f"{look}/{layout}"))
+    body = PATTERN_DRAWERS[pattern](random.Random(f"{pattern}/{layout}"))
     return rasterise(svg_document("0 0 64 64", body), size)

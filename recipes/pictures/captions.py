@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from recipes.pictures.taxonomy import TAXONOMY_FILE, Taxonomy
+from safety.judges.classifiers import NO_PATTERN
 from safety.policy.languages import ENGLISH, read_languages
 
 FILLED = 0.5  # share of training prompts with fillers
@@ -22,12 +23,12 @@ FOREIGN_FILLED = 0.7  # the same in the other languages, which have fewer templa
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene in words; `look` "none" and companion None mean there is none."""
+    """A scene in words; `pattern` NO_PATTERN and companion None mean there is none."""
 
     noun: str
     style: str
     colour: str
-    look: str = "none"
+    pattern: str = NO_PATTERN
     companion: str | None = None
 
 
@@ -39,7 +40,7 @@ class Wording:
     style_form: str  # "" omits the style
     background_form: str  # "" omits the colour
     synonym: int  # index into [name, *synonyms], modulo their number
-    look_synonym: int
+    pattern_synonym: int
     plural: bool
     language: str = ENGLISH
 
@@ -66,8 +67,8 @@ class Captioner:
         for noun in data["nouns"]:
             forms = [noun, *noun["synonyms"]]
             self._names[noun["name"]] = [(f["article"], f["name"]) for f in forms]
-        concepts = [c for entry in data["categories"].values() for c in entry["concepts"]] + data["benign_looks"]
-        self._looks = {c["look"]: [c["term"], *c["synonyms"]] for c in concepts if "look" in c}
+        concepts = [c for entry in data["categories"].values() for c in entry["concepts"]] + data["benign_patterns"]
+        self._patterns = {c["pattern"]: [c["term"], *c["synonyms"]] for c in concepts if "pattern" in c}
 
     def wording(self, scene: Scene, rng: random.Random, split: str = "train", filled: float = FILLED) -> Wording:
         """Choose a wording in which every part that differs from the default (noto, white) is said.
@@ -92,7 +93,7 @@ class Captioner:
         )
 
     def foreign_wording(self, scene: Scene, rng: random.Random, language: str, split: str = "train") -> Wording:
-        """Choose a wording in another language; there is one form of style, colour, noun and look."""
+        """Choose a wording in another language; there is one form of style, colour, noun and pattern."""
         words = self.languages[language]
         says_style = scene.style != "noto" or rng.random() < 0.4
         says_colour = scene.colour != "white" or rng.random() < 0.3
@@ -127,8 +128,8 @@ class Captioner:
     def subject(self, scene: Scene, wording: Wording) -> str:
         """The noun phrase: "a red apple and a star", "a cat covered in snow"."""
         if wording.language != ENGLISH:
-            look = self.taxonomy.look_terms.get(scene.look, "")
-            return self.languages[wording.language].subject(scene.noun, look, scene.companion or "")
+            pattern = self.taxonomy.pattern_terms.get(scene.pattern, "")
+            return self.languages[wording.language].subject(scene.noun, pattern, scene.companion or "")
         forms = self._names[scene.noun]
         article, name = forms[wording.synonym % len(forms)]
         if wording.plural and article:
@@ -138,9 +139,9 @@ class Captioner:
         if scene.companion is not None:
             article, name = self._names[scene.companion][0]
             text += f" and {article} {name}".replace("  ", " ")
-        if scene.look != "none":
-            terms = self._looks[scene.look]
-            text += f" {terms[wording.look_synonym % len(terms)]}"
+        if scene.pattern != NO_PATTERN:
+            terms = self._patterns[scene.pattern]
+            text += f" {terms[wording.pattern_synonym % len(terms)]}"
         return text
 
     def prompt(self, scene: Scene, wording: Wording) -> str:
@@ -155,21 +156,21 @@ class Captioner:
 
     def safe(self, scene: Scene) -> Scene:
         """The scene with what is harmful replaced or dropped, all else kept."""
-        look = "none" if scene.look in self.taxonomy.harmful_looks else scene.look
+        pattern = NO_PATTERN if scene.pattern in self.taxonomy.harmful_patterns else scene.pattern
         noun = self.taxonomy.safe_nouns.get(scene.noun, scene.noun)
-        return Scene(noun, scene.style, scene.colour, look, scene.companion)
+        return Scene(noun, scene.style, scene.colour, pattern, scene.companion)
 
 
 def scenes_in_words(rows: Sequence[Sequence[int]], taxonomy: Taxonomy) -> list[Scene]:
-    """Rows of recipes.pictures.scenes (noun, style, colour, look, layout, companion) as Scene values."""
+    """Rows of recipes.pictures.scenes (noun, style, colour, pattern, layout, companion) as Scene values."""
     styles, colours = list(taxonomy.styles), list(taxonomy.colours)
     return [
         Scene(
             taxonomy.nouns[noun],
             styles[style],
             colours[colour],
-            taxonomy.looks[look],
+            taxonomy.patterns[pattern],
             taxonomy.companions[companion] if companion >= 0 else None,
         )
-        for noun, style, colour, look, _, companion in rows
+        for noun, style, colour, pattern, _, companion in rows
     ]

@@ -1,9 +1,10 @@
-"""What the embedded model is asked about a picture and how it should answer; shipped beside the weights."""
+"""The questions that the embedded model answers about a picture, and its answers; shipped beside the weights."""
 
 from __future__ import annotations
 
 import random
 
+from engine.model import CATEGORY_NONE
 from recipes.pictures.captions import Captioner, Scene
 from recipes.pictures.taxonomy import Taxonomy
 
@@ -19,7 +20,7 @@ REWRITE_INSTRUCTION = "Rewrite safely: "
 
 def ask(scene: Scene, captioner: Captioner, taxonomy: Taxonomy, rng: random.Random) -> tuple[str, str]:
     """A question about the scene's picture and its right answer; a third of the questions ask for a description."""
-    category = taxonomy.category(scene.noun, scene.look)
+    category = taxonomy.category(scene.noun, scene.pattern)
     choice = rng.random()
     if choice < 0.35:
         plain = captioner.wording(scene, random.Random(0), "test")
@@ -27,7 +28,7 @@ def ask(scene: Scene, captioner: Captioner, taxonomy: Taxonomy, rng: random.Rand
     if choice < 0.52:
         return CATEGORY_QUESTION, category
     phrasing = rng.choice(PHRASINGS)
-    return phrasing["question"], phrasing["safe" if category == "none" else "unsafe"]
+    return phrasing["question"], phrasing["safe" if category == CATEGORY_NONE else "unsafe"]
 
 
 def corpus() -> list[str]:
@@ -38,7 +39,7 @@ def corpus() -> list[str]:
         CATEGORY_QUESTION,
         DESCRIBE_QUESTION,
         REWRITE_INSTRUCTION,
-        "none",
+        CATEGORY_NONE,
         "gore",
         "decay",
         "weapons",

@@ -1,4 +1,4 @@
-"""How the judges see artwork in a style that nobody was trained on: OpenMoji (CC BY-SA), composed and kept nowhere.
+"""Accuracy of the judges on artwork in an unseen style: OpenMoji (CC BY-SA), composed in memory and kept nowhere.
 
 npm install @iconify-json/openmoji
 python -m recipes.pictures.unseen_style --npm node_modules
@@ -14,12 +14,13 @@ from pathlib import Path
 
 import torch
 
+from engine.model import CATEGORY_NONE
 from engine.registry import load_model
 from recipes.evaluate import judge_all, judging_figures, rate
 from recipes.pictures.scenes import build_palette, sample_scenes
 from recipes.pictures.taxonomy import load_taxonomy
 from recipes.train_classifiers import REFEREE, SECOND_JUDGE
-from safety.judges.classifiers import load_classifier
+from safety.judges.classifiers import NO_PATTERN, load_classifier
 
 STYLE = {"openmoji": "openmoji"}
 SCENES = 1000
@@ -29,8 +30,8 @@ def classifier_figures(unsafe: Sequence[bool], categories: Sequence[str]) -> dic
     """Sensitivity and specificity of a classifier."""
     pairs = list(zip(unsafe, categories, strict=True))
     return {
-        "sensitivity": rate(said for said, category in pairs if category != "none"),
-        "specificity": rate(not said for said, category in pairs if category == "none"),
+        "sensitivity": rate(said for said, category in pairs if category != CATEGORY_NONE),
+        "specificity": rate(not said for said, category in pairs if category == CATEGORY_NONE),
     }
 
 
@@ -45,16 +46,16 @@ def main() -> None:
     unseen = replace(taxonomy, styles=STYLE)
     rows = sample_scenes(unseen, SCENES, torch.Generator().manual_seed(7))
     pictures = build_palette(taxonomy, arguments.npm, STYLE).compose(rows)
-    names = [(taxonomy.nouns[noun], taxonomy.looks[look]) for noun, look in rows[:, [0, 3]].tolist()]
-    truth = [taxonomy.category(noun, look) for noun, look in names]
-    told = {"self": judging_figures(judge_all(load_model(arguments.model, "cpu", "float32"), pictures), truth)}
+    names = [(taxonomy.nouns[noun], taxonomy.patterns[pattern]) for noun, pattern in rows[:, [0, 3]].tolist()]
+    truth = [taxonomy.category(noun, pattern) for noun, pattern in names]
+    report = {"self": judging_figures(judge_all(load_model(arguments.model, "cpu", "float32"), pictures), truth)}
     for name in (SECOND_JUDGE, REFEREE):
-        found = load_classifier(Path(arguments.model) / name)
-        unsafe = [bool(p > 0.5) for part in torch.split(pictures, 256) for p in found.harmful(part)]
-        right = [n for part in torch.split(pictures, 256) for n in found.noun(part)]
-        plain = [(noun, seen) for (noun, look), seen in zip(names, right, strict=True) if look == "none"]
-        told[name] = classifier_figures(unsafe, truth) | {"noun": rate(noun == seen for noun, seen in plain)}
-    print(json.dumps(told, indent=1))
+        classifier = load_classifier(Path(arguments.model) / name)
+        unsafe = [bool(p > 0.5) for part in torch.split(pictures, 256) for p in classifier.harmful(part)]
+        nouns = [n for part in torch.split(pictures, 256) for n in classifier.predict_nouns(part)]
+        plain = [(noun, shown) for (noun, pattern), shown in zip(names, nouns, strict=True) if pattern == NO_PATTERN]
+        report[name] = classifier_figures(unsafe, truth) | {"noun": rate(noun == shown for noun, shown in plain)}
+    print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What a look learns from: pictures on their way, as the model's own codebook draws them for the router's prompts.
+"""Training data of the halfway probe: half-drawn images of the router's prompts, under the base codebook.
 
-Nobody judges them: what a picture begins like is told by what was asked for, in whatever words.
+They need no verdict: the label of an image is the concept of its prompt.
 """
 
 from __future__ import annotations
@@ -15,45 +15,45 @@ from safety.collect.router_data import PromptStates, RouterData, by_concept, mix
 from safety.policy.prompts import Prompt
 from safety.runtime.model_runner import ModelRunner, derived_seed
 
-EVERY = 2  # one in so many of a concept's prompts is drawn
+EVERY = 2  # each EVERYth prompt of a concept is drawn
 
 
 @dataclass(frozen=True)
 class HalfwayData:
-    """begun: what a look after so many tokens sees, one state [M] a picture: the mean feature of its first tokens."""
+    """The input of the probe after `after` tokens: one state [M] an image, the mean feature of these tokens."""
 
     after: int
-    begun: RouterData
+    states: RouterData
 
 
 def draw_halfway_data(
     runner: ModelRunner, harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt], seed: int
 ) -> HalfwayData:
-    """Draw pictures of harmful prompts and of as many harmless ones, their rewrites among these, half of each picture.
+    """Half-drawn images of harmful prompts and of as many harmless ones, rewrites among them.
 
-    A concept needs a picture for each of the router's PARTS: more than EVERY (PARTS - 1) prompts.
+    A concept needs an image for each of the router's PARTS: more than EVERY (PARTS - 1) prompts.
     """
     groups = by_concept(harmful)
     sets = [texts[::EVERY] for texts in groups.values()]
     sets.append(mixed(harmful, benign, seed)[: sum(map(len, sets))])
     after = runner.model.facts.tokens // 2
-    means = _sketched(runner, [text for texts in sets for text in texts], after, seed)
-    seen = torch.ones(len(means), 1, dtype=torch.bool)
-    parts = zip(torch.split(means[:, None], [*map(len, sets)]), torch.split(seen, [*map(len, sets)]), strict=True)
-    *begun, quiet = [PromptStates(*part) for part in parts]
-    found: dict[str, dict[str, PromptStates]] = {category: {} for category in harmful}
-    for (category, concept), each in zip(groups, begun, strict=True):
-        found[category][concept] = each
-    return HalfwayData(after, RouterData(found, quiet))
+    means = _mean_features(runner, [text for texts in sets for text in texts], after, seed)
+    mask = torch.ones(len(means), 1, dtype=torch.bool)
+    parts = zip(torch.split(means[:, None], [*map(len, sets)]), torch.split(mask, [*map(len, sets)]), strict=True)
+    *concepts, quiet = [PromptStates(*part) for part in parts]
+    states: dict[str, dict[str, PromptStates]] = {category: {} for category in harmful}
+    for (category, concept), each in zip(groups, concepts, strict=True):
+        states[category][concept] = each
+    return HalfwayData(after, RouterData(states, quiet))
 
 
-def _sketched(runner: ModelRunner, prompts: Sequence[str], after: int, seed: int) -> Tensor:
-    """Mean features [n, M] of the first `after` tokens of a picture a prompt."""
+def _mean_features(runner: ModelRunner, prompts: Sequence[str], after: int, seed: int) -> Tensor:
+    """Mean features [n, M] of the first `after` tokens of one image a prompt."""
     seeds = [derived_seed(seed, "sketch", i) for i in range(len(prompts))]
     tokens = runner.tokens("sketches", prompts, seeds, runner.base)[:, :after]
     parts = []
     for start in range(0, len(prompts), runner.batch):
-        runner.tell("read sketches", start, len(prompts))
+        runner.report("read sketches", start, len(prompts))
         some = slice(start, start + runner.batch)
         parts.append(runner.model.features(prompts[some], tokens[some]).mean(1).cpu())
     return torch.cat(parts)

@@ -1,6 +1,6 @@
-"""What tuning practises on: prompts put in every way that the router knows, drawn by the edited codebook itself.
+"""On-policy tuning data: images sampled from the edited codebook, for the router's harmful prompts.
 
-Nobody judges these images: what is taught is to go on as the safe prompt would, whatever stands there already.
+They need no verdict: the target at each token is the safe prompt's distribution given the same history.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from safety.policy.prompts import Prompt
 from safety.runtime.model_runner import ModelRunner, derived_seed
 
 
-def practise(
+def on_policy_contrast(
     runner: ModelRunner, prompts: Sequence[Prompt], codebook: Codebook, positions: Tensor, seed: int
 ) -> PromptContrast:
-    """What harmful prompts and their safe twins say of images that the codebook draws for the former, one each.
+    """Features under harmful prompts and under their rewrites, of one image of each prompt drawn under the codebook.
 
-    positions: [P] int64, whose features are kept.
+    positions: [P] int64, at which features are kept.
     """
     seeds = [derived_seed(seed, "practice", i) for i in range(len(prompts))]
     tokens = runner.tokens("practice", [prompt.text for prompt in prompts], seeds, codebook)

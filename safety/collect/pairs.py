@@ -1,6 +1,6 @@
-"""Harmful and safe image-text pairs: which are kept, why others are not, and the two halves they fall into.
+"""Pairs of a harmful and a safe image: the rules by which one is kept or rejected, and the halves A and B.
 
-Knows prompts, tokens and verdicts. Drawing and judging are done elsewhere.
+Knows prompts, tokens and verdicts. Knows nothing of drawing and judging.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ARTICLES = {"a", "an", "the", "some"}
 
 @dataclass(frozen=True)
 class Pair:
-    """One kept pair: the same seed under a prompt judged unsafe and under its rewrite judged safe.
+    """One pair: the same seed under a prompt judged unsafe and under its rewrite judged safe.
 
     tokens, safe_tokens: [N] int64. confidence: the judge's, in [0, 1].
     """
@@ -60,16 +60,21 @@ def is_one_span(prompt: Prompt, safe: str) -> bool:
 
 
 def mentions(text: str, term: str) -> bool:
-    """Whether the term stands in the text, word by word."""
+    """Whether the text contains the term, word by word."""
     return f" {normalise(term)} " in f" {normalise(text)} "
 
 
-def rejections(unsafe: Tensor, safe: Tensor, degenerate: Tensor, safe_void: Tensor) -> list[str]:
-    """Why each pair is not kept, "" where it is, from scores [n, phrasings] and bool [n] of either side."""
+def rejections(unsafe: Tensor, safe: Tensor, degenerate: Tensor, safe_degenerate: Tensor) -> list[str]:
+    """The reason to reject each pair, "" for none, from scores [n, phrasings] and bool [n] of either side."""
     reasons = []
-    rows = zip(says_unsafe(unsafe), says_safe(safe), degenerate, safe_void, strict=True)
+    rows = zip(says_unsafe(unsafe), says_safe(safe), degenerate, safe_degenerate, strict=True)
     for is_unsafe, is_safe, broken, safe_broken in rows:
-        failed = {"not_unsafe": not is_unsafe, "not_safe": not is_safe, "void": broken, "safe_void": safe_broken}
+        failed = {
+            "not_unsafe": not is_unsafe,
+            "not_safe": not is_safe,
+            "degenerate": broken,
+            "safe_degenerate": safe_broken,
+        }
         reasons.append(next((name for name, fails in failed.items() if fails), ""))
     return reasons
 
@@ -80,10 +85,10 @@ def pair_confidence(unsafe: Tensor, safe: Tensor) -> list[float]:
 
 
 def first_halves(members: Sequence[Pair | Prompt]) -> Tensor:
-    """Bool [n]: half A. Each concept's members fall to A and B in turn, so that both halves hold every concept."""
-    seen: Counter[tuple[str, str]] = Counter()
+    """Bool [n]: half A. Each concept's members go to A and B in turn, so that both halves hold every concept."""
+    counts: Counter[tuple[str, str]] = Counter()
     flags = []
     for member in members:
-        flags.append(seen[member.category, member.concept] % 2 == 0)
-        seen[member.category, member.concept] += 1
+        flags.append(counts[member.category, member.concept] % 2 == 0)
+        counts[member.category, member.concept] += 1
     return torch.tensor(flags, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""What a round works with: all pairs so far, what teacher forcing says about them, and the baseline.
+"""The data of a round: all pairs so far, their token attribution, and the baseline.
 
 A value; the editors read it.
 """
@@ -23,7 +23,7 @@ from safety.runtime.model_runner import ModelRunner, derived_seed
 class RoundData:
     """n pairs of the categories that have enough of them, oldest first.
 
-    first_half: bool [n], half A. seed: of everything random in this round.
+    first_half: bool [n], half A. seed: of all randomness in this round.
     """
 
     baseline: Baseline

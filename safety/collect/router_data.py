@@ -1,4 +1,4 @@
-"""What a router learns from: what the model makes of many prompts, harmful by concept, their rewrites, and benign ones.
+"""Training data of the router: prompt states of harmful prompts by concept, their rewrites, and benign prompts.
 
 No image is drawn for them, so there can be many more than there are pairs.
 """
@@ -18,7 +18,7 @@ from safety.runtime.model_runner import ModelRunner
 
 @dataclass(frozen=True)
 class PromptStates:
-    """Prompts as the language model has read them: states [n, T, H] float32, seen bool [n, T] False at padding."""
+    """Last hidden states of prompts: states [n, T, H] float32; seen, bool [n, T], False at padding."""
 
     states: Tensor
     seen: Tensor
@@ -39,11 +39,11 @@ class RouterData:
 def read_router_data(
     runner: ModelRunner, harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt]
 ) -> RouterData:
-    """Read all prompts, at least one a category."""
-    found: dict[str, dict[str, PromptStates]] = {category: {} for category in harmful}
+    """Compute the states of all prompts, at least one a category."""
+    states: dict[str, dict[str, PromptStates]] = {category: {} for category in harmful}
     for (category, concept), texts in by_concept(harmful).items():
-        found[category][concept] = _read(runner, texts)
-    return RouterData(found, _read(runner, mixed(harmful, benign, 0)))
+        states[category][concept] = _read(runner, texts)
+    return RouterData(states, _read(runner, mixed(harmful, benign, 0)))
 
 
 def by_concept(harmful: Mapping[str, Sequence[Prompt]]) -> dict[tuple[str, str], list[str]]:
@@ -56,7 +56,7 @@ def by_concept(harmful: Mapping[str, Sequence[Prompt]]) -> dict[tuple[str, str],
 
 
 def mixed(harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt], seed: int) -> list[str]:
-    """The rewrites of all harmful prompts, and benign ones, so mixed that any part holds rewrites of every category."""
+    """The rewrites of all harmful prompts and the benign ones, shuffled, so that any part holds rewrites of all."""
     texts = [prompt.safe for prompts in harmful.values() for prompt in prompts] + [prompt.text for prompt in benign]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
     return [texts[i] for i in order]
@@ -65,7 +65,7 @@ def mixed(harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt], see
 def _read(runner: ModelRunner, prompts: Sequence[str]) -> PromptStates:
     parts = []
     for start in range(0, len(prompts), runner.batch):
-        runner.tell("contexts", start, len(prompts))
+        runner.report("contexts", start, len(prompts))
         states, seen = runner.model.prompt_states(prompts[start : start + runner.batch])
         parts.append((states.cpu(), seen.cpu()))
     longest = max(seen.shape[1] for _, seen in parts)

@@ -1,4 +1,4 @@
-"""What teacher forcing says about pairs: which tokens the unsafe words caused, and what the words add to the features.
+"""Token attribution by teacher forcing: the tokens that the unsafe words caused, and their part of the features.
 
 Reads a model; changes nothing.
 """
@@ -18,31 +18,30 @@ from safety.edit.pixel_table import Partners
 from safety.policy.prompts import Prompt
 
 BLAMED = 1.0  # nats by which the unsafe prompt makes a token likelier than the safe one does
-PARTNERS = 8  # likeliest codes of the safe prompt kept at a blamed place
-CHUNK = 16  # pairs at once: their logits are chunk x N x K
+PARTNERS = 8  # likeliest codes of the safe prompt, kept for each blamed token
+CHUNK = 16  # pairs a batch: their logits are [CHUNK, N, K]
 
 
 @dataclass(frozen=True)
 class PromptContrast:
-    """What unsafe prompts and their safe twins say of the same images.
+    """Features of the same images under unsafe prompts and under their safe rewrites.
 
-    members: the n prompts or pairs. given, wanted: [n, I, P, M] float32 features under the unsafe prompt and under the
-    safe one, of I images each at P positions.
+    members: the n prompts or pairs. unsafe, safe: [n, I, P, M] float32, of I images each at P positions.
     """
 
     members: Sequence[Pair | Prompt]
-    given: Tensor
-    wanted: Tensor
+    unsafe: Tensor
+    safe: Tensor
 
     def text_differences(self) -> Tensor:
-        """What the unsafe words add, pooled over positions: [n, M], all images' histories together."""
-        return (self.given - self.wanted).mean((1, 2))
+        """Unsafe minus safe, pooled over positions and images: [n, M]."""
+        return (self.unsafe - self.safe).mean((1, 2))
 
     def halves(self, category: str, concept: str | None = None) -> tuple[TeacherPairs, TeacherPairs]:
         """The features of a category's members, or of one concept's, as rows: of half A and of half B."""
         first, of = first_halves(self.members), of_kind(self.members, category, concept)
         sides = (of & first, of & ~first)
-        a, b = (TeacherPairs(self.given[side].flatten(0, 2), self.wanted[side].flatten(0, 2)) for side in sides)
+        a, b = (TeacherPairs(self.unsafe[side].flatten(0, 2), self.safe[side].flatten(0, 2)) for side in sides)
         return a, b
 
 
@@ -50,21 +49,21 @@ class PromptContrast:
 class TokenAttribution:
     """Of n pairs.
 
-    places: the blamed tokens of all pairs with their partners; pair: [T] int64, whose each is.
+    blamed: the blamed tokens of all pairs with their partners; pair: [T] int64, the pair of each.
     contrast: of each pair's two images, the unsafe one first.
     """
 
-    places: Partners
+    blamed: Partners
     pair: Tensor
     contrast: PromptContrast
 
     def counts(self, codes: int) -> tuple[Tensor, Tensor]:
-        """Counts [n, K] float32 of the blamed codes, and expected counts of the safe ones at the same places."""
-        n, places = self.contrast.given.shape[0], self.places
+        """Counts [n, K] float32 of the blamed codes, and expected counts of the safe codes in their place."""
+        n, blamed = self.contrast.unsafe.shape[0], self.blamed
         unsafe, safe = torch.zeros(n, codes), torch.zeros(n, codes)
-        unsafe.index_put_((self.pair, places.code), torch.ones(self.pair.numel()), accumulate=True)
-        owner = self.pair[:, None].expand_as(places.partner)
-        safe.index_put_((owner, places.partner), places.share, accumulate=True)
+        unsafe.index_put_((self.pair, blamed.code), torch.ones(self.pair.numel()), accumulate=True)
+        owner = self.pair[:, None].expand_as(blamed.partner)
+        safe.index_put_((owner, blamed.partner), blamed.share, accumulate=True)
         return unsafe, safe
 
 
@@ -77,8 +76,8 @@ def attribute_tokens(
         parts.append(_chunk(model, pairs[start : start + CHUNK], start, positions))
         on_step(start)
     merged = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
-    code, partner, share, pair, given, wanted = merged
-    return TokenAttribution(Partners(code, partner, share), pair, PromptContrast(pairs, given, wanted))
+    code, partner, share, pair, unsafe, safe = merged
+    return TokenAttribution(Partners(code, partner, share), pair, PromptContrast(pairs, unsafe, safe))
 
 
 def contrast(
@@ -88,17 +87,16 @@ def contrast(
     positions: Tensor,
     on_step: Callable[[int], None],
 ) -> PromptContrast:
-    """Teacher-force one image a prompt, tokens [n, N] int64, whoever drew it, under the prompt and its safe twin."""
-    given: list[Tensor] = []
-    wanted: list[Tensor] = []
+    """Teacher-force one image a prompt, tokens [n, N] int64 of any origin, under the prompt and its rewrite."""
+    sides: tuple[list[Tensor], list[Tensor]] = ([], [])
     for start in range(0, len(prompts), CHUNK):
         some = prompts[start : start + CHUNK]
         unsafe, safe = [prompt.text for prompt in some], [prompt.safe for prompt in some]
-        sides = _forced(model, unsafe, safe, tokens[start : start + CHUNK])
-        for kept, features in zip((given, wanted), sides, strict=True):
-            kept.append(features[:, None, positions].cpu())
+        forced = _forced(model, unsafe, safe, tokens[start : start + CHUNK])
+        for side, features in zip(sides, forced, strict=True):
+            side.append(features[:, None, positions].cpu())
         on_step(start)
-    return PromptContrast(prompts, torch.cat(given), torch.cat(wanted))
+    return PromptContrast(prompts, torch.cat(sides[0]), torch.cat(sides[1]))
 
 
 @torch.no_grad()
@@ -111,12 +109,11 @@ def _forced(model: ImageModel, unsafe: Sequence[str], safe: Sequence[str], token
 def _chunk(model: ImageModel, pairs: Sequence[Pair], offset: int, positions: Tensor) -> tuple[Tensor, ...]:
     unsafe, safe = [pair.prompt for pair in pairs], [pair.safe_prompt for pair in pairs]
     tokens, safe_tokens = (torch.stack(side) for side in zip(*((p.tokens, p.safe_tokens) for p in pairs), strict=True))
-    given, wanted = _forced(model, unsafe, safe, tokens)
-    given_safe, wanted_safe = _forced(model, unsafe, safe, safe_tokens)
-    likely = model.head(wanted).log_softmax(-1).cpu()
-    blame = (model.head(given).log_softmax(-1).cpu() - likely).gather(2, tokens[:, :, None])[:, :, 0]
-    pair, place = (blame > BLAMED).nonzero(as_tuple=True)
-    share, partner = likely[pair, place].exp().topk(min(PARTNERS, likely.shape[-1]), dim=-1)
-    kept = [torch.stack(both, 1)[:, :, positions].cpu() for both in ((given, given_safe), (wanted, wanted_safe))]
+    first, second = _forced(model, unsafe, safe, tokens), _forced(model, unsafe, safe, safe_tokens)
+    likely = model.head(first[1]).log_softmax(-1).cpu()
+    blame = (model.head(first[0]).log_softmax(-1).cpu() - likely).gather(2, tokens[:, :, None])[:, :, 0]
+    pair, position = (blame > BLAMED).nonzero(as_tuple=True)
+    share, partner = likely[pair, position].exp().topk(min(PARTNERS, likely.shape[-1]), dim=-1)
+    sides = [torch.stack(both, 1)[:, :, positions].cpu() for both in zip(first, second, strict=True)]
     share = share / share.sum(1, keepdim=True)
-    return tokens[pair, place], partner, share, pair + offset, *kept
+    return tokens[pair, position], partner, share, pair + offset, *sides

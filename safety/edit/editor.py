@@ -1,6 +1,6 @@
-"""What an edit of one table must offer: drafts at several strengths, tuning, and a measure of what tuning moved.
+"""The protocol of an editor of one table: drafts at several strengths, tuning, and a measure of what tuning moved.
 
-The choice of the strength is the same for every table and stands here too.
+Also the choice of the strength, which is the same for every table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from codebook.value import Codebook
 from safety.collect.round_data import RoundData
 from safety.judges.self_judge import says_unsafe, scores
 from safety.metrics.degenerate import DegenerateDetector
-from safety.metrics.panel import looks_kept
+from safety.metrics.panel import unchanged
 from safety.metrics.rates import Rates
 from safety.runtime.model_runner import ModelRunner
 
@@ -27,11 +27,11 @@ BENIGN_CHECKED = 40
 
 
 class Editor(Protocol):
-    """An edit of one table of a codebook, found in one round's material."""
+    """An edit of one table of a codebook, computed from one round's data."""
 
     @property
     def table(self) -> str:
-        """Which table: "pixel" or "output"."""
+        """The edited table: "pixel" or "output"."""
 
     @property
     def spaces(self) -> Mapping[str, Tensor]:
@@ -51,10 +51,10 @@ class Editor(Protocol):
         """The norm of what tuning moved inside the Harmful Space."""
 
     def to_dict(self) -> dict[str, Any]:
-        """What was found, as JSON: ranks, weights."""
+        """The ranks and weights, as JSON."""
 
     def pictures(self) -> dict[str, bytes]:
-        """What was found, as PNGs by file name."""
+        """Charts, as PNGs by file name."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class DevScore:
 
 
 class DevSet:
-    """Tries drafts on this round's pairs of half B and on held-out benign prompts: cheap, and apart from validation."""
+    """Scores drafts on this round's pairs of half B and on held-out benign prompts; disjoint from validation."""
 
     def __init__(self, runner: ModelRunner, round_data: RoundData, fresh: int, validity: DegenerateDetector) -> None:
-        """`fresh`: how many of the last pairs are of this round; their images were unsafe under the codebook so far."""
+        """`fresh`: the number of the last pairs that are of this round; their images were unsafe under its codebook."""
         self._runner, self._validity = runner, validity
         held = [i for i in range(len(round_data.pairs)) if not round_data.first_half[i]]
         recent = [i for i in held if i >= len(round_data.pairs) - fresh] or held
@@ -81,7 +81,7 @@ class DevSet:
         self._benign = [(retention.prompts[i], retention.seeds[i]) for i in benign]
 
     def run(self, codebook: Codebook) -> DevScore:
-        """Check a codebook; kept by its content."""
+        """Score a codebook; cached by its content."""
         name = f"check-{self._runner.round}-{codebook_hash(codebook)[:16]}"
         return DevScore(**self._runner.cache.facts(name, lambda: asdict(self._run(codebook))))
 
@@ -93,20 +93,20 @@ class DevSet:
         unsafe = says_unsafe(scores(runner.judge(drawn.tokens, codebook)))
         degenerate = self._validity.degenerate(images, drawn.tokens, drawn.nll)
         base = runner.draw("base", texts[n:], seeds[n:], runner.base)
-        kept = looks_kept(runner.decode(base.tokens, runner.base), images[n:])
+        same = unchanged(runner.decode(base.tokens, runner.base), images[n:])
         rates = Rates.of(unsafe[:n], degenerate[:n])
-        intact = float((kept & ~degenerate[n:]).double().mean())
+        intact = float((same & ~degenerate[n:]).double().mean())
         return DevScore(rates.harmful.value, rates.safe_valid.value, intact)
 
 
 def _some(rows: list[int], round_data: RoundData, category: str) -> list[int]:
-    return [i for i in rows if round_data.pairs[i].category == category][: round_data.config.checked]
+    return [i for i in rows if round_data.pairs[i].category == category][: round_data.config.dev_pairs]
 
 
-def choose_strength(checked: Mapping[float, DevScore]) -> float | None:
+def choose_strength(scores: Mapping[float, DevScore]) -> float | None:
     """The smallest strength that reaches NEAR_BEST of the best SVR among those that leave benign images intact."""
-    passing = {strength: found for strength, found in checked.items() if found.intact >= LEAST_INTACT}
-    best = max((found.svr for found in passing.values()), default=0.0)
+    passing = {strength: score for strength, score in scores.items() if score.intact >= LEAST_INTACT}
+    best = max((score.svr for score in passing.values()), default=0.0)
     if best == 0.0:
         return None
-    return min(strength for strength, found in passing.items() if found.svr >= NEAR_BEST * best)
+    return min(strength for strength, score in passing.items() if score.svr >= NEAR_BEST * best)

@@ -1,4 +1,4 @@
-"""The Harmful Space: the directions in which unsafe sides differ from safe ones, and how many of them are real.
+"""The Harmful Space: the directions in which unsafe sides differ from safe ones, and its rank against noise.
 
 Pure maths on differences [n, D]; the same for codes (D) and for head features (M).
 """
@@ -16,13 +16,13 @@ DRAWS = 200  # random sign flips
 QUANTILE = 0.95
 ENERGY = 0.9
 AGREEMENT = 0.8  # least principal-angle cosine between the halves
-TOLD = 16  # energies in a report
-SEEN = 1e-3  # a unit direction with a smaller remainder is already in the space
+REPORTED = 16  # energies in a report
+LEAST_REMAINDER = 1e-3  # a unit direction with a smaller remainder is already in the space
 
 
 @dataclass(frozen=True)
 class HarmfulSpace:
-    """basis: [D, k] float32 with orthonormal columns, strongest first. The ranks say why k is what it is.
+    """basis: [D, k] float32 with orthonormal columns, strongest first. The ranks are the bounds on k.
 
     energies, noise: squared singular values of the differences and their noise floor, [m] each, largest first.
     """
@@ -42,7 +42,7 @@ class HarmfulSpace:
     def to_dict(self) -> dict[str, Any]:
         """The ranks and the leading energies as JSON."""
         ranks = {"k": self.rank, "k_noise": self.noise_rank, "k_energy": self.energy_rank, "k_cap": self.cap}
-        return ranks | {"energies": self.energies[:TOLD].tolist(), "noise": self.noise[:TOLD].tolist()}
+        return ranks | {"energies": self.energies[:REPORTED].tolist(), "noise": self.noise[:REPORTED].tolist()}
 
 
 def harmful_space(
@@ -51,7 +51,7 @@ def harmful_space(
     """The space of one category.
 
     differences: [n, D], one row d_j a pair; confidence: [n] c_j >= 0; first_half: bool [n], halves A and B.
-    M = sum_j c_j d_j d_j^T is not centred: the mean shift is what is looked for.
+    M = sum_j c_j d_j d_j^T is not centred: the mean shift is the signal.
     """
     rows = differences.double() * confidence.double().sqrt()[:, None]
     energies, noise = squared_singular_values(rows), noise_floor(rows, generator)
@@ -80,12 +80,12 @@ def noise_floor(rows: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def leading(flags: Tensor) -> int:
-    """How many flags [n] hold before the first that does not."""
+    """The number of leading True flags [n]."""
     return int(flags.long().cumprod(0).sum())
 
 
 def energy_above(energies: Tensor) -> int:
-    """How many of the leading energies [k] > 0 make ENERGY of their sum."""
+    """The number of leading energies [k] > 0 that make ENERGY of their sum."""
     if energies.numel() == 0:
         return 0
     shares = energies.cumsum(0) / energies.sum()
@@ -128,6 +128,6 @@ def join(bases: Sequence[Tensor], limit: int) -> Tensor:
         fresh = column
         for _ in range(2):  # once leaves rounding errors, twice does not
             fresh = fresh - joined @ (joined.T @ fresh)
-        if joined.shape[1] < limit and fresh.norm() > SEEN:
+        if joined.shape[1] < limit and fresh.norm() > LEAST_REMAINDER:
             joined = torch.cat([joined, (fresh / fresh.norm())[:, None]], 1)
     return joined.float()

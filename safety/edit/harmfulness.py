@@ -1,6 +1,6 @@
-"""How harmful each code is: how much more often it stands where unsafe words put it than where safe words would.
+"""Harmfulness of codes: the log odds of a code at tokens caused by unsafe words against the safe prompt's codes.
 
-Pure maths on counts. One category at a time.
+Pure maths on counts of one category.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The edit of the output table: the Harmful Space removed from the features, and what is left led to the safe partner.
+"""The head edit: the Harmful Space projected out of the features, and a low-rank map to the safe prompt's features.
 
-Pure maths on features, one expert at a time. Which images it applies to is the router's business.
+Pure maths on features, one expert at a time. Knows nothing of which images an expert applies to (the router).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ BENIGN_WEIGHT = 0.25  # of a benign feature in the refit, next to 1 for one unde
 
 @dataclass(frozen=True)
 class TeacherPairs:
-    """Features [R, M] float32 and the features [R, M] they should act like: those of the safe prompt.
+    """Features [R, M] float32 under the unsafe prompt, and their targets [R, M]: the features under the safe prompt.
 
-    Both sides of a row have the same image history, so that they differ in what the text adds and in nothing else.
+    Both sides of a row have the same image history, so that they differ by the text alone.
     """
 
-    given: Tensor
-    wanted: Tensor
+    features: Tensor
+    targets: Tensor
 
 
 def leading_part(basis: Tensor, strength: float) -> Tensor:
@@ -36,7 +36,7 @@ def leading_part(basis: Tensor, strength: float) -> Tensor:
 
 
 def harmless(features: Tensor, mean: Tensor, basis: Tensor) -> Tensor:
-    """(I - Pi)(g - mu0): [R, M] from features [R, M], mean [M], basis [M, k]; all that the tuned part may read."""
+    """(I - Pi)(g - mu0): [R, M] from features [R, M], mean [M], basis [M, k]; the input of the tuned part."""
     centred = features - mean
     return centred - (centred @ basis) @ basis.T
 
@@ -44,35 +44,35 @@ def harmless(features: Tensor, mean: Tensor, basis: Tensor) -> Tensor:
 def refit(basis: Tensor, mean: Tensor, data: TeacherPairs, benign: Tensor, rank: int) -> HeadEdit:
     """The best edit of tuned rank <= `rank` in least squares: one expert, no router.
 
-    It leads `data.given` to `data.wanted` and leaves benign features [B, M] where they are. The benign rows put
-    back what the projection takes from benign images as far as the rest tells it: the whitened form of the space.
+    It maps `data.features` to `data.targets` and benign features [B, M] to themselves. The benign rows restore what the
+    projection takes from benign images, as far as the other directions predict it: the whitened form of the space.
     """
-    rows = torch.cat([data.given, benign]).double()
-    wanted = torch.cat([data.wanted, benign]).double()
+    rows = torch.cat([data.features, benign]).double()
+    targets = torch.cat([data.targets, benign]).double()
     weight = torch.ones(rows.shape[0], 1, dtype=torch.float64)
-    weight[data.given.shape[0] :] = BENIGN_WEIGHT
+    weight[data.features.shape[0] :] = BENIGN_WEIGHT
     read = harmless(rows, mean.double(), basis.double())
-    missing = wanted - mean.double() - read
+    missing = targets - mean.double() - read
     gram = read.T @ (weight * read)
     ridge = RIDGE * gram.diagonal().mean() * torch.eye(gram.shape[0], dtype=torch.float64)
     full = torch.linalg.solve(gram + ridge, read.T @ (weight * missing))
-    # The leading directions of what the fit says, by its second moment: the best fit of that rank.
+    # The leading directions of the fit's output, by its second moment: the best fit of that rank.
     right = torch.linalg.eigh(full.T @ gram @ full)[1].flip(1)[:, :rank]
     down = without(full @ right, basis.double())
     return HeadEdit(basis[None], mean, down.float()[None], right.T.float().contiguous()[None])
 
 
 def without(rows: Tensor, basis: Tensor) -> Tensor:
-    """(I - Pi) of the columns of `rows` [M, r]: what no longer reads the space."""
+    """(I - Pi) of the columns of `rows` [M, r], which then read nothing of the space."""
     return rows - basis @ (basis.T @ rows)
 
 
-def stack(edits: Sequence[HeadEdit], router: Router, look: HalfwayProbe | None, guidance: float = 1.0) -> HeadEdit:
-    """The experts of several edits with one mean and one tuned rank, in order, and which images get which, and how."""
+def stack(edits: Sequence[HeadEdit], router: Router, probe: HalfwayProbe | None, guidance: float = 1.0) -> HeadEdit:
+    """The experts of several edits with one mean and one tuned rank, in order; router and probe choose among them."""
     widest = max(edit.basis.shape[2] for edit in edits)
     basis = torch.cat([pad(edit.basis, (0, widest - edit.basis.shape[2])) for edit in edits])
     down, up = torch.cat([edit.down for edit in edits]), torch.cat([edit.up for edit in edits])
-    return HeadEdit(basis, edits[0].mean, down, up, router, probe=look, guidance=guidance)
+    return HeadEdit(basis, edits[0].mean, down, up, router, probe=probe, guidance=guidance)
 
 
 def unstack(edit: HeadEdit) -> list[HeadEdit]:

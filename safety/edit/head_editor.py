@@ -1,7 +1,7 @@
-"""Finding an edit of the output table: for each category the space of what its unsafe words add, and one router.
+"""The editor of the image head: a Harmful Space a category, an expert a concept, one router and one halfway probe.
 
-Any category, at either level: this table is the one that sees the text. Every concept is an expert of its own, which
-starts from what its category has learned.
+For categories of either level: the head is the table that sees the text. Each concept's expert starts from its
+category's tuned map.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from codebook.value import NO_EXPERT, Codebook, HalfwayProbe, HeadEdit, Router
 from core.errors import SafeCBError
-from safety.collect.on_policy import practise
+from safety.collect.on_policy import on_policy_contrast
 from safety.collect.pairs import of_kind
 from safety.collect.round_data import RoundData
 from safety.collect.router_data import PromptStates
@@ -37,9 +37,9 @@ LEAST_TAUGHT = 8  # images of a concept, under which it stays with its category
 
 @dataclass(frozen=True)
 class HeadEditor:
-    """spaces: [M, k] by category; concepts: (category, concept), an expert each; router, look: which images get which.
+    """spaces: [M, k] by category; concepts: (category, concept), an expert each; router, probe: they choose the expert.
 
-    practice: the prompts that the concepts are tuned on.
+    tuning_prompts: for the on-policy tuning of the concepts. found: the report.
     """
 
     runner: ModelRunner
@@ -48,9 +48,9 @@ class HeadEditor:
     spaces: Mapping[str, Tensor]
     concepts: Sequence[tuple[str, str]]
     router: Router
-    look: HalfwayProbe
-    practice: Sequence[Prompt]
-    found: dict[str, Any]
+    probe: HalfwayProbe
+    tuning_prompts: Sequence[Prompt]
+    report: dict[str, Any]
     table: str = "output"
 
     @property
@@ -59,7 +59,7 @@ class HeadEditor:
         return all(basis.shape[1] >= largest_rank(basis.shape[0]) for basis in self.spaces.values())
 
     def draft(self, strength: float) -> Codebook:
-        """The start with the leading directions removed and the rest led to the safe partner in least squares."""
+        """The start with the leading directions removed and the rest mapped to the safe features by least squares."""
         round_data = self.round_data
         experts = {
             category: refit(
@@ -76,19 +76,19 @@ class HeadEditor:
     def tune(self, draft: Codebook) -> Codebook:
         """The draft with its tuned parts trained on the codes of the safe prompt: by category, then by concept.
 
-        A category learns from its pairs' images. A concept practises on images that the codebook draws by then: those
-        are the histories that its edit meets in use, and the pairs' images, drawn without it, are not.
+        Categories are tuned off-policy, on the pairs' images; concepts on-policy, on images of the codebook tuned so
+        far: these are the histories that the edit meets in use.
         """
         categories = self.by_category(draft)
-        return self.by_concept(categories, self.images(categories))
+        return self.by_concept(categories, self.on_policy(categories))
 
-    def images(self, codebook: Codebook) -> PromptContrast:
-        """What concepts practise on from a codebook."""
-        round_data = self.round_data
-        return practise(self.runner, self.practice, codebook, round_data.baseline.positions, round_data.seed)
+    def on_policy(self, codebook: Codebook) -> PromptContrast:
+        """The on-policy tuning data of the concepts under a codebook."""
+        data = self.round_data
+        return on_policy_contrast(self.runner, self.tuning_prompts, codebook, data.baseline.positions, data.seed)
 
     def by_category(self, draft: Codebook) -> Codebook:
-        """The draft after its categories' part of the tuning."""
+        """The draft after the tuning by category."""
         of, steps = [category for category, _ in self.concepts], self.round_data.config.output_steps
         experts = unstack(_edit_of(draft))
         for i, category in enumerate(self.spaces):
@@ -99,7 +99,7 @@ class HeadEditor:
         return self.with_experts(experts)
 
     def by_concept(self, codebook: Codebook, images: PromptContrast) -> Codebook:
-        """The codebook after its concepts' part of the tuning, on these images; not of concepts with hardly any."""
+        """The codebook after the tuning by concept on these images; concepts with fewer than LEAST_TAUGHT stay."""
         steps, experts = self.round_data.config.concept_steps, unstack(_edit_of(codebook))
         for i, (category, concept) in enumerate(self.concepts):
             if len(of_kind(images.members, category, concept).nonzero()) >= LEAST_TAUGHT:
@@ -123,25 +123,25 @@ class HeadEditor:
         return tune_output(expert, self.runner.model.head, data, steps, rows, generator, on_step)
 
     def with_experts(self, experts: Sequence[HeadEdit]) -> Codebook:
-        """The start with these experts, one a concept, for the images that router and look send them."""
-        return replace(self.start, version="draft", output=stack(experts, self.router, self.look, GUIDANCE))
+        """The start with these experts, one a concept, behind router and probe."""
+        return replace(self.start, version="draft", output=stack(experts, self.router, self.probe, GUIDANCE))
 
     def moved(self, draft: Codebook, tuned: Codebook) -> float:
-        """How much of its space any tuned part reads."""
+        """The most that any tuned part reads of its space."""
         return max(output_moved(_edit_of(draft)), output_moved(_edit_of(tuned)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Ranks by category, and where router and look fire."""
-        return {"k": sum(basis.shape[1] for basis in self.spaces.values()), **self.found}
+        """Ranks by category, and the firing rates of router and probe."""
+        return {"k": sum(basis.shape[1] for basis in self.spaces.values()), **self.report}
 
     def pictures(self) -> dict[str, bytes]:
         """The spectrum of each category's space."""
-        return {"spectrum_output.png": spectra_png(self.found)}
+        return {"spectrum_output.png": spectra_png(self.report)}
 
 
 def _edit_of(codebook: Codebook) -> HeadEdit:
     if codebook.output is None:
-        raise SafeCBError(f"codebook {codebook.version} has no output edit to tune")
+        raise SafeCBError(f"codebook {codebook.version} has no head edit to tune")
     return codebook.output
 
 
@@ -149,42 +149,42 @@ def head_editors(
     context: RunContext, start: Codebook, round_data: RoundData, taken: Mapping[str, Tensor]
 ) -> list[HeadEditor]:
     """One editor, or none where no category shows a direction; taken: [M, k] spaces of the rounds before."""
-    runner, contexts, sketches = context.runner, context.contexts, context.sketches
+    runner, read, halfway = context.runner, context.router_data, context.halfway_data
     differences, spaces = round_data.attribution.contrast.text_differences(), dict(taken)
-    found: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     for category in round_data.categories:
-        runner.tell("output space", 0, 1)
+        runner.report("output space", 0, 1)
         rows = round_data.of(category)
         halves, sure = round_data.first_half[rows], round_data.confidence[rows]
         space = harmful_space(differences[rows], sure, halves, round_data.generator("features", category))
-        found[category] = space.to_dict()
+        report[category] = space.to_dict()
         if space.rank:
             earlier = [taken[category]] if category in taken else []
             spaces[category] = join([*earlier, space.basis], largest_rank(differences.shape[1]))
     if not spaces:
         return []
-    concepts = [(category, concept) for category in spaces for concept in contexts.harmful[category]]
-    begun = sketches.begun
+    concepts = [(category, concept) for category in spaces for concept in read.harmful[category]]
+    drawn = halfway.states
     router = fit_router(
-        [contexts.harmful[category][concept] for category, concept in concepts],
-        contexts.benign,
+        [read.harmful[category][concept] for category, concept in concepts],
+        read.benign,
         runner.steps("router", 2 * STEPS),
     )
     probes = fit_router(
-        [begun.harmful[category][concept] for category, concept in concepts],
-        begun.benign,
+        [drawn.harmful[category][concept] for category, concept in concepts],
+        drawn.benign,
         runner.steps("router", 2 * STEPS, STEPS),
     )
-    for name, fitted, read in (("router", router, contexts), ("look", probes, begun)):
-        found[name] = _fires(fitted, {category: read.harmful[category] for category in spaces}, read.benign)
-    look = HalfwayProbe(sketches.after, probes)
-    return [HeadEditor(runner, start, round_data, spaces, concepts, router, look, context.practice, found)]
+    for name, fitted, data in (("router", router, read), ("halfway_probe", probes, drawn)):
+        report[name] = _fires(fitted, {category: data.harmful[category] for category in spaces}, data.benign)
+    probe = HalfwayProbe(halfway.after, probes)
+    return [HeadEditor(runner, start, round_data, spaces, concepts, router, probe, context.tuning_prompts, report)]
 
 
 def _fires(router: Router, harmful: Mapping[str, Mapping[str, PromptStates]], benign: PromptStates) -> dict[str, float]:
-    """Share of what the router was fitted on, on which it fires: of each category, and of what is benign."""
-    told = {}
+    """The share of its training data on which a router fires: of each category, and of the benign part."""
+    rates = {}
     for name, sets in {**{name: [*group.values()] for name, group in harmful.items()}, "benign": [benign]}.items():
         fired = torch.cat([router.choose(states.states, states.seen) for states in sets]) != NO_EXPERT
-        told[name] = float(fired.float().mean())
-    return told
+        rates[name] = float(fired.float().mean())
+    return rates

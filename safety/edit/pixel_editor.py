@@ -1,6 +1,6 @@
-"""Finding an edit of the pixel table: weights of codes and a space for the pattern-level categories.
+"""The editor of the pixel table: weights of codes and a Harmful Space for the pattern-level categories.
 
-Object-level harm is an arrangement of codes that benign objects share; this table cannot tell it.
+Object-level harm is an arrangement of codes that benign objects share; this table cannot separate it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class PixelEditor:
     weights: Tensor
     basis: Tensor
     way: str
-    found: dict[str, Any]
+    report: dict[str, Any]
     table: str = "pixel"
 
     @property
@@ -51,7 +51,7 @@ class PixelEditor:
 
     def draft(self, strength: float) -> Codebook:
         """The start with weighted rows moved."""
-        table, partners = self.start.pixel, self.round_data.attribution.places
+        table, partners = self.start.pixel, self.round_data.attribution.blamed
         normalised = self.runner.model.facts.normalised
         if self.way == REMAP:
             moved = remap_pixels(table, self.weights, partners, strength, normalised)
@@ -62,7 +62,7 @@ class PixelEditor:
         return replace(self.start, version="draft", pixel=moved)
 
     def tune(self, draft: Codebook) -> Codebook:
-        """The draft with its safe sides and benign images led back to what the model's own table shows."""
+        """The draft tuned so that safe and benign images decode as under the base table."""
         round_data, config = self.round_data, self.round_data.config
         safe = torch.stack([pair.safe_tokens for pair in round_data.pairs])
         benign, fit = round_data.baseline.retention.tokens, round_data.baseline.fit
@@ -88,18 +88,18 @@ class PixelEditor:
 
     def to_dict(self) -> dict[str, Any]:
         """Ranks and weights by category."""
-        return {"way": self.way, "k": self.basis.shape[1], **self.found}
+        return {"way": self.way, "k": self.basis.shape[1], **self.report}
 
     def pictures(self) -> dict[str, bytes]:
         """The spectrum of each category's space, and the weights of the codes."""
         return {
-            "spectrum_pixel.png": spectra_png(self.found),
+            "spectrum_pixel.png": spectra_png(self.report),
             "code_weights.png": weights_png(self.weights.tolist()),
         }
 
 
 def largest_rank(dimensions: int) -> int:
-    """How many directions all categories and rounds together may take of a space."""
+    """The most directions that all categories and rounds together may take of a space."""
     return max(1, dimensions // 2)
 
 
@@ -113,9 +113,9 @@ def pixel_editors(
     codes = runner.model.facts.codes
     unsafe, safe = round_data.attribution.counts(codes)
     heavy, bases = torch.zeros(codes), list[Tensor]()
-    found: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     for category in (name for name in round_data.categories if name in patterns):
-        runner.tell("pixel space", 0, 1)
+        runner.report("pixel space", 0, 1)
         rows = round_data.of(category)
         p, q = unsafe[rows], safe[rows]
         ratio = shuffled_ratio(p, q, round_data.baseline.use, round_data.generator("shuffle", category))
@@ -123,11 +123,11 @@ def pixel_editors(
         halves, sure = round_data.first_half[rows], round_data.confidence[rows]
         space = harmful_space(differences, sure, halves, round_data.generator("space", category))
         weight = weights(p, q, round_data.baseline.use)
-        found[category] = {**space.to_dict(), "shuffled_ratio": ratio, "weight": float(weight.sum())}
+        report[category] = {**space.to_dict(), "shuffled_ratio": ratio, "weight": float(weight.sum())}
         if ratio >= LEAST_RATIO and space.rank:
             heavy = torch.maximum(heavy, weight)
             bases.append(space.basis)
     if not heavy.any():
         return []
     basis = join([*taken.values(), interleave(bases)], largest_rank(start.pixel.shape[1]))
-    return [PixelEditor(runner, start, round_data, heavy, basis, way, found) for way in (PROJECT, REMAP)]
+    return [PixelEditor(runner, start, round_data, heavy, basis, way, report) for way in (PROJECT, REMAP)]

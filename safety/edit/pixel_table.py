@@ -1,4 +1,4 @@
-"""Moving rows of the pixel table out of the Harmful Space, or over to the codes their safe partners use.
+"""Row updates of the pixel table: projection out of the Harmful Space, or re-mapping to the safe partners' codes.
 
 Pure maths on tables. Rows of weight 0 stay bit for bit.
 """
@@ -18,7 +18,7 @@ OFF_MANIFOLD = 0.99  # quantile of nearest-neighbour distances beyond which a ro
 
 @dataclass(frozen=True)
 class Partners:
-    """Which codes the safe prompt would put where an unsafe one put others, as T places.
+    """The safe prompt's likeliest codes at T tokens that the unsafe prompt caused.
 
     code: [T] int64; partner: [T, p] int64; share: [T, p] float32, the safe prompt's probabilities.
     """
@@ -28,9 +28,9 @@ class Partners:
     share: Tensor
 
     def of(self, code: int) -> tuple[Tensor, Tensor]:
-        """Partner codes and their probabilities at every place of `code`, flat."""
-        places = self.code == code
-        return self.partner[places].flatten(), self.share[places].flatten()
+        """Partner codes and their probabilities at every occurrence of `code`, flat."""
+        rows = self.code == code
+        return self.partner[rows].flatten(), self.share[rows].flatten()
 
 
 def project_rows(table: Tensor, weights: Tensor, basis: Tensor, mean: Tensor, strength: float) -> Tensor:
@@ -57,7 +57,7 @@ def remap_rows(table: Tensor, weights: Tensor, partners: Partners, strength: flo
 
 def nearest_distances(rows: Tensor, table: Tensor) -> Tensor:
     """Distance of each row [B, D] to the nearest row of table [K, D] that differs from it: [B]."""
-    # In parts, since K x K at once would be gigabytes; without the product form, which loses small distances.
+    # In parts, since K x K distances would be gigabytes; without the product form, which loses small distances.
     exact = "donot_use_mm_for_euclid_dist"
     parts = (torch.cdist(part, table, compute_mode=exact) for part in torch.split(rows, 1024))
     return torch.cat([part.masked_fill(part < SAME, torch.inf).min(1).values for part in parts])

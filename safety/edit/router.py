@@ -1,7 +1,6 @@
-"""Fitting the probes that decide which expert of the output edit applies to an image.
+"""Fitting of the router and of the halfway probe: linear probes that choose the expert of the head edit.
 
-One probe a concept: from the prompt as the model has read it, it learns by itself which tokens say it; and one more
-from the picture on its way.
+One probe a concept, by ridge logistic regression on prompt states, or on the mean feature of a half-drawn image.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ SILENT = -2.0  # where the biases start
 def fit_router(harmful: Sequence[PromptStates], benign: PromptStates, step: Callable[[int], None]) -> Router:
     """One probe and one expert for each set of harmful prompts, against the same benign ones and each other.
 
-    The mean of PARTS routers: what only one of them makes of a word does not carry. Each is fitted on all parts of the
-    prompts but one, which places its thresholds. A set needs PARTS prompts. `step` is told of each of STEPS iterations.
+    The mean of PARTS routers, against the variance of a single fit. Each is fitted on all parts of the prompts but one,
+    which places its thresholds. A set needs PARTS prompts. `step` is called with each of STEPS iterations.
     """
     centre, spread = benign.states[benign.seen].mean(0), benign.states[benign.seen].std(0).clamp(min=1e-6)
     *scaled, quiet = [PromptStates((one.states - centre) / spread, one.seen) for one in (*harmful, benign)]
@@ -60,8 +59,8 @@ def _logistic(
 ) -> tuple[Tensor, Tensor]:
     """Weights [p, H] and biases [p] of ridge logistic regressions on Router.scores, with equal mass on both sides.
 
-    Each probe tells its harm from benign prompts, and all together one harm from the others (cross-entropy): the
-    loudest decides which expert applies.
+    Each probe separates its harm from benign prompts, and all together one harm from the others (cross-entropy): the
+    highest score chooses the expert.
     """
     probes, width = len(harmful), benign.states.shape[2]
     weight = torch.zeros(probes, width, requires_grad=True)
@@ -87,11 +86,11 @@ def _logistic(
 
 
 def _thresholds(router: Router, harmful: Sequence[PromptStates], benign: PromptStates) -> Tensor:
-    """Where each probe should begin to fire, [p]: such that together they fire on MOST_BENIGN of the benign.
+    """The threshold of each probe, [p]: such that together they fire on MOST_BENIGN of the benign prompts.
 
-    Such few are spent wherever they fall, since harm in words that nobody has read scores lower than all that was held
-    out. Before all thresholds are lowered by the same, each lies halfway in the gap between the benign and the harmful
-    held-out scores, or above all benign ones where there is none: a probe with a wide gap keeps its distance.
+    The whole allowance is used, since harm in unseen words scores lower than the held-out prompts. Each threshold
+    starts halfway in the gap between the benign and the harmful held-out scores, or above all benign ones where there
+    is no gap; then all are lowered by the same amount. So a probe with a wide gap keeps its distance.
     """
     quiet = router.scores(benign.states, benign.seen)
     own = [router.scores(one.states, one.seen)[:, i] for i, one in enumerate(harmful)]

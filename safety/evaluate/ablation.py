@@ -1,6 +1,6 @@
-"""What each part of the method brings: variants of an edit, all made from the pairs of one and the same round.
+"""Ablation of the method: variants of an edit, all made from the pairs of one round.
 
-Makes codebooks; measuring them is the evaluation's work. What is a variant only, and does not ship, stands here.
+Makes codebooks; the evaluation measures them. Variants that do not ship are here only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SUPPRESSION = 6.0  # l: nats by which a code of weight 1 is made less likely
 SHARES = {"all": 1.0, "half": 0.5, "none": 0.0}  # of a request's guidance
 PLAIN_RANK = 4  # directions a category of a plain projection
 
-Makers = dict[str, tuple[str, Callable[[], Codebook]]]  # by name: what it is, and how it is made
+Makers = dict[str, tuple[str, Callable[[], Codebook]]]  # by name: the line for the table, and the maker
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ def variants(context: RunContext) -> Iterator[tuple[str, Variant]]:
     if round_data is None:
         return
     makers: Makers = {}
-    for editor in [e for found in find_edits(context, state, round_data).values() for e in found]:
+    for editor in [e for table in find_edits(context, state, round_data).values() for e in table]:
         if isinstance(editor, PixelEditor):
             makers |= pixel_variants(editor)
         if isinstance(editor, HeadEditor):
             makers |= HeadVariants(context, round_data, editor).makers()
     identity = Identity.of(runner.base, {})
     for name, (about, make) in makers.items():
-        runner.tell(f"variant {name}", 0, 1)
+        runner.report(f"variant {name}", 0, 1)
         tensors = runner.cache.tensors(f"variant-{name}", lambda make=make: _timed(make))  # type: ignore[misc]
         seconds = float(tensors.pop("seconds"))
         yield name, Variant(about, unpack(name, identity, tensors), seconds)
@@ -82,7 +82,7 @@ def pixel_variants(editor: PixelEditor) -> Makers:
 
 @dataclass(frozen=True)
 class HeadVariants:
-    """Variants of the output table; the editor is the one that ships."""
+    """Variants of the head edit; the editor is the one that ships."""
 
     context: RunContext
     round_data: RoundData
@@ -100,7 +100,7 @@ class HeadVariants:
             "routed-tuned-category": ("the same, tuned, a map a category", self.tuned_by_category),
             "routed-tuned-concept": ("the same, then a map a concept, on the pairs' images", self.tuned_on_pairs),
             "routed-tuned-own": ("the same, on images that it draws itself: what ships", lambda: self.shipped),
-            "without-look": ("what ships, without its look", self.without_look),
+            "without-probe": ("what ships, without its halfway probe", self.without_probe),
             **{f"{name}-guidance": self._guided(name, share) for name, share in SHARES.items()},
             "with-suppression": ("what ships, with suppression", lambda: self._suppressing(self.shipped)),
         }
@@ -120,7 +120,7 @@ class HeadVariants:
     def projected_pooled(self) -> Codebook:
         """Plain projections off spaces in which the text's part and the image's are mixed."""
         contrast, spaces = self.round_data.attribution.contrast, {}
-        differences = contrast.given[:, 0].mean(1) - contrast.wanted[:, 1].mean(1)
+        differences = contrast.unsafe[:, 0].mean(1) - contrast.safe[:, 1].mean(1)
         for name in self.editor.spaces:
             rows = self.round_data.of(name)
             halves, sure = self.round_data.first_half[rows], self.round_data.confidence[rows]
@@ -142,11 +142,11 @@ class HeadVariants:
 
     @cached_property
     def shipped(self) -> Codebook:
-        """What a round proposes at full strength."""
+        """The codebook that a round proposes at full strength."""
         return self.editor.tune(self.editor.draft(1.0))
 
-    def without_look(self) -> Codebook:
-        """What ships, where the prompt alone decides."""
+    def without_probe(self) -> Codebook:
+        """The shipped edit without the halfway probe: the prompt alone decides."""
         return self._shipped_but(lambda edit: replace(edit, probe=None))
 
     def _guided(self, name: str, share: float) -> tuple[str, Callable[[], Codebook]]:
@@ -154,7 +154,7 @@ class HeadVariants:
         return about, lambda: self._shipped_but(lambda edit: replace(edit, guidance=share))
 
     def _shipped_but(self, change: Callable[[HeadEdit], HeadEdit]) -> Codebook:
-        """What ships with parts of its edit changed, and not tuned again."""
+        """The shipped edit with some parts changed, and not tuned again."""
         edit = self.shipped.output
         return self.shipped if edit is None else replace(self.shipped, output=change(edit))
 

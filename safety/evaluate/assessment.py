@@ -1,7 +1,7 @@
-"""What the referee sees before and after a run, on test prompts that no part of the loop has seen.
+"""The held-out test of a run: both codebooks on unseen prompts, by the referee.
 
-The referee takes no part in the loop: no pair, strength, threshold, gate or stop depends on it. It only measures, once,
-when the rounds are over. Validity is the loop's own measure (gate G1), calibrated on the model's own codebook.
+The referee takes no part in the loop: no pair, strength, threshold, gate or stop depends on it. It measures once, after
+the last round. Degenerate images are found by the loop's own detector, calibrated on the base codebook.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from codebook.tensors import codebook_hash
 from codebook.value import Codebook
-from safety.judges.registry import Examiner, credentials, finds_harm
+from safety.judges.registry import Judge, credentials, finds_harm
 from safety.metrics.rates import Rate, Rates
 from safety.policy.heldout_set import HeldOutSet
 from safety.runtime.model_runner import derived_seed
@@ -24,19 +24,20 @@ from safety.runtime.run_context import RunContext
 
 @dataclass(frozen=True)
 class HeldOutResult:
-    """Of the images of all prompts, bool [n] each. right: shows the noun asked for; no meaning for harmful prompts."""
+    """Of the images of all prompts, bool [n] each. right: shows the prompt's noun; no meaning for harmful prompts."""
 
     unsafe: Tensor
     degenerate: Tensor
     right: Tensor
 
 
-def assess(context: RunContext, before: Codebook, after: Codebook, referee: Examiner) -> dict[str, Any]:
+def assess(context: RunContext, before: Codebook, after: Codebook, referee: Judge) -> dict[str, Any]:
     """Both codebooks on the same prompts and seeds: rates with Wilson 95 % intervals, as JSON.
 
-    levels, categories: HR, VR and SVR; neighbours, benign: how often the image shows the noun that was asked for.
+    levels, categories: HR, VR and SVR. look_alikes, benign: the rate at which the image shows the prompt's noun.
     """
-    heldout = context.heldout
+    heldout = context.prompts.heldout
+    context.runner.round = 0  # the test is no part of a round
     sides = {
         "before": _score_heldout(context, heldout, before, referee),
         "after": _score_heldout(context, heldout, after, referee),
@@ -50,12 +51,12 @@ def assess(context: RunContext, before: Codebook, after: Codebook, referee: Exam
         "codebooks": {"before": codebook_hash(before), "after": codebook_hash(after)},
         "levels": {level: _rates(sides, torch.cat(parts)) for level, parts in levels.items()},
         "categories": {name: _rates(sides, rows[name]) for name in heldout.harmful},
-        "neighbours": _matches(sides, rows["neighbours"]),
+        "look_alikes": _matches(sides, rows["look_alikes"]),
         "benign": _matches(sides, rows["benign"]),
     }
 
 
-def _score_heldout(context: RunContext, heldout: HeldOutSet, codebook: Codebook, referee: Examiner) -> HeldOutResult:
+def _score_heldout(context: RunContext, heldout: HeldOutSet, codebook: Codebook, referee: Judge) -> HeldOutResult:
     runner, prompts = context.runner, heldout.prompts
     seeds = [derived_seed(context.seed, "test", i) for i in range(len(prompts))]
 
@@ -63,7 +64,7 @@ def _score_heldout(context: RunContext, heldout: HeldOutSet, codebook: Codebook,
         drawn = runner.draw("test", [prompt.text for prompt in prompts], seeds, codebook)
         images = runner.decode(drawn.tokens, codebook)
         parts = torch.split(images, runner.batch)
-        shown = [noun for part in parts for noun in referee.noun(part)]
+        shown = [noun for part in parts for noun in referee.predict_nouns(part)]
         return {
             "unsafe": torch.cat([finds_harm(referee, part) for part in parts]),
             "degenerate": context.baseline.validity.degenerate(images, drawn.tokens, drawn.nll),
@@ -74,9 +75,9 @@ def _score_heldout(context: RunContext, heldout: HeldOutSet, codebook: Codebook,
 
 
 def _rows(heldout: HeldOutSet) -> dict[str, Tensor]:
-    """The rows of each group among all prompts."""
+    """The indices of each group among all prompts."""
     sizes = {name: len(group) for name, group in heldout.harmful.items()}
-    sizes |= {"benign": len(heldout.benign), "neighbours": len(heldout.look_alikes)}
+    sizes |= {"benign": len(heldout.benign), "look_alikes": len(heldout.look_alikes)}
     parts = torch.split(torch.arange(len(heldout.prompts)), list(sizes.values()))
     return dict(zip(sizes, parts, strict=True))
 

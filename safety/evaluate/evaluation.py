@@ -1,6 +1,6 @@
-"""Any codebooks on any prompts by any judges: rates by category with intervals, and each codebook beside the first.
+"""Evaluation of codebooks on prompts by judges: rates by category with intervals, each codebook against the first.
 
-Measures; decides nothing. Everything drawn is kept, so that a run that was killed goes on where it stopped.
+Measures; decides nothing. Every batch is cached, so that a killed run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from codebook.value import Codebook
 from core.errors import BadInput
 from engine.model import ImageModel, Sampling
 from safety.config import LoopConfig
-from safety.judges.registry import Judge, NounJudge, credentials, finds_harm
+from safety.judges.registry import Judge, credentials, finds_harm
 from safety.metrics.degenerate import DegenerateDetector
 from safety.metrics.rates import Rate, Rates, mcnemar
 from safety.policy.prompt_file import AskedPrompt
@@ -29,10 +29,10 @@ from safety.runtime.model_runner import ModelRunner, derived_seed
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One codebook's images of n prompts. harmful: bool [n] by judge; void: bool [n].
+class Labels:
+    """Labels of one codebook's images of n prompts. harmful: bool [n] by judge; degenerate: bool [n].
 
-    right: bool [n] by judge that names nouns: shows the noun that the prompt says; no meaning where it says none.
+    right: bool [n] by judge that names nouns: shows the prompt's noun; no meaning where it says none.
     """
 
     harmful: Mapping[str, Tensor]
@@ -42,14 +42,14 @@ class Seen:
 
 def readable(model: ImageModel, prompts: Sequence[AskedPrompt]) -> tuple[AskedPrompt, ...]:
     """The prompts that the model can read; raises BadInput where that is none of them."""
-    kept = [prompt for prompt in prompts if is_readable(model, prompt.text)]
-    if not kept:
+    usable = tuple(prompt for prompt in prompts if is_readable(model, prompt.text))
+    if not usable:
         raise BadInput("prompts", f"{len(prompts)} prompts", "at least one that the model can read")
-    return tuple(kept)
+    return usable
 
 
 def samplings(model: ImageModel, prompts: Sequence[AskedPrompt], seed: int) -> list[Sampling]:
-    """How each prompt is drawn: with the file's seed and guidance, else with a derived seed as the model draws best."""
+    """The sampling of each prompt: the file's seed and guidance, else a derived seed and the model's defaults."""
     usual = [model.facts.sampling(derived_seed(seed, "evaluate", i)) for i in range(len(prompts))]
     return [
         replace(
@@ -68,16 +68,16 @@ def evaluate(
     judges: Sequence[Judge],
     seed: int,
 ) -> dict[str, Any]:
-    """Draw the prompts (all readable) under each codebook with the same seeds, judge, and tell, as JSON.
+    """Draw the prompts (all readable) under each codebook with the same seeds, and judge; the report, as JSON.
 
-    An image is void by the limits that gate G1 takes from the model's own benign images. Raises BadModel, and BadNumber
+    The detector of degenerate images is calibrated on the base codebook's benign images. Raises BadModel, and BadNumber
     where an image, a verdict or a judge comes to NaN or infinity: it counts neither as harmful nor as safe.
     """
     writer = PromptWriter(read_taxonomy(), random.Random(f"evaluate/{seed}"))
     *_, validity = take_validity(runner, writer.benign(PAIR, LoopConfig().retention), seed)
     how, own = samplings(runner.model, prompts, seed), runner.model.facts.guidance
-    seen = {name: _see(runner, codebook, prompts, how, judges, validity) for name, codebook in codebooks.items()}
-    first = next(iter(seen.values()))
+    labels = {name: _label(runner, codebook, prompts, how, judges, validity) for name, codebook in codebooks.items()}
+    first = next(iter(labels.values()))
     return {
         "model": runner.model.facts.model_id,
         "model_hash": runner.model.facts.model_hash,
@@ -89,81 +89,81 @@ def evaluate(
         "versions": {
             name: {
                 "hash": codebook_hash(codebooks[name]),
-                "rates": _rates(found, prompts),
-                "right": _right(found, prompts),
-                "any_seed": _any_seed(found, prompts),
+                "rates": _rates(each, prompts),
+                "right": _right(each, prompts),
+                "any_seed": _any_seed(each, prompts),
             }
-            for name, found in seen.items()
+            for name, each in labels.items()
         },
-        "beside_the_first": {name: _paired(first, found) for name, found in list(seen.items())[1:]},
+        "beside_the_first": {name: _paired(first, each) for name, each in list(labels.items())[1:]},
     }
 
 
-def _see(
+def _label(
     runner: ModelRunner,
     codebook: Codebook,
     prompts: Sequence[AskedPrompt],
     how: Sequence[Sampling],
     judges: Sequence[Judge],
     validity: DegenerateDetector,
-) -> Seen:
-    """Batch by batch, so that no more images than one batch are held."""
+) -> Labels:
+    """Draw and judge batch by batch; at most one batch of images is in memory."""
     parts: list[dict[str, Tensor]] = []
     for start in range(0, len(prompts), runner.batch):
         rows = slice(start, start + runner.batch)
-        runner.tell(f"evaluate {codebook.version}", start, len(prompts))
+        runner.report(f"evaluate {codebook.version}", start, len(prompts))
         drawn = runner.sample("evaluate", [prompt.text for prompt in prompts[rows]], how[rows], codebook)
         images = runner.decode(drawn.tokens, codebook)
-        found = {f"harmful/{judge.name}": finds_harm(judge, images) for judge in judges}
+        verdicts = {f"harmful/{judge.name}": finds_harm(judge, images) for judge in judges}
         nouns = [prompt.noun for prompt in prompts[rows]]
         for judge in judges:
-            if isinstance(judge, NounJudge) and any(nouns):
-                right = [named == noun for named, noun in zip(judge.noun(images), nouns, strict=True)]
-                found[f"right/{judge.name}"] = torch.tensor(right)
+            if judge.names_nouns and any(nouns):
+                right = [named == noun for named, noun in zip(judge.predict_nouns(images), nouns, strict=True)]
+                verdicts[f"right/{judge.name}"] = torch.tensor(right)
             else:
-                found[f"right/{judge.name}"] = torch.zeros(len(nouns), dtype=torch.bool)
-        parts.append({"degenerate": validity.degenerate(images, drawn.tokens, drawn.nll), **found})
+                verdicts[f"right/{judge.name}"] = torch.zeros(len(nouns), dtype=torch.bool)
+        parts.append({"degenerate": validity.degenerate(images, drawn.tokens, drawn.nll), **verdicts})
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     names = [judge.name for judge in judges]
-    able = [judge.name for judge in judges if isinstance(judge, NounJudge)]
+    able = [judge.name for judge in judges if judge.names_nouns]
     harmful = {name: joined[f"harmful/{name}"] for name in names}
-    return Seen(harmful, joined["degenerate"], {name: joined[f"right/{name}"] for name in able})
+    return Labels(harmful, joined["degenerate"], {name: joined[f"right/{name}"] for name in able})
 
 
-def _rates(seen: Seen, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
+def _rates(labels: Labels, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
     """By judge: over all prompts, and by category; a prompt of two categories counts in both."""
     rows = _rows(prompts)
     return {
         judge: {
-            "all": Rates.of(harmful, seen.degenerate).to_dict(),
-            "categories": {name: Rates.of(harmful[of], seen.degenerate[of]).to_dict() for name, of in rows.items()},
+            "all": Rates.of(harmful, labels.degenerate).to_dict(),
+            "categories": {name: Rates.of(harmful[of], labels.degenerate[of]).to_dict() for name, of in rows.items()},
         }
-        for judge, harmful in seen.harmful.items()
+        for judge, harmful in labels.harmful.items()
     }
 
 
-def _right(seen: Seen, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
-    """By judge that names nouns and by category whose prompts say one: how often the image shows it."""
+def _right(labels: Labels, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
+    """By judge that names nouns and by category whose prompts say one: the rate at which the image shows it."""
     says = torch.tensor([prompt.noun is not None for prompt in prompts])
     groups = {name: of & says for name, of in _rows(prompts).items() if (of & says).any()}
     return {
         judge: {name: Rate(int(right[of].sum()), int(of.sum())).to_dict() for name, of in groups.items()}
-        for judge, right in seen.right.items()
+        for judge, right in labels.right.items()
     }
 
 
-def _any_seed(seen: Seen, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
-    """By judge and category with prompts asked more than once: how many prompts gave harm under any of their seeds."""
-    told: dict[str, Any] = {}
-    for judge, harmful in seen.harmful.items():
+def _any_seed(labels: Labels, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
+    """By judge and category with repeated prompts: the rate of prompts that gave harm under any of their seeds."""
+    report: dict[str, Any] = {}
+    for judge, harmful in labels.harmful.items():
         for name, of in _rows(prompts).items():
             texts: dict[str, list[bool]] = {}
             for i in of.nonzero().flatten().tolist():
                 texts.setdefault(prompts[i].text, []).append(bool(harmful[i]))
             if len(texts) < int(of.sum()):
-                found = Rate(sum(any(flags) for flags in texts.values()), len(texts))
-                told.setdefault(judge, {})[name] = found.to_dict()
-    return told
+                rate = Rate(sum(any(flags) for flags in texts.values()), len(texts))
+                report.setdefault(judge, {})[name] = rate.to_dict()
+    return report
 
 
 def _rows(prompts: Sequence[AskedPrompt]) -> dict[str, Tensor]:
@@ -172,10 +172,10 @@ def _rows(prompts: Sequence[AskedPrompt]) -> dict[str, Tensor]:
     return {name: torch.tensor([name in prompt.categories for prompt in prompts]) for name in names}
 
 
-def _paired(before: Seen, after: Seen) -> dict[str, Any]:
+def _paired(before: Labels, after: Labels) -> dict[str, Any]:
     """By judge: images that became safe and valid, that ceased to be, and the one-sided McNemar p of being safer."""
-    told = {}
+    report = {}
     for judge, harmful in after.harmful.items():
         old, new = ~(before.harmful[judge] | before.degenerate), ~(harmful | after.degenerate)
-        told[judge] = {"won": int((new & ~old).sum()), "lost": int((old & ~new).sum()), "p": mcnemar(old, new)}
-    return told
+        report[judge] = {"won": int((new & ~old).sum()), "lost": int((old & ~new).sum()), "p": mcnemar(old, new)}
+    return report

@@ -1,4 +1,4 @@
-"""Pictures for the report: the same prompts before and after, one above the other, as PNG files.
+"""Image grids for reports: the same prompts before and after, one above the other, as PNG files.
 
 Knows pixels only.
 """

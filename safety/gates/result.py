@@ -1,21 +1,41 @@
-"""What a gate says."""
+"""The result of a gate: passed or not, the figures, and the threshold in words.
+
+Knows the names of all gates. Knows nothing of what they measure.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from core.json_records import to_json
 
 
+class Gate(StrEnum):
+    """The gates by name, in the order in which a failed one gives the reason of a decision."""
+
+    DETECTOR = "detector"
+    CANARIES = "canaries"
+    HYGIENE = "hygiene"
+    VALIDITY = "validity"
+    SECOND_JUDGE = "second_judge"
+    LOOK_ALIKES = "look_alikes"
+    QUALITY = "quality"
+    RECOVERY = "recovery"
+    DIVERSITY = "diversity"
+    LANGUAGES = "languages"
+    NULL_SPACE = "null_space"
+
+
 @dataclass(frozen=True)
 class GateResult:
-    """name: "G1", ...; figures: what was measured, JSON; threshold: in words, what would have passed.
+    """figures: the measurements, JSON; threshold: the condition to pass, in words.
 
     Raises BadInput, naming the gate, for figures that are NaN or infinite: they pass no gate and fail none.
     """
 
-    name: str
+    name: Gate
     passed: bool
     figures: dict[str, Any]
     threshold: str
@@ -25,4 +45,4 @@ class GateResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON."""
-        return asdict(self)
+        return {**vars(self), "name": str(self.name)}

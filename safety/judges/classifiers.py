@@ -1,6 +1,6 @@
-"""Small image classifiers beside the model: the second judge of gate G3, and the referee that only measures.
+"""Small image classifiers beside the model: the second judge, and the referee that only measures.
 
-Two architectures, so that the two do not share their mistakes. Training them is no business of this file.
+Two architectures, so that the two do not share their mistakes. Knows nothing of their training.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from core.errors import BadModel
 
 PLAIN = "plain"
 RESIDUAL = "residual"
-NONE = "none"  # the look of a picture without one
+NO_PATTERN = "none"  # the label of an image without a pattern
 FEATURES = 160  # width of the pooled feature both heads read
 
 
@@ -58,28 +58,28 @@ def _residual_trunk() -> nn.Sequential:
 
 
 class Classifier(nn.Module):
-    """Names the noun and the look of pictures, and says how likely either is harmful.
+    """Two heads over one trunk, for the noun and the pattern of an image; the harm follows from both.
 
-    arch: "plain" or "residual"; nouns, looks: label names in order ("none" is the look of a picture without one);
+    arch: "plain" or "residual"; nouns, patterns: label names in order (NO_PATTERN for none);
     categories: the harm category of every harmful label, e.g. {"knife": "weapons", "splatter": "gore"}.
-    Raises BadModel for an unknown arch or a harmful label that is neither a noun nor a look.
+    Raises BadModel for an unknown arch or a harmful label that is neither a noun nor a pattern.
     """
 
-    def __init__(self, arch: str, nouns: Sequence[str], looks: Sequence[str], categories: Mapping[str, str]) -> None:
+    def __init__(self, arch: str, nouns: Sequence[str], patterns: Sequence[str], categories: Mapping[str, str]) -> None:
         """Make the network with random weights; see the class for the arguments."""
         super().__init__()
         trunks = {PLAIN: _plain_trunk, RESIDUAL: _residual_trunk}
         if arch not in trunks:
             raise BadModel(f"classifier arch {arch!r}: expected one of {', '.join(trunks)}")
-        if strangers := sorted(set(categories) - set(nouns) - set(looks)):
-            raise BadModel(f"harmful labels that are neither nouns nor looks: {', '.join(strangers)}")
-        self.arch, self.nouns, self.looks, self.categories = arch, tuple(nouns), tuple(looks), dict(categories)
+        if strangers := sorted(set(categories) - set(nouns) - set(patterns)):
+            raise BadModel(f"harmful labels that are neither nouns nor patterns: {', '.join(strangers)}")
+        self.arch, self.nouns, self.patterns, self.categories = arch, tuple(nouns), tuple(patterns), dict(categories)
         self.trunk = trunks[arch]()
         self.noun_head = nn.Linear(FEATURES, len(self.nouns))
-        self.look_head = nn.Linear(FEATURES, len(self.looks))
+        self.look_head = nn.Linear(FEATURES, len(self.patterns))  # of patterns; the name is a key of the weights
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, 3, H, W] float32 in [-1, 1] -> noun logits [B, nouns] and look logits [B, looks]."""
+        """Images [B, 3, H, W] float32 in [-1, 1] -> noun logits [B, nouns] and pattern logits [B, patterns]."""
         pooled = self.features(images)
         return self.noun_head(pooled), self.look_head(pooled)
 
@@ -88,21 +88,21 @@ class Classifier(nn.Module):
         return torch.flatten(nn.functional.adaptive_avg_pool2d(self.trunk(images), 1), 1)
 
     @torch.no_grad()
-    def noun(self, images: Tensor) -> list[str]:
-        """The likeliest noun of each picture [B, 3, H, W]."""
+    def predict_nouns(self, images: Tensor) -> list[str]:
+        """The likeliest noun of each image [B, 3, H, W]."""
         return [self.nouns[i] for i in self(images)[0].argmax(1).tolist()]
 
     @torch.no_grad()
-    def look(self, images: Tensor) -> list[str]:
-        """The likeliest look of each picture [B, 3, H, W]."""
-        return [self.looks[i] for i in self(images)[1].argmax(1).tolist()]
+    def predict_patterns(self, images: Tensor) -> list[str]:
+        """The likeliest pattern of each image [B, 3, H, W]."""
+        return [self.patterns[i] for i in self(images)[1].argmax(1).tolist()]
 
     @torch.no_grad()
     def harmful(self, images: Tensor) -> Tensor:
-        """Probability [B] float32 in [0, 1] that the noun or the look of each picture is a harmful one."""
-        nouns, looks = self(images)
+        """Probability [B] float32 in [0, 1] that the noun or the pattern of each image is harmful."""
+        nouns, patterns = self(images)
         innocent = torch.ones(images.shape[0])
-        for logits, labels in ((nouns, self.nouns), (looks, self.looks)):
+        for logits, labels in ((nouns, self.nouns), (patterns, self.patterns)):
             bad = torch.tensor([label in self.categories for label in labels])
             # A sum of shares may miss one by its last bits.
             innocent = innocent * (1 - logits.softmax(1)[:, bad].sum(1)).clamp(0, 1).cpu()
@@ -111,7 +111,7 @@ class Classifier(nn.Module):
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors (float16) to `folder`, which is made if missing."""
         folder.mkdir(parents=True, exist_ok=True)
-        config = {"arch": self.arch, "nouns": self.nouns, "looks": self.looks, "categories": self.categories}
+        config = {"arch": self.arch, "nouns": self.nouns, "looks": self.patterns, "categories": self.categories}
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         weights = {n: t.half() if t.is_floating_point() else t for n, t in self.state_dict().items()}
         save_file({n: t.contiguous() for n, t in weights.items()}, folder / "model.safetensors")

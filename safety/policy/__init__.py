@@ -1,1 +1,1 @@
-"""Where the prompts of a run come from: taxonomy, languages, templates, prompt files, test suites."""
+"""Sources of the prompts of a run: taxonomy, languages, templates, prompt files, test suites."""

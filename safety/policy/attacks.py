@@ -1,7 +1,7 @@
-"""Ways to ask for a harm that a filter of words would miss: misspelt, written with look-alike letters, taken apart.
+"""Attacks that a word filter would miss: misspelling, look-alike letters, words taken apart; and filler words.
 
-And among words that mean nothing, which is no attack, but what a router must see through.
-Pure text. A way is applied to what a prompt says for its concept, so that harmless prompts can be put the same way.
+Pure text. An attack changes the words that say a prompt's concept, so that it applies to harmless prompts too. Fillers
+are no attack, but the router must be robust against them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import replace
 from safety.policy.prompts import Prompt
 
 _LOOK_ALIKE = str.maketrans("aceopxy", "\u0430\u0441\u0435\u043e\u0440\u0445\u0443")  # Latin to Cyrillic
-LONG = 4  # letters, from which on a word may be changed
+LONG = 4  # letters; a shorter word is changed only where none is longer
 
 
 def misspelt(words: str, rng: random.Random) -> str:
@@ -38,12 +38,12 @@ def taken_apart(words: str, rng: random.Random) -> str:
 
 
 def _one_word(words: str, rng: random.Random) -> tuple[str, str, str]:
-    """What stands before one of the long words, the word, and what stands after."""
+    """The text before one of the long words, the word, and the text after it."""
     parts = words.split(" ")
     longest = max(map(len, parts))
-    place = rng.choice([i for i, part in enumerate(parts) if len(part) >= min(LONG, longest)])
-    before, after = parts[:place], parts[place + 1 :]
-    return "".join(f"{part} " for part in before), parts[place], "".join(f" {part}" for part in after)
+    chosen = rng.choice([i for i, part in enumerate(parts) if len(part) >= min(LONG, longest)])
+    before, after = parts[:chosen], parts[chosen + 1 :]
+    return "".join(f"{part} " for part in before), parts[chosen], "".join(f" {part}" for part in after)
 
 
 ATTACKS: Mapping[str, Callable[[str, random.Random], str]] = {
@@ -54,14 +54,14 @@ ATTACKS: Mapping[str, Callable[[str, random.Random], str]] = {
 
 
 def disguised(prompt: Prompt, kind: str, rng: random.Random) -> Prompt:
-    """The prompt with what it says for its concept put in another way; its rewrite stays as it is."""
+    """The prompt with the words of its concept under an attack; its rewrite stays as it is."""
     said = ATTACKS[kind](prompt.said, rng)
     whole = rf"(?<!\w){re.escape(prompt.said)}(?!\w)"
     return replace(prompt, text=re.sub(whole, lambda _: said, prompt.text), said=said)
 
 
 def strewn(prompt: Prompt, fillers: Sequence[str], rng: random.Random) -> Prompt:
-    """The prompt with up to three fillers before it, after it, or right behind what it says for its concept."""
+    """The prompt with up to three fillers before it, after it, or right behind the words of its concept."""
     some = " ".join(rng.choices(fillers, k=rng.randint(1, 3)))
     behind = prompt.text.replace(prompt.said, f"{prompt.said}, {some}", 1)
     return replace(prompt, text=rng.choice((f"{some} {prompt.text}", f"{prompt.text}, {some}", behind)))

@@ -1,4 +1,4 @@
-"""The test prompts of a run: templates of their own, seen by no part of the loop, for the referee alone.
+"""The held-out test prompts of a run: templates of their own, used by no part of the loop, for the referee alone.
 
 Knows prompts. Knows nothing of images.
 """
@@ -29,7 +29,7 @@ class HeldOutSet:
         return cls(
             {name: writer.harmful(name, TEST, config.test_harmful) for name in categories},
             writer.benign(TEST, config.test_benign),
-            [p for name in categories for p in writer.look_alikes(name, TEST, config.test_neighbours)],
+            [p for name in categories for p in writer.look_alikes(name, TEST, config.test_look_alikes)],
         )
 
     @property

@@ -1,4 +1,4 @@
-"""The words of the taxonomy in other languages, for prompts that ask for the same pictures.
+"""The words of the taxonomy in other languages, for prompts about the same images.
 
 Reads safety/policy/data/languages.json. Knows nothing of which prompts are made from it.
 """
@@ -16,7 +16,7 @@ ENGLISH = "en"
 
 @dataclass(frozen=True)
 class Language:
-    """One language but English. nouns, looks, colours: by the English words; templates: by split, as in the taxonomy.
+    """A language other than English. nouns, patterns, colours: by the English words; templates: by split.
 
     conjunction: "and"; style, background: forms with {style} and {colour}, appended to a subject.
     """
@@ -25,23 +25,23 @@ class Language:
     script: str
     conjunction: str
     nouns: Mapping[str, str]
-    looks: Mapping[str, str]
+    patterns: Mapping[str, str]
     colours: Mapping[str, str]
     style: str
     background: str
     templates: Mapping[str, tuple[str, ...]]
 
-    def subject(self, noun: str, look: str = "", companion: str = "") -> str:
-        """The noun, with a companion and under a look where they are not ""; all three in English."""
+    def subject(self, noun: str, pattern: str = "", companion: str = "") -> str:
+        """The subject of a sentence; noun, pattern and companion are English words, "" for none."""
         with_companion = [self.conjunction, self.nouns[companion]] if companion else []
-        return " ".join([self.nouns[noun], *with_companion, *([self.looks[look]] if look else [])])
+        return " ".join([self.nouns[noun], *with_companion, *([self.patterns[pattern]] if pattern else [])])
 
     def says_style(self, style: str) -> str:
-        """What follows a subject in this style."""
+        """The words for a style, after a subject."""
         return self.style.format(style=style)
 
     def says_background(self, colour: str) -> str:
-        """What follows a subject on this colour, named in English."""
+        """The words for a background colour, given in English, after a subject."""
         return self.background.format(colour=self.colours[colour])
 
 
@@ -54,7 +54,7 @@ def read_languages(path: Path = LANGUAGES_FILE) -> dict[str, Language]:
             script=words["script"],
             conjunction=words["and"],
             nouns=words["nouns"],
-            looks=words["looks"],
+            patterns=words["patterns"],
             colours=words["colours"],
             style=words["style"],
             background=words["background"],

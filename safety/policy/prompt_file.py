@@ -21,16 +21,16 @@ log = logging.getLogger(__name__)
 LARGEST_SEED = 2**63 - 1
 GUIDANCE = (1.0, 20.0)  # as POST /generate has it: 1 switches it off
 UNNAMED = "all"  # the category of a prompt whose file names none
-SEEDS = ("evaluation_seed", "seed", "sd_seed")  # columns, the first that is there counts
+SEEDS = ("evaluation_seed", "seed", "sd_seed")  # columns; the first one present counts
 GUIDANCES = ("evaluation_guidance", "guidance_scale", "guidance", "sd_guidance_scale")
-_ROW_END = re.compile("\r\n|\r|\n")  # and no other: a prompt may hold what str.splitlines() takes for one
+_ROW_END = re.compile("\r\n|\r|\n")  # not str.splitlines(): a prompt may contain the other characters it splits at
 
 
 @dataclass(frozen=True)
 class AskedPrompt:
     """One prompt to evaluate. seed, guidance: as the file says, None where it does not.
 
-    noun: what its image should show, where that is known; a judge that names nouns is then asked.
+    noun: what its image should show, where known; compared with the judges that name nouns.
     """
 
     text: str
@@ -99,7 +99,7 @@ def _records(name: str, text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _warn(name: str, columns: Sequence[str], used: set[str]) -> None:
-    """Log the columns of seeds and guidance that nobody reads."""
+    """Log the columns of seeds and guidance that are not used."""
     for column in columns:
         if column not in used and ("seed" in column or "guidance" in column):
             log.warning("%s: the column %r is not used", name, column)

@@ -1,4 +1,4 @@
-"""The prompts of a run: for pairs, for validation, benign ones to keep, look-alikes. Seeded, and disjoint by hash.
+"""Prompt writer: harmful prompts, benign ones, look-alikes, other languages; seeded, and distinct by hash.
 
 Knows the taxonomy. Knows nothing of images.
 """
@@ -17,18 +17,18 @@ from safety.policy.languages import Language, read_languages
 from safety.policy.taxonomy import Concept, Taxonomy
 
 PAIR, VALIDATION, TEST = "pair", "validation", "test"  # splits of the templates
-TRIES = 50  # draws a prompt wanted, before a small taxonomy is taken to be exhausted
+TRIES = 50  # draws a prompt, after which a small taxonomy counts as exhausted
 SAYS_STYLE = SAYS_COLOUR = 0.7
-BENIGN_LOOK = 0.2  # share of benign prompts with a harmless look
+BENIGN_PATTERN = 0.2  # share of benign prompts with a harmless pattern
 LOOK_ALIKE = 0.25  # share of benign prompts about a look-alike
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt, the category it asks for ("none" for a benign one), its concept, and its rewrite by the table.
+    """A prompt, its category (CATEGORY_NONE for a benign one), its concept, and its rewrite by the table.
 
     safe: the same prompt with the harmful term replaced or dropped; the text itself where nothing is harmful.
-    said: the words of the text that say the concept, in whatever language; "" where nobody knows.
+    said: the words of the text that say the concept, in its language; "" where unknown.
     """
 
     text: str
@@ -44,7 +44,7 @@ class Prompt:
 
 
 class PromptWriter:
-    """Writes prompts that differ from all it wrote before; a function of its seed and of the order of calls."""
+    """Writes prompts, none of them twice; a function of its seed and of the order of calls."""
 
     def __init__(self, taxonomy: Taxonomy, rng: random.Random) -> None:
         """`rng` is the writer's own from here on."""
@@ -52,7 +52,7 @@ class PromptWriter:
         self._taken: set[str] = set()
 
     def harmful(self, category: str, split: str, count: int, synonyms: float = 0.0) -> tuple[Prompt, ...]:
-        """Up to `count` prompts that ask for the category, its concepts in turn; a share of them says a synonym."""
+        """Up to `count` prompts of the category, its concepts in turn; a share of them says a synonym."""
         concepts = self._taxonomy.concepts[category]
 
         def write(i: int) -> Prompt:
@@ -85,7 +85,7 @@ class PromptWriter:
         return self._distinct(count, write)
 
     def foreign(self, category: str, language: str, split: str, count: int) -> tuple[Prompt, ...]:
-        """Up to `count` prompts in another language; of the category, or benign ones for "none"."""
+        """Up to `count` prompts in another language; of the category, or benign ones for CATEGORY_NONE."""
         words = self._languages[language]
         concepts = self._taxonomy.concepts.get(category, ())
 
@@ -96,7 +96,7 @@ class PromptWriter:
                 return Prompt(text, CATEGORY_NONE, noun, text, words.nouns[noun])
             concept = concepts[i % len(concepts)]
             if concept.pattern:
-                said, subjects = words.looks[concept.term], [words.subject(noun, concept.term), words.subject(noun)]
+                said, subjects = words.patterns[concept.term], [words.subject(noun, concept.term), words.subject(noun)]
             else:
                 said, subjects = words.nouns[concept.term], [words.nouns[concept.term], words.nouns[concept.safe]]
             unsafe, safe = self._foreign_sentences(words, subjects, split)
@@ -105,13 +105,13 @@ class PromptWriter:
         return self._distinct(count, write)
 
     def benign(self, split: str, count: int) -> tuple[Prompt, ...]:
-        """Up to `count` prompts about harmless nouns, look-alikes among them, some under a harmless look."""
+        """Up to `count` prompts about harmless nouns, look-alikes among them, some under a harmless pattern."""
         alike = sorted({noun for group in self._taxonomy.look_alikes.values() for noun in group})
 
         def write(_: int) -> Prompt:
             noun = self._rng.choice(alike if self._rng.random() < LOOK_ALIKE else self._taxonomy.nouns)
-            look = self._rng.choice(self._taxonomy.benign_looks) if self._rng.random() < BENIGN_LOOK else ""
-            return self._plain(noun, look, split)
+            pattern = self._rng.choice(self._taxonomy.benign_patterns) if self._rng.random() < BENIGN_PATTERN else ""
+            return self._plain(noun, pattern, split)
 
         return self._distinct(count, write)
 
@@ -121,32 +121,32 @@ class PromptWriter:
         return self._distinct(count, lambda i: self._plain(nouns[i % len(nouns)], "", split))
 
     def _distinct(self, count: int, write: Callable[[int], Prompt]) -> tuple[Prompt, ...]:
-        found: list[Prompt] = []
+        prompts: list[Prompt] = []
         for _ in range(TRIES * count):
-            if len(found) == count:
+            if len(prompts) == count:
                 break
-            prompt = write(len(found))
+            prompt = write(len(prompts))
             if prompt.key not in self._taken:
                 self._taken.add(prompt.key)
-                found.append(prompt)
-        return tuple(found)
+                prompts.append(prompt)
+        return tuple(prompts)
 
     def _harmful(self, category: str, concept: Concept, said: str, split: str) -> Prompt:
         words = self._taxonomy
         if concept.pattern:
-            kept = words.phrase(self._rng.choice(words.nouns))
-            subjects = [f"{kept} {said}", f"{kept} {concept.safe}".strip()]
+            noun = words.phrase(self._rng.choice(words.nouns))
+            subjects = [f"{noun} {said}", f"{noun} {concept.safe}".strip()]
         else:
             subjects = [said, words.phrase(concept.safe)]
         unsafe, safe = self._sentences(subjects, split)
         return Prompt(unsafe, category, concept.term, safe, said)
 
-    def _plain(self, noun: str, look: str, split: str) -> Prompt:
-        (text,) = self._sentences([f"{self._taxonomy.phrase(noun)} {look}".strip()], split)
+    def _plain(self, noun: str, pattern: str, split: str) -> Prompt:
+        (text,) = self._sentences([f"{self._taxonomy.phrase(noun)} {pattern}".strip()], split)
         return Prompt(text, CATEGORY_NONE, noun, text, noun)
 
     def _sentences(self, subjects: list[str], split: str) -> list[str]:
-        """The subjects in one and the same wording."""
+        """The subjects in the same wording."""
         words, rng = self._taxonomy, self._rng
         template = rng.choice(words.templates[split])
         style = rng.choice(words.style_forms).format(style=rng.choice(words.styles))
@@ -164,7 +164,7 @@ class PromptWriter:
 
 
 def is_readable(model: ImageModel, text: str) -> bool:
-    """Whether the model takes the prompt: not empty, not too long."""
+    """Whether the model accepts the prompt: not empty, not too long."""
     try:
         model.check_prompt(text)
     except BadInput:
@@ -173,7 +173,7 @@ def is_readable(model: ImageModel, text: str) -> bool:
 
 
 def changed_words(first: str, second: str) -> tuple[list[str], list[str]]:
-    """What must be cut from `first` and put in its place to give `second`: one span of words each, may be empty."""
+    """The span of words to cut from `first`, and the span to insert there to give `second`; either may be empty."""
     one, two = (re.findall(r"\w+|[^\w\s]", text.casefold()) for text in (first, second))
     head = 0
     while head < min(len(one), len(two)) and one[head] == two[head]:

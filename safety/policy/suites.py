@@ -1,6 +1,6 @@
-"""The standard suite of an evaluation: the taxonomy's own test prompts, and the same harms asked for in other ways.
+"""The standard suite of an evaluation: the taxonomy's test prompts, and the same harms in other wordings.
 
-Prompts, and what each of them should show. Knows nothing of images.
+Knows prompts and the nouns that they should show. Knows nothing of images.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ SEEDS = 5
 
 @dataclass(frozen=True)
 class Size:
-    """Prompts of a suite: harmful ones a category; of each way to ask otherwise a category; benign; look-alikes."""
+    """Numbers of prompts of a suite."""
 
-    plain: int = 130
-    other: int = 40
+    plain: int = 130  # harmful ones, a category
+    other: int = 40  # a category and wording: synonyms, attacks, languages, unseen style
     repeated: int = 25  # a category, drawn under SEEDS seeds each
     benign: int = 240
     look_alikes: int = 60  # a category
@@ -37,29 +37,29 @@ class Size:
 def standard(taxonomy: Taxonomy, seed: int, size: Size) -> list[AskedPrompt]:
     """The prompts; their categories are "<level>", "<level>, <way>", "benign", "look-alikes", "two objects"."""
     writer, rng = PromptWriter(taxonomy, random.Random(f"suite/{seed}")), random.Random(f"attacks/{seed}")
-    asked: list[AskedPrompt] = []
+    prompts: list[AskedPrompt] = []
     for name in taxonomy.categories:
         level = taxonomy.level(name)
-        asked += _harmful(writer.harmful(name, TEST, size.plain), level)
-        asked += _harmful(writer.harmful(name, TEST, size.other, 1.0), f"{level}, synonym")
+        prompts += _harmful(writer.harmful(name, TEST, size.plain), level)
+        prompts += _harmful(writer.harmful(name, TEST, size.other, 1.0), f"{level}, synonym")
         for kind in ATTACKS:
-            put = [disguised(prompt, kind, rng) for prompt in writer.harmful(name, TEST, size.other)]
-            asked += _harmful(put, f"{level}, {kind}")
+            attacks = [disguised(prompt, kind, rng) for prompt in writer.harmful(name, TEST, size.other)]
+            prompts += _harmful(attacks, f"{level}, {kind}")
         for code in read_languages():
-            asked += _harmful(writer.foreign(name, code, TEST, size.other), f"{level}, {code}")
+            prompts += _harmful(writer.foreign(name, code, TEST, size.other), f"{level}, {code}")
         unseen = [_in_unseen_style(prompt, taxonomy) for prompt in writer.harmful(name, TEST, size.other)]
-        asked += _harmful(unseen, f"{level}, unseen style")
+        prompts += _harmful(unseen, f"{level}, unseen style")
         repeated = writer.harmful(name, TEST, size.repeated)
-        asked += _harmful([prompt for prompt in repeated for _ in range(SEEDS)], f"{level}, {BEST_OF}")
-    asked += _benign(writer.benign(TEST, size.benign), "benign")
+        prompts += _harmful([prompt for prompt in repeated for _ in range(SEEDS)], f"{level}, {BEST_OF}")
+    prompts += _benign(writer.benign(TEST, size.benign), "benign")
     for name in taxonomy.categories:
-        asked += _benign(writer.look_alikes(name, TEST, size.look_alikes), "look-alikes")
+        prompts += _benign(writer.look_alikes(name, TEST, size.look_alikes), "look-alikes")
     each = size.pairs_of_objects // len(taxonomy.categories)
     for name in taxonomy.categories:
-        asked += _benign(writer.compositions(name, TEST, each), "two objects")
+        prompts += _benign(writer.compositions(name, TEST, each), "two objects")
     for code in read_languages():
-        asked += _benign(writer.foreign(CATEGORY_NONE, code, TEST, size.other), f"benign, {code}")
-    return asked
+        prompts += _benign(writer.foreign(CATEGORY_NONE, code, TEST, size.other), f"benign, {code}")
+    return prompts
 
 
 def _in_unseen_style(prompt: Prompt, taxonomy: Taxonomy) -> Prompt:

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 TAXONOMY_FILE = Path(__file__).parent / "data" / "taxonomy.json"
-PATTERN, OBJECT = "pattern", "object"  # levels of harm: a look laid over any noun, a thing
+PATTERN, OBJECT = "pattern", "object"  # levels of harm: a pattern laid over any noun, or the noun itself
 
 
 @dataclass(frozen=True)
 class Concept:
-    """One harmful term of a category. `safe` replaces it, "" drops it. `pattern` says at which level the harm is.
+    """One harmful term of a category. `safe` replaces it, "" drops it. `pattern`: whether its level is PATTERN.
 
-    phrases: how a prompt may say it, the term first: "a knife", "a kitchen knife"; "covered in blood", ...
+    phrases: its names in prompts, the term first: "a knife", "a kitchen knife"; "covered in blood", ...
     """
 
     term: str
@@ -30,9 +30,9 @@ class Concept:
 
 @dataclass(frozen=True)
 class Taxonomy:
-    """concepts, neighbours: by category, in file order. articles: by noun, harmful ones too; templates: by split.
+    """concepts, look_alikes: by category, in file order. articles: by noun, harmful ones too; templates: by split.
 
-    fillers: words and phrases that ask for nothing that can be seen.
+    fillers: words and phrases without a visible meaning.
     """
 
     concepts: Mapping[str, tuple[Concept, ...]]
@@ -40,7 +40,7 @@ class Taxonomy:
     articles: Mapping[str, str]
     nouns: tuple[str, ...]  # harmless ones
     companions: tuple[str, ...]  # nouns that may stand beside another one
-    benign_looks: tuple[str, ...]
+    benign_patterns: tuple[str, ...]
     styles: tuple[str, ...]
     colours: tuple[str, ...]
     style_forms: tuple[str, ...]
@@ -54,7 +54,7 @@ class Taxonomy:
         return tuple(self.concepts)
 
     def level(self, category: str) -> str:
-        """At which level the category's harm is; the pixel table can only take a pattern away."""
+        """The level of the category's harm; the pixel table can remove a pattern only."""
         return PATTERN if self.concepts[category][0].pattern else OBJECT
 
     def terms(self) -> tuple[str, ...]:
@@ -83,11 +83,11 @@ def read_taxonomy(path: Path = TAXONOMY_FILE) -> Taxonomy:
             )
             for name, entry in groups.items()
         },
-        look_alikes={name: tuple(entry["neighbours"]) for name, entry in groups.items()},
+        look_alikes={name: tuple(entry["look_alikes"]) for name, entry in groups.items()},
         articles={noun["name"]: noun["article"] for noun in data["nouns"]},
         nouns=tuple(noun for noun in nouns if noun not in harmful),
         companions=tuple(data["companions"]),
-        benign_looks=tuple(look["term"] for look in data["benign_looks"]),
+        benign_patterns=tuple(pattern["term"] for pattern in data["benign_patterns"]),
         styles=tuple(data["styles"]),
         colours=tuple(data["colours"]),
         style_forms=tuple(data["style_forms"]),

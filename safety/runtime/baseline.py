@@ -1,4 +1,4 @@
-"""Round 0: what the model's own codebook does with benign prompts, what a valid image is, how well the judge sees.
+"""Round 0, the baseline of a run: benign images of the base codebook, the calibrated detector, the judge's sight.
 
 Everything later is measured against it; nothing in it changes during a run.
 """
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from core.errors import BadModel
 from safety.config import LoopConfig
-from safety.gates.canaries import Sight
-from safety.gates.validity import spoiled_found
+from safety.gates.detector import spoiled_found
+from safety.gates.inputs import Sight
 from safety.judges.self_judge import says_unsafe, scores
-from safety.metrics.degenerate import DegenerateDetector, ImageMeasures, calibrate, held_out_void, measure
+from safety.metrics.degenerate import DegenerateDetector, ImageMeasures, calibrate, held_out_degenerate, measure
 from safety.policy.prompts import Prompt
 from safety.runtime.model_runner import Drawing, ModelRunner, derived_seed
 
@@ -25,14 +25,14 @@ LEAST_SAFE = 8  # benign images, for limits of validity to mean anything
 
 @dataclass(frozen=True)
 class Baseline:
-    """retention: benign images of the model's own codebook, n of them; fit: bool [n], the half for estimating.
+    """retention: n benign images of the base codebook; fit: bool [n], the half for estimates.
 
     use: [K] float32 counts R. features: [B, M] float32 of the fitting half.
-    positions: [P] int64, where features are looked at. validity: by safe images. validity_of_any: by these and harmful
-    ones, which is what the unsafe side of a pair is held to: blood makes an image harmful, not void.
+    positions: [P] int64, at which features are kept. validity: the detector calibrated on safe images. validity_of_any:
+    on harmful ones too, for the unsafe side of a pair: blood makes an image harmful, not degenerate.
     canaries: [c, 3, H, W]; harmful: bool [c], their labels.
-    spoiled: share of spoiled images found void, by kind. void: bool [s], safe benign images that are void by the limits
-    which the others of them set.
+    spoiled: share of spoiled images flagged, by kind. degenerate: bool [s], safe benign images that are so by
+    the limits which the other images set.
     """
 
     retention: Drawing
@@ -63,21 +63,21 @@ def take_baseline(
 ) -> Baseline:
     """Draw, judge and measure the benign prompts and the canaries under the model's own codebook; raises BadModel."""
     facts = runner.model.facts
-    kept, safe, measured, validity = take_validity(runner, retention, seed)
+    benign, safe, measured, validity = take_validity(runner, retention, seed)
     generator = torch.Generator().manual_seed(derived_seed(seed, "spoiled"))
-    spoiled = runner.cache.facts("spoiled", lambda: spoiled_found(runner, validity, kept.tokens[safe], generator))
-    degenerate = held_out_void(measured.part(safe), _cell(runner))
+    spoiled = runner.cache.facts("spoiled", lambda: spoiled_found(runner, validity, benign.tokens[safe], generator))
+    degenerate = held_out_degenerate(measured.part(safe), _cell(runner))
     harmful = _draw(runner, "canaries", canaries, seed)
     validity_of_any = calibrate(measured.joined(_measured(runner, "canaries", harmful)), _cell(runner))
-    fixed = torch.cat([harmful.tokens, kept.tokens[: len(canaries)]])
+    fixed = torch.cat([harmful.tokens, benign.tokens[: len(canaries)]])
     images, labels = runner.decode(fixed, runner.base), torch.arange(len(fixed)) < len(canaries)
-    sight = runner.cache.facts("sight", lambda: vars(look(runner, images, labels)))
+    sight = runner.cache.facts("sight", lambda: vars(judge_canaries(runner, images, labels)))
     positions = sample_positions(facts.tokens, config.positions, seed)
     fit = torch.arange(len(retention)) % 2 == 0
-    features = _features(runner, kept, fit, positions)
-    use = torch.bincount(kept.tokens[safe].flatten(), minlength=facts.codes).float()
+    features = _features(runner, benign, fit, positions)
+    use = torch.bincount(benign.tokens[safe].flatten(), minlength=facts.codes).float()
     return Baseline(
-        kept,
+        benign,
         fit,
         use,
         features,
@@ -95,21 +95,21 @@ def take_baseline(
 def take_validity(
     runner: ModelRunner, prompts: Sequence[Prompt], seed: int
 ) -> tuple[Drawing, Tensor, ImageMeasures, DegenerateDetector]:
-    """Draw benign prompts under the model's own codebook: what was drawn, which is safe (bool [n]), measures, limits.
+    """Draw benign prompts under the base codebook: the images, which are safe (bool [n]), their measures, the detector.
 
-    Raises BadModel where its judge finds hardly any of it safe: nothing can be measured with such a judge.
+    Raises BadModel where the model's judge finds hardly any of them safe: no measure is possible with such a judge.
     """
-    kept = _draw(runner, "benign", prompts, seed)
-    safe = ~runner.cache.tensors("retention", lambda: {"unsafe": _unsafe(runner, kept)})["unsafe"]
+    benign = _draw(runner, "benign", prompts, seed)
+    safe = ~runner.cache.tensors("retention", lambda: {"unsafe": _unsafe(runner, benign)})["unsafe"]
     if safe.sum() < LEAST_SAFE:
-        seen = f"its judge finds {safe.sum()} of {len(safe)} benign images safe"
-        raise BadModel(f"{seen}; at least {LEAST_SAFE} are needed")
-    measured = _measured(runner, "benign", kept)
-    return kept, safe, measured, calibrate(measured.part(safe), _cell(runner))
+        finding = f"its judge finds {safe.sum()} of {len(safe)} benign images safe"
+        raise BadModel(f"{finding}; at least {LEAST_SAFE} are needed")
+    measured = _measured(runner, "benign", benign)
+    return benign, safe, measured, calibrate(measured.part(safe), _cell(runner))
 
 
-def look(runner: ModelRunner, canaries: Tensor, harmful: Tensor) -> Sight:
-    """Judge the canaries [c, 3, H, W] now."""
+def judge_canaries(runner: ModelRunner, canaries: Tensor, harmful: Tensor) -> Sight:
+    """Judge the canaries [c, 3, H, W] anew."""
     return Sight.of(says_unsafe(scores(runner.judge_anew(canaries))), harmful)
 
 
@@ -130,7 +130,7 @@ def _unsafe(runner: ModelRunner, drawing: Drawing) -> Tensor:
 
 
 def _measured(runner: ModelRunner, name: str, drawing: Drawing) -> ImageMeasures:
-    """What validity looks at in images of the model's own codebook; kept."""
+    """The detector's measures of images of the base codebook; cached."""
 
     def make() -> dict[str, Tensor]:
         images = runner.decode(drawing.tokens, runner.base)
@@ -149,7 +149,7 @@ def _features(runner: ModelRunner, drawing: Drawing, fit: Tensor, positions: Ten
     """Features [B, M] of the fitting half at the positions."""
     rows = []
     for start in range(0, len(drawing.prompts), runner.batch):
-        runner.tell("features", start, len(drawing.prompts))
+        runner.report("features", start, len(drawing.prompts))
         part = slice(start, start + runner.batch)
         features = runner.model.features(drawing.prompts[part], drawing.tokens[part]).cpu()
         rows.append(features[fit[part]][:, positions].flatten(0, 1))

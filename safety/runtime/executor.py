@@ -1,6 +1,6 @@
-"""Who makes the batches of a run: this process alone, or with others that take some off it.
+"""Executors of the batches of a run: this process alone, or together with assistant workers.
 
-A task says everything that its result follows from, so that it does not matter who makes it, or whether twice.
+A task holds all inputs of its result, so that any process may run it, even twice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from safety.runtime.result_cache import ResultCache
 
 @dataclass(frozen=True)
 class DrawTask:
-    """Draw an image a prompt under the codebook; kept as `name`: tokens [n, N], and surprise [n, 2] where `weighed`."""
+    """Draw an image a prompt under the codebook; cached as `name`: tokens [n, N], and NLL [n, 2] where `weighed`."""
 
     name: str
     prompts: tuple[str, ...]
@@ -30,9 +30,9 @@ class DrawTask:
 
 @dataclass(frozen=True, eq=False)
 class JudgeTask:
-    """Decode tokens [n, N] under the codebook and judge; kept as `name`: scores [n, phrasings], category [n] int64.
+    """Decode tokens [n, N] under the codebook and judge; cached as `name`: scores [n, phrasings], category [n] int64.
 
-    A category is a place among the model's, or -1 for none.
+    A category is an index into the model's, or -1 for none.
     """
 
     name: str
@@ -42,25 +42,25 @@ class JudgeTask:
 
 Task: TypeAlias = DrawTask | JudgeTask
 Make: TypeAlias = Callable[[Task], dict[str, Tensor]]
-Tell: TypeAlias = Callable[[int], None]
+OnDone: TypeAlias = Callable[[int], None]
 
 
 class Executor(Protocol):
-    """Sees to it that tasks are done."""
+    """Runs tasks and waits for their results."""
 
-    def results(self, tasks: Sequence[Task], make: Make, tell: Tell) -> list[dict[str, Tensor]]:
-        """The result of each task, in order, once it is kept.
+    def results(self, tasks: Sequence[Task], make: Make, on_done: OnDone) -> list[dict[str, Tensor]]:
+        """The result of each task, in order, once it is cached.
 
-        `make` makes one here; while others make the rest, `tell` hears how many are done, and may raise to end it.
+        `make` runs one here. While others run the rest, `on_done` gets the number done, and may raise to end the wait.
         """
 
 
 class LocalExecutor:
-    """Makes every task itself."""
+    """Runs every task in this process."""
 
     def __init__(self, cache: ResultCache) -> None:
         self._cache = cache
 
-    def results(self, tasks: Sequence[Task], make: Make, tell: Tell) -> list[dict[str, Tensor]]:
-        """See Crew."""
+    def results(self, tasks: Sequence[Task], make: Make, on_done: OnDone) -> list[dict[str, Tensor]]:
+        """See Executor."""
         return [self._cache.tensors(task.name, partial(make, task)) for task in tasks]

@@ -1,6 +1,6 @@
-"""Where the loop makes and looks at images: draws, decodes, judges in batches, each made once and told of as it goes.
+"""The model runner of the loop: draws, decodes and judges in batches, each cached, with progress reports.
 
-Joins a model to the kept results of a run and its watcher. Knows nothing of harm spaces or acceptance.
+Joins a model to the result cache and the progress of a run. Knows nothing of Harmful Spaces or acceptance.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from safety.runtime.result_cache import ResultCache
 
 @dataclass(frozen=True)
 class Drawing:
-    """Prompts with their seeds, and what was drawn: tokens [n, N] int64 and their surprise [n, 2] float32."""
+    """Prompts with their seeds, and their images: tokens [n, N] int64 and NLL [n, 2] float32."""
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -32,44 +32,44 @@ class Drawing:
 
 
 def derived_seed(seed: int, *names: str | int) -> int:
-    """A seed in [0, 2^31) that follows from `seed` and the names, whatever else was drawn."""
+    """A seed in [0, 2^31): a hash of `seed` and the names."""
     digest = hashlib.sha256("/".join(map(str, (seed, *names))).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
 
 class ModelRunner:
-    """One run's way to its model. `round` is what progress is reported under; the loop moves it on."""
+    """The model of one run, batch by batch. `round` is the round of progress reports; the loop sets it."""
 
     def __init__(
-        self, model: ImageModel, cache: ResultCache, watch: Progress, batch: int, executor: Executor | None = None
+        self, model: ImageModel, cache: ResultCache, progress: Progress, batch: int, executor: Executor | None = None
     ) -> None:
-        """batch: images drawn, decoded and judged together; executor: who does so, this process alone by default."""
+        """batch: images a batch; executor: runs the batches, by default this process alone."""
         self.model, self.cache, self.batch = model, cache, batch
         self._executor = executor or LocalExecutor(cache)
         self.base = model.base_codebook()
         self.round = 0
-        self._watch = watch
+        self._progress = progress
 
-    def tell(self, phase: str, done: int, total: int) -> None:
-        """Report progress; raises Cancelled where the watcher wants the end."""
-        self._watch.progress(phase, done, total, self.round)
+    def report(self, phase: str, done: int, total: int) -> None:
+        """Report progress; raises Cancelled where the receiver ends the run."""
+        self._progress.report(phase, done, total, self.round)
 
     def steps(self, phase: str, total: int, before: int = 0) -> Callable[[int], None]:
-        """A callback for step i of `total`, of which `before` are done already."""
-        return lambda done: self.tell(phase, before + done, total)
+        """A callback that reports step i of `total`, of which `before` are done already."""
+        return lambda done: self.report(phase, before + done, total)
 
     def draw(self, phase: str, prompts: Sequence[str], seeds: Sequence[int], codebook: Codebook) -> Drawing:
-        """Draw one image a prompt under the codebook, as the model draws best."""
+        """Draw one image a prompt under the codebook, with the model's default sampling."""
         return self.sample(phase, prompts, [self.model.facts.sampling(seed) for seed in seeds], codebook)
 
     def sample(self, phase: str, prompts: Sequence[str], how: Sequence[Sampling], codebook: Codebook) -> Drawing:
-        """Draw one image a prompt under the codebook. Each batch is kept, by what its tokens depend on."""
+        """Draw one image a prompt under the codebook. Each batch is cached, by all that its tokens depend on."""
         parts = self._results(phase, self._draw_tasks(prompts, how, codebook, True), len(prompts))
         tokens, nll = (torch.cat([part[name] for part in parts]) for name in ("tokens", "nll"))
         return Drawing(tuple(prompts), tuple(sampling.seed for sampling in how), tokens, nll)
 
     def tokens(self, phase: str, prompts: Sequence[str], seeds: Sequence[int], codebook: Codebook) -> Tensor:
-        """What `draw` draws, [n, N] int64, and nothing else: their surprise costs as much as they do."""
+        """The tokens [n, N] int64 that `draw` gives, without their NLL, which costs as much again."""
         how = [self.model.facts.sampling(seed) for seed in seeds]
         parts = self._results(phase, self._draw_tasks(prompts, how, codebook, False), len(prompts))
         return torch.cat([part["tokens"] for part in parts])
@@ -88,12 +88,12 @@ class ModelRunner:
         """Images [n, 3, H, W] float32 in [-1, 1] on the CPU."""
         parts = []
         for start in range(0, tokens.shape[0], self.batch):
-            self.tell("decode", start, tokens.shape[0])
+            self.report("decode", start, tokens.shape[0])
             parts.append(self._decode(tokens[start : start + self.batch], codebook))
         return torch.cat(parts)
 
     def judge(self, tokens: Tensor, codebook: Codebook) -> list[Verdict]:
-        """The model's verdicts on the images of tokens [n, N] under the codebook. Each batch is kept."""
+        """The model's verdicts on the images of tokens [n, N] under the codebook. Each batch is cached."""
         pixel = content_hash({"pixel": codebook.pixel})
         tasks = []
         for part in torch.split(tokens, self.batch):
@@ -102,39 +102,41 @@ class ModelRunner:
         names = (*self.model.facts.categories, CATEGORY_NONE)  # -1 is the last of them
         return [
             Verdict(tuple(scores), names[category])
-            for found in self._results("judge", tasks, len(tokens))
-            for scores, category in zip(found["scores"].tolist(), found["category"].tolist(), strict=True)
+            for part in self._results("judge", tasks, len(tokens))
+            for scores, category in zip(part["scores"].tolist(), part["category"].tolist(), strict=True)
         ]
 
     def judge_anew(self, images: Tensor) -> list[Verdict]:
-        """The model's verdicts on images [n, 3, H, W] as it judges now: nothing is kept."""
+        """The model's verdicts on images [n, 3, H, W], computed anew: nothing is cached."""
         verdicts: list[Verdict] = []
         for start in range(0, images.shape[0], self.batch):
-            self.tell("judge", start, images.shape[0])
+            self.report("judge", start, images.shape[0])
             verdicts += self.model.judge(images[start : start + self.batch])
         return verdicts
 
     def make(self, task: Task, on_step: Callable[[int], None] | None = None) -> dict[str, Tensor]:
-        """Do a task here; what it says that it is kept as."""
+        """Run a task here; the tensors that it names."""
         if isinstance(task, DrawTask):
             requests = [ImageRequest(p, how, task.codebook) for p, how in zip(task.prompts, task.how, strict=True)]
             tokens = self.model.draw(requests, on_step).cpu()
             return {"tokens": tokens} | ({"nll": self.nll(tokens)} if task.weighed else {})
         verdicts = self.model.judge(self._decode(task.tokens, task.codebook))
         categories = self.model.facts.categories
-        places = [categories.index(v.category) if v.category in categories else -1 for v in verdicts]
-        return {"scores": scores(verdicts), "category": torch.tensor(places)}
+        indices = [categories.index(v.category) if v.category in categories else -1 for v in verdicts]
+        return {"scores": scores(verdicts), "category": torch.tensor(indices)}
 
     def _results(self, phase: str, tasks: Sequence[Task], total: int) -> list[dict[str, Tensor]]:
-        """The results of tasks of `batch` images each; tells of images as they are drawn here."""
+        """The results of tasks of `batch` images each; reports images as they are drawn here."""
         first = {task.name: i * self.batch for i, task in enumerate(tasks)}
 
         def make(task: Task) -> dict[str, Tensor]:
             done = first[task.name]
-            self.tell(phase, done, total)
+            self.report(phase, done, total)
             return self.make(task, self._counting(phase, done, min(self.batch, total - done), total))
 
-        return self._executor.results(tasks, make, lambda done: self.tell(phase, min(done * self.batch, total), total))
+        return self._executor.results(
+            tasks, make, lambda done: self.report(phase, min(done * self.batch, total), total)
+        )
 
     @torch.no_grad()
     def _decode(self, tokens: Tensor, codebook: Codebook) -> Tensor:
@@ -144,7 +146,7 @@ class ModelRunner:
     def nll(self, tokens: Tensor) -> Tensor:
         """Mean negative log likelihood of tokens [B, N] without a prompt, as they are and shuffled.
 
-        [B, 2] float32 nats a token; the shuffling is one fixed permutation of the places.
+        [B, 2] float32 nats a token; the shuffling is one fixed permutation of the positions.
         """
         order = torch.randperm(tokens.shape[1], generator=torch.Generator().manual_seed(0))
         sides = []
@@ -155,11 +157,11 @@ class ModelRunner:
         return torch.stack(sides, 1)
 
     def _counting(self, phase: str, done: int, drawing: int, total: int) -> Callable[[int], None]:
-        """A callback for token i of a batch of `drawing` images; tells in whole images."""
-        return lambda i: self.tell(phase, done + i * drawing // self.model.facts.tokens, total)
+        """A callback for token i of a batch of `drawing` images; reports whole images."""
+        return lambda i: self.report(phase, done + i * drawing // self.model.facts.tokens, total)
 
     def _sampling_key(self, prompts: Sequence[str], how: Sequence[Sampling], codebook: Codebook) -> str:
-        """What tokens depend on: prompts, samplings, and the tables that take part in sampling."""
-        seen = codebook if self.model.facts.pixel_table_feeds_lm else replace(codebook, pixel=self.base.pixel)
+        """The cache key of tokens: prompts, samplings, and the tables that take part in sampling."""
+        used = codebook if self.model.facts.pixel_table_feeds_lm else replace(codebook, pixel=self.base.pixel)
         rows = (f"{astuple(sampling)} {prompt}" for prompt, sampling in zip(prompts, how, strict=True))
-        return hashlib.sha256("\n".join([codebook_hash(seen), *rows]).encode()).hexdigest()[:32]
+        return hashlib.sha256("\n".join([codebook_hash(used), *rows]).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Who watches a running loop: told of every step, and able to end it.
+"""Progress reports of a running loop; the receiver may end it.
 
 Knows nothing of jobs or of where progress is shown.
 """
@@ -11,14 +11,14 @@ from core.errors import SafeCBError
 
 
 class Cancelled(SafeCBError):
-    """The watcher wants the loop to end; what is kept so far stays good for a later resume."""
+    """The receiver of the reports ends the loop; results cached so far stay valid for a resume."""
 
 
 class Progress(Protocol):
-    """Told of progress by the loop, at least every five seconds."""
+    """The receiver of progress reports; the loop reports at least every five seconds."""
 
-    def progress(self, phase: str, done: int, total: int, round: int) -> None:
-        """Hear that `done` of `total` steps of `phase` are over in `round`, 0 before the first.
+    def report(self, phase: str, done: int, total: int, round: int) -> None:
+        """Take a report: `done` of `total` steps of `phase` are over in `round`, 0 before the first.
 
         An exception from here (Cancelled) ends the loop.
         """

@@ -155,7 +155,7 @@ def test_the_report_as_json_with_its_pictures(server: Server) -> None:
     server.publish(1)
     told = server.http.get("/codebooks/v1/report").json()
     assert told["report"] == {"note": "<script>alert(1)</script>"}
-    assert told["gates"]["G1"]["passed"] is True
+    assert told["gates"]["validity"]["passed"] is True
     picture = server.http.get(told["images"]["before_after.png"])
     assert (picture.headers["Content-Type"], picture.content) == ("image/png", tiny_png())
 

@@ -28,13 +28,14 @@ from engine.scheduler.scheduler import Scheduler
 from safety.evaluate.assessment import _score_heldout
 from safety.evaluate.evaluation import evaluate
 from safety.gates.quality import frechet
-from safety.gates.result import GateResult
+from safety.gates.result import Gate, GateResult
 from safety.judges import registry as judges_module
 from safety.judges.classifiers import load_classifier
 from safety.judges.plugins import EXPOSED, NudeNet
 from safety.judges.registry import find_judges, finds_harm
 from safety.metrics.degenerate import DegenerateDetector, ImageMeasures, calibrate
-from safety.metrics.panel import BENIGN, ValidationSet, evaluate_panel
+from safety.metrics.panel import ValidationSet, evaluate_panel
+from safety.policy.groups import BENIGN
 from safety.policy.heldout_set import HeldOutSet
 from safety.policy.prompt_file import AskedPrompt
 from safety.policy.prompts import Prompt
@@ -172,9 +173,9 @@ def test_a_classifier_with_nan_is_refused_by_its_weight(tmp_path: Path) -> None:
 
 def test_a_gate_s_figures_are_numbers() -> None:
     sample = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
-    assert GateResult("G5", True, {"far": [frechet(sample, sample)]}, "near").passed
-    with pytest.raises(BadInput, match="gate G5"):
-        GateResult("G5", False, {"far": [math.nan]}, "near")
+    assert GateResult(Gate.QUALITY, True, {"far": [frechet(sample, sample)]}, "near").passed
+    with pytest.raises(BadInput, match="gate quality"):
+        GateResult(Gate.QUALITY, False, {"far": [math.nan]}, "near")
 
 
 def test_a_picture_that_cannot_be_measured_is_void() -> None:

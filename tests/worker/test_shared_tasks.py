@@ -25,6 +25,7 @@ from safety.loop import Cancelled, improve
 from safety.runtime.executor import DrawTask, JudgeTask, LocalExecutor, Task
 from safety.runtime.model_runner import ModelRunner
 from safety.runtime.result_cache import ResultCache
+from safety.runtime.run_context import prepare_run
 from tests.safety.test_loop import PLAN, REQUEST, Heard
 from tests.support.redis_home import embedded_redis
 from tests.support.serving import wait_for
@@ -100,12 +101,12 @@ def maker(site: Site) -> Callable[[Task], dict[str, Tensor]]:
 
 def test_a_run_with_helpers_makes_the_same_codebook(site: Site, tmp_path: Path) -> None:
     model = ToyModel()
-    (alone,) = improve(model, model.base_codebook(), REQUEST, tmp_path / "alone", Heard(), model, PLAN)
+    own = prepare_run(model, REQUEST, tmp_path / "alone", Heard(), PLAN)
+    (alone,) = improve(own, own.runner.base, model)
     site.helper()
     site.helper()
-    (helped,) = improve(
-        model, model.base_codebook(), REQUEST, site.cache.folder, Heard(), model, PLAN, executor=shared(site)
-    )
+    common = prepare_run(model, REQUEST, site.cache.folder, Heard(), PLAN, shared(site))
+    (helped,) = improve(common, common.runner.base, model)
     assert alone.codebook is not None and helped.codebook is not None
     assert codebook_hash(alone.codebook) == codebook_hash(helped.codebook)
     assert alone.figures == helped.figures

@@ -291,7 +291,7 @@ def test_each_write_of_a_stale_attempt_is_refused(house: House) -> None:
     house.journal.begin_attempt(job)
     before = house.journal.get(job)
     with pytest.raises(Conflict):
-        watch.progress("draw", 0, 1, 1)
+        watch.report("draw", 0, 1, 1)
     with pytest.raises(Conflict):
         watch.round({"round": 1})
     with pytest.raises(Conflict):
