@@ -23,13 +23,13 @@ from core import wire
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 1.0  # how long a request may wait for Redis
-LOOK_EVERY_S = 2.0
+POLL_EVERY_S = 2.0
 
 
 class ImproveQueue:
     """The queue in the Redis at `url`; None is a Redis that never answers. Thread-safe.
 
-    state: as `look` or a failed `put` found it last.
+    state: as `poll` or a failed `put` found it last.
     """
 
     def __init__(self, url: str | None) -> None:
@@ -58,7 +58,7 @@ class ImproveQueue:
         except (RedisError, NoSuchJobError, InvalidJobOperation) as error:
             log.info("job %s was not stopped at once: %s", job_id, error)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Find out the state by a write over a new connection: old ones may outlive the address. Blocks for seconds."""
         if self._url is None:
             self._note(self._failed(ConnectionError()), "no Redis is set")
@@ -101,8 +101,8 @@ class ImproveQueue:
 def listen(queue: ImproveQueue, ended: Event) -> None:
     """Keep the state of `queue` fresh until `ended`: the work of a thread of its own."""
     while not ended.is_set():
-        queue.look()
-        ended.wait(LOOK_EVERY_S)
+        queue.poll()
+        ended.wait(POLL_EVERY_S)
 
 
 def _client(url: str) -> Redis[bytes]:

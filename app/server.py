@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 BIND_PATIENCE_S = 5.0  # beyond the time for which a predecessor without a supervisor finishes its requests
 TURN_S = 0.0005  # after which a thread that waits for the interpreter gets it: drawing and pictures wait for neither
-LOOK_EVERY_S = 0.1  # for a signal, and whether the engine still works
+POLL_EVERY_S = 0.1  # for a signal, and whether the engine still works
 BACKLOG = 1024  # connections that wait in the kernel
 
 
@@ -58,7 +58,7 @@ class Server(uvicorn.Server):
         """Close the listeners; a moment later, when who had come through them is answered, the connections."""
         for listener in self.servers:
             listener.close()
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(POLL_EVERY_S)
         await super().shutdown(sockets)
 
     async def drain(self, seconds: float) -> None:
@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
         left, deadline = set(self.server_state.tasks), time.monotonic() + seconds
         log.info("%s: the server stops; %d requests are being finished", self.signals[0].name, len(left))
         while left and time.monotonic() < deadline and len(self.signals) == 1:
-            _, left = await asyncio.wait(left, timeout=LOOK_EVERY_S)
+            _, left = await asyncio.wait(left, timeout=POLL_EVERY_S)
         if left:
             why = f"after {seconds:.0f} s (SAFECB_DRAIN_S)" if len(self.signals) == 1 else "on another signal"
             log.warning("%d requests are given up %s; their callers are told to come again", len(left), why)
@@ -137,12 +137,12 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
         signal.signal(number, server.handle_exit)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not (serving.done() or service.is_open or service.failure or server.signals):
-        await asyncio.wait([serving], timeout=LOOK_EVERY_S)
+        await asyncio.wait([serving], timeout=POLL_EVERY_S)
     if service.is_open and not server.signals:
         with suppress(OSError):  # a full disk takes the line, not the server
             print(f"Safe-CB is ready at {address(listener)} with codebook {service.live.active.version}", flush=True)
     while not (serving.done() or service.is_broken or service.failure or server.signals):
-        await asyncio.wait([serving], timeout=LOOK_EVERY_S)
+        await asyncio.wait([serving], timeout=POLL_EVERY_S)
     failure, broken, service.stopping = service.failure, service.is_broken, True
     if server.signals:
         await server.drain(settings.drain_s)

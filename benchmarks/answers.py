@@ -38,10 +38,10 @@ class Tally:
 
 async def ask(url: str, clients: int, tally: Tally, is_over: Callable[[], bool]) -> None:
     """Let `clients` ask the server at `url` for images, each the next once answered, until `is_over`."""
-    wanted = calls(10**9)
+    pairs = calls(10**9)
     limits = httpx2.Limits(max_connections=None)
     async with httpx2.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
-        await asyncio.gather(*(_client(http, form, wanted, tally, is_over) for form in _forms(clients)))
+        await asyncio.gather(*(_client(http, form, pairs, tally, is_over) for form in _forms(clients)))
 
 
 def _forms(clients: int) -> Iterator[str]:
@@ -49,10 +49,10 @@ def _forms(clients: int) -> Iterator[str]:
 
 
 async def _client(
-    http: httpx2.AsyncClient, form: str, wanted: Iterator[tuple[str, int]], tally: Tally, is_over: Callable[[], bool]
+    http: httpx2.AsyncClient, form: str, pairs: Iterator[tuple[str, int]], tally: Tally, is_over: Callable[[], bool]
 ) -> None:
     while not is_over():
-        prompt, seed = next(wanted)
+        prompt, seed = next(pairs)
         try:
             answer = await http.post("/generate", json={"prompt": prompt, "seed": seed % 8}, headers={"Accept": form})
             kind = kind_of(answer)

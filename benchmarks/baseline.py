@@ -24,7 +24,7 @@ from engine.registry import load_janus
 TOGETHER, WAIT_S = {"cpu": 8, "cuda": 32}, 0.01
 
 
-class Asked(BaseModel):
+class GenerateRequest(BaseModel):
     """The part of POST /generate that the benchmark uses; transformers has one random state, the seed has no effect."""
 
     prompt: str
@@ -106,8 +106,8 @@ def app_of(generator: Generator) -> FastAPI:
     app = FastAPI()
 
     @app.post("/generate")
-    def generate(asked: Asked) -> Response:
-        return Response(generator.draw(asked.prompt), media_type="image/png")
+    def generate(body: GenerateRequest) -> Response:
+        return Response(generator.draw(body.prompt), media_type="image/png")
 
     return app
 
@@ -118,9 +118,9 @@ def main() -> None:
     parser.add_argument("--mode", choices=["single", "batched", "compiled"], required=True)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--device", default="cpu", choices=list(TOGETHER))
-    asked = parser.parse_args()
-    together = 1 if asked.mode == "single" else TOGETHER[asked.device]
-    generator = Generator(asked.model, torch.device(asked.device), together, asked.mode == "compiled")
+    body = parser.parse_args()
+    together = 1 if body.mode == "single" else TOGETHER[body.device]
+    generator = Generator(body.model, torch.device(body.device), together, body.mode == "compiled")
     listener = socket.create_server(("127.0.0.1", 0))
     print(f"ready at http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     uvicorn.Server(uvicorn.Config(app_of(generator), log_level="warning")).run(sockets=[listener])

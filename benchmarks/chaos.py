@@ -222,34 +222,34 @@ def by_line(report: ElementTree.Element) -> list[dict[str, Any]]:
     return [
         {
             "line": line,
-            **{name: found[name] for name in ("tests", "passed", "failed", "skipped")},
-            "s": found["ms"] / 1e3,
+            **{name: results[name] for name in ("tests", "passed", "failed", "skipped")},
+            "s": results["ms"] / 1e3,
         }
-        for line, found in sorted(outcomes.items())
+        for line, results in sorted(outcomes.items())
     ]
 
 
-def missed(found: Mapping[str, Any]) -> list[str]:
+def missed(results: Mapping[str, Any]) -> list[str]:
     """The bars that are not met, in words."""
     zero = {
         "stops": ("other than 200 or a problem", "cut", "tracebacks", "exit codes other than 0"),
         "kills": ("jobs lost", "jobs run twice", "versions lost", "versions damaged", "images mixed",
                   "other than 200 or a problem"),
     }  # fmt: skip
-    wrong = [f"{part}: {found[part][name]} {name}" for part, names in zero.items() for name in names
-             if found[part][name]]  # fmt: skip
-    return wrong + [f"{row['line']}: {row['failed']} failed" for row in found["faults"] if row["failed"]]
+    wrong = [f"{part}: {results[part][name]} {name}" for part, names in zero.items() for name in names
+             if results[part][name]]  # fmt: skip
+    return wrong + [f"{row['line']}: {row['failed']} failed" for row in results["faults"] if row["failed"]]
 
 
-def page(found: Mapping[str, Any]) -> list[str]:
+def page(results: Mapping[str, Any]) -> list[str]:
     """The Markdown page."""
     lines = ["# Chaos", "", "Written by `python -m benchmarks.chaos`. Bars that are missed: "
-             f"{'; '.join(missed(found)) or 'none'}.", ""]  # fmt: skip
-    lines += [f"{key}: {value}  " for key, value in found["about"].items()]
+             f"{'; '.join(missed(results)) or 'none'}.", ""]  # fmt: skip
+    lines += [f"{key}: {value}  " for key, value in results["about"].items()]
     for part, title in (("stops", f"SIGTERM under {CALLERS} callers"), ("kills", "kill -9 at random moments")):
-        rows = [{"figure": name, "value": _cell(value)} for name, value in found[part].items()]
+        rows = [{"figure": name, "value": _cell(value)} for name, value in results[part].items()]
         lines += ["", f"## {title}", "", *table(rows)]
-    return [*lines, "", "## Faults by line", "", *table(found["faults"])]
+    return [*lines, "", "## Faults by line", "", *table(results["faults"])]
 
 
 def _cell(value: object) -> object:
@@ -262,16 +262,16 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=20, help="stops, and kills")
     runs = parser.parse_args().runs
     began = time.monotonic()
-    found: dict[str, Any] = {"about": circumstances()}
+    results: dict[str, Any] = {"about": circumstances()}
     with tempfile.TemporaryDirectory() as folder:
         for part in (stops, kills):
-            found[part.__name__] = part(Path(folder), runs)
-            print(part.__name__, found[part.__name__], flush=True)
-        found["faults"] = faults(Path(folder))
-    found["about"]["minutes"] = round((time.monotonic() - began) / 60, 1)
-    write("chaos", found, page(found))
-    print("\n".join(page(found)))
-    return 1 if missed(found) else 0
+            results[part.__name__] = part(Path(folder), runs)
+            print(part.__name__, results[part.__name__], flush=True)
+        results["faults"] = faults(Path(folder))
+    results["about"]["minutes"] = round((time.monotonic() - began) / 60, 1)
+    write("chaos", results, page(results))
+    print("\n".join(page(results)))
+    return 1 if missed(results) else 0
 
 
 if __name__ == "__main__":

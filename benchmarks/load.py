@@ -68,15 +68,15 @@ def calls(count: int, first: int = 0) -> Iterator[tuple[str, int]]:
 
 
 def varied() -> Iterator[tuple[str, int]]:
-    """Images that nobody has asked for before, under prompts of many lengths, without end."""
+    """Endless (prompt, seed) pairs without repetition, under prompts of many lengths."""
     return ((f"{prompt}{' please' * (seed % 40)}", seed) for prompt, seed in calls(sys.maxsize))
 
 
-def closed_loop(url: str, clients: int, wanted: Iterable[tuple[str, int]]) -> Load:
-    """Let `clients` ask for the wanted (prompt, seed) pairs altogether, which may come without end."""
+def closed_loop(url: str, clients: int, pairs: Iterable[tuple[str, int]]) -> Load:
+    """Let `clients` request the (prompt, seed) pairs between them; `pairs` may be endless."""
 
     async def run(ask: Ask) -> None:
-        left = iter(wanted)
+        left = iter(pairs)
 
         async def client() -> None:
             for prompt, seed in left:
@@ -87,16 +87,16 @@ def closed_loop(url: str, clients: int, wanted: Iterable[tuple[str, int]]) -> Lo
     return asyncio.run(_measured(url, run))
 
 
-def poisson(url: str, rate: float, wanted: Iterable[tuple[str, int]]) -> Load:
-    """Ask for the wanted images at random times, `rate` a second on the average; the times are alike in every run."""
+def poisson(url: str, rate: float, pairs: Iterable[tuple[str, int]]) -> Load:
+    """Request the pairs at random times, `rate` per second on average; the times are the same in every run."""
     gaps = random.Random(0)
 
     async def run(ask: Ask) -> None:
-        asked = []
-        for prompt, seed in wanted:
-            asked.append(asyncio.create_task(ask(prompt, seed)))
+        tasks = []
+        for prompt, seed in pairs:
+            tasks.append(asyncio.create_task(ask(prompt, seed)))
             await asyncio.sleep(gaps.expovariate(rate))
-        await asyncio.gather(*asked)
+        await asyncio.gather(*tasks)
 
     return asyncio.run(_measured(url, run))
 

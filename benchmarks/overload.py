@@ -27,7 +27,7 @@ BEGINS_S = 5.0  # of these do not count: the line fills
 
 def measure(folder: Path) -> list[dict[str, float]]:
     """Load the server by each share of what it does for 32 callers, in turn, again and again."""
-    found = []
+    rows = []
     with server("c", folder) as running:
         closed_loop(running.url, 32, calls(320))
         prompts = varied()
@@ -35,9 +35,9 @@ def measure(folder: Path) -> list[dict[str, float]]:
             most = closed_loop(running.url, 32, islice(prompts, 320)).figures()["images_per_s"]
             for share in SHARES:
                 load, rate = overloaded(running.url, most, prompts, share)
-                found.append({"asked_per_s": share * most, "drawn_per_s": rate, **told(load)})
-                print("  ".join(f"{name} {value:.2f}" for name, value in found[-1].items()), flush=True)
-    return found
+                rows.append({"asked_per_s": share * most, "drawn_per_s": rate, **counts(load)})
+                print("  ".join(f"{name} {value:.2f}" for name, value in rows[-1].items()), flush=True)
+    return rows
 
 
 def overloaded(url: str, about: float, prompts: Iterator[tuple[str, int]], share: float = 1.3) -> tuple[Load, float]:
@@ -49,12 +49,12 @@ def overloaded(url: str, about: float, prompts: Iterator[tuple[str, int]], share
     return load, load.rate(BEGINS_S, ARRIVE_S)
 
 
-def told(load: Load) -> dict[str, float]:
+def counts(load: Load) -> dict[str, float]:
     """The load's own figures, but for images a second until the last one."""
     return {name: figure for name, figure in load.figures().items() if name != "images_per_s"}
 
 
-def page(found: list[dict[str, float]], about: dict[str, Any]) -> list[str]:
+def page(rows: list[dict[str, float]], about: dict[str, Any]) -> list[str]:
     """The Markdown page."""
     lines = [
         "# Overload",
@@ -63,14 +63,14 @@ def page(found: list[dict[str, float]], about: dict[str, Any]) -> list[str]:
         "",
     ]
     lines += [f"{key}: {value}  " for key, value in about.items()]
-    return [*lines, "", *table(found), "", "![Overload](overload.png)"]
+    return [*lines, "", *table(rows), "", "![Overload](overload.png)"]
 
 
-def picture(found: list[dict[str, float]]) -> Figure:
+def picture(rows: list[dict[str, float]]) -> Figure:
     """Images a second by what is asked for."""
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot([row["asked_per_s"] for row in found], [row["drawn_per_s"] for row in found], "o")
+    axes.plot([row["asked_per_s"] for row in rows], [row["drawn_per_s"] for row in rows], "o")
     axes.set(xlabel="asked for, a second", ylabel="drawn, a second", xlim=(0, None), ylim=(0, None))
     return figure
 
@@ -79,8 +79,8 @@ def main() -> None:
     """Command line."""
     about = circumstances()
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder))
-    write("overload", {"about": about, "loads": found}, page(found, about), picture(found))
+        rows = measure(Path(folder))
+    write("overload", {"about": about, "loads": rows}, page(rows, about), picture(rows))
 
 
 if __name__ == "__main__":

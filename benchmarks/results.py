@@ -30,10 +30,10 @@ def circumstances(device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def write(name: str, found: Mapping[str, Any], page: Sequence[str], picture: Figure | None = None) -> None:
+def write(name: str, results: Mapping[str, Any], page: Sequence[str], picture: Figure | None = None) -> None:
     """Write NAME.json, NAME.md and, where there is a picture, NAME.png into docs/benchmarks."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (FOLDER / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (FOLDER / f"{name}.md").write_text("\n".join(page) + "\n", encoding="utf-8")
     if picture is not None:
         picture.savefig(FOLDER / f"{name}.png", dpi=100)

@@ -25,10 +25,10 @@ WIDTHS = {"cpu": (1, 2, 4, 8, 16), "cuda": (1, 8, 32, 128)}
 
 @dataclass(frozen=True)
 class Work:
-    """What drawing takes: `weights` that a step multiplies, `kept` numbers that each place of a row is kept as."""
+    """Work of drawing: `weights` that a step multiplies, `kv_numbers` that the KV cache holds per position and row."""
 
     weights: int
-    kept: int
+    kv_numbers: int
 
 
 def step_costs(name: str, device: str) -> list[dict[str, float]]:
@@ -38,7 +38,7 @@ def step_costs(name: str, device: str) -> list[dict[str, float]]:
     rows = []
     for images in (images for images in WIDTHS[device] if 2 * images <= model.rows()):
         step_s, places = _step_s(model, images)
-        read = dtype.itemsize * (work.weights + 2 * images * places * work.kept)
+        read = dtype.itemsize * (work.weights + 2 * images * places * work.kv_numbers)
         floor_s = max(read / bytes_per_s, 2 * work.weights * 2 * images / flops)
         rows.append(
             {

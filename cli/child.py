@@ -22,7 +22,7 @@ from core.wire import HOPELESS, LAST_WORDS_FD, MOST_WORDS
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-LOOK_EVERY_S = 0.05
+POLL_EVERY_S = 0.05
 LOST_S = 5.0  # a child at fault for this long, while it runs, is ended and started again
 CHECK_EVERY_S = 1.0
 STEADY_S = 60.0  # a child that lived this long starts afresh with the first pause
@@ -74,7 +74,7 @@ class Child:
         self._changed = self._sound = time.monotonic()
         log.info("%s runs as process %d", self.name, self.process.pid)
 
-    def look(self) -> int | None:
+    def poll(self) -> int | None:
         """Start it again if it is dead and its pause is over; return the exit code of a death not seen before."""
         if self.process is None:
             if time.monotonic() - self._changed >= self._pause_s:
@@ -94,7 +94,7 @@ class Child:
         return code
 
     def _check(self) -> None:
-        """End it where it runs and has been at fault for LOST_S; the next look starts it again."""
+        """End it where it runs and has been at fault for LOST_S; the next poll starts it again."""
         since_s = time.monotonic() - self._sound
         if since_s < CHECK_EVERY_S:
             return
@@ -122,7 +122,7 @@ class Child:
             if hurry() and not hurried:
                 hurried, deadline = True, time.monotonic() + HURRY_S
                 self.process.terminate()
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_EVERY_S)
         if self.process.poll() is None:
             log.warning("%s does not end and is killed", self.name)
             self.process.kill()

@@ -39,13 +39,13 @@ class Client:
 
     def generate(self, prompt: str, n: int, seed: int) -> list[tuple[str, bytes]]:
         """Draw n images under the active version; return the version and the PNG of each."""
-        asked = {"prompt": prompt, "n": n, "seed": seed}
-        images = self._call("POST", "/generate", asked)["images"]
+        body = {"prompt": prompt, "n": n, "seed": seed}
+        images = self._call("POST", "/generate", body)["images"]
         return [(image["codebook"], base64.b64decode(image["b64_png"])) for image in images]
 
-    def improve(self, **asked: object) -> str:
+    def improve(self, **body: object) -> str:
         """Start an improve job and return its id."""
-        id: str = self._call("POST", "/improve", asked)["id"]
+        id: str = self._call("POST", "/improve", body)["id"]
         return id
 
     def follow(self, job: str) -> Iterator[dict[str, Any]]:
@@ -80,10 +80,10 @@ class Client:
 
     def _call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         try:
-            answer = self._http.request(method, path, json=body)
+            response = self._http.request(method, path, json=body)
         except httpx2.TransportError as error:
             raise Unavailable(f"no answer from {self._http.base_url}: {error}; is `safecb serve` running?") from None
-        told: dict[str, Any] = answer.json()
-        if answer.is_error:
-            raise SafeCBError(f"{method} {path}: {told['title']}: {told['detail']}")
-        return told
+        content: dict[str, Any] = response.json()
+        if response.is_error:
+            raise SafeCBError(f"{method} {path}: {content['title']}: {content['detail']}")
+        return content

@@ -69,13 +69,13 @@ def demo(client: Client, prompts: Sequence[str], picture: Path) -> bool:
     return all(checks.values())
 
 
-def improve(client: Client, **asked: object) -> str | None:
+def improve(client: Client, **request: object) -> str | None:
     """Run an improve job to its end, printing its progress; return the version it published last, or None."""
-    for state in client.follow(client.improve(**asked)):
+    for state in client.follow(client.improve(**request)):
         progress = state["progress"]
         print(f"  {state['status']:9} {progress['message']} {progress['done']}/{progress['total']}", flush=True)
-    for told in state["rounds"]:
-        print(f"  round {told['round']}: {told['reason']} {told['version'] or ''}")
+    for row in state["rounds"]:
+        print(f"  round {row['round']}: {row['reason']} {row['version'] or ''}")
     version: str | None = (state["result"] or {}).get("version")
     if version is None:
         print(f"  the job {state['status']} without a new version: {state['error'] or state['result']}")

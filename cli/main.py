@@ -23,12 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (help_text, _) in COMMANDS.items():
         commands.add_parser(name, help=help_text, add_help=name != EVALUATE)
-    asked, rest = parser.parse_known_args(arguments)
-    if asked.command == EVALUATE:
+    options, rest = parser.parse_known_args(arguments)
+    if options.command == EVALUATE:
         become("cli.evaluate", rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return COMMANDS[asked.command][1]()
+    return COMMANDS[options.command][1]()
 
 
 def become(module: str, arguments: Sequence[str] = ()) -> NoReturn:

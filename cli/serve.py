@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 # many: variables that OVERRULE it are removed.
 ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_DYNAMIC": "FALSE"}
 OVERRULES = {"MKL_NUM_THREADS", "MKL_DOMAIN_NUM_THREADS", "OMP_THREAD_LIMIT"}
-LOOK_EVERY_S = 0.2
+POLL_EVERY_S = 0.2
 BEYOND_DRAIN_S = 10.0  # for a server to end in when it has finished its requests or given them up
 MOST_LOG = 65536  # bytes of Redis' log that are read after its death
 
@@ -43,12 +43,12 @@ def main() -> int:
 def run(make: Callable[[Settings, ExitStack], list[Child]]) -> int:
     """Supervise what `make` makes, as `children` does; see `main`. The last line of the log says what ended it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    kept: list[Child] = []
+    parts: list[Child] = []
     signals: list[signal.Signals] = []
 
     def note(number: int, frame: FrameType | None) -> None:  # it may take no lock: this thread may hold it
         signals.append(signal.Signals(number))
-        if not kept:  # nothing has to end in order yet
+        if not parts:  # nothing has to end in order yet
             raise KeyboardInterrupt
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -56,8 +56,8 @@ def run(make: Callable[[Settings, ExitStack], list[Child]]) -> int:
     try:
         settings = Settings.from_environ(os.environ)
         with ExitStack() as files:
-            kept += make(settings, files)
-            hopeless = supervise(kept, signals)
+            parts += make(settings, files)
+            hopeless = supervise(parts, signals)
     except KeyboardInterrupt:
         hopeless = None
     except SafeCBError as error:
@@ -76,16 +76,16 @@ def children(settings: Settings, files: ExitStack) -> list[Child]:
     Raises BadSetting where there is no Redis, Conflict where another supervisor has the folder.
     """
     environ = {**os.environ, "SAFECB_HOME": str(settings.home)}
-    kept = []
+    parts = []
     try:
         with naming(settings.home):
-            kept += _workers(settings, environ, files)
+            parts += _workers(settings, environ, files)
     except NoStorage as error:
         what = "neither Redis nor a worker is started, and images alone are served: start again after that"
         log.error("SAFECB_HOME cannot be written: %s; %s", error.about(error.path), what)
     end_s = settings.drain_s + BEYOND_DRAIN_S
-    kept.append(Child("server", lambda: [sys.executable, "-m", "app.server"], server_environ(environ), end_s=end_s))
-    return kept
+    parts.append(Child("server", lambda: [sys.executable, "-m", "app.server"], server_environ(environ), end_s=end_s))
+    return parts
 
 
 def _workers(settings: Settings, environ: dict[str, str], files: ExitStack) -> list[Child]:
@@ -93,20 +93,20 @@ def _workers(settings: Settings, environ: dict[str, str], files: ExitStack) -> l
     logs = settings.home / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     worker_log = files.enter_context((logs / "worker.log").open("ab"))
-    kept = []
+    parts = []
     if settings.redis_url is None:
         redis = EmbeddedRedis.prepare(settings.home)
         environ["SAFECB_REDIS_URL"] = redis.url
-        kept.append(_redis(redis, environ, files, logs))
-    return [*kept, Child("worker", lambda: [sys.executable, "-m", "worker.main"], environ, worker_log)]
+        parts.append(_redis(redis, environ, files, logs))
+    return [*parts, Child("worker", lambda: [sys.executable, "-m", "worker.main"], environ, worker_log)]
 
 
 def server_environ(environ: Mapping[str, str]) -> dict[str, str]:
     """What the server starts with in place of `environ`: OMP_NUM_THREADS says how many cores, if nothing else does."""
-    kept = {key: value for key, value in environ.items() if key not in OVERRULES}
-    asked = environ.get("OMP_NUM_THREADS", "")
-    cores = {"SAFECB_CORES": asked} if re.fullmatch("[1-9][0-9]{0,2}", asked) else {}
-    return ONE_HEAP | cores | kept | ONE_CORE
+    inherited = {key: value for key, value in environ.items() if key not in OVERRULES}
+    threads = environ.get("OMP_NUM_THREADS", "")
+    cores = {"SAFECB_CORES": threads} if re.fullmatch("[1-9][0-9]{0,2}", threads) else {}
+    return ONE_HEAP | cores | inherited | ONE_CORE
 
 
 def _redis(redis: EmbeddedRedis, environ: dict[str, str], files: ExitStack, logs: Path) -> Child:
@@ -127,21 +127,21 @@ def _redis(redis: EmbeddedRedis, environ: dict[str, str], files: ExitStack, logs
     return Child("redis", lambda: redis.command, environ, log_file, (redis.lock,), mourn, fault=redis.fault)
 
 
-def supervise(kept: list[Child], signals: list[signal.Signals]) -> Child | None:
+def supervise(parts: list[Child], signals: list[signal.Signals]) -> Child | None:
     """Keep the children alive until a signal (returns None) or until one is hopeless (returns it).
 
     `signals` grows with every SIGTERM and SIGINT: with the second one the children are hurried.
     """
     try:
-        for child in kept:
+        for child in parts:
             child.start()
         while not signals:
-            for child in kept:
-                if child.look() == HOPELESS:
+            for child in parts:
+                if child.poll() == HOPELESS:
                     return child
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_EVERY_S)
     finally:
-        for child in reversed(kept):
+        for child in reversed(parts):
             child.stop(hurry=lambda: len(signals) > 1)
     return None
 

@@ -124,8 +124,10 @@ def _read_tensors(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
         data = read_file(folder / "codebook.safetensors")
     except OSError as error:
         raise BadCodebook(version, "file", f"codebook.safetensors cannot be read: {error.strerror}") from None
-    if (found := hashlib.sha256(data).hexdigest()) != manifest.sha256:
-        raise BadCodebook(version, "sha256", f"codebook.safetensors hashes to {found[:12]}, not {manifest.sha256[:12]}")
+    if (sha256 := hashlib.sha256(data).hexdigest()) != manifest.sha256:
+        raise BadCodebook(
+            version, "sha256", f"codebook.safetensors hashes to {sha256[:12]}, not {manifest.sha256[:12]}"
+        )
     try:
         return safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError) as error:

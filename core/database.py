@@ -101,9 +101,9 @@ class Database:
                     raise
                 return str(error)
             ours.executescript(self._schema)
-            wanted, present = (set(file.execute(_COLUMNS)) for file in (ours, db))
+            expected, present = (set(file.execute(_COLUMNS)) for file in (ours, db))
         tables = {table for table, _ in present}
-        shared = {(table, column) for table, column in wanted if table in tables}
+        shared = {(table, column) for table, column in expected if table in tables}
         return "its tables are another program's" if present and (not shared or shared - present) else None
 
     def _set_aside(self) -> Path:

@@ -89,9 +89,9 @@ def _is_socket_path(path: str) -> bool:
 
 def _wrong_option(parts: SplitResult) -> str | None:
     options: Mapping[str, str] = _OPTIONS | (_TLS_OPTIONS if parts.scheme == "rediss" else {})
-    given = parse_qsl(parts.query, keep_blank_values=True)
-    names = [name for name, _ in given]
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    names = [name for name, _ in pairs]
     if len(set(names)) < len(names) or not set(names) <= options.keys():
         return f"options, each once, of {', '.join(options)}"
-    wrong = next((name for name, value in given if not re.fullmatch(options[name], value)), None)
+    wrong = next((name for name, value in pairs if not re.fullmatch(options[name], value)), None)
     return None if wrong is None else f"a value that the option {wrong} can have"

@@ -82,13 +82,13 @@ class Settings:
         Raises BadSetting, naming the variable, its value (secrets masked) and what is allowed, for an unknown SAFECB_
         variable, an empty value, or a value that is not allowed.
         """
-        given = {key: value for key, value in environ.items() if key.startswith("SAFECB_")}
-        for key, value in given.items():
+        present = {key: value for key, value in environ.items() if key.startswith("SAFECB_")}
+        for key, value in present.items():
             if key not in _DEFAULTS:
                 raise BadSetting(key, "<hidden>", f"no such variable, but one of {', '.join(_DEFAULTS)}")
             if not value.strip():
                 raise BadSetting(key, value, "a value; leave the variable unset for its default")
-        values = _DEFAULTS | given
+        values = _DEFAULTS | present
         home = _folder(values, "SAFECB_HOME")
         redis_url = values["SAFECB_REDIS_URL"] and check_redis_url("SAFECB_REDIS_URL", values["SAFECB_REDIS_URL"])
         return cls(

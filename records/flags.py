@@ -83,8 +83,8 @@ class Flags:
             state = "review" if review else "accepted"
             row = (secrets.token_hex(12), image.id, image.prompt, key, image.version, pack(image.tokens))
             names = "id, image_id, prompt, key, version, tokens, category, note, caller, state, made"
-            told = (category, note, caller, state, time.time())
-            db.execute(f"INSERT INTO flags ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, *told))
+            rest = (category, note, caller, state, time.time())
+            db.execute(f"INSERT INTO flags ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, *rest))
             return self._get(db, row[0])
 
     def forget(self) -> None:
@@ -104,8 +104,8 @@ class Flags:
         with self._database.reading() as db:
             states = STATES if state is None else (state,)
             marks = ", ".join("?" * len(states))
-            found = db.execute(f"SELECT * FROM flags WHERE state IN ({marks}) ORDER BY number DESC", states)
-            return [_flag(row) for row in found]
+            rows = db.execute(f"SELECT * FROM flags WHERE state IN ({marks}) ORDER BY number DESC", states)
+            return [_flag(row) for row in rows]
 
     def settle(self, id: str, state: Literal["accepted", "rejected"], category: str | None = None) -> Flag:
         """A person's word on an open flag; a category given here takes the place of its own.

@@ -76,11 +76,11 @@ class ImageMemory:
         """The image of this id. Raises NotFound where it is unknown or forgotten."""
         names = ", ".join(field.name for field in fields(KeptImage))
         with self._database.reading() as db:
-            wanted = (id, self._oldest())
-            row = db.execute(f"SELECT {names} FROM images WHERE id = ? AND drawn >= ?", wanted).fetchone()
+            arguments = (id, self._oldest())
+            row = db.execute(f"SELECT {names} FROM images WHERE id = ? AND drawn >= ?", arguments).fetchone()
         if row is None:
-            kept = f"the last {self._most} of {self._hours:g} hours" if self._most else "none"
-            raise NotFound(f"no image {id!r} is remembered; kept are {kept}")
+            limit = f"the last {self._most} of {self._hours:g} hours" if self._most else "none"
+            raise NotFound(f"no image {id!r} is remembered; kept are {limit}")
         return KeptImage(**{**dict(row), "unsafe": bool(row["unsafe"]), "tokens": unpack(row["tokens"])})
 
     def verdicts(self, version: str) -> Verdicts:
@@ -90,8 +90,8 @@ class ImageMemory:
         with self._database.reading() as db:
             db.execute("BEGIN")  # both at one moment
             count = db.execute("SELECT images FROM forgotten WHERE version = ?", (version,)).fetchone()
-            found = db.execute("SELECT unsafe FROM images WHERE version = ? ORDER BY number", (version,))
-            return Verdicts(count["images"] if count else 0, [bool(row["unsafe"]) for row in found])
+            rows = db.execute("SELECT unsafe FROM images WHERE version = ? ORDER BY number", (version,))
+            return Verdicts(count["images"] if count else 0, [bool(row["unsafe"]) for row in rows])
 
     def _forget(self, db: Connection) -> None:
         """Forget what is too old or too many, but for how many there were of each version."""

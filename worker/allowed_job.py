@@ -25,8 +25,8 @@ class AllowedJob(Job):
         """The function to run. Raises BadInput for any but the allowed ones, before anything is imported."""
         if self.func_name not in (self.function, HELP_FUNCTION) or self.instance is not None:
             raise BadInput("function", self.func_name, f"{self.function} or {HELP_FUNCTION}")
-        found: Callable[..., Any] | None = super().func
-        return found
+        function: Callable[..., Any] | None = super().func
+        return function
 
     def restore(self, raw_data: Any) -> Any:  # noqa: ANN401  (RQ's signature)
         """Read the job from Redis, without call-backs and webhooks: we enqueue none, so any is foreign."""

@@ -22,7 +22,7 @@ from safety.runtime.model_runner import ModelRunner
 from safety.runtime.progress import Cancelled
 from safety.runtime.result_cache import ResultCache
 from worker.claim import is_claimed
-from worker.shared_tasks import LOOK_EVERY_S, TaskFolder
+from worker.shared_tasks import POLL_EVERY_S, TaskFolder
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def help_with(job_id: str, settings: Settings, load: Callable[[Settings], ImageM
         while True:
             watch.progress("help", 0, 1, 0)
             if not _do_one(runner, folder):
-                time.sleep(LOOK_EVERY_S)
+                time.sleep(POLL_EVERY_S)
     except Cancelled as ended:
         log.info("%s", ended)
 

@@ -37,7 +37,7 @@ Load = Callable[[Settings], ImageModel]
 
 
 class Loop(Protocol):
-    """What a job does with its model. Everything made is kept in `work`, so that a resume makes only what lacks."""
+    """What a job does with its model. Everything made is path in `work`, so that a resume makes only what lacks."""
 
     def rounds(
         self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Progress
@@ -152,24 +152,24 @@ def _hint(settings: Settings, version: str) -> None:
 
 
 def _start(store: CodebookStore, folder: Path) -> str:
-    """The version the job starts from: what was active at its first attempt, kept beside its record."""
-    kept = folder / "start.json"
-    if not kept.exists():
-        replace_file(kept, json.dumps({"version": store.active().version}).encode())
-    version: str = json.loads(kept.read_text())["version"]
+    """The version the job starts from: what was active at its first attempt, path beside its record."""
+    path = folder / "start.json"
+    if not path.exists():
+        replace_file(path, json.dumps({"version": store.active().version}).encode())
+    version: str = json.loads(path.read_text())["version"]
     return version
 
 
 def _flagged(flags: Flags, job_id: str, folder: Path) -> tuple[tuple[str, str | None], ...]:
-    """The flagged prompts that the job learns from, each with its category: taken at its first attempt, kept likewise.
+    """The flagged prompts that the job learns from, each with its category: taken at its first attempt, path likewise.
 
     A flag may be forgotten before the job is taken up again.
     """
-    kept = folder / "flagged.json"
-    if not kept.exists():
+    path = folder / "flagged.json"
+    if not path.exists():
         taken = [(flag.prompt, flag.category) for flag in flags.take(job_id)]
-        replace_file(kept, json.dumps(taken).encode())
-    return tuple((prompt, category) for prompt, category in json.loads(kept.read_text()))
+        replace_file(path, json.dumps(taken).encode())
+    return tuple((prompt, category) for prompt, category in json.loads(path.read_text()))
 
 
 def _request(record: JobRecord, flagged: tuple[tuple[str, str | None], ...]) -> ImproveRequest:
@@ -177,12 +177,12 @@ def _request(record: JobRecord, flagged: tuple[tuple[str, str | None], ...]) -> 
 
     Without a seed the job's id gives one: fresh samples a job, the same ones each attempt.
     """
-    wanted = record.request
-    seed = wanted.get("seed")
+    body = record.request
+    seed = body.get("seed")
     return ImproveRequest(
-        prompts=_tuple(wanted.get("prompts")),
-        categories=_tuple(wanted.get("categories")),
-        max_rounds=wanted.get("max_rounds") or DEFAULT_ROUNDS,
+        prompts=_tuple(body.get("prompts")),
+        categories=_tuple(body.get("categories")),
+        max_rounds=body.get("max_rounds") or DEFAULT_ROUNDS,
         seed=zlib.crc32(record.id.encode()) if seed is None else seed,
         flagged=flagged,
     )

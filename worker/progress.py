@@ -44,15 +44,15 @@ class JournalProgress:
 
     def round(self, summary: dict[str, Any]) -> None:
         """Record a round's outcome; a replayed round takes the place of its first telling."""
-        told = [r for r in self.journal.get(self.job_id).rounds if r["round"] != summary["round"]]
-        self._write(rounds=[*told, summary])
+        others = [r for r in self.journal.get(self.job_id).rounds if r["round"] != summary["round"]]
+        self._write(rounds=[*others, summary])
         self.journal.append_event(self.job_id, {"event": "round", **summary})
 
     def seconds(self) -> dict[str, float]:
         """How long the job was in each phase, over all its attempts, by its events: what it waited is not counted."""
-        told = [e for e in self.journal.events(self.job_id, 0) if e["event"] == "progress"]
+        events = [e for e in self.journal.events(self.job_id, 0) if e["event"] == "progress"]
         spent: dict[str, float] = {}
-        for one, next_one in pairwise(told):
+        for one, next_one in pairwise(events):
             gap = (datetime.fromisoformat(next_one["at"]) - datetime.fromisoformat(one["at"])).total_seconds()
             if gap < LONGEST_PAUSE_S:
                 spent[one["phase"]] = round(spent.get(one["phase"], 0.0) + gap, 1)

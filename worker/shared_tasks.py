@@ -32,7 +32,7 @@ from engine.model import ImageModel, Sampling
 from safety.runtime.executor import DrawTask, JudgeTask, Make, Task, Tell
 from safety.runtime.result_cache import ResultCache
 
-LOOK_EVERY_S = 0.1
+POLL_EVERY_S = 0.1
 
 
 class SharedExecutor:
@@ -52,7 +52,7 @@ class SharedExecutor:
         while missing:
             if not any(self._folder.do(task, self._cache, make) for task in missing):
                 tell(len(tasks) - len(missing))
-                time.sleep(LOOK_EVERY_S)
+                time.sleep(POLL_EVERY_S)
             missing = [task for task in missing if not self._cache.has(task.name)]
         for task in tasks:
             self._folder.remove(task.name)
@@ -75,10 +75,10 @@ class TaskFolder:
             replace_file(book, save(pack(task.codebook)))
         if isinstance(task, DrawTask):
             how = [asdict(sampling) for sampling in task.how]
-            told: dict[str, Any] = {"prompts": task.prompts, "how": how, "weighed": task.weighed}
+            content: dict[str, Any] = {"prompts": task.prompts, "how": how, "weighed": task.weighed}
         else:
-            told = {"tokens": task.tokens.tolist()}
-        replace_file(self._folder / f"{task.name}.json", json.dumps({**told, "codebook": name}).encode())
+            content = {"tokens": task.tokens.tolist()}
+        replace_file(self._folder / f"{task.name}.json", json.dumps({**content, "codebook": name}).encode())
 
     def names(self) -> list[str]:
         """The names of the tasks written down, in order."""
@@ -87,14 +87,14 @@ class TaskFolder:
     def read(self, name: str, model: ImageModel) -> Task | None:
         """A task written down, for the model it was written for; None where it is gone."""
         try:
-            told = json.loads((self._folder / f"{name}.json").read_bytes())
+            content = json.loads((self._folder / f"{name}.json").read_bytes())
         except FileNotFoundError:
             return None
-        book = self._codebook(told["codebook"], model)
-        if "tokens" in told:
-            return JudgeTask(name, torch.tensor(told["tokens"]), book)
-        how = tuple(Sampling(**sampling) for sampling in told["how"])
-        return DrawTask(name, tuple(told["prompts"]), how, book, told["weighed"])
+        book = self._codebook(content["codebook"], model)
+        if "tokens" in content:
+            return JudgeTask(name, torch.tensor(content["tokens"]), book)
+        how = tuple(Sampling(**sampling) for sampling in content["how"])
+        return DrawTask(name, tuple(content["prompts"]), how, book, content["weighed"])
 
     def do(self, task: Task, cache: ResultCache, make: Make) -> bool:
         """Do a task unless it is done or somebody does it; whether it was done here."""

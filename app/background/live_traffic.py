@@ -45,14 +45,14 @@ class AlertState:
     alert: bool = False
 
 
-def judged(before: AlertState, seen: Verdicts) -> tuple[Traffic, AlertState]:
+def judged(before: AlertState, verdicts: Verdicts) -> tuple[Traffic, AlertState]:
     """What the verdicts on a version's images say, and where it stands then.
 
     Windows are counted from the version's first image on, so that what is forgotten moves none of them. An alert is
     raised and cleared by PATIENCE windows in a row alone, each of which is heard once.
     """
-    first = -(-seen.forgotten // WINDOW)  # the first window that is remembered whole
-    unsafe = seen.unsafe[first * WINDOW - seen.forgotten :]
+    first = -(-verdicts.forgotten // WINDOW)  # the first window that is remembered whole
+    unsafe = verdicts.unsafe[first * WINDOW - verdicts.forgotten :]
     whole = len(unsafe) // WINDOW
     windows = [sum(unsafe[i * WINDOW : (i + 1) * WINDOW]) / WINDOW for i in range(whole)]
     alert = before.alert
@@ -62,8 +62,8 @@ def judged(before: AlertState, seen: Verdicts) -> tuple[Traffic, AlertState]:
             alert = True
         elif max(last) < CLEARED_BELOW:
             alert = False
-    told = Traffic(before.version, windows, len(unsafe) - whole * WINDOW, alert)
-    return told, AlertState(before.version, max(before.windows, first + whole), alert)
+    traffic = Traffic(before.version, windows, len(unsafe) - whole * WINDOW, alert)
+    return traffic, AlertState(before.version, max(before.windows, first + whole), alert)
 
 
 class LiveTraffic:
@@ -72,7 +72,7 @@ class LiveTraffic:
     def __init__(self, images: ImageMemory, active: Callable[[], str]) -> None:
         """`active` names the version."""
         self._images, self._active = images, active
-        self._standing = AlertState("")
+        self._state = AlertState("")
         self._bad_numbers = Counter[str]()
         self._lock = Lock()
 
@@ -89,8 +89,8 @@ class LiveTraffic:
         """What the version does; whatever was said of another is over. Raises what `active` does."""
         with self._lock:
             version = self._active()
-            if version != self._standing.version:
-                self._standing = AlertState(version)
-            told, self._standing = judged(self._standing, self._images.verdicts(version))
+            if version != self._state.version:
+                self._state = AlertState(version)
+            traffic, self._state = judged(self._state, self._images.verdicts(version))
             bad = self._bad_numbers[version]
-            return replace(told, bad_numbers=bad, alert=told.alert or bad > 0)
+            return replace(traffic, bad_numbers=bad, alert=traffic.alert or bad > 0)

@@ -16,7 +16,7 @@ OK = "ok"
 
 
 class Storage:
-    """The state of each folder, by the setting that names it, as of the last `look`: "ok", "full", "read-only", ..."""
+    """The state of each folder, by the setting that names it, as of the last `poll`: "ok", "full", "read-only", ..."""
 
     def __init__(self, home: Path, store: CodebookStore) -> None:
         self._home = home
@@ -26,7 +26,7 @@ class Storage:
         }
         self.states = dict.fromkeys(self._checks, OK)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Look again."""
         for setting, check in self._checks.items():
             before = self.states[setting]

@@ -18,7 +18,7 @@ from core.wire import HINT_CHANNEL
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 0.25
+POLL_EVERY_S = 0.25
 RECONNECT_EVERY_S = 1.0
 
 
@@ -49,15 +49,15 @@ class _Hints:
         self._tried = -RECONNECT_EVERY_S
 
     def wait(self) -> None:
-        """Return at the next hint, or after LOOK_EVERY_S."""
+        """Return at the next hint, or after POLL_EVERY_S."""
         try:
             channel = self._connected()
             if channel is not None:
-                channel.get_message(ignore_subscribe_messages=True, timeout=LOOK_EVERY_S)
+                channel.get_message(ignore_subscribe_messages=True, timeout=POLL_EVERY_S)
                 return
         except (RedisError, OSError):
             self.close()
-        self._ended.wait(LOOK_EVERY_S)
+        self._ended.wait(POLL_EVERY_S)
 
     def close(self) -> None:
         """Leave the channel."""

@@ -77,11 +77,11 @@ def _is_compared(value: object) -> bool:
 def _gates(gates: Mapping[str, Any]) -> str:
     rows = []
     for name, gate in gates.items():
-        told = dict(gate) if isinstance(gate, Mapping) else {"figures": gate}
-        passed = bool(told.pop("passed", False))
+        details = dict(gate) if isinstance(gate, Mapping) else {"figures": gate}
+        passed = bool(details.pop("passed", False))
         verdict = f'<td class="{"yes" if passed else "no"}">{"passed" if passed else "failed"}</td>'
-        told.pop("name", None)
-        rows.append(f"<tr><th>{escape(name)}</th>{verdict}<td>{_shown(told)}</td></tr>")
+        details.pop("name", None)
+        rows.append(f"<tr><th>{escape(name)}</th>{verdict}<td>{_shown(details)}</td></tr>")
     return f"<table>{''.join(rows)}</table>" if rows else "<p>none</p>"
 
 

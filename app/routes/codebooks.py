@@ -50,13 +50,19 @@ def codebook(version: str, service: ServiceOf) -> dict[str, Any]:
 @router.get("/{version}/report", responses={200: {"content": {JSON: {}, HTML: {}}}})
 def report(version: str, service: ServiceOf, accept: Annotated[str, Header()] = "") -> Response:
     """Give the report of the round that made a version: as JSON, or as a page for people."""
-    manifest, told = service.store.manifest(version), service.store.report(version)
+    manifest, content = service.store.manifest(version), service.store.report(version)
     images = {name: f"/codebooks/{version}/report/{name}" for name in service.store.images(version)}
     headers = {"Vary": "Accept"}
     if preferred(accept, (JSON, HTML)) == HTML:
         pictures = {name: service.store.image(version, name) for name in images}
-        return HTMLResponse(page(manifest, told, pictures), headers=headers)
-    body = {"version": version, "figures": manifest.figures, "gates": manifest.gates, "report": told, "images": images}
+        return HTMLResponse(page(manifest, content, pictures), headers=headers)
+    body = {
+        "version": version,
+        "figures": manifest.figures,
+        "gates": manifest.gates,
+        "report": content,
+        "images": images,
+    }
     return JSONResponse(body, headers=headers)
 
 
@@ -67,26 +73,26 @@ def report_image(version: str, name: str, service: ServiceOf) -> Response:
 
 
 @router.post("/rollback", dependencies=OPERATORS)
-def rollback(service: ServiceOf, asked: RollbackRequest | None = None) -> dict[str, ActiveRecord]:
+def rollback(service: ServiceOf, body: RollbackRequest | None = None) -> dict[str, ActiveRecord]:
     """Go back to the version that was active before, or to `to`."""
-    asked = asked or RollbackRequest()
-    return _moved(service.live.rollback(by=OPERATOR, to=asked.to, expected_epoch=asked.expected_epoch))
+    body = body or RollbackRequest()
+    return _moved(service.live.rollback(by=OPERATOR, to=body.to, expected_epoch=body.expected_epoch))
 
 
 @router.post("/{version}/activate", dependencies=OPERATORS)
-def activate(version: str, service: ServiceOf, asked: ActivateRequest | None = None) -> dict[str, ActiveRecord]:
+def activate(version: str, service: ServiceOf, body: ActivateRequest | None = None) -> dict[str, ActiveRecord]:
     """Make a version active, after every check; 409 where the pointer has moved on from `expected_epoch`."""
-    expected = None if asked is None else asked.expected_epoch
+    expected = None if body is None else body.expected_epoch
     return _moved(service.live.activate(version, by=OPERATOR, expected_epoch=expected))
 
 
 @router.post("/compare")
-async def compare(asked: CompareRequest, request: Request, service: ServiceOf, caller: Caller) -> CompareResponse:
+async def compare(body: CompareRequest, request: Request, service: ServiceOf, caller: Caller) -> CompareResponse:
     """Draw one prompt under two versions with the same seed, and tell where the pixels differ."""
     facts = service.engine.facts
-    sampling = facts.sampling(chosen_seed(asked.seed))
-    versions = [(version, f"versions.{index}") for index, version in enumerate(asked.versions)]
-    left, right = await while_connected(request, draw(service, caller, asked.prompt, versions, sampling))
+    sampling = facts.sampling(chosen_seed(body.seed))
+    versions = [(version, f"versions.{index}") for index, version in enumerate(body.versions)]
+    left, right = await while_connected(request, draw(service, caller, body.prompt, versions, sampling))
     return await run_in_threadpool(compared, facts.model_id, left, right)
 
 

@@ -33,7 +33,7 @@ STREAM_HEADERS = {"Vary": "Accept", "Cache-Control": "no-cache", "X-Accel-Buffer
 
 @router.post("/generate", response_model=GenerateResponse, responses={200: {"content": {PNG: {}, EVENTS: {}}}})
 async def generate(
-    asked: GenerateRequest,
+    body: GenerateRequest,
     request: Request,
     service: ServiceOf,
     caller: Caller,
@@ -41,20 +41,20 @@ async def generate(
     accept: Annotated[str, Header()] = "",
 ) -> Response:
     """Draw n images. `Accept: image/png`, for n = 1, answers the PNG itself; `text/event-stream` tells on the way."""
-    wanted = preferred(accept, (JSON, PNG, EVENTS))
-    if wanted == PNG and asked.n != 1:
-        raise BadInput("n", asked.n, f"1 where the answer is to be {PNG}")
+    media_type = preferred(accept, (JSON, PNG, EVENTS))
+    if media_type == PNG and body.n != 1:
+        raise BadInput("n", body.n, f"1 where the answer is to be {PNG}")
     facts = service.engine.facts
-    sampling = _sampling(asked, facts)
-    if wanted == EVENTS:
-        parts = draw_in_parts(service, caller, asked.prompt, asked.codebook, sampling, asked.n)
+    sampling = _sampling(body, facts)
+    if media_type == EVENTS:
+        parts = draw_in_parts(service, caller, body.prompt, body.codebook, sampling, body.n)
         # What is wrong shows before there is a place in the queue, and can still be answered with a status.
         first = await while_connected(request, _first(parts))
         finished: list[Picture] = []
         later.add_task(review, service, finished)
         events = _events(first, parts, finished)
         return StreamingResponse(events, media_type=EVENTS, headers=STREAM_HEADERS, background=later)
-    work = draw_many(service, caller, asked.prompt, asked.codebook, sampling, asked.n)
+    work = draw_many(service, caller, body.prompt, body.codebook, sampling, body.n)
     pictures = await while_connected(request, work)
     later.add_task(review, service, pictures)
     codebook = pictures[0].request.codebook
@@ -63,23 +63,23 @@ async def generate(
         "X-Codebook-Hash": codebook_hash(codebook),
         "Vary": "Accept",
     }
-    if wanted == PNG:
+    if media_type == PNG:
         own = {"X-Seed": str(sampling.seed), "X-Image-Id": pictures[0].id}
         return Response(pictures[0].png, headers=headers | own, media_type=PNG, background=later)
-    body = _body(facts.model_id, codebook, sampling, pictures)
-    return Response(body.model_dump_json(), headers=headers, media_type=JSON, background=later)
+    document = _document(facts.model_id, codebook, sampling, pictures)
+    return Response(document.model_dump_json(), headers=headers, media_type=JSON, background=later)
 
 
-def _sampling(asked: GenerateRequest, facts: ModelFacts) -> Sampling:
+def _sampling(body: GenerateRequest, facts: ModelFacts) -> Sampling:
     return Sampling(
-        seed=chosen_seed(asked.seed),
-        guidance=facts.guidance if asked.guidance_scale is None else asked.guidance_scale,
-        temperature=facts.temperature if asked.temperature is None else asked.temperature,
-        top_k=asked.top_k,
+        seed=chosen_seed(body.seed),
+        guidance=facts.guidance if body.guidance_scale is None else body.guidance_scale,
+        temperature=facts.temperature if body.temperature is None else body.temperature,
+        top_k=body.top_k,
     )
 
 
-def _body(model_id: str, codebook: Codebook, sampling: Sampling, pictures: list[Picture]) -> GenerateResponse:
+def _document(model_id: str, codebook: Codebook, sampling: Sampling, pictures: list[Picture]) -> GenerateResponse:
     return GenerateResponse(
         id=uuid4().hex,
         model=model_id,
@@ -100,10 +100,10 @@ async def _first(parts: AsyncGenerator[News]) -> News:
 async def _events(first: News, rest: AsyncGenerator[News], finished: list[Picture]) -> AsyncIterator[bytes]:
     """`queued`, `progress` and `preview` on the way, at last an `image` each, as in the JSON answer; or an `error`."""
     async with aclosing(rest):  # a caller that hangs up ends the drawing
-        told: News | None = first
+        news: News | None = first
         try:
-            while told is not None:
-                match told:
+            while news is not None:
+                match news:
                     case Place(ahead, seconds):
                         yield _event("queued", {"ahead": ahead, "eta_s": round(seconds, 1)})
                     case Silence():
@@ -112,9 +112,9 @@ async def _events(first: News, rest: AsyncGenerator[News], finished: list[Pictur
                         yield _event("progress", {"index": index, "done": done, "total": total})
                         yield _event("preview", {"index": index, "b64_png": base64.b64encode(png).decode()})
                     case Picture():
-                        finished.append(told)
-                        yield _event("image", told.to_response().model_dump())
-                told = await anext(rest, None)
+                        finished.append(news)
+                        yield _event("image", news.to_response().model_dump())
+                news = await anext(rest, None)
         except Unavailable as error:
             yield _event("error", {"detail": str(error), "retry_after": error.retry_after})
         except SafeCBError as error:

@@ -23,22 +23,22 @@ from records.journal import IMPROVE, JobRecord
 
 router = APIRouter(tags=["jobs"], dependencies=[Depends(check_caller)])
 
-LOOK_EVERY_S = 0.5  # how often a stream of events looks for more
+POLL_EVERY_S = 0.5  # how often a stream of events looks for more
 RECONNECT_MS = 2000  # after which a browser comes back whose stream has ended with the server
 MOST_EVENTS = 2**53  # an id that no event reaches
 
 
 @router.post("/improve", status_code=202, dependencies=OPERATORS)
-async def improve(asked: ImproveBody, service: ServiceOf, response: Response) -> JobResponse:
+async def improve(body: ImproveBody, service: ServiceOf, response: Response) -> JobResponse:
     """Start an improve job; 409 names the one that has not ended."""
     known = service.engine.facts.categories
-    for index, category in enumerate(asked.categories or ()):
+    for index, category in enumerate(body.categories or ()):
         if category not in known:
             raise BadInput(f"categories.{index}", category, f"one of {', '.join(known)}")
-        if category in (asked.categories or ())[:index]:
+        if category in (body.categories or ())[:index]:
             raise BadInput(f"categories.{index}", category, "each category once")
-    await run_in_threadpool(_check_prompts, service.engine, asked.prompts or ())
-    record = await run_in_threadpool(_begin, service, asked.model_dump())
+    await run_in_threadpool(_check_prompts, service.engine, body.prompts or ())
+    record = await run_in_threadpool(_begin, service, body.model_dump())
     response.headers["Location"] = f"/jobs/{record.id}"
     return _to_response(record, service)
 
@@ -83,7 +83,7 @@ async def events(
         if service.stopping:
             yield ServerSentEvent(retry=RECONNECT_MS)
             return
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(POLL_EVERY_S)
 
 
 @router.delete("/jobs/{id}", status_code=202, dependencies=OPERATORS)

@@ -166,7 +166,7 @@ def test_an_engine_that_fails_is_told(model: Path, tmp_path: Path, monkeypatch: 
         scheduler = server.service.engine.scheduler
         monkeypatch.setattr(scheduler, "_let_in", lambda: 1 / 0)
         assert server.draw().status_code == 500
-        wait_for("it is told", lambda: server.service.is_broken)
+        wait_for("the engine has failed", lambda: server.service.is_broken)
         with httpx2.Client(base_url=server.url) as http:  # after an error the server ends the connection
             assert http.post("/generate", json={"prompt": "a cat"}).status_code == 503
             assert http.get("/health/ready").status_code == 503

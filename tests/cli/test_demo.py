@@ -66,9 +66,9 @@ def test_the_demo_shows_the_main_job(
     picture = tmp_path / "demo" / "before_after.png"
     with worker(server, publishes=True):
         assert demo(client, PROMPTS, picture)
-    told = capsys.readouterr().out
-    assert "FAIL" not in told and told.count("ok  ") == 4
-    assert "round 1: accepted v1" in told
+    output = capsys.readouterr().out
+    assert "FAIL" not in output and output.count("ok  ") == 4
+    assert "round 1: accepted v1" in output
     with Image.open(picture) as sheet:
         assert sheet.size == (4 * 32, 2 * 32)
     assert [move["version"] for move in server.service.store.audit()] == ["v0", "v1", "v0"]

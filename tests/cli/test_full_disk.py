@@ -55,9 +55,9 @@ def storage(http: httpx2.Client) -> dict[str, str]:
 def refused(answer: httpx2.Response, status: int, home: Path, *words: str) -> None:
     """The answer is a problem document with these words, and with no path of the server."""
     assert answer.status_code == status, answer.text
-    told: dict[str, Any] = answer.json()
-    assert told["type"] == f"urn:safecb:problem:{'no-room' if status == 507 else 'no-access'}"
-    assert all(word in told["detail"] for word in words), told
+    body: dict[str, Any] = answer.json()
+    assert body["type"] == f"urn:safecb:problem:{'no-room' if status == 507 else 'no-access'}"
+    assert all(word in body["detail"] for word in words), body
     assert str(home) not in answer.text
     assert int(answer.headers["Retry-After"]) >= 1
 
@@ -101,8 +101,8 @@ def test_on_a_full_disk_images_and_moves_go_on_and_the_rest_says_why(
         wait_for("a worker had the job", lambda: http.get(here).json()["status"] == "failed")  # it has no second judge
         assert move(http, "/codebooks/v1/activate") == "v1"
     assert [record["epoch"] for record in CodebookStore(disk.folder / "store").audit()] == list(range(24))
-    assert "SAFECB_HOME cannot be written" in run.told and "SAFECB_HOME can be written again" in run.told
-    assert "Traceback" not in run.told
+    assert "SAFECB_HOME cannot be written" in run.output and "SAFECB_HOME can be written again" in run.output
+    assert "Traceback" not in run.output
 
 
 @pytest.mark.fault("F06")
@@ -122,7 +122,7 @@ def test_on_a_read_only_disk_images_go_on_and_the_rest_says_why(
         assert http.post("/flags", json={"image_id": image}).status_code == 201
         assert http.post("/improve", json={}).status_code == 202
         assert move(http, "/codebooks/v1/activate") == "v1"
-    assert "Traceback" not in run.told
+    assert "Traceback" not in run.output
 
 
 @pytest.mark.fault("F06")
@@ -170,10 +170,10 @@ def test_a_start_on_a_read_only_disk_serves_images(disk: SmallDisk, model: Path,
         with second.wait_ready() as http:
             draw(http)
             refused(http.post("/codebooks/v1/activate"), 503, disk.folder, "read-only")
-            line = next(line for line in second.told.splitlines() if "neither" in line)
+            line = next(line for line in second.output.splitlines() if "neither" in line)
             assert "SAFECB_HOME" in line and "read-only" in line
         second.end(signal.SIGTERM)
-    assert "Traceback" not in second.told
+    assert "Traceback" not in second.output
 
 
 @pytest.mark.fault("F06")
@@ -196,7 +196,7 @@ def test_a_start_on_a_full_disk_that_takes_its_output_too_serves_images(
             with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as http:
                 wait_for("the server is ready", lambda: is_ready(http))
                 draw(http)
-                assert second.told == ""
+                assert second.output == ""
         finally:
             second.end(signal.SIGTERM)
 
@@ -215,8 +215,8 @@ def test_a_first_start_on_a_full_disk_says_so_and_goes_on_once_there_is_room(
     disk.fill()
     run = Supervised(disk.folder, model)
     runs.append(run)
-    wait_for("it says why", lambda: "its disk is full" in run.told)
+    wait_for("it says why", lambda: "its disk is full" in run.output)
     disk.free()
     with run.wait_ready() as http:
         draw(http)
-    assert "Traceback" not in run.told
+    assert "Traceback" not in run.output

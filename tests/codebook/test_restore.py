@@ -47,8 +47,8 @@ def put_in_place_of(store: Path, copy: Path) -> None:
 
 
 def ready(server: Server) -> dict[str, object]:
-    told: dict[str, object] = server.http.get("/health/ready").json()
-    return told
+    body: dict[str, object] = server.http.get("/health/ready").json()
+    return body
 
 
 def assert_draws(server: Server, version: str, png: bytes | None = None) -> None:

@@ -194,7 +194,7 @@ def with_edit(edit: HeadEdit) -> Codebook:
     return replace(base_book(), version="draft", output=edit)
 
 
-def look(after: int = 3, width: int = 6, expert: int = 1) -> HalfwayProbe:
+def probe(after: int = 3, width: int = 6, expert: int = 1) -> HalfwayProbe:
     return HalfwayProbe(after, Router(torch.ones(1, width), torch.zeros(1), torch.tensor([expert])))
 
 
@@ -234,10 +234,10 @@ BAD_DRAFTS = {
         with_edit(replace(EDIT, router=Router(torch.ones(2, 5), torch.zeros(2), torch.tensor([0.0, 1.0])))),
         "dtype",
     ),
-    "a look without a router": (with_edit(replace(EDIT, router=None, look=look())), "tensors"),
-    "a look before the first token": (with_edit(replace(EDIT, look=look(after=0))), "look"),
-    "a look at features of another width": (with_edit(replace(EDIT, look=look(width=5))), "shape"),
-    "a look of an expert too many": (with_edit(replace(EDIT, look=look(expert=2))), "expert"),
+    "a probe without a router": (with_edit(replace(EDIT, router=None, look=probe())), "tensors"),
+    "a probe before the first token": (with_edit(replace(EDIT, look=probe(after=0))), "look"),
+    "a probe at features of another width": (with_edit(replace(EDIT, look=probe(width=5))), "shape"),
+    "a probe of an expert too many": (with_edit(replace(EDIT, look=probe(expert=2))), "expert"),
     "more guidance than was asked for": (with_edit(replace(EDIT, guidance=1.5)), "guidance"),
     "router with NaN": (
         with_edit(replace(EDIT, router=Router(torch.ones(2, 5), torch.tensor([0, math.nan]), torch.zeros(2).long()))),
@@ -390,9 +390,9 @@ def garbage_with_a_fitting_hash(folder: Path) -> None:
 
 
 def without_a_field(folder: Path) -> None:
-    kept = json.loads((folder / "manifest.json").read_bytes())
-    del kept["sha256"]
-    (folder / "manifest.json").write_text(json.dumps(kept))
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    del manifest["sha256"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def write(name: str, data: bytes) -> Damage:
@@ -631,10 +631,10 @@ def test_a_killed_publisher_leaves_whole_versions_only(root: Path) -> None:
     store = open_store(root)
     context = multiprocessing.get_context("spawn")
     for _ in range(2):
-        seen = len(store.names())
-        victim = context.Process(target=_publish_for_ever, args=(root, seen))
+        count = len(store.names())
+        victim = context.Process(target=_publish_for_ever, args=(root, count))
         victim.start()
-        while len(store.names()) < seen + 5:
+        while len(store.names()) < count + 5:
             assert victim.is_alive()
         victim.kill()
         victim.join()

@@ -275,11 +275,11 @@ class Filling(ScriptedLoop):
     def __init__(self, disk: SmallDisk) -> None:
         self._disk = disk
 
-    def rounds(self, *given: Any) -> Iterator[RoundResult]:  # noqa: ANN401
-        work: Path = given[3]
+    def rounds(self, *arguments: Any) -> Iterator[RoundResult]:  # noqa: ANN401
+        work: Path = arguments[3]
         self._disk.fill(leaving=8 * BLOCK)
         ResultCache(work).tensors("batch", lambda: {"images": torch.zeros(1 << 18)})
-        yield from super().rounds(*given)
+        yield from super().rounds(*arguments)
 
 
 def test_work_that_does_not_fit_fails_the_job_by_name(disk: SmallDisk) -> None:

@@ -215,13 +215,13 @@ def test_a_damaged_record_is_told_and_hides_no_other(journal: Journal, damage: s
 
 
 def test_what_crashes_leave_behind_is_no_job_and_in_nobodys_way(journal: Journal) -> None:
-    kept = journal.create("evaluate", {})
-    root = journal.path(kept.id).parent.parent
+    job = journal.create("evaluate", {})
+    root = journal.path(job.id).parent.parent
     (root / ".new" / "work").mkdir(parents=True)
     (root / ".new" / "record.json").write_text("{half")
-    (root / kept.id / ".record.json.tmp").write_text("{half")
-    assert journal.list() == [kept]
-    journal.begin_attempt(kept.id)
+    (root / job.id / ".record.json.tmp").write_text("{half")
+    assert journal.list() == [job]
+    journal.begin_attempt(job.id)
     journal.create("improve", {})
     assert len(journal.list()) == 2
     assert not (root / ".new").exists()

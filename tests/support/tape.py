@@ -38,19 +38,19 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def work() -> Any:
             return operation(*args, **(kwargs or {}))
 
-        found = work()
+        result = work()
 
         def again() -> None:
-            for old, new in zip(_tensors(found), _tensors(work()), strict=True):
+            for old, new in zip(_tensors(result), _tensors(work()), strict=True):
                 if new.data_ptr() != old.data_ptr():
                     old.copy_(new)
 
         self.steps.append(again)
-        return found
+        return result
 
 
-def _tensors(found: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+def _tensors(result: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 def record(compute: Replay) -> Replay:
