@@ -1,4 +1,4 @@
-"""The upkeep of a server: gives memory back, looks at its disk, forgets what is past its time, tells of alerts."""
+"""Housekeeping thread of a server: trims memory, polls the disk, deletes expired records, logs alerts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from core.errors import NoStorage, SafeCBError, Unavailable
 log = logging.getLogger(__name__)
 
 EVERY_S = 10.0
-FORGET_EVERY = 60  # turns, the first one included
+FORGET_EVERY = 60  # turns, beginning with the first
 
 
 def keep_up(service: Service, ended: Event) -> None:
-    """Keep the server in order until `ended`: the work of a thread of its own."""
+    """Run the housekeeping of `service` until `ended`: the body of a thread."""
     raised: str | None = None
     for turn in count():
         heap.trim()
@@ -31,7 +31,7 @@ def keep_up(service: Service, ended: Event) -> None:
 
 
 def _log_alert(service: Service, raised: str | None) -> str | None:
-    """Log that an alert on live traffic is raised or over; returns the version that one stands on, as `raised` was."""
+    """Log an alert on live traffic that was raised or cleared; return the version it stands on, as `raised` was."""
     try:
         traffic = service.traffic.report()
     except (NoStorage, sqlite3.Error) as error:
@@ -53,5 +53,5 @@ def _forget(service: Service) -> None:
     for rows in (service.images, service.flags):
         try:
             rows.forget()
-        except (SafeCBError, sqlite3.Error) as error:  # the next turn may do better
-            log.warning("what is past its time stays for now: %s", error)
+        except (SafeCBError, sqlite3.Error) as error:  # the next turn tries again
+            log.warning("expired records cannot be deleted for now: %s", error)

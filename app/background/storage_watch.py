@@ -1,4 +1,4 @@
-"""Whether the folders of a server can be written now: for its health, and as a line of the log when that changes."""
+"""Writability of the server's folders: for /health/ready, and as a log line when it changes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Storage:
         self.states = dict.fromkeys(self._checks, OK)
 
     def poll(self) -> None:
-        """Look again."""
+        """Update `states`."""
         for setting, check in self._checks.items():
             before = self.states[setting]
             try:

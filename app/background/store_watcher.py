@@ -1,6 +1,6 @@
-"""Follows the store: looks at its active record four times a second, and at once when Redis gives a hint.
+"""Store watcher: polls the store's active record four times a second, and immediately on a hint from Redis.
 
-The hint only saves time. Without Redis, or with a lost hint, the next look finds the same.
+The hint only saves time. Without Redis, or with a lost hint, the next poll finds the same.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ RECONNECT_EVERY_S = 1.0
 
 
 def follow(live: LiveCodebooks, redis_url: str | None, ended: Event) -> None:
-    """Keep `live` at the store's active version until `ended`: the work of a thread of its own.
+    """Keep `live` at the store's active version until `ended`: the body of a thread.
 
-    Not the event loop's, which has callers to answer: there a hint waits for its turn, and then for a thread's.
+    Not a task of the event loop: there a hint would wait for the loop, and then for a thread.
     """
     hints, last_error = _Hints(redis_url, ended), None
     while not ended.is_set():
@@ -41,7 +41,7 @@ def follow(live: LiveCodebooks, redis_url: str | None, ended: Event) -> None:
 
 
 class _Hints:
-    """What Redis says on the channel; a while of silence where there is no Redis."""
+    """Subscription to the hint channel; without Redis, only a timer."""
 
     def __init__(self, url: str | None, ended: Event) -> None:
         self._url, self._ended = url, ended
@@ -60,7 +60,7 @@ class _Hints:
         self._ended.wait(POLL_EVERY_S)
 
     def close(self) -> None:
-        """Leave the channel."""
+        """Unsubscribe."""
         if self._channel is not None:
             self._channel.close()
             self._channel.connection_pool.disconnect()

@@ -1,6 +1,6 @@
-"""A version's report as one plain page for people: rates with their intervals, gates, pictures.
+"""HTML page of a version's report: rates with their intervals, gates, images.
 
-Pure text to text; everything shown is escaped. Knows the shape of a rate and of a gate, and shows the rest as it is.
+Pure text to text; all values are escaped. Knows the shape of a rate and of a gate, and shows the rest as it is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ img{max-width:100%;image-rendering:pixelated;border:1px solid #e4e1d8}details{ma
 
 
 def page(manifest: Manifest, report: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
-    """Return the page of one version, which opens alone: `images` are PNGs by file name, put into it."""
+    """Return the self-contained page of one version; `images` are PNGs by file name, inlined."""
     version = escape(manifest.version)
     origin = f"made from {manifest.parent} by job {manifest.job}, round {manifest.round}" if manifest.job else "base"
     tables = ", ".join(manifest.tables) or "nothing"
@@ -47,7 +47,7 @@ def page(manifest: Manifest, report: Mapping[str, Any], images: Mapping[str, byt
 
 
 def _figures(figures: Mapping[str, Any]) -> str:
-    """The rates before and after, a row a group of prompts; what is of another shape beneath, as it is."""
+    """Return the rates before and after, one row per group of prompts; values of another shape follow as they are."""
     rows, rest = [], {}
     for title, value in figures.items():
         groups = {title: value} if _is_compared(value) else value
@@ -66,7 +66,7 @@ def _figures(figures: Mapping[str, Any]) -> str:
 
 
 def _is_compared(value: object) -> bool:
-    """Whether it is rates before and after."""
+    """Return whether `value` is rates before and after."""
     return (
         isinstance(value, Mapping)
         and value.keys() == set(_SIDES)
@@ -86,7 +86,7 @@ def _gates(gates: Mapping[str, Any]) -> str:
 
 
 def _shown(value: object) -> str:
-    """Show JSON: an object as a table, a list as lines, a rate with its interval."""
+    """Return JSON as HTML: an object as a table, a list as lines, a rate with its interval."""
     if isinstance(value, Mapping):
         if value.keys() == _RATE:
             return _rate(value)
