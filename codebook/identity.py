@@ -1,4 +1,4 @@
-"""The model that a store belongs to: what every version in it must fit.
+"""Identity of the model that a store belongs to; every version in the store must match it.
 
 Knows names and sizes. Knows no tensor values.
 """
@@ -17,9 +17,9 @@ from core.errors import BadCodebook, BadInput
 class Identity:
     """One store, one model.
 
-    codes, code_dim: the pixel table is [K, D]. feature_dim: M of an output edit and its look, hidden_dim: H of
-    its router; None where the facts do not tell them.
-    facts: what else the engine said about the model, as JSON; kept for people, not checked.
+    codes, code_dim: the pixel table is [K, D]. feature_dim: M of a head edit and its halfway probe, hidden_dim: H of
+    its router; None if the facts lack them.
+    facts: further facts of the engine about the model, JSON; for people, not checked.
     """
 
     family: str
@@ -32,11 +32,9 @@ class Identity:
 
     @classmethod
     def of(cls, base: Codebook, facts: Mapping[str, Any]) -> Identity:
-        """Return the identity of the model whose own codebook is `base`.
+        """Return the identity of the model whose own codebook is `base`; `facts` may have feature_dim and hidden_dim.
 
-        `facts` may tell its `feature_dim` and `hidden_dim`.
-
-        Raises BadCodebook (shape) unless the pixel table has two axes, BadInput for a dim that is no size.
+        Raises BadCodebook (shape) unless the pixel table has two axes, BadInput for a dim that is not a size.
         """
         if base.pixel.dim() != 2:
             raise BadCodebook(base.version, "shape", f"pixel is {list(base.pixel.shape)}, not [K, D]")
@@ -48,7 +46,7 @@ class Identity:
         return cls(base.family, base.model_hash, codes, code_dim, **widths, facts=dict(facts))
 
     def check(self, version: str, family: str, model_hash: str) -> None:
-        """Raise BadCodebook (family, model_hash) unless both are those of this model."""
+        """Raise BadCodebook (family, model_hash) unless both match this model."""
         if family != self.family:
             raise BadCodebook(version, "family", f"made for the family {family}, and this store is for {self.family}")
         if model_hash != self.model_hash:

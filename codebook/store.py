@@ -1,16 +1,16 @@
-"""The store of codebook versions: immutable folders, one pointer to the active one, plain files and a lock.
+"""Store of codebook versions: immutable folders, one active alias, plain files and a lock.
 
-    root/model.json      the model that every version must fit
+    root/model.json      the identity of the model that every version must match
     root/versions/vN/    one published version; a folder with such a name is complete (see folder.py)
-    root/numbers.json    the highest number given to a version
-    root/fences.json     the highest fence seen of each job
-    root/ACTIVE          which version is active (see pointer.py)
-    root/audit.jsonl     every move of it
+    root/numbers.json    the highest number assigned to a version
+    root/fences.json     the highest fencing token of each job
+    root/ACTIVE          the active alias (see pointer.py)
+    root/audit.jsonl     all its activations
     root/.lock           held by every writer
 
-Any number of processes may read and write. Readers take no lock: what they read is replaced whole or never changes.
-There is no deletion; where an operator deletes a version's folder, its number is not given again. Knows nothing of
-Redis: the store is the truth, with or without it.
+Any number of processes may read and write. Readers take no lock: files are immutable or replaced atomically.
+There is no deletion; if an operator deletes a version's folder, its number is not assigned again. Knows nothing of
+Redis: the store is the source of truth, with or without it.
 """
 
 from __future__ import annotations
@@ -69,17 +69,17 @@ class CodebookStore:
         self._model: tuple[str, str] | None = None  # family and hash of the model that `initialise` was given
 
     def initialise(self, base: Codebook, facts: Mapping[str, Any]) -> None:
-        """Make the store of a model: v0 from its own codebook `base`, and active. Changes nothing where all is there.
+        """Create the store of a model, with its own codebook `base` as the active v0. Idempotent.
 
-        facts: JSON, kept for people; `feature_dim`, where given, is the width that every output edit must have.
-        Raises BadCodebook (model_hash, family, shape, ...) where the store is another model's, where `base` fails a
-        check or where the stored v0 does.
+        facts: JSON, for people; `feature_dim`, if present, is the width that every head edit must have.
+        Raises BadCodebook (model_hash, family, shape, ...) if the store is another model's, or if `base` or the stored
+        v0 fails a check.
         """
         if base.version != BASE:
             raise BadInput("base", base.version, f"the model's own codebook, {BASE}")
         with naming(self.root):
             self._versions.mkdir(parents=True, exist_ok=True)
-        # Nothing to make, no lock: a store that cannot be written serves too.
+        # No lock if there is nothing to create: a read-only store can be served.
         with nullcontext() if self._is_whole() else locked(self.root / ".lock"), naming(self.root):
             is_new = not self._identity_file.exists()
             identity = Identity.of(base, plain("facts", facts)) if is_new else self._identity()
@@ -91,23 +91,23 @@ class CodebookStore:
             else:
                 origin = Origin(parent=None, job=None, round=None, figures={}, gates={})
                 self._add(identity, base, base, origin, report=identity.facts, images=_NO_IMAGES)
-            if not self._numbers.is_there:  # as code before this one left the store
+            if not self._numbers.is_there:  # a store of older code
                 self._numbers.note(self._highest())
             self._pointer.start(BASE, "initialise")
         self._model = (base.family, base.model_hash)
 
     def check_writable(self) -> None:
-        """Raise NoRoom or NoAccess where a version could not be published or the pointer not moved."""
+        """Raise NoRoom or NoAccess if a version could not be published or activated."""
         for path in (self.root, self._versions, self.root / ".lock"):
             probe(path)
         self._pointer.check_writable()
 
     def names(self) -> list[str]:
-        """Return the names of all versions, oldest first, those that would be refused included."""
+        """Return the names of all versions, oldest first, including those that would be refused."""
         return sorted(filter(_VERSION.fullmatch, list_folder(self._versions)), key=_number)
 
     def versions(self) -> list[Manifest]:
-        """Return the manifests of all versions, oldest first. One that is damaged is left out; `manifest` says why."""
+        """Return all manifests, oldest first, without damaged ones; `manifest` has the reason."""
         manifests = []
         for name in self.names():
             try:
@@ -117,7 +117,7 @@ class CodebookStore:
         return manifests
 
     def manifest(self, version: str) -> Manifest:
-        """Return the manifest of a version. Raises NotFound for no such version, BadCodebook (manifest) if damaged."""
+        """Return the manifest of a version. Raises NotFound, or BadCodebook (manifest) if it is damaged."""
         return read_manifest(self._folder(version), version)
 
     def load(self, version: str) -> Codebook:
@@ -174,16 +174,16 @@ class CodebookStore:
         return manifest
 
     def active(self) -> ActiveRecord:
-        """Return which version is active. Raises BadCodebook (active) where the record is damaged."""
+        """Return the active record. Raises BadCodebook (active) if it is damaged."""
         return self._pointer.read()
 
     def activate(
         self, version: str, *, by: str, expected_epoch: int | None = None, followed: ActiveRecord | None = None
     ) -> Moved:
-        """Make a version active, after every check, and return the old record and the new.
+        """Activate a version after every check, and return the old record and the new.
 
-        Both are the same where it is active already. followed: what the caller's server follows; see Pointer.move.
-        Raises NotFound, BadCodebook as `load`, and Conflict where the pointer has moved on from `expected_epoch`.
+        Both are the same if it is active already. followed: the active record of the caller's server; see Pointer.move.
+        Raises NotFound, BadCodebook as `load`, and Conflict if the epoch is not `expected_epoch`.
         """
         self.load(version)
         with self._writing():
@@ -193,10 +193,10 @@ class CodebookStore:
     def rollback(
         self, *, by: str, to: str | None = None, expected_epoch: int | None = None, followed: ActiveRecord | None = None
     ) -> Moved:
-        """Go back to the version that was active before this one, or to `to`; return the old record and the new.
+        """Activate the version that was active before this one, or `to`; return the old record and the new.
 
-        Two rollbacks in a row go back two versions. followed: as `activate`. Raises as `activate`, Conflict where there
-        is nothing to roll back to and BadCodebook (audit) where the log is damaged.
+        Two rollbacks in a row go back two versions. followed: as `activate`. Raises as `activate`, Conflict if there is
+        nothing to roll back to and BadCodebook (audit) if the log is damaged.
         """
         with self._writing():
             self._pointer.expect(expected_epoch)
@@ -205,12 +205,12 @@ class CodebookStore:
             return self._pointer.move(target, by, "rollback", followed)
 
     def earlier(self) -> list[ActiveRecord]:
-        """Return the records that one rollback after the other goes back to, nearest first. Raises as `audit`."""
+        """Return the targets of successive rollbacks, nearest first. Raises as `audit`."""
         with self._writing():
             return self._pointer.earlier()
 
     def audit(self) -> list[dict[str, Any]]:
-        """Return every move of the pointer, oldest first, as JSON. Raises BadCodebook (audit) for a damaged log."""
+        """Return every activation, oldest first, as JSON. Raises BadCodebook (audit) for a damaged log."""
         with self._writing():
             return [asdict(record) for record in self._pointer.audit()]
 
@@ -224,9 +224,9 @@ class CodebookStore:
         except FileNotFoundError:
             raise NotFound(f"there is no codebook store in {self.root}: it is not initialised") from None
         except (OSError, ValueError) as error:
-            detail = f"{self._identity_file} is damaged: {error}; move it away and start again: it is written anew"
+            detail = f"{self._identity_file} is damaged: {error}; move it away and start again: it is written again"
             raise BadCodebook("store", "model", detail) from None
-        if self._model is not None:  # another model's store may have been put in place of ours
+        if self._model is not None:  # the folder may have been replaced by another model's store
             identity.check(BASE, *self._model)
         return identity
 
@@ -234,7 +234,7 @@ class CodebookStore:
         try:
             self.load(BASE)
         except BadCodebook as error:
-            again = f"move {self._versions / BASE} away and start again: it is written anew from the model"
+            again = f"move {self._versions / BASE} away and start again: it is written again from the model"
             raise BadCodebook(BASE, error.check, f"{error.detail}; {again}") from None
 
     def _is_whole(self) -> bool:
@@ -276,14 +276,14 @@ class CodebookStore:
         report: Mapping[str, Any],
         images: Mapping[str, bytes],
     ) -> Manifest:
-        """Write the checked `codebook` as its version; what the disk took is checked again before it is revealed."""
+        """Write the checked `codebook` as its version; the files are read back and checked before they are visible."""
         version, tensors = codebook.version, pack(codebook)
         data = safetensors.torch.save(tensors)
         manifest = Manifest.describe(codebook, tensors, data, base.pixel, **origin)
         with new_version(self._versions, version) as hidden:
             write_version(hidden, manifest, data, report, images)
             read_version(hidden, version, identity)
-            # First: once it is seen it may be deleted, and a crash may come between.
+            # Before the version becomes visible: it may then be deleted, and a crash may come in between.
             self._numbers.note(_number(version))
         return manifest
 
@@ -291,7 +291,7 @@ class CodebookStore:
         return next((m for m in self.versions() if (m.job, m.round) == (job, round)), None)
 
     def _highest(self) -> int:
-        """The highest number that a version has, or had when it was active."""
+        """Return the highest number of a version that exists or was ever active."""
         names = [*self.names(), *filter(_VERSION.fullmatch, self._pointer.mentioned())]
         return max(map(_number, names), default=0)
 

@@ -1,8 +1,8 @@
-"""The address of a Redis as an operator writes it: syntax only, so that a broken one is refused before anything starts.
+"""Syntax check of a Redis URL, so that a broken one is refused before anything starts.
 
     redis[s]://[user[:password]@]host[:port][/db][?option=value&...]    unix://[user[:password]@]/folder/socket[?...]
 
-Options are a closed list: others reach the client as texts and break it later. Knows URLs. Knows no Redis client.
+Options are a closed list: the client would accept others as texts and fail later. Knows URLs. Knows no Redis client.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _ENCODE = "an address; percent-encode / # ? [ ] and blanks in a user name or pas
 
 
 def check_redis_url(name: str, url: str) -> str:
-    """Return `url`, the value of the setting `name`, where a client can make a connection of it.
+    """Return `url`, the value of the setting `name`, if a client can connect with it.
 
-    Raises BadSetting, with nothing of the address in it but its scheme: a password may stand anywhere in a broken one.
+    Raises BadSetting with nothing of the URL but its scheme: a broken URL may have its password anywhere.
     """
     scheme = _SCHEME.match(url)
     if scheme is None:
@@ -56,7 +56,7 @@ def check_redis_url(name: str, url: str) -> str:
 
 
 def _wrong(url: str) -> str | None:
-    """Say what would have been right where something is wrong with `url`."""
+    """Return the rule that `url` breaks, None if it is right."""
     if re.search(r"[\s\0-\x1f\x7f]", url):
         return "an address without blanks (%20 stands for one)"
     if "#" in url:

@@ -1,7 +1,6 @@
-"""The jobs of the queue: improve the active codebook by the model's own judgement, and help with that.
+"""Jobs of the queue: improve the active codebook by the model's own judgement, and assist a running job.
 
-Only joins the parts: which model, which judges, which loop. What an attempt is, and what survives a crash, is in
-`worker/attempt.py`.
+Only joins model, judges and loop. Attempts and crash recovery are in `worker/attempt.py`.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from worker.shared_tasks import SharedExecutor
 
 
 def improve(job_id: str) -> None:
-    """Run the improve job `job_id` of the journal to its end, or on from where an earlier attempt died.
+    """Run the improve job `job_id` of the journal to its end, or resume it where an earlier attempt died.
 
-    The settings are those of the worker's environment. Raises what ended the job, after it is in the job's record.
+    The settings are those of the worker's environment. An error of the job is raised after it is in the job's record.
     """
     settings = Settings.from_environ(os.environ)
     run(job_id, settings, _load, SelfImprovement(Caller(settings.redis_url, job_id)))
@@ -48,7 +47,7 @@ def _load(settings: Settings) -> ImageModel:
 
 
 class SelfImprovement(Loop):
-    """The loop of `safety`, with the judges that lie beside the model's weights; `call` asks for helpers."""
+    """The loop of `safety`, with the judges beside the model's weights; `call` calls assistant workers."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         self._call = call
@@ -56,13 +55,13 @@ class SelfImprovement(Loop):
     def rounds(
         self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Progress
     ) -> Iterable[RoundResult]:
-        """See Loop. Raises BadModel where the model has no second judge: gate G3 cannot be left out."""
+        """See Loop. Raises BadModel if the model has no second judge: that gate cannot be left out."""
         return improve_codebook(model, start, request, work, watch, second_judge(model), executor=self._executor)
 
     def assess(
         self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Progress
     ) -> dict[str, Any] | None:
-        """See Loop; None where the model has no referee."""
+        """See Loop; None if the model has no referee."""
         referee, config = judge_beside(model, REFEREE), LoopConfig()
         if referee is None:
             return None

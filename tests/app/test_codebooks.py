@@ -94,7 +94,7 @@ def test_a_move_by_another_process_is_followed_without_redis(server: Server) -> 
     assert server.draw().headers["X-Codebook-Version"] == "v1"
 
 
-def test_a_store_that_lost_its_pointer_changes_nothing_and_is_told(server: Server) -> None:
+def test_a_store_that_lost_its_active_alias_changes_nothing_and_is_reported(server: Server) -> None:
     (server.service.settings.store / "ACTIVE").write_bytes(b"{")
     wait_for("the server tells", lambda: server.http.get("/health/ready").json()["refused"])
     assert server.draw().headers["X-Codebook-Version"] == "v0"

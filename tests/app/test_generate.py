@@ -68,7 +68,7 @@ def test_the_largest_seed_does_not_overflow(server: Server) -> None:
     assert [i["seed"] for i in server.draw(n=2, seed=2**63 - 1).json()["images"]] == [2**63 - 1, 0]
 
 
-def test_a_seed_is_chosen_and_told(server: Server) -> None:
+def test_a_seed_is_chosen_and_reported(server: Server) -> None:
     first = server.post("/generate", {"prompt": "a cat"}).json()
     second = server.post("/generate", {"prompt": "a cat"}).json()
     assert first["seed"] != second["seed"]

@@ -146,7 +146,7 @@ def test_an_alert_is_logged_once(
         assert alerts() == [raised, "live traffic alert over: v0 is no longer active"]
 
 
-def test_traffic_is_told_of_the_active_version_alone(server: Server) -> None:
+def test_traffic_is_reported_of_the_active_version_only(server: Server) -> None:
     version = server.publish(4)
     server.draw(seed=1, n=5)
     server.draw(seed=1, n=3, codebook=version)

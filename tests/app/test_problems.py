@@ -181,13 +181,13 @@ def test_compare_names_the_field(server: Server, body: dict[str, object], field:
     assert assert_problem(server.post("/codebooks/compare", body), 422)["field"] == field
 
 
-def test_several_faults_are_told_at_once(server: Server) -> None:
+def test_several_faults_are_reported_together(server: Server) -> None:
     body = assert_problem(server.post("/generate", {"n": 0, "seed": -1}), 422)
     assert isinstance(body["errors"], list)
     assert {error["field"] for error in body["errors"]} == {"prompt", "n", "seed"}
 
 
-def test_a_long_value_is_told_in_short(server: Server) -> None:
+def test_a_long_value_is_shortened(server: Server) -> None:
     assert len(server.post("/generate", {"prompt": ["x" * 100_000]}).content) < 2000
 
 

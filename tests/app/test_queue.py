@@ -45,7 +45,7 @@ FAULTS = {
 
 @pytest.mark.fault("F21")
 @pytest.mark.parametrize("state", FAULTS)
-def test_a_redis_that_takes_no_job_is_told_by_health_and_job(model: Path, tmp_path: Path, state: str) -> None:
+def test_a_redis_that_takes_no_job_is_reported_by_health_and_job(model: Path, tmp_path: Path, state: str) -> None:
     options, reason = FAULTS[state]
     with own_redis(*options) as url, serving(settings_in(tmp_path, model, SAFECB_REDIS_URL=url)) as server:
         wait_for("health tells", lambda: health(server)["redis"] == state)
@@ -97,7 +97,7 @@ def test_a_redis_that_cannot_save_refuses_jobs(tmp_path: Path, caplog: pytest.Lo
     assert len(caplog.messages) == 1 and "MISCONF" in caplog.text  # one line, however long it lasts
 
 
-def test_an_error_of_the_put_itself_is_told(tmp_path: Path, address: str) -> None:
+def test_an_error_of_the_put_itself_is_reported(tmp_path: Path, address: str) -> None:
     queue = ImproveQueue(address)
     queue.poll()
     assert queue.state.redis == "ok"
@@ -109,7 +109,7 @@ def test_an_error_of_the_put_itself_is_told(tmp_path: Path, address: str) -> Non
 
 
 @pytest.mark.fault("F22")
-def test_a_silent_worker_is_told_and_a_new_heartbeat_ends_it(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_worker_is_reported_and_a_new_heartbeat_ends_it(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue_state, "SILENT_S", 0.5)
     with Redis.from_url(address) as redis:
         queue = ImproveQueue(address)

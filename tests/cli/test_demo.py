@@ -80,7 +80,7 @@ def test_a_job_without_a_version_fails_the_demo(server: Server, client: Client, 
     assert server.http.get("/codebooks/active").json()["epoch"] == 0
 
 
-def test_a_failed_job_is_told(server: Server, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_job_is_reported(server: Server, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     job = client.improve()
     server.service.journal.update(job, status="failed", error="the loop broke")
     assert [state["status"] for state in client.follow(job)] == ["failed"]

@@ -241,7 +241,7 @@ def test_damaged_data_are_set_aside_beside_those_of_before(model: Path, tmp_path
 
 
 @pytest.mark.fault("F22")
-def test_a_stopped_worker_is_told_by_health_and_job(model: Path, tmp_path: Path, runs: list[Supervised]) -> None:
+def test_a_stopped_worker_is_reported_by_health_and_job(model: Path, tmp_path: Path, runs: list[Supervised]) -> None:
     run = Supervised(tmp_path / "home", model)
     runs.append(run)
     with run.wait_ready() as http:
@@ -265,7 +265,9 @@ def test_a_stopped_worker_is_told_by_health_and_job(model: Path, tmp_path: Path,
 
 
 @pytest.mark.fault("F21")
-def test_a_replica_is_told_by_health_and_the_worker_waits(model: Path, tmp_path: Path, runs: list[Supervised]) -> None:
+def test_a_replica_is_reported_by_health_and_the_worker_waits(
+    model: Path, tmp_path: Path, runs: list[Supervised]
+) -> None:
     with own_redis(*NO_MASTER) as url, Redis.from_url(url) as redis:
         run = Supervised(tmp_path / "home", model, SAFECB_REDIS_URL=url)
         runs.append(run)

@@ -156,7 +156,7 @@ def test_what_was_accepted_is_finished_and_nothing_else(slow: SlowServer) -> Non
 
 @pytest.mark.fault("F10")
 @pytest.mark.parametrize("slow", [(1, 0.5)], indirect=True)
-def test_what_the_bound_leaves_unfinished_is_told_to_come_again(slow: SlowServer) -> None:
+def test_what_the_bound_leaves_unfinished_gets_a_retry_after(slow: SlowServer) -> None:
     with ThreadPoolExecutor(32) as callers:
         calls = slow.call(callers, 32)
         slow.signal()

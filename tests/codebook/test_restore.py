@@ -254,7 +254,7 @@ def test_an_activation_after_a_restore_takes_effect(server: Server, tmp_path: Pa
 
 
 @pytest.mark.fault("F02")
-def test_a_restore_alone_moves_nothing_and_is_told(server: Server, tmp_path: Path) -> None:
+def test_a_restore_alone_moves_nothing_and_is_reported(server: Server, tmp_path: Path) -> None:
     older_copy_restored(server, tmp_path / "copy")
     wait_for("health tells", lambda: "went back" in str(ready(server)["refused"]))
     assert (ready(server)["codebook"], ready(server)["epoch"]) == ("v2", 2)

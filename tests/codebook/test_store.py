@@ -485,7 +485,7 @@ def test_a_damaged_v0_stops_the_start(root: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.json", "ACTIVE", "fences.json"])
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"x": "y"}', b'{"epoch": 1}\xff'])
-def test_a_damaged_record_is_told_and_nothing_is_overwritten(root: Path, name: str, data: bytes) -> None:
+def test_a_damaged_record_is_reported_and_nothing_is_overwritten(root: Path, name: str, data: bytes) -> None:
     store = open_store(root, versions=1)
     (root / name).write_bytes(data)
     with pytest.raises(BadCodebook, match="damaged"):
@@ -609,7 +609,7 @@ def test_a_lost_active_record_comes_back_from_the_audit_log(root: Path) -> None:
     assert store.active() == lost
 
 
-def test_a_damaged_audit_log_is_told_and_does_not_stop_a_named_move(root: Path) -> None:
+def test_a_damaged_audit_log_is_reported_and_does_not_stop_a_named_move(root: Path) -> None:
     store = open_store(root, versions=2)
     store.activate("v2", by="me")
     log = root / "audit.jsonl"

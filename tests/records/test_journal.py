@@ -206,7 +206,7 @@ def test_an_event_that_is_not_json_is_refused(journal: Journal, event: dict[str,
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"id": 1}', "null", "\udcff"])
-def test_a_damaged_record_is_told_and_hides_no_other(journal: Journal, damage: str) -> None:
+def test_a_damaged_record_is_reported_and_hides_no_other(journal: Journal, damage: str) -> None:
     good, bad = job_in(journal, "running"), job_in(journal, "running")
     (journal.path(bad).parent / "record.json").write_bytes(damage.encode(errors="surrogateescape"))
     with pytest.raises(SafeCBError, match="damaged"):
