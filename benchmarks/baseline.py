@@ -1,7 +1,7 @@
-"""What one would write without Safe-CB: FastAPI around the `generate` of transformers, same weights, same settings.
+"""Baseline server: FastAPI around the `generate` of transformers, with the same weights and settings as Safe-CB.
 
-`python -m benchmarks.baseline --mode single` draws one image at a time, `batched` whatever waits, up to 8 together (32
-on a GPU), and `compiled` the same with the language model compiled. Prints its address when it is ready.
+`python -m benchmarks.baseline --mode single` draws one image at a time, `batched` closed batches of up to 8 waiting
+requests (32 on a GPU), and `compiled` the same with the language model compiled. Prints its address when it is ready.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ TOGETHER, WAIT_S = {"cpu": 8, "cuda": 32}, 0.01
 
 
 class GenerateRequest(BaseModel):
-    """The part of POST /generate that the benchmark uses; transformers has one random state, the seed has no effect."""
+    """The fields of POST /generate that the benchmark uses; the seed has no effect on the one RNG of transformers."""
 
     prompt: str
     seed: int
 
 
 class Generator:
-    """A model by its name in SAFECB_MODEL, and one thread that draws closed batches of what waits.
+    """A model by its name in SAFECB_MODEL, and one thread that draws closed batches of the waiting requests.
 
-    That thread loads as well: OpenMP's helpers stay with the thread that had them first, and are slow in a second one.
+    That thread also loads the model: OpenMP's thread pool belongs to its first user and is slow for a second one.
     """
 
     def __init__(self, name: str, device: torch.device, together: int, compiled: bool) -> None:
@@ -45,13 +45,13 @@ class Generator:
         loaded.result()
 
     def draw(self, prompt: str) -> bytes:
-        """Wait for the PNG of a prompt."""
+        """Return the PNG of a prompt; blocks."""
         future: Future[bytes] = Future()
         self._waiting.put((prompt, future))
         return future.result()
 
     def _load(self, name: str, device: torch.device, compiled: bool) -> None:
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16  # as Safe-CB has it
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16  # as in Safe-CB
         self._model, self._processor, self._settings, _ = load_janus(name, device, dtype)
         self._model.train(False)
         if compiled:
@@ -102,7 +102,7 @@ def _talk(prompt: str) -> list[dict[str, Any]]:
 
 
 def app_of(generator: Generator) -> FastAPI:
-    """The server: POST /generate answers a PNG."""
+    """Return the app: POST /generate returns a PNG."""
     app = FastAPI()
 
     @app.post("/generate")

@@ -1,4 +1,4 @@
-"""What field reports describe, done to the running service: stops under load, kills at random moments, every fault.
+"""Chaos benchmark of the running service: stops under load, kills at random moments, and the faults of field reports.
 
 Stops: SIGTERM to `safecb serve` under 32 callers, half of the time with a second to drain. Kills: `kill -9` of server,
 worker or Redis under callers while improve jobs run one after the other. Faults: the tests marked `fault`, by line.
@@ -76,7 +76,7 @@ def _wait(true: Any, what: str) -> None:  # noqa: ANN401 - any call
 
 
 def stops(folder: Path, runs: int) -> dict[str, Any]:
-    """Stop the service under load, `runs` times, each at another moment."""
+    """Stop the service under load, `runs` times, at different moments."""
     tally, took, codes = Tally(), list[float](), Counter[int]()
     home = folder / "stops"
     for run in range(runs):
@@ -98,7 +98,7 @@ def stops(folder: Path, runs: int) -> dict[str, Any]:
 
 
 async def _stop_under_load(process: subprocess.Popen[bytes], url: str, tally: Tally, after_s: float) -> float:
-    """Send SIGTERM `after_s` from now under CALLERS; return how many seconds the service then took to end."""
+    """Send SIGTERM after `after_s` under CALLERS; return the seconds until the service has ended."""
     asking = asyncio.create_task(ask(url, CALLERS, tally, lambda: process.poll() is not None))
     await asyncio.sleep(after_s)
     began = time.monotonic()
@@ -110,7 +110,7 @@ async def _stop_under_load(process: subprocess.Popen[bytes], url: str, tally: Ta
 
 
 def kills(folder: Path, count: int) -> dict[str, Any]:
-    """Kill a part of the service at `count` random moments under load, and see what became of versions and jobs."""
+    """Kill a part of the service at `count` random moments under load; return the state of versions and jobs."""
     tally, over, accepted = Tally(), Event(), list[str]()
     home, chance, killed = folder / "kills", random.Random(0), Counter[str]()
     with supervisor(["benchmarks.short_job"], home) as (process, url, log):
@@ -137,7 +137,7 @@ def kills(folder: Path, count: int) -> dict[str, Any]:
 
 
 def _victim(process: subprocess.Popen[bytes], part: str) -> psutil.Process:
-    """The child whose command line holds `part`, once it is there again."""
+    """Return the child whose command line contains `part`, once it runs again."""
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         for child in psutil.Process(process.pid).children():
@@ -149,7 +149,7 @@ def _victim(process: subprocess.Popen[bytes], part: str) -> psutil.Process:
 
 
 def _improve(url: str, accepted: list[str], over: Event) -> None:
-    """Ask for one improve job after another."""
+    """Start one improve job after another."""
     with httpx2.Client(base_url=url, timeout=30) as http:
         while not over.wait(0.2):
             with suppress(httpx2.HTTPError):
@@ -169,7 +169,7 @@ def _unfinished(home: Path) -> bool:
 
 
 def outcome(home: Path, accepted: Sequence[str], tally: Tally) -> dict[str, int]:
-    """Count what was lost, done twice or mixed, by the files of the store and the journal."""
+    """Count lost, duplicated and mixed results, by the files of the store and the journal."""
     store, jobs = CodebookStore(home / "store"), {job.id: job for job in Journal(home / "jobs").list()}
     published: dict[str | None, list[int]] = defaultdict(list)
     for manifest in store.versions():
@@ -201,7 +201,7 @@ def _loads(store: CodebookStore, version: str) -> bool:
 
 
 def faults(folder: Path) -> list[dict[str, Any]]:
-    """Run the tests marked `fault`, most of which wait for something, four at a time; one row a line."""
+    """Run the tests marked `fault`, four at a time since most of them wait; one row per line."""
     report = folder / "faults.xml"
     command = [sys.executable, "-m", "pytest", "-m", "fault", "-q", "-n", "4", "--dist", "worksteal"]
     subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT, check=False)
@@ -209,7 +209,7 @@ def faults(folder: Path) -> list[dict[str, Any]]:
 
 
 def by_line(report: ElementTree.Element) -> list[dict[str, Any]]:
-    """Sum up pytest's JUnit report by the lines of field reports, which tests/conftest.py notes as properties."""
+    """Sum up pytest's JUnit report by the lines of field reports, which tests/conftest.py adds as properties."""
     outcomes: dict[str, Counter[str]] = defaultdict(Counter)
     for case in report.iter("testcase"):
         marks = {child.tag for child in case} & {"failure", "error", "skipped"}
@@ -230,7 +230,7 @@ def by_line(report: ElementTree.Element) -> list[dict[str, Any]]:
 
 
 def missed(results: Mapping[str, Any]) -> list[str]:
-    """The bars that are not met, in words."""
+    """Return the bars that are missed, in words."""
     zero = {
         "stops": ("other than 200 or a problem", "cut", "tracebacks", "exit codes other than 0"),
         "kills": ("jobs lost", "jobs run twice", "versions lost", "versions damaged", "images mixed",
@@ -242,7 +242,7 @@ def missed(results: Mapping[str, Any]) -> list[str]:
 
 
 def page(results: Mapping[str, Any]) -> list[str]:
-    """The Markdown page."""
+    """Return the Markdown page."""
     lines = ["# Chaos", "", "Written by `python -m benchmarks.chaos`. Bars that are missed: "
              f"{'; '.join(missed(results)) or 'none'}.", ""]  # fmt: skip
     lines += [f"{key}: {value}  " for key, value in results["about"].items()]

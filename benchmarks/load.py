@@ -1,7 +1,7 @@
-"""Callers: a closed loop, in which each asks again once answered, and Poisson arrivals, which do not wait.
+"""Load generators: a closed loop of callers, and open-loop Poisson arrivals.
 
-Every call is checked: an answer that is no PNG with status 200 counts as failed. A call that a full queue refuses (429)
-is made again after the time that the answer asks for, as clients do.
+Every response is checked: anything but a PNG with status 200 counts as failed. A call that is refused (429) is retried
+after its Retry-After, as clients do.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ PATIENCE_S = 600.0
 
 @dataclass
 class Load:
-    """What came of a load, by call: seconds from asking to the whole PNG, when that was, and (prompt, seed, PNG).
+    """Results of a load, per call: seconds to the whole PNG, time of its arrival, and (prompt, seed, PNG).
 
-    refused counts the answers of a full queue; such a call's seconds run on from when it was first made.
+    refused: number of 429 responses; the seconds of such a call count from its first attempt.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Load:
     pngs: list[tuple[str, int, bytes]] = field(default_factory=list)
 
     def figures(self) -> dict[str, float]:
-        """Images a second, and percentiles of the latency in ms."""
+        """Return images per second, and percentiles of the latency in ms."""
         cuts = quantiles(self.seconds, n=100, method="inclusive")
         return {
             "images": len(self.seconds),
@@ -57,13 +57,13 @@ class Load:
         }
 
     def rate(self, begin_s: float, end_s: float) -> float:
-        """Images a second between two times, in seconds since the first image came."""
+        """Return images per second between two times, in seconds since the first image."""
         first = min(self.ends)
         return sum(begin_s < end - first < end_s for end in self.ends) / (end_s - begin_s)
 
 
 def calls(count: int, first: int = 0) -> Iterator[tuple[str, int]]:
-    """`count` (prompt, seed) pairs: the same ones for every server and load."""
+    """Return `count` (prompt, seed) pairs: the same for every server and load."""
     return ((PROMPTS[number % len(PROMPTS)], number) for number in range(first, first + count))
 
 
@@ -102,13 +102,13 @@ def poisson(url: str, rate: float, pairs: Iterable[tuple[str, int]]) -> Load:
 
 
 class Ask:
-    """One way to ask for an image, noted in a Load."""
+    """A call that requests one image and records it in a Load."""
 
     def __init__(self, http: httpx2.AsyncClient, load: Load) -> None:
         self._http, self._load = http, load
 
     async def __call__(self, prompt: str, seed: int) -> None:
-        """Ask for one image, again and again for ten minutes."""
+        """Request one image, with retries for up to PATIENCE_S."""
         began = time.perf_counter()
         try:
             while (answer := await self._post(prompt, seed)).status_code == HTTPStatus.TOO_MANY_REQUESTS:

@@ -1,6 +1,6 @@
-"""What the server does with more callers than it can serve: whether it draws on, and what it makes of the others.
+"""Overload benchmark: throughput and refusals under Poisson arrivals below and above the server's capacity.
 
-Poisson arrivals below and above what it can do at most. A call that is refused (429) comes again when the server says.
+A call that is refused (429) is retried after its Retry-After.
 
 `python -m benchmarks.overload` writes docs/benchmarks/overload.{json,md,png}.
 """
@@ -22,11 +22,11 @@ from benchmarks.serving import server
 SHARES = (0.8, 1.3, 2.0)
 ROUNDS = 2
 ARRIVE_S = 25.0
-BEGINS_S = 5.0  # of these do not count: the line fills
+BEGINS_S = 5.0  # of these do not count: the queue fills
 
 
 def measure(folder: Path) -> list[dict[str, float]]:
-    """Load the server by each share of what it does for 32 callers, in turn, again and again."""
+    """Load the server at each share of its closed-loop throughput, in ROUNDS turns."""
     rows = []
     with server("c", folder) as running:
         closed_loop(running.url, 32, calls(320))
@@ -41,25 +41,25 @@ def measure(folder: Path) -> list[dict[str, float]]:
 
 
 def overloaded(url: str, about: float, prompts: Iterator[tuple[str, int]], share: float = 1.3) -> tuple[Load, float]:
-    """Ask for more than the server can do, for 25 s, and return how many images a second it draws.
+    """Load the server beyond its capacity for ARRIVE_S; return the load and the images per second.
 
-    `about`: what it does in a closed loop, which is a tenth more than under arrivals at random.
+    about: throughput in a closed loop, which is a little higher than under Poisson arrivals.
     """
     load = poisson(url, share * about, islice(prompts, round(share * about * ARRIVE_S)))
     return load, load.rate(BEGINS_S, ARRIVE_S)
 
 
 def counts(load: Load) -> dict[str, float]:
-    """The load's own figures, but for images a second until the last one."""
+    """Return the figures of the load without its images per second, which include the tail."""
     return {name: figure for name, figure in load.figures().items() if name != "images_per_s"}
 
 
 def page(rows: list[dict[str, float]], about: dict[str, Any]) -> list[str]:
-    """The Markdown page."""
+    """Return the Markdown page."""
     lines = [
         "# Overload",
         "",
-        "Written by `python -m benchmarks.overload`: Poisson arrivals at shares of what 32 callers get.",
+        "Written by `python -m benchmarks.overload`: Poisson arrivals at shares of the throughput of 32 callers.",
         "",
     ]
     lines += [f"{key}: {value}  " for key, value in about.items()]
@@ -67,7 +67,7 @@ def page(rows: list[dict[str, float]], about: dict[str, Any]) -> list[str]:
 
 
 def picture(rows: list[dict[str, float]]) -> Figure:
-    """Images a second by what is asked for."""
+    """Return the plot of images per second by the rate of requests."""
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
     axes.plot([row["asked_per_s"] for row in rows], [row["drawn_per_s"] for row in rows], "o")

@@ -1,4 +1,4 @@
-"""Servers as processes of their own: started, waited for, watched and ended."""
+"""Server processes of the benchmarks: start, readiness, memory and end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE_S = 300.0
 
 @dataclass(frozen=True)
 class Running:
-    """A server that answers at `url`."""
+    """A server at `url`."""
 
     url: str
     process: psutil.Process

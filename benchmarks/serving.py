@@ -1,9 +1,9 @@
-"""Speed of serving, beside what one would write without Safe-CB, on the same weights and prompts, in turn in one run.
+"""Serving benchmark against plain transformers servers, with the same weights and prompts, in turn in one run.
 
 (a) FastAPI and the `generate` of transformers, one image at a time; (b) the same in closed batches of up to 8; (b2)
 with the language model compiled; (c) Safe-CB, which also judges every image. Each serves a closed loop of 1, 8 and 32
-callers and Poisson arrivals at 50, 80 and 95 % of what (b) can do at most. On a GPU, where (a) and (b) take minutes for
-what (c) does in seconds, each serves the closed loops that the figures are about, (c) also of 64 and 128 callers.
+callers and Poisson arrivals at 50, 80 and 95 % of the capacity of (b). On a GPU, where (a) and (b) are far slower than
+(c), each serves only the closed loops that the figures need, (c) also of 64 and 128 callers.
 
 `python -m benchmarks.serving` writes docs/benchmarks/serving.{json,md,png}; with `--model random:janus-pro-1b --device
 cuda`, serving-janus-pro-1b.*: the published geometry on one GPU, in bfloat16.
@@ -104,7 +104,7 @@ def server(name: str, folder: Path, subject: Subject = Subject()) -> Iterator[Ru
 
 
 def measure(names: list[str], folder: Path, subject: Subject) -> dict[str, Any]:
-    """Put every server under every load, closed loops first, so that the rates of arrivals follow from (b)."""
+    """Put every server under every load, closed loops first: the arrival rates follow from (b)."""
     results: dict[str, Any] = {name: {"closed": {}, "poisson": {}} for name in names}
     for name in names:
         with server(name, folder, subject) as running_server:
@@ -123,7 +123,7 @@ def measure(names: list[str], folder: Path, subject: Subject) -> dict[str, Any]:
         return results
     most = max(figures["images_per_s"] for figures in results["b"]["closed"].values())
     with ExitStack() as up:
-        # All at once, each load in turn: a machine that slows down for a while does so for all of them.
+        # All servers simultaneously, each load in turn: a machine that slows down does so for all of them.
         urls = {name: up.enter_context(server(name, folder, subject)).url for name in names if name in ARRIVED_AT}
         for url in urls.values():
             _warm(url, subject)
@@ -135,12 +135,12 @@ def measure(names: list[str], folder: Path, subject: Subject) -> dict[str, Any]:
 
 
 def _warm(url: str, subject: Subject) -> None:
-    """Let what is compiled at its first use be compiled."""
+    """Warm up everything that is compiled at its first use."""
     closed_loop(url, 8, calls(subject.loads.warm))
 
 
 def device_memory_mb(device: str) -> float:
-    """What is taken of a GPU's memory, by whomever, in MB; 0 for the CPU."""
+    """Return the used memory of the GPU, by all processes, in MB; 0 for the CPU."""
     if device == "cpu":
         return 0.0
     free, whole = torch.cuda.mem_get_info()
@@ -148,7 +148,7 @@ def device_memory_mb(device: str) -> float:
 
 
 def differing(loads: Mapping[int, Load]) -> int:
-    """How many images of the same prompt and seed came out as other files under other loads."""
+    """Return the number of (prompt, seed) pairs whose files differ between loads."""
     files: dict[tuple[str, int], set[bytes]] = {}
     for load in loads.values():
         for prompt, seed, png in load.pngs:
@@ -179,7 +179,7 @@ def _print(name: str, label: str, load: Load) -> dict[str, float]:
 
 
 def rows_of(results: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
-    """One row a server and load."""
+    """Return one row per server and load."""
     return [
         {"server": SERVERS[name], "load": load, **figures}
         for name, loads in results.items()
@@ -188,17 +188,17 @@ def rows_of(results: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
 
 
 def page(results: Mapping[str, Any], costs: list[dict[str, float]], about: Mapping[str, Any], name: str) -> list[str]:
-    """The Markdown page."""
+    """Return the Markdown page."""
     lines = ["# Serving", "", "Written by `python -m benchmarks.serving`; times include HTTP and the PNG file.", ""]
     lines += [f"{key}: {value}  " for key, value in about.items()]
     lines += ["", "## Ratios", "", *table([{"what": k, "ratio": v} for k, v in ratios(results).items()])]
-    lines += ["", "## Closed loop (callers who ask again once answered)", "", *table(rows_of(results, "closed"))]
+    lines += ["", "## Closed loop", "", *table(rows_of(results, "closed"))]
     if arrivals := rows_of(results, "poisson"):
-        lines += ["", "## Poisson arrivals (at shares of what b can do at most)", "", *table(arrivals)]
-    lines += ["", "## A step by images drawn at once", "", *table(costs), ""]
+        lines += ["", "## Poisson arrivals (at shares of the capacity of b)", "", *table(arrivals)]
+    lines += ["", "## Decode step by batch size", "", *table(costs), ""]
     memory = [{"server": SERVERS[name], **_memory(loads)} for name, loads in results.items()]
     lines += ["## Memory after the closed loops, MB", "", *table(memory), ""]
-    lines += [f"Images of c that came out otherwise in company: {results['c']['differing_images']}.", ""]
+    lines += [f"Images of c that differ between batches: {results['c']['differing_images']}.", ""]
     return [*lines, f"![Serving]({name}.png)"]
 
 
@@ -207,7 +207,7 @@ def _memory(loads: Mapping[str, Any]) -> dict[str, float]:
 
 
 def picture(results: Mapping[str, Any], costs: list[dict[str, float]]) -> Figure:
-    """Throughput by callers, latency under Poisson arrivals, and the cost of an image by images at once."""
+    """Return the plots of throughput by callers, latency under Poisson arrivals, and cost of an image by batch size."""
     arriving = any(loads["poisson"] for loads in results.values())
     panels = ["closed", "arrivals", "cost"] if arriving else ["closed", "cost"]
     figure = Figure(figsize=(4.4 * len(panels), 4), layout="constrained")
@@ -221,12 +221,12 @@ def picture(results: Mapping[str, Any], costs: list[dict[str, float]]) -> Figure
             axes = axes_of["arrivals"]
             axes.plot(list(values), [f["p50_ms"] for f in values.values()], "o-", label=f"{SERVERS[name]}, p50")
             axes.plot(list(values), [f["p95_ms"] for f in values.values()], ".:", label=f"{SERVERS[name]}, p95")
-            axes.set(xlabel="load, share of what b can do", ylabel="ms", ylim=(0, None), title="Poisson arrivals")
+            axes.set(xlabel="load, share of the capacity of b", ylabel="ms", ylim=(0, None), title="Poisson arrivals")
     closed.set(xscale="log", xlabel="callers", ylabel="images / s", title="Closed loop")
     cost.plot([c["images"] for c in costs], [c["image_ms"] for c in costs], "o-", label="measured")
     floor = [c["image_ms"] * c["share_of_floor"] for c in costs]
     cost.plot([c["images"] for c in costs], floor, "k--", label="this machine's floor")
-    cost.set(xscale="log", xlabel="images at once", ylabel="ms an image", ylim=(0, None), title="Cost of drawing")
+    cost.set(xscale="log", xlabel="batch size, images", ylabel="ms per image", ylim=(0, None), title="Cost of drawing")
     for axes in axes_of.values():
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
@@ -236,7 +236,7 @@ def picture(results: Mapping[str, Any], costs: list[dict[str, float]]) -> Figure
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--servers", default="a,b,b2,c", help="which of them, parted by commas; a, b and c are needed")
+    parser.add_argument("--servers", default="a,b,b2,c", help="comma-separated subset; a, b and c are required")
     parser.add_argument("--model", default="embedded", help="as in SAFECB_MODEL")
     parser.add_argument("--device", default="cpu", choices=list(LOADS))
     options = parser.parse_args()

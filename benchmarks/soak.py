@@ -1,7 +1,7 @@
-"""Half an hour at 95 % of what the server can do: whether it loses a request or grows.
+"""Soak benchmark: half an hour at 95 % of the server's capacity; counts lost requests and memory growth.
 
-At that load chance fills the queue at times: a call that is refused (429) comes again when the server says, and counts
-as lost if it has no image after ten minutes.
+At that load the queue is full at times: a call that is refused (429) is retried after its Retry-After, and counts as
+lost if it has no image after ten minutes.
 
 `python -m benchmarks.soak` writes docs/benchmarks/soak.{json,md,png}.
 """
@@ -26,7 +26,7 @@ from benchmarks.serving import server
 SHARE = 0.95
 STRETCH_S = 60.0  # memory is read between stretches
 WARM_UP = 5  # stretches that do not count
-OFTEN = 5  # stretches between which it is measured anew what the server can do
+OFTEN = 5  # stretches between two measurements of the capacity
 
 
 def measure(minutes: int, folder: Path) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def measure(minutes: int, folder: Path) -> dict[str, Any]:
 
 
 def page(results: dict[str, Any], about: dict[str, Any]) -> list[str]:
-    """The Markdown page."""
+    """Return the Markdown page."""
     rates = f"Poisson arrivals at {SHARE:.0%} of what it draws under overload"
     lines = ["# Soak", "", f"Written by `python -m benchmarks.soak`: {rates}.", ""]
     lines += [f"{key}: {value}  " for key, value in about.items()]
@@ -66,7 +66,7 @@ def page(results: dict[str, Any], about: dict[str, Any]) -> list[str]:
 
 
 def picture(results: dict[str, Any]) -> Figure:
-    """Memory and latency by minute."""
+    """Return the plot of memory and latency by minute."""
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     memory, latency = figure.subplots(1, 2)
     memory.plot([minute["memory_mb"] for minute in results["minutes"]])

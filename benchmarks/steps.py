@@ -1,7 +1,7 @@
-"""What a step costs by the number of images drawn at once, against the floor that this machine sets.
+"""Decode-step cost by batch size, against the roofline of the machine.
 
-The floor of a step is the longer of two times: reading the weights once, and what each row has read so far, at the
-memory's pace; and multiplying at the processor's, or the card's. Both paces are measured here, just before.
+The floor of a step is the longer of two times: reading the weights once and the KV cache of each row at memory
+bandwidth, and the multiplications at the peak rate. Both rates are measured first.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Work:
 
 
 def step_costs(name: str, device: str) -> list[dict[str, float]]:
-    """For each number of images: milliseconds a step and an image, the floor, and the share of it in [0, 1]."""
+    """Return, per number of images: milliseconds per step and image, the floor, and the share of it in [0, 1]."""
     model, dtype = load_model(name, device, "auto"), torch.float32 if device == "cpu" else torch.bfloat16
     work, (bytes_per_s, flops) = work_of(name), machine(model.device, dtype)
     rows = []
@@ -53,7 +53,7 @@ def step_costs(name: str, device: str) -> list[dict[str, float]]:
 
 
 def work_of(name: str) -> Work:
-    """The decoder layers and the image head, and the keys and values."""
+    """Return the weights of the decoder layers and the image head, and the keys and values."""
     if name.startswith(PREFIX):
         model, _, _ = random_janus(name, torch.device("meta"), torch.bfloat16)
     else:
@@ -64,7 +64,7 @@ def work_of(name: str) -> Work:
 
 
 def machine(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """Bytes a second that the memory gives, and operations a second in this dtype that the device makes."""
+    """Return the memory bandwidth in bytes/s, and the peak rate of the device in FLOP/s for this dtype."""
     many = torch.ones(64 * 2**20, device=device)  # 256 MB: no cache holds it
     other = torch.empty_like(many)
     pace = max(many.nbytes / _fastest(many.sum, device), 2 * many.nbytes / _fastest(lambda: other.copy_(many), device))
@@ -78,7 +78,7 @@ def _fastest(work: Callable[[], object], device: torch.device, times: int = 5) -
 
 
 def _timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds until the work is done, on a GPU too."""
+    """Return the seconds of the work, with synchronisation on a GPU."""
     _wait(device)
     began = time.perf_counter()
     work()
@@ -92,7 +92,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _step_s(model: Served, images: int) -> tuple[float, float]:
-    """Seconds that a step takes on the average of whole images, and how many places a row has read on that average."""
+    """Return the mean seconds of a step over whole images, and the mean number of KV positions of a row."""
     book = model.base_codebook()
     slots = model.slots(2 * images)
     slots.warm()

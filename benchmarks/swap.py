@@ -1,8 +1,8 @@
-"""What swapping the codebook costs the callers: 1,000 publishes at 10 a second under 32 of them.
+"""Swap benchmark: latency of 32 callers under 1,000 publishes at 10 per second.
 
-Every version has a pixel table of its own, and every image that came back is decoded once more here, under the version
-it names, and compared. The server is loaded in turn without and with swaps; without, the same publisher writes to
-another store, so that its own work weighs alike. `python -m benchmarks.swap` writes docs/benchmarks/swap.{json,md,png}.
+Every version has a pixel table of its own, and every image is decoded again here, under the version that it names, and
+compared. The server is loaded in turn without and with swaps; without, the same publisher writes to another store, so
+that its own load is equal. `python -m benchmarks.swap` writes docs/benchmarks/swap.{json,md,png}.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from engine.png import to_bytes
 from engine.registry import load_model
 
 CLIENTS, EVERY_S = 32, 0.1
-WARM_UP = 2000  # images, in which most of the memory is met; then WARM_UP_SWAPS publishes fill the slots for versions
+WARM_UP = 2000  # images, which allocate most of the memory; then WARM_UP_SWAPS publishes fill the slots for versions
 WARM_UP_SWAPS, TURNS = 50, 4
-SEEDS = 4  # a prompt: as few different images as tell the versions apart
+SEEDS = 4  # per prompt
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of load: how it went, and when each version was published (seconds since the epoch)."""
+    """One stretch of load: its results, and the time of each publication (seconds since the epoch)."""
 
     swaps: bool
     load: Load
@@ -57,7 +57,7 @@ class Phase:
 
 
 def signed(base: Codebook, number: int) -> Codebook:
-    """The base codebook with its codes moved round by `number`: every version decodes the same tokens otherwise."""
+    """Return the base codebook with its codes rotated by `number`: every version decodes differently."""
     return replace(base, version="draft", pixel=base.pixel.roll(number + 1, 0))
 
 
@@ -79,7 +79,7 @@ def publish(folder: Path, first: int, count: int, hint: str | None, published: A
 
 
 def phase(running: Running, store: Path, hint: str | None, first: int, count: int) -> Phase:
-    """Load the server for as long as `count` publishes take; they go to `store`."""
+    """Load the server while `count` versions are published to `store`."""
     context = multiprocessing.get_context("spawn")
     channel = context.Queue()
     publisher = context.Process(target=publish, args=(store, first, count, hint, channel))
@@ -101,7 +101,7 @@ def pairs_while(goes_on: Callable[[], bool]) -> Iterator[tuple[str, int]]:
 
 
 def wrong(load: Load, base: Codebook, table_of: Callable[[str], torch.Tensor]) -> int:
-    """How many images are not what the pixel table of their version, by `table_of`, makes of their prompt and seed."""
+    """Return the number of images that differ from their prompt and seed decoded under the table of their version."""
     model = load_model("embedded", "cpu", "float32")
     torch.set_num_threads(1)  # as the server decodes
     pairs = sorted({(prompt, seed) for prompt, seed, _ in load.pngs})
@@ -116,27 +116,27 @@ def wrong(load: Load, base: Codebook, table_of: Callable[[str], torch.Tensor]) -
 
 
 def table_of(base: Codebook, version: str) -> torch.Tensor:
-    """The pixel table of a version that `publish` made."""
+    """Return the pixel table of a version of `publish`."""
     number = int(version[1:])
     return base.pixel if number == 0 else signed(base, number - 1).pixel
 
 
 def opened(png: bytes) -> tuple[str, bytes]:
-    """The version that a PNG names, and its pixels."""
+    """Return the version that a PNG names, and its pixels."""
     with Image.open(BytesIO(png)) as image:
         image.load()
         return str(image.text["codebook"]), image.tobytes()  # type: ignore[attr-defined]
 
 
 def resident_times(log: Path) -> dict[str, float]:
-    """When the server first says that it made each version active, in seconds since the epoch, to the millisecond."""
+    """Return the first time that the server's log names each version active, in seconds since the epoch."""
     lines = re.findall(r"^(\S+ \S+) \S+ codebook (v\d+) is active", log.read_text(encoding="utf-8"), re.MULTILINE)
-    lines.reverse()  # a rollback may say so again
+    lines.reverse()  # a rollback repeats the line
     return {version: datetime.strptime(when, "%Y-%m-%d %H:%M:%S,%f").timestamp() for when, version in lines}
 
 
 def flips(store: Path, times: int = 1000) -> list[float]:
-    """Seconds that a reader of the store takes to follow a move between versions it has in memory."""
+    """Return the seconds that a reader of the store takes to follow an activation between resident versions."""
     moved = CodebookStore(store)
     live, taken = LiveCodebooks(moved), list[float]()
     for number in range(times):
@@ -148,7 +148,7 @@ def flips(store: Path, times: int = 1000) -> list[float]:
 
 
 def measure(publishes: int, folder: Path) -> dict[str, Any]:
-    """Run the phases in turn and sum them up."""
+    """Run the phases in turn and return the figures."""
     base = load_model("embedded", "cpu", "float32").base_codebook()
     quiet, each = folder / "elsewhere", publishes // TURNS
     CodebookStore(quiet).initialise(base, {})
@@ -182,24 +182,24 @@ def measure(publishes: int, folder: Path) -> dict[str, Any]:
 
 
 def at_rest(running: Running) -> float:
-    """Megabytes of the server when it has given back what it has no use for, as it does now and then."""
+    """Return the memory of the server in MB after its next heap trim."""
     time.sleep(upkeep.EVERY_S + 1)
     return running.memory_mb()
 
 
 def latency(phases: Sequence[Phase], swaps: bool) -> dict[str, float]:
-    """Percentiles of the callers' seconds, of the phases of one kind."""
+    """Return percentiles of the latency over the phases of one kind."""
     return spread([1e3 * taken for part in phases if part.swaps == swaps for taken in part.load.seconds])
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, p95, p99 and the largest."""
+    """Return the median, p95, p99 and the maximum."""
     cuts = quantiles(values, n=100, method="inclusive")
     return {"p50": cuts[49], "p95": cuts[94], "p99": cuts[98], "max": max(values), "n": len(values)}
 
 
 def first_images(part: Phase) -> list[float]:
-    """Seconds from each publish to the first image under that version, where there was one."""
+    """Return the seconds from each publication to the first image under that version, if there was one."""
     first: dict[str, float] = {}
     for when, (_, _, png) in zip(part.load.ends, part.load.pngs, strict=True):
         version, _ = opened(png)
@@ -208,7 +208,7 @@ def first_images(part: Phase) -> list[float]:
 
 
 def roll_back(url: str) -> float:
-    """Seconds that POST /codebooks/rollback takes; the next image is drawn under what it says."""
+    """Return the seconds of POST /codebooks/rollback; the next image must be drawn under its version."""
     with httpx2.Client(base_url=url, timeout=600) as http:
         began = time.perf_counter()
         moved = http.post("/codebooks/rollback", json={}).raise_for_status().json()
@@ -219,7 +219,7 @@ def roll_back(url: str) -> float:
 
 
 def page(results: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
-    """The Markdown page."""
+    """Return the Markdown page."""
     lines = [
         "# Swapping",
         "",
@@ -241,7 +241,7 @@ def page(results: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
 
 
 def picture(phases: Mapping[str, Any]) -> Figure:
-    """Percentiles of the latency with and without swaps."""
+    """Return the plot of latency percentiles with and without swaps."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for kind, figures in phases["latency"].items():
