@@ -70,9 +70,9 @@ def publish(folder: Path, first: int, count: int, hint: str | None, published: A
     for number in range(first, first + count):
         time.sleep(max(0.0, began + (number - first) * EVERY_S - time.monotonic()))
         manifest = store.publish(
-            signed(base, number), parent="v0", job=f"swap-{number}", round=1, figures={}, gates={}, report={}, fence=1,
-            activate=True,
-        )  # fmt: skip
+            signed(base, number), parent="v0", job=f"swap-{number}", round=1, figures={}, gates={}, report={}, fence=1
+        )
+        store.activate(manifest.version, by="benchmark")
         published.put((manifest.version, time.time()))
         if redis is not None:
             redis.publish(HINT_CHANNEL, manifest.version)

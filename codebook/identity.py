@@ -1,16 +1,19 @@
 """Identity of the model that a store belongs to; every version in the store must match it.
 
-Knows names and sizes. Knows no tensor values.
+Knows names and sizes, and their file. Knows no tensor values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from codebook.value import Codebook
-from core.errors import BadCodebook, BadInput
+from core.atomic import read_file, replace_file
+from core.errors import BadCodebook, BadInput, NotFound
+from core.json_records import decode, encode
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,29 @@ class Identity:
         if model_hash != self.model_hash:
             hashes = f"made for model {model_hash[:12]}, and this store is for {self.model_hash[:12]}"
             raise BadCodebook(version, "model_hash", f"{hashes}; another model needs another store folder")
+
+
+class IdentityFile:
+    """The identity of a store in its file `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the file exists."""
+        return self._path.exists()
+
+    def read(self) -> Identity:
+        """Return the identity. Raises NotFound if there is none, BadCodebook (model) if the file is damaged."""
+        try:
+            return decode(Identity, read_file(self._path))
+        except FileNotFoundError:
+            raise NotFound(f"there is no codebook store in {self._path.parent}: it is not initialised") from None
+        except (OSError, ValueError) as error:
+            detail = f"{self._path} is damaged: {error}; move it away and start again: it is written again"
+            raise BadCodebook("store", "model", detail) from None
+
+    def write(self, identity: Identity) -> None:
+        """Write the identity; the caller holds the store's lock."""
+        replace_file(self._path, encode(identity))

@@ -36,15 +36,15 @@ from codebook.folder import (
     read_version,
     write_version,
 )
-from codebook.identity import Identity
+from codebook.identity import Identity, IdentityFile
 from codebook.manifest import Manifest, Origin
 from codebook.numbers import Numbers
 from codebook.pointer import ActiveRecord, Moved, Pointer
 from codebook.tensors import check, codebook_hash, pack
 from codebook.value import Codebook
-from core.atomic import list_folder, locked, read_file, replace_file
+from core.atomic import list_folder, locked
 from core.errors import BadCodebook, BadInput, Conflict, NotFound
-from core.json_records import decode, encode, plain
+from core.json_records import plain
 from core.storage import naming, probe
 
 __all__ = ["ActiveRecord", "CodebookStore", "Manifest", "Moved", "codebook_hash"]
@@ -63,6 +63,7 @@ class CodebookStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._versions = root / "versions"
+        self._identity_file = IdentityFile(root / "model.json")
         self._pointer = Pointer(root)
         self._fences = Fences(root / "fences.json")
         self._numbers = Numbers(root / "numbers.json")
@@ -81,11 +82,11 @@ class CodebookStore:
             self._versions.mkdir(parents=True, exist_ok=True)
         # No lock if there is nothing to create: a read-only store can be served.
         with nullcontext() if self._is_whole() else locked(self.root / ".lock"), naming(self.root):
-            is_new = not self._identity_file.exists()
+            is_new = not self._identity_file.is_there
             identity = Identity.of(base, plain("facts", facts)) if is_new else self._identity()
             _check(identity, base)
             if is_new:
-                replace_file(self._identity_file, encode(identity))
+                self._identity_file.write(identity)
             if BASE in self.names():
                 self._check_base()
             else:
@@ -148,16 +149,14 @@ class CodebookStore:
         report: Mapping[str, Any],
         images: Mapping[str, bytes] = _NO_IMAGES,
         fence: int,
-        activate: bool,
     ) -> Manifest:
-        """Store `draft` under the next free name and return its manifest; make it active too where `activate`.
+        """Store `draft` under the next free name and return its manifest. Does not activate it.
 
-        Exactly once a (job, round): a repeated call returns the first one's manifest, and does not activate what has
-        been active before, so that a replay cannot undo a rollback. `draft.version` is named in errors only.
-        `fence` is the attempt of the job. `images` are PNG bytes by file name. A crash leaves all of a version or none.
+        Idempotent per (job, round): a repeated call returns the manifest of the first. `draft.version` is for errors
+        only. fence: the attempt of the job. images: PNG bytes by file name. A crash leaves all of a version or none.
 
-        Raises Conflict for a stale fence or a (job, round) published with other content, NotFound for no such parent,
-        BadCodebook where the draft fails a check, BadInput for what is not JSON or no plain file name.
+        Raises Conflict for a stale fence or a (job, round) published with other content, NotFound for an unknown
+        parent, BadCodebook if the draft fails a check, BadInput for values that are not JSON and bad file names.
         """
         check_images(images)
         figures, gates = plain("figures", figures), plain("gates", gates)
@@ -165,12 +164,11 @@ class CodebookStore:
         with self._writing() as identity:
             _check(identity, draft)
             self._fences.admit(job, fence)
-            done = self._published(job, round)
-            manifest = done or self._add_next(identity, draft, origin, plain("report", report), images)
+            manifest = self._published(job, round) or self._add_next(
+                identity, draft, origin, plain("report", report), images
+            )
             if manifest.content_hash != codebook_hash(draft):
                 raise Conflict(f"round {round} of job {job} is published as {manifest.version}, with other content")
-            if activate and not (done and self._was_active(done.version)):
-                self._pointer.move(manifest.version, f"job {job}", "activate")
         return manifest
 
     def active(self) -> ActiveRecord:
@@ -214,18 +212,8 @@ class CodebookStore:
         with self._writing():
             return [asdict(record) for record in self._pointer.audit()]
 
-    @property
-    def _identity_file(self) -> Path:
-        return self.root / "model.json"
-
     def _identity(self) -> Identity:
-        try:
-            identity = decode(Identity, read_file(self._identity_file))
-        except FileNotFoundError:
-            raise NotFound(f"there is no codebook store in {self.root}: it is not initialised") from None
-        except (OSError, ValueError) as error:
-            detail = f"{self._identity_file} is damaged: {error}; move it away and start again: it is written again"
-            raise BadCodebook("store", "model", detail) from None
+        identity = self._identity_file.read()
         if self._model is not None:  # the folder may have been replaced by another model's store
             identity.check(BASE, *self._model)
         return identity
@@ -238,8 +226,8 @@ class CodebookStore:
             raise BadCodebook(BASE, error.check, f"{error.detail}; {again}") from None
 
     def _is_whole(self) -> bool:
-        files = (self._identity_file, self._versions / BASE, self.root / "ACTIVE")
-        return self._numbers.is_there and all(path.exists() for path in files)
+        folders = (self._versions / BASE, self.root / "ACTIVE")
+        return self._identity_file.is_there and self._numbers.is_there and all(path.exists() for path in folders)
 
     def _folder(self, version: str) -> Path:
         folder = self._versions / version
@@ -294,9 +282,6 @@ class CodebookStore:
         """Return the highest number of a version that exists or was ever active."""
         names = [*self.names(), *filter(_VERSION.fullmatch, self._pointer.mentioned())]
         return max(map(_number, names), default=0)
-
-    def _was_active(self, version: str) -> bool:
-        return any(record.version == version for record in self._pointer.audit())
 
 
 def _check(identity: Identity, codebook: Codebook) -> None:

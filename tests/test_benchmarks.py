@@ -105,7 +105,6 @@ def test_flips_are_measured_on_a_real_store(tmp_path: Path) -> None:
             gates={},
             report={},
             fence=1,
-            activate=True,
         )
     assert len(swap.flips(tmp_path / "store", 6)) == 4
 
@@ -196,9 +195,7 @@ def test_what_is_lost_or_damaged_is_counted(tmp_path: Path) -> None:
     rounds = []
     for number in range(1, ROUNDS + 1):
         draft = replace(base, pixel=base.pixel.roll(number, 0))
-        manifest = store.publish(
-            draft, parent="v0", job=job, round=number, figures={}, gates={}, report={}, fence=1, activate=False
-        )
+        manifest = store.publish(draft, parent="v0", job=job, round=number, figures={}, gates={}, report={}, fence=1)
         rounds.append({"round": number, "version": manifest.version})
     journal.update(job, status="finished", rounds=rounds)
 

@@ -122,7 +122,6 @@ def _publish(store: CodebookStore, outcome: RoundResult, draft: Codebook, parent
         report={**outcome.report, "seconds": watch.seconds()},
         images=outcome.images,
         fence=watch.fence,
-        activate=False,
     )
     return manifest.version
 

@@ -147,7 +147,7 @@ def test_a_version_that_overflows_fails_its_own_images_alone(falling: tuple[Serv
     store = server.service.store
     version = store.publish(
         replace(base, version="draft", output=edit), parent="v0", job="test", round=1, figures={}, gates={}, report={},
-        images={}, fence=1, activate=False,
+        images={}, fence=1,
     ).version  # fmt: skip
     refused = server.draw(codebook=version)
     assert refused.json()["type"] == "urn:safecb:problem:bad-number" and "logits" in refused.json()["detail"]

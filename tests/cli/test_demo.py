@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -113,6 +114,18 @@ def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[s
     assert "serve" in capsys.readouterr().err
 
 
-def test_the_worker_command_becomes_the_worker() -> None:
+def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    assert (stop.value.code, capsys.readouterr().out) == (0, f"safecb {project['version']}\n")
+
+
+def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "start Redis, a worker and the server" in capsys.readouterr().err
+
+
+def test_the_worker_command_runs_the_worker() -> None:
     done = subprocess.run([sys.executable, "-m", "cli.main", "worker"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "SAFECB_REDIS_URL" in done.stderr

@@ -22,7 +22,16 @@ from codebook.store import CodebookStore, codebook_hash
 from codebook.tensors import pack
 from codebook.value import Codebook, HalfwayProbe, HeadEdit, Router
 from core.errors import BadCodebook, BadInput, Conflict, NotFound
-from tests.support.books import FACTS, base_book, open_store, output_draft, output_edit, pixel_draft, publish
+from tests.support.books import (
+    FACTS,
+    base_book,
+    open_store,
+    output_draft,
+    output_edit,
+    pixel_draft,
+    publish,
+    publish_active,
+)
 from tests.support.racing import race
 
 Damage = Callable[[Path], None]
@@ -251,7 +260,7 @@ def test_a_bad_draft_is_refused_by_name_and_leaves_nothing(root: Path, name: str
     draft, check = BAD_DRAFTS[name]
     store = open_store(root)
     with pytest.raises(BadCodebook) as refused:
-        publish(store, draft, activate=True)
+        publish(store, draft)
     assert (refused.value.check, refused.value.version) == (check, "draft")
     assert sorted(path.name for path in (root / "versions").iterdir()) == ["v0"]
     assert store.active().version == "v0"
@@ -328,24 +337,9 @@ def test_a_stale_worker_cannot_publish(root: Path) -> None:
     publish(store, pixel_draft(1), fence=3)
     for draft, round in ((pixel_draft(1), 1), (pixel_draft(2), 2)):
         with pytest.raises(Conflict, match="stale"):
-            publish(store, draft, round=round, fence=2, activate=True)
+            publish(store, draft, round=round, fence=2)
     assert (store.names(), store.active().version) == (["v0", "v1"], "v0")
     publish(store, pixel_draft(2), job="other", fence=1)  # fences are a job's own
-
-
-def test_a_replay_does_not_undo_a_rollback(root: Path) -> None:
-    store = open_store(root)
-    publish(store, pixel_draft(1), activate=True)
-    store.rollback(by="operator")
-    publish(store, pixel_draft(1), activate=True, fence=2)
-    assert store.active().version == "v0"
-
-
-def test_a_replay_makes_up_for_the_activation_a_crash_prevented(root: Path) -> None:
-    store = open_store(root)
-    publish(store, pixel_draft(1), activate=False)
-    publish(store, pixel_draft(1), activate=True, fence=2)
-    assert (store.active().version, store.active().moved_by) == ("v1", "job j")
 
 
 # Bad files
@@ -489,7 +483,7 @@ def test_a_damaged_record_is_reported_and_nothing_is_overwritten(root: Path, nam
     store = open_store(root, versions=1)
     (root / name).write_bytes(data)
     with pytest.raises(BadCodebook, match="damaged"):
-        publish(store, pixel_draft(3), round=9, activate=True)
+        publish_active(store, pixel_draft(3), round=9)
     assert (root / name).read_bytes() == data
 
 
@@ -624,7 +618,7 @@ def test_a_damaged_audit_log_is_reported_and_does_not_stop_a_named_move(root: Pa
 def _publish_for_ever(root: Path, first: int) -> None:
     store = CodebookStore(root)
     for n in range(first, sys.maxsize):
-        publish(store, pixel_draft(n), round=n, activate=True)
+        publish_active(store, pixel_draft(n), round=n)
 
 
 def test_a_killed_publisher_leaves_whole_versions_only(root: Path) -> None:
@@ -672,7 +666,7 @@ def _read_while_others_write(root: Path, role: str) -> None:
     store = CodebookStore(root)
     for n in range(15):
         if role == "write":
-            publish(store, pixel_draft(n), round=n, activate=True)
+            publish_active(store, pixel_draft(n), round=n)
         else:
             for name in store.names():
                 store.load(name)
@@ -700,10 +694,9 @@ def test_no_move_is_lost_or_made_twice(root: Path) -> None:
 
 def test_one_round_is_published_once_by_racing_processes(root: Path) -> None:
     store = open_store(root)
-    results = race(_publish, [(root, 1, {"activate": True})] * 4)
+    results = race(_publish, [(root, 1, {})] * 4)
     assert results == ["v1"] * 4
     assert store.names() == ["v0", "v1"]
-    assert len(store.audit()) == 2
 
 
 def test_different_rounds_of_racing_processes_all_get_their_own_version(root: Path) -> None:

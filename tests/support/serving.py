@@ -107,7 +107,6 @@ def publish(store: CodebookStore, seed: int, *, output: bool = False) -> Manifes
         report={"note": "<script>alert(1)</script>"},
         images={"before_after.png": tiny_png()},
         fence=1,
-        activate=False,
     )
 
 

@@ -480,6 +480,21 @@ def test_an_operators_rollback_stands(house: House) -> None:
     assert house.store.active().version == "v0"
 
 
+def test_an_activation_that_a_crash_prevented_is_made_up_for(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("SAFECB_HOME", str(house.home))
+    house.allow(1)
+    job = house.job(enqueue=False)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(CodebookStore, "activate", crash)
+        run(job, house.settings, lambda settings: StillModel(), ScriptedLoop())
+    assert (house.published(job), house.store.active().version) == ([1], "v0")
+    run(job, house.settings, lambda settings: StillModel(), ScriptedLoop())
+    assert (house.published(job), house.store.active().version) == ([1], "v1")
+
+
 @pytest.mark.parametrize("function", ["os.system", "worker.jobs.run", "tests.support.scripted.improve.__call__"])
 def test_no_other_function_runs(house: House, function: str, tmp_path: Path) -> None:
     queue = Queue(QUEUE, connection=house.redis, serializer="json")
