@@ -96,6 +96,6 @@ class Heartbeats:
         return WorkerState("silent" if monotonic() - self._counts_from > SILENT_S else "heard", self._heard)
 
     def deaf(self) -> WorkerState:
-        """Return the state after a poll that failed; silence counts anew once Redis is back."""
+        """Return the state after a poll that failed; the silence restarts once Redis is back."""
         self._counts_from = monotonic()
         return WorkerState("unknown", self._heard)

@@ -98,11 +98,11 @@ def read_report(folder: Path) -> dict[str, Any]:
 def read_image(folder: Path, name: str) -> bytes:
     """Return the bytes of one PNG in `folder`. Raises NotFound unless `name` is one of its images."""
     if not _IMAGE.fullmatch(name):
-        raise NotFound(f"{folder.name} has no picture {name!r}")
+        raise NotFound(f"{folder.name} has no image {name!r}")
     try:
         return read_file(folder / name)
     except OSError:
-        raise NotFound(f"{folder.name} has no picture {name!r}") from None
+        raise NotFound(f"{folder.name} has no image {name!r}") from None
 
 
 def list_images(folder: Path) -> list[str]:

@@ -37,7 +37,7 @@ class Database:
     again.
 
     A file that is damaged, or another program's, is not changed: its use raises Unavailable, naming it. If it is
-    `expendable` it is moved aside at the first use and created anew.
+    `expendable` it is moved aside at the first use and created again.
     """
 
     def __init__(self, path: Path, schema: str, *, expendable: bool = False) -> None:
@@ -113,7 +113,7 @@ class Database:
         return beside
 
     def _refusal(self, damage: str) -> Unavailable:
-        detail = f"{self._path} cannot be used: {damage}; restore it from a backup or move it away to begin anew"
+        detail = f"{self._path} cannot be used: {damage}; restore it from a backup or move it away to start empty"
         return Unavailable(detail, retry_after=60)
 
     def _connect(self) -> sqlite3.Connection:

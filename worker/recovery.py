@@ -50,7 +50,7 @@ def _settle(journal: Journal, queue: Queue, record: JobRecord, function: str) ->
             log.warning("job %s was left after attempt %d: enqueued again", record.id, record.attempt)
             _enqueue(queue, record.id, function)
     except Conflict:  # since the list was read it ended, or another attempt began
-        log.info("job %s moved on by itself", record.id)
+        log.info("job %s ended or was begun meanwhile", record.id)
 
 
 def _enqueue(queue: Queue, job_id: str, function: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from codebook.store import Manifest
 
 _RATE = {"value", "n", "low", "high"}
-_SIDES, _KINDS = ("before", "after"), {"hr": "harmful", "vr": "void", "svr": "safe and valid"}
+_SIDES, _KINDS = ("before", "after"), {"hr": "harmful", "vr": "degenerate", "svr": "safe and valid"}
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}
 body{color:#1d2430;background:#fbfaf7}
