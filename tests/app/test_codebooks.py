@@ -1,4 +1,4 @@
-"""Attacks on /codebooks: moves of the pointer, refused versions, comparisons, reports and their pages."""
+"""Attacks on /codebooks: activations, refused versions, comparisons, reports and their pages."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_move_by_another_process_is_followed_without_redis(server: Server) -> 
 
 def test_a_store_that_lost_its_active_alias_changes_nothing_and_is_reported(server: Server) -> None:
     (server.service.settings.store / "ACTIVE").write_bytes(b"{")
-    wait_for("the server tells", lambda: server.http.get("/health/ready").json()["refused"])
+    wait_for("the server reports it", lambda: server.http.get("/health/ready").json()["refused"])
     assert server.draw().headers["X-Codebook-Version"] == "v0"
 
 

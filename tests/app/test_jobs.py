@@ -96,7 +96,7 @@ def test_a_finished_job_links_its_report(server: Server) -> None:
 def test_a_hint_is_heard(server: Server, redis: EmbeddedRedis) -> None:
     with Redis.from_url(redis.url) as connection:
         wait_for("the server listens", lambda: connection.publish(HINT_CHANNEL, "v1") == 1)
-    wait_for("health tells", lambda: server.http.get("/health/ready").json()["redis"] == "ok")
+    wait_for("health reports it", lambda: server.http.get("/health/ready").json()["redis"] == "ok")
 
 
 def test_without_redis_a_job_is_kept_and_found_by_the_worker(model: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ FAULTS = {
 def test_a_redis_that_takes_no_job_is_reported_by_health_and_job(model: Path, tmp_path: Path, state: str) -> None:
     options, reason = FAULTS[state]
     with own_redis(*options) as url, serving(settings_in(tmp_path, model, SAFECB_REDIS_URL=url)) as server:
-        wait_for("health tells", lambda: health(server)["redis"] == state)
+        wait_for("health reports it", lambda: health(server)["redis"] == state)
         assert reason in str(health(server)["redis_reason"])
         answer = server.post("/improve", {})
         assert answer.status_code == 202
@@ -145,7 +145,7 @@ def test_without_a_worker_health_and_job_say_since_when(
     monkeypatch.setattr(queue_state, "SILENT_S", 0.5)
     with serving(settings_in(tmp_path, model, SAFECB_REDIS_URL=address)) as server:
         job = server.post("/improve", {}).json()["links"]["self"]
-        wait_for("health tells", lambda: "silent" in str(health(server)["worker"]))
+        wait_for("health reports it", lambda: "silent" in str(health(server)["worker"]))
         since = server.service.queue.state.worker.since
         assert health(server)["worker"] == {"state": "silent", "since": since}
         body = server.http.get(job).json()

@@ -90,9 +90,9 @@ def test_on_a_full_disk_images_and_moves_go_on_and_the_rest_says_why(
             disk.fill()  # what the move has given back too
         refused(http.post("/improve", json={}), 507, disk.folder, "SAFECB_HOME/jobs", "full")
         refused(http.post("/flags", json={"image_id": image}), 507, disk.folder, "SAFECB_HOME/flags.db", "full")
-        wait_for("health tells", lambda: storage(http) == {"SAFECB_HOME": "full", "SAFECB_STORE": "full"})
+        wait_for("health reports it", lambda: storage(http) == {"SAFECB_HOME": "full", "SAFECB_STORE": "full"})
         disk.free()
-        wait_for("health tells", lambda: storage(http) == {"SAFECB_HOME": "ok", "SAFECB_STORE": "ok"})
+        wait_for("health reports it", lambda: storage(http) == {"SAFECB_HOME": "ok", "SAFECB_STORE": "ok"})
         assert http.post("/flags", json={"image_id": image}).status_code == 201
         assert http.post("/flags", json={"image_id": draw(http)}).status_code == 201
         job = http.post("/improve", json={})
@@ -117,8 +117,8 @@ def test_on_a_read_only_disk_images_go_on_and_the_rest_says_why(
                 refused(http.post(path), 503, disk.folder, "SAFECB_STORE/.lock", "read-only")
             refused(http.post("/improve", json={}), 503, disk.folder, "SAFECB_HOME/jobs", "read-only")
             refused(http.post("/flags", json={"image_id": image}), 503, disk.folder, "SAFECB_HOME", "read-only")
-            wait_for("health tells", lambda: set(storage(http).values()) == {"read-only"})
-        wait_for("health tells", lambda: set(storage(http).values()) == {"ok"})
+            wait_for("health reports it", lambda: set(storage(http).values()) == {"read-only"})
+        wait_for("health reports it", lambda: set(storage(http).values()) == {"ok"})
         assert http.post("/flags", json={"image_id": image}).status_code == 201
         assert http.post("/improve", json={}).status_code == 202
         assert move(http, "/codebooks/v1/activate") == "v1"
@@ -137,8 +137,8 @@ def test_what_may_not_be_changed_is_named_and_images_go_on(
             # A move is real without its line in the log, which the next move has to write first.
             refused(moves[name == "audit.jsonl"], 503, disk.folder, f"SAFECB_STORE/{name}".rstrip("/."), "may not")
             draw(http)
-            wait_for("health tells", lambda: storage(http)["SAFECB_STORE"] == "not permitted")
-        wait_for("health tells", lambda: storage(http)["SAFECB_STORE"] == "ok")
+            wait_for("health reports it", lambda: storage(http)["SAFECB_STORE"] == "not permitted")
+        wait_for("health reports it", lambda: storage(http)["SAFECB_STORE"] == "ok")
         assert move(http, "/codebooks/rollback", {"to": "v0"}) == "v0"
         assert move(http, "/codebooks/v1/activate") == "v1"
     log = CodebookStore(store).audit()

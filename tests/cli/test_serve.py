@@ -97,7 +97,7 @@ def test_a_killed_supervisor_leaves_nobody_behind(model: Path, tmp_path: Path, r
         before = draw(http)
         children = first.children()
         first.end(signal.SIGKILL)
-    second = Supervised(home, model)  # at once: the others may still be going
+    second = Supervised(home, model)  # immediately: the others may still be going
     runs.append(second)
     with second.wait_ready() as http:
         wait_for("the first one's children are gone", lambda: not any(child.is_running() for child in children))

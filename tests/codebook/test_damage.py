@@ -78,7 +78,7 @@ def active_file(home: Path) -> dict[str, object]:
 @pytest.mark.fault("F04")
 def test_a_truncated_active_version_starts_on_the_one_before(home: Path, model: Path, runs: list[Supervised]) -> None:
     cut(home / "store" / "versions" / "v2" / "codebook.safetensors")
-    pointer = (home / "store" / "ACTIVE").read_bytes()
+    active = (home / "store" / "ACTIVE").read_bytes()
     run = Supervised(home, model)
     runs.append(run)
     with run.wait_ready() as http:
@@ -87,7 +87,7 @@ def test_a_truncated_active_version_starts_on_the_one_before(home: Path, model: 
         assert "v2" in body["refused"] and "sha256" in body["refused"]
         wait_for("the log says so", lambda: "codebook v2 refused (sha256)" in run.output)
         assert "Traceback" not in run.output
-        assert (home / "store" / "ACTIVE").read_bytes() == pointer
+        assert (home / "store" / "ACTIVE").read_bytes() == active
         drawn = http.post("/generate", json={"prompt": "a red apple", "seed": 7})
         assert (drawn.status_code, drawn.headers["X-Codebook-Version"]) == (200, "v1")
         again = http.post("/codebooks/v2/activate", json={})

@@ -487,7 +487,7 @@ def test_a_damaged_record_is_reported_and_nothing_is_overwritten(root: Path, nam
     assert (root / name).read_bytes() == data
 
 
-# The pointer
+# The active alias
 
 
 def test_a_move_gives_old_and_new_and_is_in_the_audit_log(root: Path) -> None:
