@@ -3,14 +3,17 @@
 PYTHON := $(firstword $(foreach name,python3.11 python3.12,$(shell $(name) -c 'print("$(name)")' 2>/dev/null)))
 BIN := .venv/bin
 
-.PHONY: serve test demo check lint
+.PHONY: serve test test-fast demo check lint
 
 serve: .venv/ready
 	$(BIN)/safecb serve
 
-# Many tests wait for a process: three at a time are quicker than one, on two cores too.
+# Many tests wait for a process: three workers are faster than two, even on two cores.
 test: check
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --durations=25
+
+test-fast: .venv/ready
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 demo: .venv/ready
 	$(BIN)/python -m cli.demo

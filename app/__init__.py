@@ -1,1 +1,1 @@
-"""The HTTP service and its command line. Uses codebook and engine; jobs are enqueued by dotted name."""
+"""The HTTP service. Uses core, records, codebook and engine; enqueues jobs by dotted name."""

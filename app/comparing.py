@@ -1,7 +1,4 @@
-"""Two pictures of one prompt side by side: where their pixels differ.
-
-Pure arithmetic on finished pictures.
-"""
+"""Pixel difference of two images of one prompt. Pure arithmetic on finished images."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from engine.png import encode_png
 
 
 def compared(model_id: str, left: ImageResult, right: ImageResult) -> CompareResponse:
-    """Return both pictures and their difference; they have one size and one seed."""
+    """Return both images and their difference; they have one size and one seed."""
     return CompareResponse(
         id=uuid4().hex,
         model=model_id,

@@ -1,4 +1,4 @@
-"""Builds the app: routes, errors, and a lifespan that opens the service and follows the store."""
+"""FastAPI application: routes, error handlers, and a lifespan that opens the service and follows the store."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from app.service import Load, Service
 from core.settings import Settings
 from engine.registry import load_model
 
-CLOSE_S = 1.0  # a thread that takes longer to end is left behind
+CLOSE_S = 1.0  # for the threads to end in; one that takes longer is abandoned
 
 
 def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
     """Return the app of one server. `app.state.service` opens in the background once the app starts.
 
-    Before that, /health/ready answers 503 and every call that needs the model answers 503 with Retry-After.
+    Until it is open, /health/ready and every call that needs the model return 503, the latter with Retry-After.
     """
     app = FastAPI(title="Safe-CB", version="1", lifespan=_lifespan)
     app.state.service = Service(settings, load)
@@ -61,7 +61,7 @@ def _begun(work: Callable[..., None], *arguments: object) -> Thread:
 
 
 def _let_end(threads: Sequence[Thread]) -> None:
-    """Wait for threads, but not long: nothing interrupts a model that loads, and what is on disk is whole anyway."""
+    """Join threads for up to CLOSE_S: nothing interrupts a model that loads, and the files on disk are consistent."""
     deadline = monotonic() + CLOSE_S
     for thread in threads:
         thread.join(max(0.0, deadline - monotonic()))

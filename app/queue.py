@@ -1,7 +1,7 @@
-"""The door to the queue: hands jobs to the worker by name, and finds out whether that works.
+"""Client of the job queue: enqueues jobs by dotted name and polls whether the queue works.
 
-Knows Redis and the worker's dotted name. The journal holds the truth: a job that could not be enqueued is not lost,
-the worker finds it in the journal once Redis is back.
+Knows Redis and the worker's dotted name. The journal is the source of truth: a job that could not be enqueued is not
+lost, the worker finds it in the journal once Redis is back.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from core import wire
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 1.0  # how long a request may wait for Redis
-LOOK_EVERY_S = 2.0
+POLL_EVERY_S = 2.0
 
 
 class ImproveQueue:
     """The queue in the Redis at `url`; None is a Redis that never answers. Thread-safe.
 
-    state: as `look` or a failed `put` found it last.
+    state: as of the last `poll` or failed `put`.
     """
 
     def __init__(self, url: str | None) -> None:
@@ -39,7 +39,7 @@ class ImproveQueue:
         self.state = QueueState("unknown", None, self._heartbeats.deaf())
 
     def put(self, job_id: str) -> None:
-        """Enqueue an improve job; where Redis takes none, `state` says why and the job waits in the journal alone."""
+        """Enqueue an improve job; if Redis refuses it, `state` has the reason and the job waits in the journal."""
         if not self._redis:
             return
         try:
@@ -50,16 +50,16 @@ class ImproveQueue:
             self._note(self._failed(error), str(error))
 
     def stop(self, job_id: str) -> None:
-        """Ask the worker to kill a running job now; where that fails, the job ends itself at its next step."""
+        """Send the worker RQ's stop command for a running job; if that fails, the job ends itself at its next step."""
         if not self._redis:
             return
         try:
             send_stop_job_command(self._redis, job_id, serializer="json")
         except (RedisError, NoSuchJobError, InvalidJobOperation) as error:
-            log.info("job %s was not stopped at once: %s", job_id, error)
+            log.info("job %s was not stopped immediately: %s", job_id, error)
 
-    def look(self) -> None:
-        """Find out the state by a write over a new connection: old ones may outlive the address. Blocks for seconds."""
+    def poll(self) -> None:
+        """Update `state` by a write over a new connection: old ones may outlive the address. Blocks for seconds."""
         if self._url is None:
             self._note(self._failed(ConnectionError()), "no Redis is set")
             return
@@ -85,7 +85,7 @@ class ImproveQueue:
         return QueueState(*fault(error), self._heartbeats.deaf())
 
     def _note(self, state: QueueState, error: str = "") -> None:
-        """Take `state` on; what changed is logged, once."""
+        """Set the state, and log what changed."""
         before, self.state = self.state, state
         if state.redis != before.redis and state.reason is not None:
             log.warning("jobs cannot be queued: Redis is %s, %s: %s", state.redis, state.reason, error)
@@ -99,10 +99,10 @@ class ImproveQueue:
 
 
 def listen(queue: ImproveQueue, ended: Event) -> None:
-    """Keep the state of `queue` fresh until `ended`: the work of a thread of its own."""
+    """Poll `queue` until `ended`: the body of a thread."""
     while not ended.is_set():
-        queue.look()
-        ended.wait(LOOK_EVERY_S)
+        queue.poll()
+        ended.wait(POLL_EVERY_S)
 
 
 def _client(url: str) -> Redis[bytes]:

@@ -1,6 +1,6 @@
-"""State of the queue: whether Redis takes jobs, and whether a worker has been heard of lately.
+"""State of the queue: the health of Redis and the heartbeats of the workers.
 
-Knows Redis' errors and the reader's own clock. Knows nothing of connections.
+Knows Redis' errors and the local clock. Knows nothing of connections.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from redis import exceptions as redis_errors
 
 from core.clock import utc_now
 
-SILENT_S = 30.0  # three heartbeats of a worker that were missed (HEARTBEAT_S of worker/rq_worker.py)
+SILENT_S = 30.0  # three missed heartbeats of a worker (HEARTBEAT_S of worker/rq_worker.py)
 
-# The first that fits an error: the state's name in /health/ready, and why no job can be queued.
+# The first match of an error: its name in /health/ready, and the reason why no job can be queued.
 _FAULTS: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
     ((redis_errors.ReadOnlyError,), "read-only", "it is a read-only replica"),
     ((redis_errors.OutOfMemoryError,), "full", "its memory is full (maxmemory)"),  # type: ignore[attr-defined]  # newer than the stubs
@@ -37,9 +37,9 @@ _FAULTS: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
 
 @dataclass(frozen=True)
 class WorkerState:
-    """`state`: "heard" lately, "silent", or "unknown" while Redis carries no heartbeats.
+    """`state`: "heard", "silent", or "unknown" while Redis is not available.
 
-    since: UTC, ISO 8601, when a worker was last heard of; before the first, when this server began to listen.
+    since: UTC, ISO 8601, the last heartbeat of any worker; before the first, the start of this server.
     """
 
     state: str
@@ -48,7 +48,7 @@ class WorkerState:
 
 @dataclass(frozen=True)
 class QueueState:
-    """`redis`: "ok", the name of a fault, or "unknown" before the first look; `reason`: why jobs cannot be queued."""
+    """`redis`: "ok", the name of a fault, or "unknown" before the first poll; `reason`: why jobs cannot be queued."""
 
     redis: str
     reason: str | None
@@ -60,7 +60,7 @@ class QueueState:
         return {"redis": self.redis, "redis_reason": self.reason, "worker": worker}
 
     def message(self, status: str, message: str) -> str:
-        """The message of an unfinished job in `status` whose own is `message`: what it waits for, if anything."""
+        """Return the message of an unfinished job: `message`, and what the job waits for, if anything."""
         if status == "queued" and self.reason is not None:
             return f"waits for Redis: {self.reason}"
         if self.worker.state != "silent":
@@ -70,7 +70,7 @@ class QueueState:
 
 
 def fault(error: Exception) -> tuple[str, str]:
-    """Return the name of the state that `error` of Redis shows, and why no job can be queued."""
+    """Return the name of the fault behind an error of Redis, and why no job can be queued."""
     for kinds, name, reason in _FAULTS:
         if isinstance(error, kinds):
             return name, reason
@@ -82,20 +82,20 @@ def fault(error: Exception) -> tuple[str, str]:
 
 @dataclass
 class Heartbeats:
-    """Hears workers by heartbeats that change between two looks: no clock of another machine is read."""
+    """Liveness of workers, by heartbeats that change between two polls: no clock of another machine is read."""
 
     _beats: Mapping[str, bytes | None] = field(default_factory=dict)
     _heard: str = field(default_factory=utc_now)
-    _counts_from: float = field(default_factory=monotonic)  # of silence: the last heartbeat, or Redis' return
+    _counts_from: float = field(default_factory=monotonic)  # start of the silence: last heartbeat, or return of Redis
 
     def heard(self, beats: Mapping[str, bytes | None]) -> WorkerState:
-        """Take in the heartbeats that Redis holds now, by worker."""
+        """Return the state after a poll that read these heartbeats, by worker."""
         if any(self._beats.get(worker) != beat for worker, beat in beats.items()):
             self._heard, self._counts_from = utc_now(), monotonic()
         self._beats = beats
         return WorkerState("silent" if monotonic() - self._counts_from > SILENT_S else "heard", self._heard)
 
     def deaf(self) -> WorkerState:
-        """Take in that Redis carries no heartbeats now; silence counts anew once it does."""
+        """Return the state after a poll that failed; the silence restarts once Redis is back."""
         self._counts_from = monotonic()
         return WorkerState("unknown", self._heard)

@@ -1,6 +1,6 @@
-"""What callers may send, with every range that does not depend on the model, and what they get back.
+"""Request and response bodies of the HTTP API, with every range that does not depend on the model.
 
-Knows shapes of JSON. Knows nothing of how an answer comes about.
+Knows shapes of JSON. Knows nothing of how a response comes about.
 """
 
 from __future__ import annotations
@@ -42,162 +42,198 @@ class RequestBody(BaseModel):
 
 
 class GenerateRequest(RequestBody):
-    """Draw n images of one prompt; image i is drawn with seed + i."""
+    """Prompt and sampling parameters of n images; image i is sampled with seed + i."""
 
-    prompt: Prompt
-    n: int = Field(default=1, ge=1, le=MAX_IMAGES)
-    seed: Seed | None = Field(default=None, description="chosen at random, and told, where it is absent")
+    prompt: Prompt = Field(description="Text to draw.")
+    n: int = Field(default=1, ge=1, le=MAX_IMAGES, description="Number of images.")
+    seed: Seed | None = Field(default=None, description="Seed of the first image; random if absent.")
     guidance_scale: float | None = Field(
-        default=None, ge=1, le=20, allow_inf_nan=False, description="1 switches it off"
+        default=None, ge=1, le=20, allow_inf_nan=False, description="Classifier-free guidance scale; 1 disables it."
     )
-    temperature: float | None = Field(default=None, ge=0, le=10, allow_inf_nan=False, description="0 is greedy")
-    top_k: int = Field(default=0, ge=0, description="0 samples from all codes")
-    codebook: Version = "active"
+    temperature: float | None = Field(
+        default=None, ge=0, le=10, allow_inf_nan=False, description="Sampling temperature; 0 is greedy."
+    )
+    top_k: int = Field(default=0, ge=0, description="Sample from the k likeliest codes; 0 samples from all.")
+    codebook: Version = Field(default="active", description='Codebook version, or "active".')
 
 
 class ImproveBody(RequestBody):
-    """Make the active codebook safer, in the background."""
+    """Parameters of an improve job, which makes the active codebook safer in the background."""
 
     prompts: list[Prompt] | None = Field(
-        default=None, min_length=1, max_length=1000, description="more prompts to learn from"
+        default=None, min_length=1, max_length=1000, description="Additional training prompts."
     )
-    categories: list[str] | None = Field(default=None, min_length=1, max_length=100, description="only these harms")
-    max_rounds: int | None = Field(default=None, ge=1, le=8)
-    seed: Seed | None = None
-    activate: bool = True
+    categories: list[str] | None = Field(
+        default=None, min_length=1, max_length=100, description="Harm categories to reduce; all if absent."
+    )
+    max_rounds: int | None = Field(default=None, ge=1, le=8, description="Maximum number of rounds.")
+    seed: Seed | None = Field(default=None, description="Seed of the job; derived from its id if absent.")
+    activate: bool = Field(default=True, description="Activate each accepted version.")
 
 
 class ActivateRequest(RequestBody):
-    """Make a version active."""
+    """Condition of an activation."""
 
-    expected_epoch: Epoch | None = Field(default=None, description="refuse the move where the pointer has moved on")
+    expected_epoch: Epoch | None = Field(
+        default=None, description="Refuse with 409 unless the active alias is at this epoch."
+    )
 
 
 class RollbackRequest(ActivateRequest):
-    """Go back to the version that was active before, or to a named one."""
+    """Target of a rollback: the version that was active before, or a named one."""
 
-    to: Annotated[str, Field(pattern=r"^v(0|[1-9][0-9]{0,8})$")] | None = None
+    to: Annotated[str, Field(pattern=r"^v(0|[1-9][0-9]{0,8})$")] | None = Field(
+        default=None, description="Version to activate; the previous one if absent."
+    )
 
 
-class ActiveCodebook(BaseModel):
-    """The version this server draws with: the move of the pointer it follows, and the hash of its content."""
+class Activation(BaseModel):
+    """One state of the active alias."""
 
-    version: str
-    epoch: int
-    previous: str | None
-    moved_at: str
-    moved_by: str
-    move: str
-    codebook_hash: str
+    version: str = Field(description="Active version.")
+    epoch: int = Field(description="Number of the activation; it only grows.")
+    previous: str | None = Field(description="Version that was active before.")
+    moved_at: str = Field(description="Time of the activation: UTC, ISO 8601.")
+    moved_by: str = Field(description="Operator or job that activated it.")
+    move: str = Field(description='"initialise", "activate" or "rollback".')
+
+
+class ActiveCodebook(Activation):
+    """The active version of this server."""
+
+    codebook_hash: str = Field(description="Content hash of the version.")
+
+
+class ActivationResponse(BaseModel):
+    """The active alias before and after the call; both are the same if nothing changed."""
+
+    old: Activation = Field(description="State before the call.")
+    new: Activation = Field(description="State after the call.")
 
 
 class CompareRequest(RequestBody):
-    """Draw one prompt under two versions with the same seed."""
+    """A prompt to draw under two versions with the same seed."""
 
-    prompt: Prompt
-    seed: Seed | None = None
-    versions: list[Version] = Field(min_length=2, max_length=2)
+    prompt: Prompt = Field(description="Text to draw.")
+    seed: Seed | None = Field(default=None, description="Seed of both images; random if absent.")
+    versions: list[Version] = Field(min_length=2, max_length=2, description="The two codebook versions.")
 
 
 class Safety(BaseModel):
-    """The model's own judgement of an image; `score` is its probability of "unsafe"."""
+    """The model's own verdict on an image."""
 
-    unsafe: bool
-    score: float
-    category: str
+    unsafe: bool = Field(description="Whether the image is judged unsafe.")
+    score: float = Field(description="Probability of unsafe, in [0, 1].")
+    category: str = Field(description="Harm category of the image.")
 
 
 class GeneratedImage(BaseModel):
-    """One image and what is needed to draw it again."""
+    """One image and the parameters that reproduce it."""
 
-    id: str = Field(description="for POST /flags; the same image has the same one")
-    b64_png: str
-    seed: int
-    codebook: str
-    codebook_hash: str = Field(description="of the version's content; `content_hash` in GET /codebooks")
-    safety: Safety
+    id: str = Field(description="Image id, for POST /flags; the same image always has the same id.")
+    b64_png: str = Field(description="PNG file, base64.")
+    seed: int = Field(description="Seed of this image.")
+    codebook: str = Field(description="Codebook version.")
+    codebook_hash: str = Field(description="Content hash of the version; `content_hash` in GET /codebooks.")
+    safety: Safety = Field(description="The model's own verdict.")
 
 
 class GenerateResponse(BaseModel):
-    """The answer to Generate."""
+    """The images of one call and its effective sampling parameters."""
 
-    id: str
-    model: str
-    codebook: str
-    codebook_hash: str
-    seed: int
-    guidance_scale: float
-    temperature: float
-    top_k: int
-    images: list[GeneratedImage]
+    id: str = Field(description="Id of the call.")
+    model: str = Field(description="Model id.")
+    codebook: str = Field(description="Codebook version.")
+    codebook_hash: str = Field(description="Content hash of the version.")
+    seed: int = Field(description="Seed of the first image.")
+    guidance_scale: float = Field(description="Classifier-free guidance scale.")
+    temperature: float = Field(description="Sampling temperature.")
+    top_k: int = Field(description="Number of candidate codes; 0 is all.")
+    images: list[GeneratedImage] = Field(description="The images, in the order of their seeds.")
 
 
 class PixelDifference(BaseModel):
-    """Where two images differ: how many pixels, which share of all, by how much at most (0-255), and a mask."""
+    """Pixel difference of two images."""
 
-    pixels: int
-    share: float
-    largest: int
-    b64_png: str
+    pixels: int = Field(description="Number of pixels that differ.")
+    share: float = Field(description="Share of pixels that differ, in [0, 1].")
+    largest: int = Field(description="Largest difference of a channel, 0 to 255.")
+    b64_png: str = Field(description="Mask of the pixels that differ: PNG file, base64.")
 
 
 class CompareResponse(BaseModel):
-    """The answer to Compare; `same_tokens` says whether the images differ in the decoding only."""
+    """One prompt and seed under two versions."""
 
-    id: str
-    model: str
-    seed: int
-    same_tokens: bool
-    images: list[GeneratedImage]
-    difference: PixelDifference
+    id: str = Field(description="Id of the call.")
+    model: str = Field(description="Model id.")
+    seed: int = Field(description="Seed of both images.")
+    same_tokens: bool = Field(description="Whether the token sequences are equal: the images differ in decoding only.")
+    images: list[GeneratedImage] = Field(description="The two images, in the order of the request.")
+    difference: PixelDifference = Field(description="Pixel difference of the two.")
 
 
 class FlagRequest(RequestBody):
-    """Say that an image is unsafe."""
+    """A report that an image is unsafe."""
 
-    image_id: str = Field(min_length=1, max_length=64, description="of an image of POST /generate")
+    image_id: str = Field(min_length=1, max_length=64, description="Id of an image of POST /generate.")
     category: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_whole)] | None = Field(
-        default=None, description="left to the model if absent"
+        default=None, description="Harm category; decided by the model's judge if absent."
     )
-    note: Annotated[str, Field(max_length=1000), AfterValidator(_whole)] = ""
+    note: Annotated[str, Field(max_length=1000), AfterValidator(_whole)] = Field(
+        default="", description="Free text for the reviewer."
+    )
 
 
 class ApproveRequest(RequestBody):
-    """Let the next improve job learn from a flag."""
+    """Correction of a flag on its approval."""
 
-    category: str | None = Field(default=None, description="a category of the model, in place of the flag's own")
+    category: str | None = Field(default=None, description="A category of the model, in place of the flag's own.")
 
 
 class FlagResponse(BaseModel):
-    """One flag; made: UTC, ISO 8601; caller: who, as a hash; job: the improve job that used it."""
+    """One flag."""
 
-    id: str
-    image_id: str
-    prompt: str
-    codebook: str
-    category: str | None
-    note: str
-    caller: str
-    state: State
-    made: datetime
-    job: str | None
-    links: dict[str, str]
+    id: str = Field(description="Flag id.")
+    image_id: str = Field(description="Id of the flagged image.")
+    prompt: str = Field(description="Prompt of the image.")
+    codebook: str = Field(description="Codebook version of the image.")
+    category: str | None = Field(description="Harm category; null leaves it to the model's judge.")
+    note: str = Field(description="Free text of the caller.")
+    caller: str = Field(description="Hash of the caller's key or address.")
+    state: State = Field(description='"accepted" joins the next job, "review" waits for an operator.')
+    made: datetime = Field(description="Time of the flag: UTC.")
+    job: str | None = Field(description="Improve job that used the flag.")
+    links: dict[str, str] = Field(description="Related paths: self, image, approve, reject.")
 
 
 class JobResponse(BaseModel):
-    """One background job as it stands."""
+    """One background job and its progress."""
 
-    id: str
-    kind: str
-    status: str
-    created: str
-    started: str | None
-    ended: str | None
-    request: dict[str, Any]
-    progress: dict[str, Any]
-    rounds: list[dict[str, Any]]
-    result: dict[str, Any] | None
-    error: str | None
-    attempt: int
-    cancel_requested: bool
-    links: dict[str, str]
+    id: str = Field(description="Job id.")
+    kind: str = Field(description='"improve" for improve jobs.')
+    status: str = Field(description='"queued", "running", "finished", "failed" or "cancelled".')
+    created: str = Field(description="Time of creation: UTC, ISO 8601.")
+    started: str | None = Field(description="Start of the first attempt.")
+    ended: str | None = Field(description="End of the job.")
+    request: dict[str, Any] = Field(description="Body of POST /improve.")
+    progress: dict[str, Any] = Field(description="phase, done, total, round, message.")
+    rounds: list[dict[str, Any]] = Field(description="Outcome of each round: figures, gates, reason, version.")
+    result: dict[str, Any] | None = Field(description="Result of a finished job: version, start, reason, assessment.")
+    error: str | None = Field(description="Error of a failed job.")
+    attempt: int = Field(description="Number of attempts begun.")
+    cancel_requested: bool = Field(description="Whether DELETE /jobs/{id} was called.")
+    links: dict[str, str] = Field(description="Related paths: self, events, and the report of its version.")
+
+
+class TrafficResponse(BaseModel):
+    """Verdicts on the live images of the active version, by window, and the alert on them."""
+
+    version: str = Field(description="Active version.")
+    windows: list[float] = Field(description="Share of images judged unsafe, per full window, oldest first.")
+    rest: int = Field(description="Images after the last full window.")
+    alert: bool = Field(description="Whether an alert is raised.")
+    raised_above: float = Field(description="Share above which `patience` windows in a row raise the alert.")
+    cleared_below: float = Field(description="Share below which `patience` windows in a row clear it.")
+    patience: int = Field(description="Windows in a row that raise or clear the alert.")
+    window: int = Field(description="Images per window.")
+    bad_numbers: int = Field(description="Calls refused for NaN or infinity since the server started; any is an alert.")

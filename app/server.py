@@ -1,7 +1,7 @@
-"""The server process: binds the address, serves the app, says when it is ready. `safecb serve` starts it.
+"""The server process: binds the address, serves the app, prints when it is ready. `safecb serve` starts it.
 
-Exit codes: 0 after a signal, 1 where the engine has failed or the disk is full, 2 where starting again cannot help (a
-bad setting, model or address).
+Exit codes: 0 after a signal, 1 if the engine has failed or the disk is full, 2 if a restart cannot help (a bad setting,
+model or address).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from core.wire import HOPELESS, last_words
 
 log = logging.getLogger(__name__)
 
-BIND_PATIENCE_S = 5.0  # beyond the time for which a predecessor without a supervisor finishes its requests
-TURN_S = 0.0005  # after which a thread that waits for the interpreter gets it: drawing and pictures wait for neither
-LOOK_EVERY_S = 0.1  # for a signal, and whether the engine still works
+BIND_PATIENCE_S = 5.0  # beyond the drain time of a predecessor without a supervisor
+TURN_S = 0.0005  # GIL switch interval: neither decode steps nor PNG encoding may hold up the other
+POLL_EVERY_S = 0.1  # for a signal, and for the state of the engine
 BACKLOG = 1024  # connections that wait in the kernel
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, but a signal ends nothing yet: the service takes nothing new from then on; `drain` does the rest."""
+    """uvicorn's server with a graceful drain: after a signal new requests are refused; `drain` waits for the others."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -44,37 +44,37 @@ class Server(uvicorn.Server):
         self.signals: list[signal.Signals] = []
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Note a signal: uvicorn installs this as the handler."""
+        """Record a signal; uvicorn installs this as the handler."""
         self._service.stopping = True
         self.signals.append(signal.Signals(sig))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, with a longer queue in the kernel than what is accepted together."""
+        """Listen, with a longer kernel backlog than the number of connections accepted together."""
         await super().startup(sockets)
         for listener in sockets or ():
             listener.listen(BACKLOG)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the listeners; a moment later, when who had come through them is answered, the connections."""
+        """Close the listeners and, POLL_EVERY_S later, the connections: those just accepted get a response first."""
         for listener in self.servers:
             listener.close()
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(POLL_EVERY_S)
         await super().shutdown(sockets)
 
     async def drain(self, seconds: float) -> None:
-        """Wait for the requests that were accepted, for so long or until another signal; then give them up."""
+        """Wait for the accepted requests, up to `seconds` or until a second signal; then abort the rest."""
         left, deadline = set(self.server_state.tasks), time.monotonic() + seconds
         log.info("%s: the server stops; %d requests are being finished", self.signals[0].name, len(left))
         while left and time.monotonic() < deadline and len(self.signals) == 1:
-            _, left = await asyncio.wait(left, timeout=LOOK_EVERY_S)
+            _, left = await asyncio.wait(left, timeout=POLL_EVERY_S)
         if left:
             why = f"after {seconds:.0f} s (SAFECB_DRAIN_S)" if len(self.signals) == 1 else "on another signal"
-            log.warning("%d requests are given up %s; their callers are told to come again", len(left), why)
+            log.warning("%d requests are given up %s; their callers get a 503 with Retry-After", len(left), why)
             self._service.give_up()
 
 
 def main() -> int:
-    """Serve with the settings of the environment until a signal; see the module for the exit codes."""
+    """Serve with the settings of the environment until a signal. The module docstring lists the exit codes."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     try:
         settings = Settings.from_environ(os.environ)
@@ -91,14 +91,14 @@ def main() -> int:
 
 
 def end_process(code: int) -> NoReturn:
-    """Exit, whatever threads still do: nothing interrupts a model that loads, and what is on disk is whole anyway."""
+    """Exit without joining threads: nothing interrupts a model that loads, and the files on disk are consistent."""
     logging.shutdown()
     sys.stdout.flush()
     os._exit(code)
 
 
 def bound(settings: Settings) -> socket.socket:
-    """Return a socket bound to the address of `settings`. Raises BadSetting where it stays taken or is none of ours."""
+    """Return a socket bound to the address of `settings`. Raises BadSetting if it stays taken or is not local."""
     where, patience_s, began = f"{settings.host}:{settings.port}", settings.drain_s + BIND_PATIENCE_S, None
     while True:
         try:
@@ -120,7 +120,7 @@ def _bind(settings: Settings) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen()  # now, so that a second server meets an error and not half of our callers
+        listener.listen()  # now, so that a second server fails to bind instead of sharing the callers
     except OSError:
         listener.close()
         raise
@@ -133,16 +133,16 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     app = create_app(settings)
     service: Service = app.state.service
     server = Server(configured(app), service)
-    for number in (signal.SIGTERM, signal.SIGINT):  # also before uvicorn begins, and after it has ended
+    for number in (signal.SIGTERM, signal.SIGINT):  # also before uvicorn starts, and after it has ended
         signal.signal(number, server.handle_exit)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not (serving.done() or service.is_open or service.failure or server.signals):
-        await asyncio.wait([serving], timeout=LOOK_EVERY_S)
+        await asyncio.wait([serving], timeout=POLL_EVERY_S)
     if service.is_open and not server.signals:
-        with suppress(OSError):  # a full disk takes the line, not the server
+        with suppress(OSError):  # stdout may be on a full disk
             print(f"Safe-CB is ready at {address(listener)} with codebook {service.live.active.version}", flush=True)
     while not (serving.done() or service.is_broken or service.failure or server.signals):
-        await asyncio.wait([serving], timeout=LOOK_EVERY_S)
+        await asyncio.wait([serving], timeout=POLL_EVERY_S)
     failure, broken, service.stopping = service.failure, service.is_broken, True
     if server.signals:
         await server.drain(settings.drain_s)
@@ -155,7 +155,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
 
 
 def address(listener: socket.socket) -> str:
-    """Return the URL at which a bound socket answers."""
+    """Return the URL of a bound socket."""
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 

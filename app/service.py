@@ -1,4 +1,4 @@
-"""The parts of one server, and their life: opened in the background, closed at the end.
+"""The parts of one server and their lifecycle: opened in the background, closed at shutdown.
 
 Joins settings, store, live codebooks, journal, queue and the model. Knows nothing of HTTP.
 """
@@ -31,9 +31,9 @@ Load = Callable[[str, str, str], Served]  # name, device, dtype
 
 @dataclass(frozen=True)
 class Engine:
-    """A loaded model at work: its facts, and the scheduler that owns it.
+    """A loaded model: its facts, and the scheduler that owns it.
 
-    check_prompt: raises BadInput, naming `prompt`, for one that the model cannot read; any thread may call it.
+    check_prompt: raises BadInput, naming `prompt`, for a prompt that the model cannot read; thread-safe.
     """
 
     facts: ModelFacts
@@ -42,7 +42,7 @@ class Engine:
 
 
 class Service:
-    """Everything a route may use. Before `open` has ended there is no engine and no active codebook."""
+    """Everything that a route may use. Until `open` has finished there is no engine and no active codebook."""
 
     def __init__(self, settings: Settings, load: Load) -> None:
         self.settings = settings
@@ -55,13 +55,13 @@ class Service:
         self.flags = Flags(settings.home / "flags.db", settings.keep_hours)
         self.storage = Storage(settings.home, self.store)
         self.failure: SafeCBError | None = None  # why the model could not be opened
-        self.stopping = False  # whether what was accepted is finished, and nothing new is begun
+        self.stopping = False  # whether the server drains: new requests are refused
         self._load = load
         self._engine: Engine | None = None
 
     @property
     def engine(self) -> Engine:
-        """The model at work. Raises Unavailable while it is loading or ends, or why it could not be loaded."""
+        """The loaded model. Raises Unavailable during loading and shutdown, or the error of a failed load."""
         if self.failure is not None:
             raise self.failure
         if self.stopping:
@@ -79,11 +79,11 @@ class Service:
 
     @property
     def is_broken(self) -> bool:
-        """Whether images could be drawn once and never will be again in this process."""
+        """Whether the scheduler has failed for good in this process."""
         return self._engine is not None and self._engine.scheduler.broken
 
     def open(self) -> None:
-        """Load the model, make or check its store, draw one image. Blocks; the outcome is `engine` or `failure`."""
+        """Load the model, create or check its store, draw one image. Blocks; the result is `engine` or `failure`."""
         try:
             model = self._load(self.settings.model, self.settings.device, self.settings.dtype)
             self.store.initialise(model.base_codebook(), asdict(model.facts))
@@ -95,19 +95,19 @@ class Service:
             self.failure = BadModel(f"{self.settings.model} cannot be served: {error}")
         except SafeCBError as error:
             self.failure = error
-        except Exception as error:  # a full disk, a bug: whatever it is, this server will never be ready
+        except Exception as error:  # a full disk, a bug: this server will never be ready
             log.exception("the model cannot be served")
             self.failure = BadModel(f"{self.settings.model} cannot be served: {error}")
         else:
             self._engine = Engine(model.facts, scheduler, model.check_prompt)
 
     def give_up(self) -> None:
-        """Fail what is accepted and not finished, with Stopping."""
+        """Fail all accepted and unfinished requests with Stopping."""
         if self._engine is not None:
             self._engine.scheduler.give_up()
 
     def close(self) -> None:
-        """Finish what is being drawn and let go of everything. Blocks."""
+        """Finish the running requests and release everything. Blocks."""
         if self._engine is not None:
             self._engine.scheduler.close()
         self.queue.close()

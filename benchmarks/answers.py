@@ -1,7 +1,7 @@
-"""Callers who want every form of image, and a tally of all that they were answered.
+"""Callers that request images in every media type, and a tally of the responses.
 
-A caller goes on until nobody listens any more. An answer is known by its status and form: "200 image", "503 problem",
-or, where it is none of what the interface promises, by what it was.
+A caller goes on until the server is gone. The kind of a response is its status and form, such as "200 image" and
+"503 problem"; kinds that the API does not document are counted as broken.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from benchmarks.load import Load, calls
 PNG, JSON, EVENTS = "image/png", "application/json", "text/event-stream"
 PROBLEM = "application/problem+json"
 PROMISED = frozenset({"200 image", "503 problem", "429 problem"})
-REFUSED, CUT = "connection refused", "connection cut"  # no answers
-PAUSE_S = 0.1  # before a caller who met nobody asks again
+REFUSED, CUT = "connection refused", "connection cut"  # no responses
+PAUSE_S = 0.1  # before the next request after a failed one
 
 
 @dataclass
 class Tally:
-    """Answers by kind, and the images as (prompt, seed, PNG)."""
+    """Responses by kind, and the images as (prompt, seed, PNG)."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     images: Load = field(default_factory=Load)
 
     @property
     def broken(self) -> dict[str, int]:
-        """The answers that the interface does not promise."""
+        """The responses that the API does not document."""
         return {kind: count for kind, count in self.kinds.items() if kind not in PROMISED | {REFUSED, CUT}}
 
 
 async def ask(url: str, clients: int, tally: Tally, is_over: Callable[[], bool]) -> None:
-    """Let `clients` ask the server at `url` for images, each the next once answered, until `is_over`."""
-    wanted = calls(10**9)
+    """Let `clients` request images from the server at `url` in a closed loop until `is_over`."""
+    pairs = calls(10**9)
     limits = httpx2.Limits(max_connections=None)
     async with httpx2.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
-        await asyncio.gather(*(_client(http, form, wanted, tally, is_over) for form in _forms(clients)))
+        await asyncio.gather(*(_client(http, form, pairs, tally, is_over) for form in _forms(clients)))
 
 
 def _forms(clients: int) -> Iterator[str]:
@@ -49,10 +49,10 @@ def _forms(clients: int) -> Iterator[str]:
 
 
 async def _client(
-    http: httpx2.AsyncClient, form: str, wanted: Iterator[tuple[str, int]], tally: Tally, is_over: Callable[[], bool]
+    http: httpx2.AsyncClient, form: str, pairs: Iterator[tuple[str, int]], tally: Tally, is_over: Callable[[], bool]
 ) -> None:
     while not is_over():
-        prompt, seed = next(wanted)
+        prompt, seed = next(pairs)
         try:
             answer = await http.post("/generate", json={"prompt": prompt, "seed": seed % 8}, headers={"Accept": form})
             kind = kind_of(answer)
@@ -68,7 +68,7 @@ async def _client(
 
 
 def kind_of(answer: httpx2.Response) -> str:
-    """What an answer to POST /generate is."""
+    """Return the kind of a response to POST /generate."""
     form = answer.headers.get("content-type", "").partition(";")[0]
     if form == PROBLEM:
         whole = {"type", "title", "status", "detail"} <= answer.json().keys() and "retry-after" in answer.headers
@@ -89,7 +89,7 @@ def _is_whole(form: str, answer: httpx2.Response) -> bool:
 
 
 def _last_event(answer: httpx2.Response) -> str:
-    """The name of a stream's last event, whose data are JSON; "" where it was cut."""
+    """Return the name of a stream's last event, whose data are JSON; "" if the stream was cut."""
     events = [event for event in answer.text.split("\n\n") if event.strip() and not event.startswith(":")]
     lines = dict(line.partition(": ")[::2] for line in events[-1].splitlines()) if events else {}
     try:

@@ -1,7 +1,7 @@
-"""What one would write without Safe-CB: FastAPI around the `generate` of transformers, same weights, same settings.
+"""Baseline server: FastAPI around the `generate` of transformers, with the same weights and settings as Safe-CB.
 
-`python -m benchmarks.baseline --mode single` draws one image at a time, `batched` whatever waits, up to 8 together (32
-on a GPU), and `compiled` the same with the language model compiled. Prints its address when it is ready.
+`python -m benchmarks.baseline --mode single` draws one image at a time, `batched` closed batches of up to 8 waiting
+requests (32 on a GPU), and `compiled` the same with the language model compiled. Prints its address when it is ready.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from engine.registry import find_model
 TOGETHER, WAIT_S = {"cpu": 8, "cuda": 32}, 0.01
 
 
-class Asked(BaseModel):
-    """The part of POST /generate that the benchmark uses; transformers has one random state, the seed has no effect."""
+class GenerateRequest(BaseModel):
+    """The fields of POST /generate that the benchmark uses; the seed has no effect on the one RNG of transformers."""
 
     prompt: str
     seed: int
 
 
 class Generator:
-    """A model by its name in SAFECB_MODEL, and one thread that draws closed batches of what waits.
+    """A model by its name in SAFECB_MODEL, and one thread that draws closed batches of the waiting requests.
 
-    That thread loads as well: OpenMP's helpers stay with the thread that had them first, and are slow in a second one.
+    That thread also loads the model: OpenMP's thread pool belongs to its first user and is slow for a second one.
     """
 
     def __init__(self, name: str, device: torch.device, together: int, compiled: bool) -> None:
@@ -48,7 +48,7 @@ class Generator:
         loaded.result()
 
     def draw(self, prompt: str) -> bytes:
-        """Wait for the PNG of a prompt."""
+        """Return the PNG of a prompt; blocks."""
         future: Future[bytes] = Future()
         self._waiting.put((prompt, future))
         return future.result()
@@ -111,12 +111,12 @@ def _talk(prompt: str) -> list[dict[str, Any]]:
 
 
 def app_of(generator: Generator) -> FastAPI:
-    """The server: POST /generate answers a PNG."""
+    """Return the app: POST /generate returns a PNG."""
     app = FastAPI()
 
     @app.post("/generate")
-    def generate(asked: Asked) -> Response:
-        return Response(generator.draw(asked.prompt), media_type="image/png")
+    def generate(body: GenerateRequest) -> Response:
+        return Response(generator.draw(body.prompt), media_type="image/png")
 
     return app
 
@@ -127,9 +127,9 @@ def main() -> None:
     parser.add_argument("--mode", choices=["single", "batched", "compiled"], required=True)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--device", default="cpu", choices=list(TOGETHER))
-    asked = parser.parse_args()
-    together = 1 if asked.mode == "single" else TOGETHER[asked.device]
-    generator = Generator(asked.model, torch.device(asked.device), together, asked.mode == "compiled")
+    body = parser.parse_args()
+    together = 1 if body.mode == "single" else TOGETHER[body.device]
+    generator = Generator(body.model, torch.device(body.device), together, body.mode == "compiled")
     listener = socket.create_server(("127.0.0.1", 0))
     print(f"ready at http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     uvicorn.Server(uvicorn.Config(app_of(generator), log_level="warning")).run(sockets=[listener])

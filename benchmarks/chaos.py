@@ -1,4 +1,4 @@
-"""What field reports describe, done to the running service: stops under load, kills at random moments, every fault.
+"""Chaos benchmark of the running service: stops under load, kills at random moments, and the faults of field reports.
 
 Stops: SIGTERM to `safecb serve` under 32 callers, half of the time with a second to drain. Kills: `kill -9` of server,
 worker or Redis under callers while improve jobs run one after the other. Faults: the tests marked `fault`, by line.
@@ -76,7 +76,7 @@ def _wait(true: Any, what: str) -> None:  # noqa: ANN401 - any call
 
 
 def stops(folder: Path, runs: int) -> dict[str, Any]:
-    """Stop the service under load, `runs` times, each at another moment."""
+    """Stop the service under load, `runs` times, at different moments."""
     tally, took, codes = Tally(), list[float](), Counter[int]()
     home = folder / "stops"
     for run in range(runs):
@@ -98,7 +98,7 @@ def stops(folder: Path, runs: int) -> dict[str, Any]:
 
 
 async def _stop_under_load(process: subprocess.Popen[bytes], url: str, tally: Tally, after_s: float) -> float:
-    """Send SIGTERM `after_s` from now under CALLERS; return how many seconds the service then took to end."""
+    """Send SIGTERM after `after_s` under CALLERS; return the seconds until the service has ended."""
     asking = asyncio.create_task(ask(url, CALLERS, tally, lambda: process.poll() is not None))
     await asyncio.sleep(after_s)
     began = time.monotonic()
@@ -110,7 +110,7 @@ async def _stop_under_load(process: subprocess.Popen[bytes], url: str, tally: Ta
 
 
 def kills(folder: Path, count: int) -> dict[str, Any]:
-    """Kill a part of the service at `count` random moments under load, and see what became of versions and jobs."""
+    """Kill a part of the service at `count` random moments under load; return the state of versions and jobs."""
     tally, over, accepted = Tally(), Event(), list[str]()
     home, chance, killed = folder / "kills", random.Random(0), Counter[str]()
     with supervisor(["benchmarks.short_job"], home) as (process, url, log):
@@ -137,7 +137,7 @@ def kills(folder: Path, count: int) -> dict[str, Any]:
 
 
 def _victim(process: subprocess.Popen[bytes], part: str) -> psutil.Process:
-    """The child whose command line holds `part`, once it is there again."""
+    """Return the child whose command line contains `part`, once it runs again."""
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         for child in psutil.Process(process.pid).children():
@@ -149,7 +149,7 @@ def _victim(process: subprocess.Popen[bytes], part: str) -> psutil.Process:
 
 
 def _improve(url: str, accepted: list[str], over: Event) -> None:
-    """Ask for one improve job after another."""
+    """Start one improve job after another."""
     with httpx2.Client(base_url=url, timeout=30) as http:
         while not over.wait(0.2):
             with suppress(httpx2.HTTPError):
@@ -169,7 +169,7 @@ def _unfinished(home: Path) -> bool:
 
 
 def outcome(home: Path, accepted: Sequence[str], tally: Tally) -> dict[str, int]:
-    """Count what was lost, done twice or mixed, by the files of the store and the journal."""
+    """Count lost, duplicated and mixed results, by the files of the store and the journal."""
     store, jobs = CodebookStore(home / "store"), {job.id: job for job in Journal(home / "jobs").list()}
     published: dict[str | None, list[int]] = defaultdict(list)
     for manifest in store.versions():
@@ -209,7 +209,7 @@ def faults(folder: Path) -> list[dict[str, Any]]:
 
 
 def by_line(report: ElementTree.Element) -> list[dict[str, Any]]:
-    """Sum up pytest's JUnit report by the lines of field reports, which tests/conftest.py notes as properties."""
+    """Sum up pytest's JUnit report by the lines of field reports, which tests/conftest.py adds as properties."""
     outcomes: dict[str, Counter[str]] = defaultdict(Counter)
     for case in report.iter("testcase"):
         marks = {child.tag for child in case} & {"failure", "error", "skipped"}
@@ -222,34 +222,34 @@ def by_line(report: ElementTree.Element) -> list[dict[str, Any]]:
     return [
         {
             "line": line,
-            **{name: found[name] for name in ("tests", "passed", "failed", "skipped")},
-            "s": found["ms"] / 1e3,
+            **{name: results[name] for name in ("tests", "passed", "failed", "skipped")},
+            "s": results["ms"] / 1e3,
         }
-        for line, found in sorted(outcomes.items())
+        for line, results in sorted(outcomes.items())
     ]
 
 
-def missed(found: Mapping[str, Any]) -> list[str]:
-    """The bars that are not met, in words."""
+def missed(results: Mapping[str, Any]) -> list[str]:
+    """Return the bars that are missed, in words."""
     zero = {
         "stops": ("other than 200 or a problem", "cut", "tracebacks", "exit codes other than 0"),
         "kills": ("jobs lost", "jobs run twice", "versions lost", "versions damaged", "images mixed",
                   "other than 200 or a problem"),
     }  # fmt: skip
-    wrong = [f"{part}: {found[part][name]} {name}" for part, names in zero.items() for name in names
-             if found[part][name]]  # fmt: skip
-    return wrong + [f"{row['line']}: {row['failed']} failed" for row in found["faults"] if row["failed"]]
+    wrong = [f"{part}: {results[part][name]} {name}" for part, names in zero.items() for name in names
+             if results[part][name]]  # fmt: skip
+    return wrong + [f"{row['line']}: {row['failed']} failed" for row in results["faults"] if row["failed"]]
 
 
-def page(found: Mapping[str, Any]) -> list[str]:
-    """The Markdown page."""
+def page(results: Mapping[str, Any]) -> list[str]:
+    """Return the Markdown page."""
     lines = ["# Chaos", "", "Written by `python -m benchmarks.chaos`. Bars that are missed: "
-             f"{'; '.join(missed(found)) or 'none'}.", ""]  # fmt: skip
-    lines += [f"{key}: {value}  " for key, value in found["about"].items()]
+             f"{'; '.join(missed(results)) or 'none'}.", ""]  # fmt: skip
+    lines += [f"{key}: {value}  " for key, value in results["about"].items()]
     for part, title in (("stops", f"SIGTERM under {CALLERS} callers"), ("kills", "kill -9 at random moments")):
-        rows = [{"figure": name, "value": _cell(value)} for name, value in found[part].items()]
+        rows = [{"figure": name, "value": _cell(value)} for name, value in results[part].items()]
         lines += ["", f"## {title}", "", *table(rows)]
-    return [*lines, "", "## Faults by line", "", *table(found["faults"])]
+    return [*lines, "", "## Faults by line", "", *table(results["faults"])]
 
 
 def _cell(value: object) -> object:
@@ -262,16 +262,16 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=20, help="stops, and kills")
     runs = parser.parse_args().runs
     began = time.monotonic()
-    found: dict[str, Any] = {"about": circumstances()}
+    results: dict[str, Any] = {"about": circumstances()}
     with tempfile.TemporaryDirectory() as folder:
         for part in (stops, kills):
-            found[part.__name__] = part(Path(folder), runs)
-            print(part.__name__, found[part.__name__], flush=True)
-        found["faults"] = faults(Path(folder))
-    found["about"]["minutes"] = round((time.monotonic() - began) / 60, 1)
-    write("chaos", found, page(found))
-    print("\n".join(page(found)))
-    return 1 if missed(found) else 0
+            results[part.__name__] = part(Path(folder), runs)
+            print(part.__name__, results[part.__name__], flush=True)
+        results["faults"] = faults(Path(folder))
+    results["about"]["minutes"] = round((time.monotonic() - began) / 60, 1)
+    write("chaos", results, page(results))
+    print("\n".join(page(results)))
+    return 1 if missed(results) else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Callers: a closed loop, in which each asks again once answered, and Poisson arrivals, which do not wait.
+"""Load generators: a closed loop of callers, and open-loop Poisson arrivals.
 
-Every call is checked: an answer that is no PNG with status 200 counts as failed. A call that a full queue refuses (429)
-is made again after the time that the answer asks for, as clients do.
+Every response is checked: anything but a PNG with status 200 counts as failed. A call that is refused (429) is retried
+after its Retry-After, as clients do.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ PATIENCE_S = 600.0
 
 @dataclass
 class Load:
-    """What came of a load, by call: seconds from asking to the whole PNG, when that was, and (prompt, seed, PNG).
+    """Results of a load, per call: seconds to the whole PNG, time of its arrival, and (prompt, seed, PNG).
 
-    refused counts the answers of a full queue; such a call's seconds run on from when it was first made.
+    refused: number of 429 responses; the seconds of such a call count from its first attempt.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Load:
     pngs: list[tuple[str, int, bytes]] = field(default_factory=list)
 
     def figures(self) -> dict[str, float]:
-        """Images a second, and percentiles of the latency in ms."""
+        """Return images per second, and percentiles of the latency in ms."""
         cuts = quantiles(self.seconds, n=100, method="inclusive")
         return {
             "images": len(self.seconds),
@@ -57,26 +57,26 @@ class Load:
         }
 
     def rate(self, begin_s: float, end_s: float) -> float:
-        """Images a second between two times, in seconds since the first image came."""
+        """Return images per second between two times, in seconds since the first image."""
         first = min(self.ends)
         return sum(begin_s < end - first < end_s for end in self.ends) / (end_s - begin_s)
 
 
 def calls(count: int, first: int = 0) -> Iterator[tuple[str, int]]:
-    """`count` (prompt, seed) pairs: the same ones for every server and load."""
+    """Return `count` (prompt, seed) pairs: the same for every server and load."""
     return ((PROMPTS[number % len(PROMPTS)], number) for number in range(first, first + count))
 
 
 def varied() -> Iterator[tuple[str, int]]:
-    """Images that nobody has asked for before, under prompts of many lengths, without end."""
+    """Endless (prompt, seed) pairs without repetition, under prompts of many lengths."""
     return ((f"{prompt}{' please' * (seed % 40)}", seed) for prompt, seed in calls(sys.maxsize))
 
 
-def closed_loop(url: str, clients: int, wanted: Iterable[tuple[str, int]]) -> Load:
-    """Let `clients` ask for the wanted (prompt, seed) pairs altogether, which may come without end."""
+def closed_loop(url: str, clients: int, pairs: Iterable[tuple[str, int]]) -> Load:
+    """Let `clients` request the (prompt, seed) pairs between them; `pairs` may be endless."""
 
     async def run(ask: Ask) -> None:
-        left = iter(wanted)
+        left = iter(pairs)
 
         async def client() -> None:
             for prompt, seed in left:
@@ -87,28 +87,28 @@ def closed_loop(url: str, clients: int, wanted: Iterable[tuple[str, int]]) -> Lo
     return asyncio.run(_measured(url, run))
 
 
-def poisson(url: str, rate: float, wanted: Iterable[tuple[str, int]]) -> Load:
-    """Ask for the wanted images at random times, `rate` a second on the average; the times are alike in every run."""
+def poisson(url: str, rate: float, pairs: Iterable[tuple[str, int]]) -> Load:
+    """Request the pairs at random times, `rate` per second on average; the times are the same in every run."""
     gaps = random.Random(0)
 
     async def run(ask: Ask) -> None:
-        asked = []
-        for prompt, seed in wanted:
-            asked.append(asyncio.create_task(ask(prompt, seed)))
+        tasks = []
+        for prompt, seed in pairs:
+            tasks.append(asyncio.create_task(ask(prompt, seed)))
             await asyncio.sleep(gaps.expovariate(rate))
-        await asyncio.gather(*asked)
+        await asyncio.gather(*tasks)
 
     return asyncio.run(_measured(url, run))
 
 
 class Ask:
-    """One way to ask for an image, noted in a Load."""
+    """A call that requests one image and records it in a Load."""
 
     def __init__(self, http: httpx2.AsyncClient, load: Load) -> None:
         self._http, self._load = http, load
 
     async def __call__(self, prompt: str, seed: int) -> None:
-        """Ask for one image, again and again for ten minutes."""
+        """Request one image, with retries for up to PATIENCE_S."""
         began = time.perf_counter()
         try:
             while (answer := await self._post(prompt, seed)).status_code == HTTPStatus.TOO_MANY_REQUESTS:

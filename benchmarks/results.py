@@ -1,4 +1,4 @@
-"""Writes what was measured: JSON with everything, a Markdown page and a picture, all of one name."""
+"""Result files of a benchmark: JSON with everything, a Markdown page and a plot, all of one name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent.parent / "docs" / "results"
 
 
 def circumstances(device: str = "cpu") -> dict[str, Any]:
-    """With what something was measured on a device; `load` is the machine's load average at the start."""
+    """Return the environment of a measurement on a device; `load` is the load average at its start."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
@@ -30,17 +30,17 @@ def circumstances(device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def write(name: str, found: Mapping[str, Any], page: Sequence[str], picture: Figure | None = None) -> None:
-    """Write NAME.json, NAME.md and, where there is a picture, NAME.png into docs/benchmarks."""
+def write(name: str, results: Mapping[str, Any], page: Sequence[str], picture: Figure | None = None) -> None:
+    """Write NAME.json, NAME.md and, if there is a plot, NAME.png into docs/benchmarks."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (FOLDER / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (FOLDER / f"{name}.md").write_text("\n".join(page) + "\n", encoding="utf-8")
     if picture is not None:
         picture.savefig(FOLDER / f"{name}.png", dpi=100)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A Markdown table; numbers to three digits."""
+    """Return a Markdown table; numbers have three digits."""
     heads = list(rows[0])
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     return lines + [f"| {' | '.join(_cell(row[head]) for head in heads)} |" for row in rows]

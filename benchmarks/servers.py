@@ -1,4 +1,4 @@
-"""Servers as processes of their own: started, waited for, watched and ended."""
+"""Server processes of the benchmarks: start, readiness, memory and end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE_S = 300.0
 
 @dataclass(frozen=True)
 class Running:
-    """A server that answers at `url`."""
+    """A server at `url`."""
 
     url: str
     process: psutil.Process
@@ -46,7 +46,7 @@ def running(command: Sequence[str], log: Path, environ: Mapping[str, str] | None
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end and process.poll() is None:
-        if found := re.search(r"ready at (\S+)", log.read_text(encoding="utf-8")):
-            return found[1]
+        if match := re.search(r"ready at (\S+)", log.read_text(encoding="utf-8")):
+            return match[1]
         time.sleep(0.1)
     raise RuntimeError(f"the server did not start: {log.read_text(encoding='utf-8')[-2000:]}")

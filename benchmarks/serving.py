@@ -1,9 +1,9 @@
-"""Speed of serving, beside what one would write without Safe-CB, on the same weights and prompts, in turn in one run.
+"""Serving benchmark against plain transformers servers, with the same weights and prompts, in turn in one run.
 
 (a) FastAPI and the `generate` of transformers, one image at a time; (b) the same in closed batches of up to 8; (b2)
 with the language model compiled; (c) Safe-CB, which also judges every image. Each serves a closed loop of 1, 8 and 32
-callers and Poisson arrivals at 50, 80 and 95 % of what (b) can do at most. On a GPU, where (a) and (b) take minutes for
-what (c) does in seconds, each serves the closed loops that the figures are about, (c) also of 64 and 128 callers.
+callers and Poisson arrivals at 50, 80 and 95 % of the capacity of (b). On a GPU, where (a) and (b) are far slower than
+(c), each serves only the closed loops that the figures need, (c) also of 64 and 128 callers.
 
 `python -m benchmarks.serving` writes docs/benchmarks/serving.{json,md,png}; with `--model random:janus-pro-1b --device
 cuda`, serving-janus-pro-1b.*: the published geometry on one GPU, in bfloat16.
@@ -36,10 +36,10 @@ MODES = {"a": "single", "b": "batched", "b2": "compiled"}
 
 @dataclass(frozen=True)
 class Loads:
-    """What the servers are asked for on a kind of device.
+    """Loads of one kind of device.
 
     closed: by server, how many images in a closed loop, by the number of callers; shares: of what (b) can do at most,
-    at which images are asked for at random, `arrivals` of them; warm: how many images before all of that.
+    at which images are requested at random, `arrivals` of them; warm: how many images before all of that.
     """
 
     closed: Mapping[str, Mapping[int, int]]
@@ -79,7 +79,7 @@ class Subject:
 
     @property
     def loads(self) -> Loads:
-        """What it is asked for."""
+        """The loads of its device."""
         return LOADS[self.device]
 
 
@@ -89,8 +89,8 @@ def server(name: str, folder: Path, subject: Subject = Subject()) -> Iterator[Ru
     log = folder / f"{name}.log"
     if name != "c":
         baseline = ["benchmarks.baseline", "--mode", MODES[name]]
-        with running([*baseline, "--model", subject.model, "--device", subject.device], log) as found:
-            yield found
+        with running([*baseline, "--model", subject.model, "--device", subject.device], log) as process:
+            yield process
         return
     settings = {
         "SAFECB_HOME": str(folder / "home"),
@@ -98,49 +98,49 @@ def server(name: str, folder: Path, subject: Subject = Subject()) -> Iterator[Ru
         "SAFECB_MODEL": subject.model,
         "SAFECB_DEVICE": subject.device,
     }
-    with running(["cli.main", "serve"], log, settings) as found:
-        serving = next(p for p in found.process.children(recursive=True) if "app.server" in p.cmdline())
-        yield Running(found.url, serving)
+    with running(["cli.main", "serve"], log, settings) as supervisor:
+        serving = next(p for p in supervisor.process.children(recursive=True) if "app.server" in p.cmdline())
+        yield Running(supervisor.url, serving)
 
 
 def measure(names: list[str], folder: Path, subject: Subject) -> dict[str, Any]:
-    """Put every server under every load, closed loops first, so that the rates of arrivals follow from (b)."""
-    found: dict[str, Any] = {name: {"closed": {}, "poisson": {}} for name in names}
+    """Put every server under every load, closed loops first: the arrival rates follow from (b)."""
+    results: dict[str, Any] = {name: {"closed": {}, "poisson": {}} for name in names}
     for name in names:
         with server(name, folder, subject) as running_server:
             _warm(running_server.url, subject)
             loads = {}
             for clients, count in subject.loads.closed[name].items():
                 loads[clients] = closed_loop(running_server.url, clients, calls(count))
-                found[name]["closed"][clients] = _told(name, f"{clients} callers", loads[clients])
-            found[name]["memory_mb"] = running_server.memory_mb()
-            found[name]["device_memory_mb"] = device_memory_mb(subject.device)
-            memory = "  ".join(f"{what} {mb:.0f} MB" for what, mb in _memory(found[name]).items())
-            print(f"{name:3s} {memory}", flush=True)  # told as it goes: a machine may be lent for minutes
+                results[name]["closed"][clients] = _print(name, f"{clients} callers", loads[clients])
+            results[name]["memory_mb"] = running_server.memory_mb()
+            results[name]["device_memory_mb"] = device_memory_mb(subject.device)
+            memory = "  ".join(f"{what} {mb:.0f} MB" for what, mb in _memory(results[name]).items())
+            print(f"{name:3s} {memory}", flush=True)  # as it goes: a run may be cut short
             if name == "c":
-                found[name]["differing_images"] = differing(loads)
+                results[name]["differing_images"] = differing(loads)
     if not subject.loads.shares:
-        return found
-    most = max(figures["images_per_s"] for figures in found["b"]["closed"].values())
+        return results
+    most = max(figures["images_per_s"] for figures in results["b"]["closed"].values())
     with ExitStack() as up:
-        # All at once, each load in turn: a machine that slows down for a while does so for all of them.
+        # All servers simultaneously, each load in turn: a machine that slows down does so for all of them.
         urls = {name: up.enter_context(server(name, folder, subject)).url for name in names if name in ARRIVED_AT}
         for url in urls.values():
             _warm(url, subject)
         for share in subject.loads.shares:
             for name, url in urls.items():
                 load = poisson(url, share * most, calls(subject.loads.arrivals))
-                found[name]["poisson"][share] = _told(name, f"{share:.0%} of {most:.1f}/s", load)
-    return found
+                results[name]["poisson"][share] = _print(name, f"{share:.0%} of {most:.1f}/s", load)
+    return results
 
 
 def _warm(url: str, subject: Subject) -> None:
-    """Let what is compiled at its first use be compiled."""
+    """Warm up everything that is compiled at its first use."""
     closed_loop(url, 8, calls(subject.loads.warm))
 
 
 def device_memory_mb(device: str) -> float:
-    """What is taken of a GPU's memory, by whomever, in MB; 0 for the CPU."""
+    """Return the used memory of the GPU, by all processes, in MB; 0 for the CPU."""
     if device == "cpu":
         return 0.0
     free, whole = torch.cuda.mem_get_info()
@@ -148,57 +148,57 @@ def device_memory_mb(device: str) -> float:
 
 
 def differing(loads: Mapping[int, Load]) -> int:
-    """How many images of the same prompt and seed came out as other files under other loads."""
+    """Return the number of (prompt, seed) pairs whose files differ between loads."""
     files: dict[tuple[str, int], set[bytes]] = {}
     for load in loads.values():
         for prompt, seed, png in load.pngs:
             files.setdefault((prompt, seed), set()).add(png)
-    return sum(len(found) > 1 for found in files.values())
+    return sum(len(pngs) > 1 for pngs in files.values())
 
 
-def ratios(found: Mapping[str, Any]) -> dict[str, float]:
-    """The figures that the bars are about: (c) beside (a) and (b), wherever both were asked for the same."""
-    c = found["c"]
+def ratios(results: Mapping[str, Any]) -> dict[str, float]:
+    """The figures that the bars are about: (c) beside (a) and (b), wherever both had the same load."""
+    c = results["c"]
     ratios = {
         f"throughput of c over {other}, {clients} callers": c["closed"][clients]["images_per_s"]
         / figures["images_per_s"]
-        for other in found
+        for other in results
         if other != "c"
-        for clients, figures in found[other]["closed"].items()
+        for clients, figures in results[other]["closed"].items()
     }
-    ratios["latency of c over a, 1 caller, p50"] = c["closed"][1]["p50_ms"] / found["a"]["closed"][1]["p50_ms"]
-    for share, figures in found["b"]["poisson"].items():
+    ratios["latency of c over a, 1 caller, p50"] = c["closed"][1]["p50_ms"] / results["a"]["closed"][1]["p50_ms"]
+    for share, figures in results["b"]["poisson"].items():
         ratios[f"latency of b over c, Poisson at {share:.0%}, p50"] = figures["p50_ms"] / c["poisson"][share]["p50_ms"]
     return ratios
 
 
-def _told(name: str, load: str, found: Load) -> dict[str, float]:
-    figures = found.figures()
-    print(f"{name:3s} {load:20s} {figures['images_per_s']:6.2f}/s  p50 {figures['p50_ms']:6.0f} ms", flush=True)
+def _print(name: str, label: str, load: Load) -> dict[str, float]:
+    figures = load.figures()
+    print(f"{name:3s} {label:20s} {figures['images_per_s']:6.2f}/s  p50 {figures['p50_ms']:6.0f} ms", flush=True)
     return figures
 
 
-def rows_of(found: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
-    """One row a server and load."""
+def rows_of(results: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
+    """Return one row per server and load."""
     return [
         {"server": SERVERS[name], "load": load, **figures}
-        for name, loads in found.items()
+        for name, loads in results.items()
         for load, figures in loads[kind].items()
     ]
 
 
-def page(found: Mapping[str, Any], costs: list[dict[str, float]], about: Mapping[str, Any], name: str) -> list[str]:
-    """The Markdown page."""
+def page(results: Mapping[str, Any], costs: list[dict[str, float]], about: Mapping[str, Any], name: str) -> list[str]:
+    """Return the Markdown page."""
     lines = ["# Serving", "", "Written by `python -m benchmarks.serving`; times include HTTP and the PNG file.", ""]
     lines += [f"{key}: {value}  " for key, value in about.items()]
-    lines += ["", "## Ratios", "", *table([{"what": k, "ratio": v} for k, v in ratios(found).items()])]
-    lines += ["", "## Closed loop (callers who ask again once answered)", "", *table(rows_of(found, "closed"))]
-    if arrivals := rows_of(found, "poisson"):
-        lines += ["", "## Poisson arrivals (at shares of what b can do at most)", "", *table(arrivals)]
-    lines += ["", "## A step by images drawn at once", "", *table(costs), ""]
-    memory = [{"server": SERVERS[name], **_memory(loads)} for name, loads in found.items()]
+    lines += ["", "## Ratios", "", *table([{"what": k, "ratio": v} for k, v in ratios(results).items()])]
+    lines += ["", "## Closed loop", "", *table(rows_of(results, "closed"))]
+    if arrivals := rows_of(results, "poisson"):
+        lines += ["", "## Poisson arrivals (at shares of the capacity of b)", "", *table(arrivals)]
+    lines += ["", "## Decode step by batch size", "", *table(costs), ""]
+    memory = [{"server": SERVERS[name], **_memory(loads)} for name, loads in results.items()]
     lines += ["## Memory after the closed loops, MB", "", *table(memory), ""]
-    lines += [f"Images of c that came out otherwise in company: {found['c']['differing_images']}.", ""]
+    lines += [f"Images of c that differ between batches: {results['c']['differing_images']}.", ""]
     return [*lines, f"![Serving]({name}.png)"]
 
 
@@ -206,14 +206,14 @@ def _memory(loads: Mapping[str, Any]) -> dict[str, float]:
     return {"resident": loads["memory_mb"], "of the GPU": loads["device_memory_mb"]}
 
 
-def picture(found: Mapping[str, Any], costs: list[dict[str, float]]) -> Figure:
-    """Throughput by callers, latency under Poisson arrivals, and the cost of an image by images at once."""
-    arriving = any(loads["poisson"] for loads in found.values())
+def picture(results: Mapping[str, Any], costs: list[dict[str, float]]) -> Figure:
+    """Return the plots of throughput by callers, latency under Poisson arrivals, and cost of an image by batch size."""
+    arriving = any(loads["poisson"] for loads in results.values())
     panels = ["closed", "arrivals", "cost"] if arriving else ["closed", "cost"]
     figure = Figure(figsize=(4.4 * len(panels), 4), layout="constrained")
     axes_of: dict[str, Axes] = figure.subplot_mosaic([panels])  # type: ignore[list-item]
     closed, cost = axes_of["closed"], axes_of["cost"]
-    for name, loads in found.items():
+    for name, loads in results.items():
         closed.plot(
             list(loads["closed"]), [f["images_per_s"] for f in loads["closed"].values()], "o-", label=SERVERS[name]
         )
@@ -221,12 +221,12 @@ def picture(found: Mapping[str, Any], costs: list[dict[str, float]]) -> Figure:
             axes = axes_of["arrivals"]
             axes.plot(list(values), [f["p50_ms"] for f in values.values()], "o-", label=f"{SERVERS[name]}, p50")
             axes.plot(list(values), [f["p95_ms"] for f in values.values()], ".:", label=f"{SERVERS[name]}, p95")
-            axes.set(xlabel="load, share of what b can do", ylabel="ms", ylim=(0, None), title="Poisson arrivals")
+            axes.set(xlabel="load, share of the capacity of b", ylabel="ms", ylim=(0, None), title="Poisson arrivals")
     closed.set(xscale="log", xlabel="callers", ylabel="images / s", title="Closed loop")
     cost.plot([c["images"] for c in costs], [c["image_ms"] for c in costs], "o-", label="measured")
     floor = [c["image_ms"] * c["share_of_floor"] for c in costs]
     cost.plot([c["images"] for c in costs], floor, "k--", label="this machine's floor")
-    cost.set(xscale="log", xlabel="images at once", ylabel="ms an image", ylim=(0, None), title="Cost of drawing")
+    cost.set(xscale="log", xlabel="batch size, images", ylabel="ms per image", ylim=(0, None), title="Cost of drawing")
     for axes in axes_of.values():
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
@@ -236,16 +236,16 @@ def picture(found: Mapping[str, Any], costs: list[dict[str, float]]) -> Figure:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--servers", default="a,b,b2,c", help="which of them, parted by commas; a, b and c are needed")
+    parser.add_argument("--servers", default="a,b,b2,c", help="comma-separated subset; a, b and c are required")
     parser.add_argument("--model", default="embedded", help="as in SAFECB_MODEL")
     parser.add_argument("--device", default="cpu", choices=list(LOADS))
-    asked = parser.parse_args()
-    subject, about = Subject(asked.model, asked.device), {"model": asked.model, **circumstances(asked.device)}
+    options = parser.parse_args()
+    subject, about = Subject(options.model, options.device), {"model": options.model, **circumstances(options.device)}
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(asked.servers.split(","), Path(folder), subject)
+        results = measure(options.servers.split(","), Path(folder), subject)
     costs = step_costs(subject.model, subject.device)
-    everything = {"about": about, "ratios": ratios(found), "steps": costs, "servers": found}
-    write(subject.page, everything, page(found, costs, about, subject.page), picture(found, costs))
+    everything = {"about": about, "ratios": ratios(results), "steps": costs, "servers": results}
+    write(subject.page, everything, page(results, costs, about, subject.page), picture(results, costs))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""`safecb serve` with improve jobs of seconds in place of minutes: real attempts, fences and publishing, no drawing.
+"""`safecb serve` with improve jobs of seconds instead of minutes: real attempts, fencing and publishing, no drawing.
 
-A round takes about a second and publishes the start's pixel table with its codes moved round, so that every version
-draws otherwise. `python -m benchmarks.short_job` is the supervisor.
+A round takes about a second and publishes the start's pixel table with rotated codes, so that every version draws
+different images. `python -m benchmarks.short_job` is the supervisor.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def improve(job_id: str) -> None:
 
 
 class ShortRounds(Loop):
-    """ROUNDS accepted rounds; what one has made is kept in `work`, so that a resume yields the same."""
+    """ROUNDS accepted rounds; their state is kept in `work`, so that a resume yields the same."""
 
     def rounds(
         self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Progress
@@ -68,7 +68,7 @@ class ShortRounds(Loop):
     def assess(
         self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Progress
     ) -> dict[str, Any] | None:
-        """See Loop; there is nothing to measure."""
+        """See Loop; there is nothing to evaluate."""
         return None
 
 
@@ -79,7 +79,7 @@ def worker() -> int:
 
 
 def children(settings: Settings, files: ExitStack) -> list[Child]:
-    """What `safecb serve` runs, with the worker of this module."""
+    """Return the children of `safecb serve`, with the worker of this module."""
     parts = serve.children(settings, files)
     next(part for part in parts if part.name == "worker").command = lambda: [sys.executable, "-c", WORKER]
     return parts

@@ -1,7 +1,7 @@
-"""Half an hour at 95 % of what the server can do: whether it loses a request or grows.
+"""Soak benchmark: half an hour at 95 % of the server's capacity; counts lost requests and memory growth.
 
-At that load chance fills the queue at times: a call that is refused (429) comes again when the server says, and counts
-as lost if it has no image after ten minutes.
+At that load the queue is full at times: a call that is refused (429) is retried after its Retry-After, and counts as
+lost if it has no image after ten minutes.
 
 `python -m benchmarks.soak` writes docs/benchmarks/soak.{json,md,png}.
 """
@@ -26,7 +26,7 @@ from benchmarks.serving import server
 SHARE = 0.95
 STRETCH_S = 60.0  # memory is read between stretches
 WARM_UP = 5  # stretches that do not count
-OFTEN = 5  # stretches between which it is measured anew what the server can do
+OFTEN = 5  # stretches between two measurements of the capacity
 
 
 def measure(minutes: int, folder: Path) -> dict[str, Any]:
@@ -56,23 +56,23 @@ def measure(minutes: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def page(found: dict[str, Any], about: dict[str, Any]) -> list[str]:
-    """The Markdown page."""
-    asked = f"Poisson arrivals at {SHARE:.0%} of what it draws under overload"
-    lines = ["# Soak", "", f"Written by `python -m benchmarks.soak`: {asked}.", ""]
+def page(results: dict[str, Any], about: dict[str, Any]) -> list[str]:
+    """Return the Markdown page."""
+    rates = f"Poisson arrivals at {SHARE:.0%} of what it draws under overload"
+    lines = ["# Soak", "", f"Written by `python -m benchmarks.soak`: {rates}.", ""]
     lines += [f"{key}: {value}  " for key, value in about.items()]
-    summary = {key: value for key, value in found.items() if key != "minutes"}
-    return [*lines, "", *table([summary]), "", *table(found["minutes"]), "", "![Soak](soak.png)"]
+    summary = {key: value for key, value in results.items() if key != "minutes"}
+    return [*lines, "", *table([summary]), "", *table(results["minutes"]), "", "![Soak](soak.png)"]
 
 
-def picture(found: dict[str, Any]) -> Figure:
-    """Memory and latency by minute."""
+def picture(results: dict[str, Any]) -> Figure:
+    """Return the plot of memory and latency by minute."""
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     memory, latency = figure.subplots(1, 2)
-    memory.plot([minute["memory_mb"] for minute in found["minutes"]])
+    memory.plot([minute["memory_mb"] for minute in results["minutes"]])
     memory.set(xlabel="minute", ylabel="MB", ylim=(0, None), title="Memory of the server")
     for percentile in ("p50_ms", "p99_ms"):
-        latency.plot([minute[percentile] for minute in found["minutes"]], label=percentile)
+        latency.plot([minute[percentile] for minute in results["minutes"]], label=percentile)
     latency.set(xlabel="minute", ylim=(0, None), title="Latency, ms")
     latency.legend()
     return figure
@@ -84,8 +84,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=int, default=30)
     about = circumstances()
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(parser.parse_args().minutes, Path(folder))
-    write("soak", {"about": about, **found}, page(found, about), picture(found))
+        results = measure(parser.parse_args().minutes, Path(folder))
+    write("soak", {"about": about, **results}, page(results, about), picture(results))
 
 
 if __name__ == "__main__":

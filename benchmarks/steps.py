@@ -1,7 +1,7 @@
-"""What a step costs by the number of images drawn at once, against the floor that this machine sets.
+"""Decode-step cost by batch size, against the roofline of the machine.
 
-The floor of a step is the longer of two times: reading the weights once, and what each row has read so far, at the
-memory's pace; and multiplying at the processor's, or the card's. Both paces are measured here, just before.
+The floor of a step is the longer of two times: reading the weights once and the KV cache of each row at memory
+bandwidth, and the multiplications at the peak rate. Both rates are measured first.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ WIDTHS = {"cpu": (1, 2, 4, 8, 16), "cuda": (1, 8, 32, 128)}
 
 @dataclass(frozen=True)
 class Work:
-    """What drawing takes: `weights` that a step multiplies, `kept` numbers that each place of a row is kept as."""
+    """Work of drawing: `weights` that a step multiplies, `kv_numbers` that the KV cache holds per position and row."""
 
     weights: int
-    kept: int
+    kv_numbers: int
 
 
 def step_costs(name: str, device: str) -> list[dict[str, float]]:
-    """For each number of images: milliseconds a step and an image, the floor, and the share of it in [0, 1]."""
+    """Return, per number of images: milliseconds per step and image, the floor, and the share of it in [0, 1]."""
     model, dtype = load_model(name, device, "auto"), torch.float32 if device == "cpu" else torch.bfloat16
     work, (bytes_per_s, flops) = work_of(name), machine(model.device, dtype)
     rows = []
     for images in (images for images in WIDTHS[device] if 2 * images <= model.kv_rows()):
         step_s, positions = _step_s(model, images)
-        read = dtype.itemsize * (work.weights + 2 * images * positions * work.kept)
+        read = dtype.itemsize * (work.weights + 2 * images * positions * work.kv_numbers)
         floor_s = max(read / bytes_per_s, 2 * work.weights * 2 * images / flops)
         rows.append(
             {
@@ -54,7 +54,7 @@ def step_costs(name: str, device: str) -> list[dict[str, float]]:
 
 
 def work_of(name: str) -> Work:
-    """The decoder layers and the image head, and the keys and values."""
+    """Return the weights of the decoder layers and the image head, and the keys and values."""
     if name.startswith(PREFIX):
         model, _, _ = random_janus(name, torch.device("meta"), torch.bfloat16)
     else:
@@ -65,7 +65,7 @@ def work_of(name: str) -> Work:
 
 
 def machine(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """Bytes a second that the memory gives, and operations a second in this dtype that the device makes."""
+    """Return the memory bandwidth in bytes/s, and the peak rate of the device in FLOP/s for this dtype."""
     many = torch.ones(64 * 2**20, device=device)  # 256 MB: no cache holds it
     other = torch.empty_like(many)
     pace = max(many.nbytes / _fastest(many.sum, device), 2 * many.nbytes / _fastest(lambda: other.copy_(many), device))
@@ -79,7 +79,7 @@ def _fastest(work: Callable[[], object], device: torch.device, times: int = 5) -
 
 
 def _timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds until the work is done, on a GPU too."""
+    """Return the seconds of the work, with synchronisation on a GPU."""
     _wait(device)
     began = time.perf_counter()
     work()
@@ -93,7 +93,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _step_s(model: Served, images: int) -> tuple[float, float]:
-    """Seconds of a step and positions in a row's KV cache, on the average of whole images."""
+    """Return the mean seconds of a step over whole images, and the mean number of KV positions of a row."""
     book = model.base_codebook()
     batch = model.running_batch(2 * images)
     batch.warm()

@@ -113,7 +113,12 @@ def main() -> int:
         {"workers": w, "threads each": t, "s": min(s), "of one worker": min(s) / alone} for (w, t), s in seconds.items()
     ]
     about: dict[str, Any] = circumstances()
-    page = [f"# Workers that share a job's batches, {PROMPTS} images", "", "Written by `python -m benchmarks.workers`.", ""]
+    page = [
+        f"# Workers that share a job's batches, {PROMPTS} images",
+        "",
+        "Written by `python -m benchmarks.workers`.",
+        "",
+    ]
     page += [f"{key}: {value}  " for key, value in about.items()]
     page += ["", *table(rows), "", f"Distinct results: {len(hashes)}."]
     write("workers", {"about": about, "rows": rows, "hashes": sorted(hashes)}, page)

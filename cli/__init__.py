@@ -1,1 +1,1 @@
-"""The command `safecb`: serve (the supervisor), worker, improve, evaluate, demo, and a client of the API."""
+"""Command line `safecb`: serve (the supervisor), worker, improve, evaluate, demo, and an HTTP client."""

@@ -1,7 +1,7 @@
-"""One supervised process: started, started again with growing pauses, and never left behind.
+"""Supervised child process: started, restarted with exponential backoff, and never orphaned.
 
-On Linux the kernel ends a child when its supervisor dies, kill -9 included. Knows processes; knows nothing of what
-they do.
+On Linux the kernel ends a child when its supervisor dies, even by kill -9. Knows processes. Knows nothing of their
+work.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from core.wire import HOPELESS, LAST_WORDS_FD, MOST_WORDS
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-LOOK_EVERY_S = 0.05
-LOST_S = 5.0  # a child at fault for this long, while it runs, is ended and started again
+POLL_EVERY_S = 0.05
+LOST_S = 5.0  # a running child with a fault for this long is ended and restarted
 CHECK_EVERY_S = 1.0
-STEADY_S = 60.0  # a child that lived this long starts afresh with the first pause
-END_S, HURRY_S = 15.0, 5.0  # for a child to end in, after a first signal and after a second one
+STEADY_S = 60.0  # a child that lived this long resets the backoff
+END_S, HURRY_S = 15.0, 5.0  # timeouts for a child to end in, after a first signal and after a second one
 _PR_SET_PDEATHSIG = 1
 
 
 def _pipe() -> tuple[int, int]:
-    """A pipe whose reader does not wait."""
+    """Return the ends of a pipe with a non-blocking reader."""
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     return reader, writer
@@ -39,10 +39,10 @@ def _pipe() -> tuple[int, int]:
 
 @dataclass
 class Child:
-    """A process to keep alive. `command` is asked at each start; `pass_fds` are open files that it inherits.
+    """A process to keep alive. `command` is evaluated at each start; `pass_fds` are open files that it inherits.
 
-    output: where it writes, None for the supervisor's own. mourn(code) is called after each death. end_s: how many
-    seconds it may take to end. fault() says what is wrong with it while it runs, None where nothing is.
+    output: its stdout and stderr, None for the supervisor's own. mourn(code) is called after each death. end_s: timeout
+    for its end. fault() returns the fault of the running process, None if it is sound.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Child:
     _words: tuple[int, int] = field(default_factory=_pipe, init=False)  # (reader, writer)
 
     def start(self) -> None:
-        """Start it now."""
+        """Start it."""
         self.process = subprocess.Popen(
             self.command(),
             env={**self.environ, LAST_WORDS_FD: str(self._words[1])},
@@ -68,14 +68,14 @@ class Child:
             stdout=self.output,
             stderr=self.output,
             pass_fds=(*self.pass_fds, self._words[1]),
-            process_group=0,  # Ctrl-C reaches the supervisor alone, which ends the children in order
+            process_group=0,  # Ctrl-C reaches only the supervisor, which ends the children in order
             preexec_fn=_die_with(os.getpid()),
         )
         self._changed = self._sound = time.monotonic()
         log.info("%s runs as process %d", self.name, self.process.pid)
 
-    def look(self) -> int | None:
-        """Start it again if it is dead and its pause is over; return the exit code of a death not seen before."""
+    def poll(self) -> int | None:
+        """Restart it if it is dead and its pause is over; return the exit code of a new death."""
         if self.process is None:
             if time.monotonic() - self._changed >= self._pause_s:
                 self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
@@ -94,7 +94,7 @@ class Child:
         return code
 
     def _check(self) -> None:
-        """End it where it runs and has been at fault for LOST_S; the next look starts it again."""
+        """End it if it runs with a fault for LOST_S; the next poll restarts it."""
         since_s = time.monotonic() - self._sound
         if since_s < CHECK_EVERY_S:
             return
@@ -105,14 +105,14 @@ class Child:
             self.stop(hurry=lambda: True)
 
     def reason(self) -> str:
-        """Why it cannot go on: its last words, or where it has written them."""
+        """Return the reason why it cannot go on: its last words, or the name of its log."""
         try:
             return os.read(self._words[0], MOST_WORDS).decode("utf-8", "replace")
-        except BlockingIOError:  # it has left none
+        except BlockingIOError:  # no last words
             return f"see {self.output.name if self.output else 'above'}"
 
     def stop(self, hurry: Callable[[], bool]) -> None:
-        """End it: SIGTERM, another one as soon as `hurry()`, SIGKILL in the end; returns when it is gone."""
+        """End it: SIGTERM, a second one as soon as `hurry()`, finally SIGKILL; returns when it is gone."""
         if self.process is None:
             return
         hurried = hurry()
@@ -122,7 +122,7 @@ class Child:
             if hurry() and not hurried:
                 hurried, deadline = True, time.monotonic() + HURRY_S
                 self.process.terminate()
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_EVERY_S)
         if self.process.poll() is None:
             log.warning("%s does not end and is killed", self.name)
             self.process.kill()
@@ -131,14 +131,14 @@ class Child:
 
 
 def _die_with(parent: int) -> Callable[[], None] | None:
-    """Return what a new process does before it becomes the child: ask the kernel for SIGTERM when `parent` dies."""
+    """Return the preexec function of a child: it asks the kernel for SIGTERM when `parent` dies."""
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None, use_errno=True).prctl
 
     def ask() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before we asked
+        if os.getppid() != parent:  # it died before the call
             os._exit(1)
 
     return ask

@@ -1,6 +1,6 @@
-"""A caller's side of the HTTP contract, for the command line and the demo.
+"""HTTP client of the API, for the command line and the demo.
 
-Knows addresses and answers. Raises SafeCBError with the server's own words.
+Knows addresses and responses. Raises SafeCBError with the server's own message.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from core.errors import SafeCBError, Unavailable
 from core.settings import Settings
 from core.wire import UNFINISHED
 
-ASK_EVERY_S = 1.0
+POLL_EVERY_S = 1.0
 PATIENCE_S = 600.0  # one image on a busy CPU
 
 
 class Client:
-    """Talks to one server, with a key where it asks for one."""
+    """Client of one server, with an optional key."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -39,17 +39,17 @@ class Client:
 
     def generate(self, prompt: str, n: int, seed: int) -> list[tuple[str, bytes]]:
         """Draw n images under the active version; return the version and the PNG of each."""
-        asked = {"prompt": prompt, "n": n, "seed": seed}
-        images = self._call("POST", "/generate", asked)["images"]
+        body = {"prompt": prompt, "n": n, "seed": seed}
+        images = self._call("POST", "/generate", body)["images"]
         return [(image["codebook"], base64.b64decode(image["b64_png"])) for image in images]
 
-    def improve(self, **asked: object) -> str:
+    def improve(self, **body: object) -> str:
         """Start an improve job and return its id."""
-        id: str = self._call("POST", "/improve", asked)["id"]
+        id: str = self._call("POST", "/improve", body)["id"]
         return id
 
     def follow(self, job: str) -> Iterator[dict[str, Any]]:
-        """Give the state of a job whenever it has changed, until it has ended."""
+        """Yield the state of a job whenever it has changed, until it has ended."""
         last = None
         while True:
             state = self._call("GET", f"/jobs/{job}")
@@ -58,7 +58,7 @@ class Client:
             if state["status"] not in UNFINISHED:
                 return
             last = state
-            time.sleep(ASK_EVERY_S)
+            time.sleep(POLL_EVERY_S)
 
     def active(self) -> str:
         """Return the version the server draws with."""
@@ -66,11 +66,11 @@ class Client:
         return version
 
     def activate(self, version: str) -> None:
-        """Make a version active."""
+        """Activate a version."""
         self._call("POST", f"/codebooks/{version}/activate", {})
 
     def rollback(self, to: str | None = None) -> str:
-        """Go back to the version before, or to one by name, and return its name."""
+        """Roll back to the version before, or to `to`, and return its name."""
         version: str = self._call("POST", "/codebooks/rollback", {"to": to})["new"]["version"]
         return version
 
@@ -80,10 +80,10 @@ class Client:
 
     def _call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         try:
-            answer = self._http.request(method, path, json=body)
+            response = self._http.request(method, path, json=body)
         except httpx2.TransportError as error:
             raise Unavailable(f"no answer from {self._http.base_url}: {error}; is `safecb serve` running?") from None
-        told: dict[str, Any] = answer.json()
-        if answer.is_error:
-            raise SafeCBError(f"{method} {path}: {told['title']}: {told['detail']}")
-        return told
+        content: dict[str, Any] = response.json()
+        if response.is_error:
+            raise SafeCBError(f"{method} {path}: {content['title']}: {content['detail']}")
+        return content

@@ -1,6 +1,6 @@
-"""The demo: draws, improves, activates, compares and rolls back on a running server, and checks what was promised.
+"""Demo on a running server: generate, improve, activate, compare, roll back, and check the guarantees.
 
-Talks HTTP only. Leaves a picture of the images before and after.
+Uses HTTP only. Writes an image of the results before and after.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SEED, EACH = 20260, 2
 
 
 def main() -> int:
-    """Run the demo against the server of the settings: 0 where every promise held, else 1."""
+    """Run the demo against the server of the settings: 0 if every check holds, else 1."""
     try:
         with closing(Client.of(Settings.from_environ(os.environ))) as client:
             return 0 if demo(client, PROMPTS, PICTURE) else 1
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def demo(client: Client, prompts: Sequence[str], picture: Path) -> bool:
-    """Go through the whole main job and print a table; return whether all of it held."""
+    """Run the demo and print its checks; return whether all of them hold."""
     start = client.active()
     print(f"drawing {len(prompts)} prompts under {start}")
     before = _draw(client, prompts, start)
@@ -69,13 +69,13 @@ def demo(client: Client, prompts: Sequence[str], picture: Path) -> bool:
     return all(checks.values())
 
 
-def improve(client: Client, **asked: object) -> str | None:
+def improve(client: Client, **request: object) -> str | None:
     """Run an improve job to its end, printing its progress; return the version it published last, or None."""
-    for state in client.follow(client.improve(**asked)):
+    for state in client.follow(client.improve(**request)):
         progress = state["progress"]
         print(f"  {state['status']:9} {progress['message']} {progress['done']}/{progress['total']}", flush=True)
-    for told in state["rounds"]:
-        print(f"  round {told['round']}: {told['reason']} {told['version'] or ''}")
+    for row in state["rounds"]:
+        print(f"  round {row['round']}: {row['reason']} {row['version'] or ''}")
     version: str | None = (state["result"] or {}).get("version")
     if version is None:
         print(f"  the job {state['status']} without a new version: {state['error'] or state['result']}")
@@ -95,7 +95,7 @@ def save_grid(before: Sequence[Image.Image], after: Sequence[Image.Image], path:
 
 
 def _draw(client: Client, prompts: Sequence[str], version: str) -> list[bytes]:
-    """Draw EACH images of every prompt; raises SafeCBError where another version than the active one drew them."""
+    """Draw EACH images of every prompt; raises SafeCBError if another version than `version` drew them."""
     drawn = [image for prompt in prompts for image in client.generate(prompt, EACH, SEED)]
     for used, _ in drawn:
         if used != version:

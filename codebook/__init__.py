@@ -1,4 +1,4 @@
-"""Codebooks: the frozen value, the on-disk store of versions, and the one mutable cell of a server.
+"""Codebooks: the immutable value, the store of versions on disk, and the live codebooks of a server.
 
 Knows tensors and bytes on disk. Knows nothing of models, harm, HTTP or Redis.
 """

@@ -1,4 +1,4 @@
-"""Fences: the highest attempt number seen of each job, so that a worker that was given up on cannot publish.
+"""Fencing tokens: the highest attempt number of each job, so that a superseded worker cannot publish.
 
 Knows names of jobs and numbers. The caller holds the lock.
 """
@@ -13,13 +13,13 @@ from core.json_records import from_json, to_json
 
 
 class Fences:
-    """The numbers, kept in the file `path`: a JSON object from job to fence."""
+    """The tokens in the file `path`: a JSON object from job to fence."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def admit(self, job: str, fence: int) -> None:
-        """Remember `fence` as the highest of `job`. Raises Conflict where a higher one was seen already."""
+        """Record `fence` as the highest of `job`. Raises Conflict if a higher one is recorded."""
         fences = self._read()
         highest = fences.get(job, fence)
         if fence < highest:
@@ -34,5 +34,5 @@ class Fences:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError) as error:
-            detail = f"{self._path} is damaged: {error}; move it away while no job runs: each job notes its fence anew"
+            detail = f"{self._path} is damaged: {error}; move it away while no job runs: jobs record their fences again"
             raise BadCodebook("store", "fences", detail) from None

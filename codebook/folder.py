@@ -1,8 +1,8 @@
-"""One version as a folder: written whole, read back with every check.
+"""Folder of one version: written atomically, read back with every check.
 
     codebook.safetensors   the tensors
     manifest.json          the facts about them
-    report.json, *.png     the round's report and its pictures, for people
+    report.json, *.png     the report of the round and its images, for people
 
 Knows the files of one folder. Knows nothing of other versions or of which is active.
 """
@@ -34,9 +34,9 @@ _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.png")
 
 @contextmanager
 def new_version(parent: Path, version: str) -> Iterator[Path]:
-    """Give an empty folder that becomes the folder `version` of `parent`, in one step, unless the block raises.
+    """Give an empty folder that atomically becomes the folder `version` of `parent` unless the block raises.
 
-    The caller holds the lock of `parent`: what publishers that died have left there is removed.
+    The caller holds the lock of `parent`: the remains of publishers that died are removed.
     """
     for left in parent.glob(".v*.tmp"):
         shutil.rmtree(left)
@@ -45,7 +45,7 @@ def new_version(parent: Path, version: str) -> Iterator[Path]:
         hidden.mkdir()
         yield hidden
         reveal_folder(hidden, parent / version)
-    except Exception:  # a full disk, say: half a version shall not take what room is left
+    except Exception:  # for example, a full disk: half a version must not use up the remaining space
         shutil.rmtree(hidden, ignore_errors=True)
         raise
 
@@ -53,7 +53,7 @@ def new_version(parent: Path, version: str) -> Iterator[Path]:
 def write_version(
     folder: Path, manifest: Manifest, tensors: bytes, report: Mapping[str, Any], images: Mapping[str, bytes]
 ) -> None:
-    """Fill the empty `folder`; every file is on the disk when this returns. `tensors` are safetensors bytes."""
+    """Fill the empty `folder`; every file is synced on return. `tensors` are safetensors bytes."""
     write_file(folder / "codebook.safetensors", tensors)
     write_file(folder / "report.json", to_json("report", report, indent=2))
     for name, image in images.items():
@@ -62,7 +62,7 @@ def write_version(
 
 
 def read_manifest(folder: Path, version: str) -> Manifest:
-    """Return the manifest in `folder`. Raises BadCodebook (manifest) where it is missing or damaged."""
+    """Return the manifest in `folder`. Raises BadCodebook (manifest) if it is missing or damaged."""
     try:
         data = read_file(folder / "manifest.json")
     except OSError as error:
@@ -83,12 +83,12 @@ def read_version(folder: Path, version: str, identity: Identity) -> Codebook:
     manifest.check(tensors)
     codebook = unpack(version, identity, tensors)
     if codebook_hash(codebook) != manifest.content_hash:
-        raise BadCodebook(version, "content", "the tensors are not those that the manifest tells of")
+        raise BadCodebook(version, "content", "the tensors are not those of the manifest")
     return codebook
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """Return the report in `folder`. Raises NotFound where it is missing or damaged."""
+    """Return the report in `folder`. Raises NotFound if it is missing or damaged."""
     try:
         return from_json(read_file(folder / "report.json"))
     except (OSError, ValueError) as error:
@@ -96,13 +96,13 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 
 def read_image(folder: Path, name: str) -> bytes:
-    """Return the bytes of one PNG in `folder`. Raises NotFound unless `name` is one of its pictures."""
+    """Return the bytes of one PNG in `folder`. Raises NotFound unless `name` is one of its images."""
     if not _IMAGE.fullmatch(name):
-        raise NotFound(f"{folder.name} has no picture {name!r}")
+        raise NotFound(f"{folder.name} has no image {name!r}")
     try:
         return read_file(folder / name)
     except OSError:
-        raise NotFound(f"{folder.name} has no picture {name!r}") from None
+        raise NotFound(f"{folder.name} has no image {name!r}") from None
 
 
 def list_images(folder: Path) -> list[str]:
@@ -111,21 +111,23 @@ def list_images(folder: Path) -> list[str]:
 
 
 def check_images(images: Mapping[str, bytes]) -> None:
-    """Raise BadInput unless every name is a plain one that ends in .png."""
+    """Raise BadInput unless every name is a plain file name that ends in .png."""
     for name in images:
         if not _IMAGE.fullmatch(name):
             raise BadInput("images", name, "letters, digits, - and _, then .png")
 
 
 def _read_tensors(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
-    """Return the tensors of codebook.safetensors; the bytes hashed are the bytes parsed."""
+    """Return the tensors of codebook.safetensors; the hash is of the very bytes that are parsed."""
     version = manifest.version
     try:
         data = read_file(folder / "codebook.safetensors")
     except OSError as error:
         raise BadCodebook(version, "file", f"codebook.safetensors cannot be read: {error.strerror}") from None
-    if (found := hashlib.sha256(data).hexdigest()) != manifest.sha256:
-        raise BadCodebook(version, "sha256", f"codebook.safetensors hashes to {found[:12]}, not {manifest.sha256[:12]}")
+    if (sha256 := hashlib.sha256(data).hexdigest()) != manifest.sha256:
+        raise BadCodebook(
+            version, "sha256", f"codebook.safetensors hashes to {sha256[:12]}, not {manifest.sha256[:12]}"
+        )
     try:
         return safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError) as error:

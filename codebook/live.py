@@ -1,6 +1,6 @@
-"""The one mutable cell of a server: which codebooks are in memory, and which of them is active.
+"""Live codebooks: the versions in memory and the active one; the only mutable state of a server.
 
-Knows the store and threads. Knows nothing of models, requests or how the hint to look again arrives.
+Knows the store and threads. Knows nothing of models, requests or hints.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class _Slot:
 
 
 class LiveCodebooks:
-    """At most `slots` resident versions, each loaded once and never changed; thread-safe.
+    """An LRU cache of at most `slots` resident versions, each loaded once and immutable; thread-safe.
 
-    A resident version is known by its name and the hash of its content: a folder with other content is another one.
-    A version under lease stays; so does the active one. Of the others the one least recently leased makes room.
-    Nothing is resident before the first `start` or `refresh`.
+    The key of a version is its name and content hash: a folder with other content is another version. Leased versions
+    and the active one are never evicted; of the others the least recently leased is. Nothing is resident before the
+    first `start` or `refresh`.
     """
 
     def __init__(self, store: CodebookStore, slots: int = 16) -> None:
@@ -45,18 +45,18 @@ class LiveCodebooks:
 
     @property
     def active(self) -> ActiveRecord:
-        """The record this server follows. Raises Unavailable while it has none."""
+        """The active record of this server. Raises Unavailable while it has none."""
         return self.following()[0]
 
     def following(self) -> tuple[ActiveRecord, str]:
-        """Return the record this server follows and the content hash of its codebook. Raises as `active`."""
+        """Return the active record of this server and the content hash of its codebook. Raises as `active`."""
         with self._lock:
             record, slot = self._followed()
         return record, codebook_hash(slot.codebook)
 
     @property
     def last_error(self) -> str | None:
-        """Why the last `refresh` kept the old version; None where it did not have to."""
+        """Reason why the last `refresh` kept the old version; None if it did not."""
         with self._lock:
             return self._last_error
 
@@ -66,10 +66,10 @@ class LiveCodebooks:
             return [version for version, _ in self._slots]
 
     def start(self) -> None:
-        """Follow the store for the first time; where its version is refused, start on the one active before it.
+        """Follow the store for the first time; if its version is refused, start on the one active before it.
 
-        That is the nearest one that loads of those that rollbacks go back to. The pointer stays where it is, `refresh`
-        goes on trying, and `last_error` says why. Raises Unavailable, naming all that was refused, where none loads.
+        That is the nearest target of a rollback that loads. The active alias does not change, `refresh` goes on
+        trying, and `last_error` has the reason. Raises Unavailable, naming all refused versions, if none loads.
         """
         if self.refresh() or self._current() is not None:
             return
@@ -79,7 +79,7 @@ class LiveCodebooks:
                 if (error := self._try(record)) is None:
                     return
                 refused.append(error)
-        except SafeCBError as error:  # nobody knows what was active before
+        except SafeCBError as error:  # the earlier versions are unknown
             refused.append(str(error))
         reasons = "; ".join(dict.fromkeys(refused))
         again = f"cd {shlex.quote(str(self._store.root))} && mkdir -p damaged && mv ACTIVE audit.jsonl damaged"
@@ -89,11 +89,11 @@ class LiveCodebooks:
         )
 
     def refresh(self) -> bool:
-        """Follow the store's active record and return whether it moved. Reads the disk; never raises for a bad store.
+        """Follow the store's active record and return whether it changed. Reads the disk; never raises for a bad store.
 
-        The new version is loaded and checked first, then becomes active in one step; leases of the old one go on.
-        Where it is refused, where the store shows an older epoch or where all slots are leased, the old one stays and
-        `last_error` says why.
+        The new version is loaded and checked first, then becomes active atomically; leases of the old one stay valid.
+        If it is refused, if the store has an older epoch or if all slots are leased, the old one stays active and
+        `last_error` has the reason.
         """
         with self._loading:
             try:
@@ -106,12 +106,12 @@ class LiveCodebooks:
         return moved
 
     def activate(self, version: str, *, by: str, expected_epoch: int | None = None) -> Moved:
-        """Make a version active in the store and here. Raises as CodebookStore.activate, and as `_confirm`."""
+        """Activate a version in the store and here. Raises as CodebookStore.activate, and as `_confirm`."""
         followed = self._current()
         return self._confirm(self._store.activate(version, by=by, expected_epoch=expected_epoch, followed=followed))
 
     def rollback(self, *, by: str, to: str | None = None, expected_epoch: int | None = None) -> Moved:
-        """Go back in the store and here. Raises as CodebookStore.rollback, and as `_confirm`."""
+        """Roll back in the store and here. Raises as CodebookStore.rollback, and as `_confirm`."""
         followed = self._current()
         return self._confirm(self._store.rollback(by=by, to=to, expected_epoch=expected_epoch, followed=followed))
 
@@ -119,9 +119,9 @@ class LiveCodebooks:
     def lease(self, version: str = ACTIVE) -> Iterator[Codebook]:
         """Give a codebook that stays resident until the block ends: the active one, or a version by name.
 
-        The active one is decided once, on entry, without a look at the disk. A version by name is the one that the
-        store has now; where it is not resident it is loaded first. Raises NotFound, BadCodebook as CodebookStore.load,
-        and Unavailable where all slots are leased or none is active.
+        The active one is resolved once, on entry, without reading the disk. A version by name is read from the store
+        unless it is resident. Raises NotFound, BadCodebook as CodebookStore.load, and Unavailable if all slots are
+        leased or none is active.
         """
         slot = self._take_active() if version == ACTIVE else self._take(version)
         try:
@@ -154,7 +154,7 @@ class LiveCodebooks:
         return version, self._store.manifest(version).content_hash
 
     def _loaded(self, version: str) -> _Slot:
-        """The slot of a version as the store has it now, filled if it is not resident; the caller holds `_loading`."""
+        """Return the slot of a version as in the store, loading it if needed; the caller holds `_loading`."""
         key = self._key(version)
         with self._lock:
             if key in self._slots:
@@ -164,7 +164,7 @@ class LiveCodebooks:
             return self._fill(codebook)
 
     def _follow(self, record: ActiveRecord) -> bool:
-        """Make `record` the one to follow, if it is newer; the caller holds `_loading`, so only it changes slots."""
+        """Make `record` the active one if it is newer; the caller holds `_loading`, so only it changes slots."""
         current = self._current()
         if record == current:
             return False
@@ -179,7 +179,7 @@ class LiveCodebooks:
         return True
 
     def _try(self, record: ActiveRecord) -> str | None:
-        """Follow `record`, or return why not."""
+        """Follow `record`; return the reason if it is refused."""
         with self._loading:
             try:
                 self._follow(record)
@@ -188,7 +188,7 @@ class LiveCodebooks:
                 return str(reason)
 
     def _confirm(self, moved: Moved) -> Moved:
-        """Follow a move that was made here and return it. Raises Conflict where this server cannot."""
+        """Follow an activation that was made here and return it. Raises Conflict if this server cannot."""
         self.refresh()
         here, new = self._current(), moved[1]
         if here is None or (here != new and here.epoch <= new.epoch):
@@ -209,9 +209,9 @@ class LiveCodebooks:
         return self._active
 
     def _fill(self, codebook: Codebook) -> _Slot:
-        """The slot of `codebook`: its own, or a free one, evicting if there is none; the caller holds both locks."""
+        """Return the slot of `codebook`, evicting another version if all are full; the caller holds both locks."""
         key = (codebook.version, codebook_hash(codebook))
-        if key in self._slots:  # its folder changed on the way
+        if key in self._slots:  # its folder changed in between
             return self._slots[key]
         if len(self._slots) >= self._capacity:
             active = self._active[1] if self._active else None

@@ -1,6 +1,6 @@
-"""The facts beside a version's tensors: what it is, where it comes from, how it was judged.
+"""Manifest of a version: identity, origin and evaluation of its tensors.
 
-Knows the fields and how tensors fill them. Knows nothing of folders.
+Knows the fields and the tensors behind them. Knows nothing of folders.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Table = Literal["pixel", "output"]
 
 
 class Origin(TypedDict):
-    """Where a version comes from: the fields of its manifest that its tensors do not tell."""
+    """Origin of a version: the fields of its manifest that do not follow from its tensors."""
 
     parent: str | None
     job: str | None
@@ -36,11 +36,11 @@ class Origin(TypedDict):
 class Manifest:
     """One published version.
 
-    tables: what it edits of the model's own codebook: "pixel", "output", both, or nothing (v0).
-    binds: when it takes hold of an image: "decode", or "admission" where it changes sampling.
+    tables: edited parts of the model's own codebook: "pixel", "output", both, or none (v0).
+    binds: the stage it applies at: "decode", or "admission" if it changes sampling.
     shapes: by tensor name. dtype: of the pixel table. sha256: of codebook.safetensors. content_hash: of the tensors.
-    parent: the version it was made from. job, round: who published it; the pair is unique. v0 has neither.
-    created: UTC, ISO 8601. figures, gates: as the job gave them, JSON.
+    parent: the version it was derived from. job, round: its publisher; the pair is unique. v0 has neither.
+    created: UTC, ISO 8601. figures, gates: JSON of the job.
     """
 
     version: str
@@ -88,7 +88,7 @@ class Manifest:
 
     @classmethod
     def parse(cls, version: str, data: bytes) -> Manifest:
-        """Return the manifest in `data`. Raises BadCodebook (manifest) unless it is one, and the one of `version`."""
+        """Return the manifest in `data`. Raises BadCodebook (manifest) unless it is the manifest of `version`."""
         try:
             manifest = decode(cls, data)
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""The numbers of versions: each is given once, even where the folder of its version is deleted later.
+"""Version numbers: each is assigned once, even if the folder of its version is deleted later.
 
 Knows one number in a file. Knows nothing of versions. The caller holds the lock.
 """
@@ -19,27 +19,27 @@ class _Mark:
 
 
 class Numbers:
-    """The highest number given so far, kept in the file `path`."""
+    """The highest number assigned so far, in the file `path`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     @property
     def is_there(self) -> bool:
-        """Whether a number was ever noted."""
+        """Whether a number was ever recorded."""
         return self._path.exists()
 
     def highest(self) -> int:
-        """Return the highest number noted, 0 where none was. Raises BadCodebook (numbers) where the file is damaged."""
+        """Return the highest number recorded, 0 if none was. Raises BadCodebook (numbers) if the file is damaged."""
         try:
             return decode(_Mark, self._path.read_bytes()).highest
         except FileNotFoundError:
             return 0
         except (OSError, ValueError) as error:
-            detail = f"{self._path} is damaged: {error}; move it away: it is made anew from what the store holds"
+            detail = f"{self._path} is damaged: {error}; move it away: it is rebuilt from the store"
             raise BadCodebook("store", "numbers", detail) from None
 
     def note(self, number: int) -> None:
-        """Note `number`, unless a higher one was; to be called before anybody can see what has it."""
+        """Record `number` unless a higher one is recorded; to be called before its version becomes visible."""
         if number > self.highest():
             replace_file(self._path, encode(_Mark(number)))

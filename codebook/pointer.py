@@ -1,12 +1,12 @@
-"""Which version is active, since when, and every move before: the files ACTIVE and audit.jsonl.
+"""Active alias of a store and the log of its activations: the files ACTIVE and audit.jsonl.
 
-A move is real once ACTIVE is replaced; the audit line follows. A crash between the two leaves the log one line short,
-and the next move writes the missing line first, since ACTIVE holds all of it; a move that cannot do so is refused, so
-that never more than one line is missing.
+An activation takes effect once ACTIVE is replaced; its line in the log follows. A crash between the two leaves the log
+one line short, and the next activation writes the missing line first, since ACTIVE has all of it; an activation that
+cannot do so is refused, so that at most one line is missing.
 
-A move to a safer version must work on a full disk: room for the next ACTIVE and for some lines of the log is held.
+Activating a safer version must work on a full disk: space for the next ACTIVE and some lines of the log is reserved.
 
-Knows names of versions. Knows nothing of what they hold; its caller has checked them, and holds the lock.
+Knows names of versions. Knows nothing of their content; the caller has checked them, and holds the lock.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from core.json_records import decode, encode, to_json
 from core.storage import probe
 
 Move = Literal["initialise", "activate", "rollback"]
-RECORD_BYTES = 4096  # more than an ActiveRecord ever takes
-LINES_BYTES = 1 << 14  # some hundred moves
+RECORD_BYTES = 4096  # upper bound of an ActiveRecord
+LINES_BYTES = 1 << 14  # for some hundred activations
 
 
 @dataclass(frozen=True)
 class ActiveRecord:
-    """One position of the pointer.
+    """One state of the active alias.
 
-    epoch: 0 for the first, higher with every move; never goes back, whatever the version does.
-    previous: the version that was active before this move; None for the first.
-    moved_at: UTC, ISO 8601. moved_by: who asked. move: how it came about.
+    epoch: 0 for the first, higher with every activation, rollbacks included.
+    previous: the version that was active before; None for the first.
+    moved_at: UTC, ISO 8601. moved_by: the operator or job. move: the kind of activation.
     """
 
     version: str
@@ -48,13 +48,13 @@ Moved: TypeAlias = tuple[ActiveRecord, ActiveRecord]  # the old record and the n
 
 
 class Pointer:
-    """The ACTIVE record of a store and its audit log. Only `read` may be called without the store's lock."""
+    """The active alias of a store and its audit log. Only `read` may be called without the store's lock."""
 
     def __init__(self, root: Path) -> None:
         self._active, self._audit_log = root / "ACTIVE", root / "audit.jsonl"
 
     def read(self) -> ActiveRecord:
-        """Return the record as it stands. Raises NotFound before the first move, BadCodebook (active) if damaged."""
+        """Return the record. Raises NotFound before the first activation, BadCodebook (active) if damaged."""
         try:
             return decode(ActiveRecord, read_file(self._active))
         except FileNotFoundError:
@@ -64,7 +64,7 @@ class Pointer:
             raise BadCodebook("active", "active", detail) from None
 
     def start(self, version: str, by: str) -> None:
-        """Make `version` active unless one is; where ACTIVE was lost, restore it from the log. Raises as `read`."""
+        """Activate `version` unless one is active; if ACTIVE was lost, restore it from the log. Raises as `read`."""
         try:
             self.read()
         except NotFound:
@@ -73,16 +73,16 @@ class Pointer:
             self._replace(moves[-1] if moves else first)
 
     def expect(self, epoch: int | None) -> None:
-        """Raise Conflict where `epoch` is given and is not the current one; else as `read`."""
+        """Raise Conflict if `epoch` is not None and not the current one; otherwise as `read`."""
         record = self.read()
         if epoch is not None and epoch != record.epoch:
-            raise Conflict(f"the active codebook moved on: epoch {record.epoch} ({record.version}), not {epoch}")
+            raise Conflict(f"the active codebook has changed: epoch {record.epoch} ({record.version}), not {epoch}")
 
     def move(self, version: str, by: str, move: Move, followed: ActiveRecord | None = None) -> Moved:
-        """Make `version` active and return the old record and the new; no move where it is active already.
+        """Activate `version` and return the old record and the new; they are the same if it is active already.
 
-        followed: the record that the caller's server follows. Where the store lies behind it, as an older copy does
-        that was restored, every move is one: its epoch is above both, so that the server goes along.
+        followed: the active record of the caller's server. If the store is behind it, such as an older backup, every
+        call is an activation, with an epoch above both, so that the server follows.
         """
         old, ahead = self.read(), -1 if followed is None else followed.epoch
         is_behind = old != followed and old.epoch <= ahead
@@ -90,33 +90,33 @@ class Pointer:
             return old, old
         epoch = max(old.epoch, ahead, self._last_epoch()) + 1
         new = ActiveRecord(version, epoch, old.version, utc_now(), by, move)
-        self._log(old)  # in case the process that made it died before it could
+        self._log(old)  # in case the process that wrote it died before it could
         self._replace(new)
         return old, new
 
     def audit(self) -> list[ActiveRecord]:
-        """Return every move, oldest first. Raises BadCodebook (audit) where a line of the log is damaged."""
+        """Return every activation, oldest first. Raises BadCodebook (audit) if a line of the log is damaged."""
         moves = self._logged()
         current = self.read()
         return moves if moves and moves[-1].epoch >= current.epoch else [*moves, current]
 
     def check_writable(self) -> None:
-        """Raise NoRoom or NoAccess where a file of the pointer cannot be written; hold room for the next moves."""
+        """Raise NoRoom or NoAccess if a file of the alias cannot be written; reserve space for the next activations."""
         self._hold_room()
         probe(self._active)
         probe(self._audit_log)
 
     def before(self) -> str:
-        """Return the version that a rollback goes to. Raises Conflict where there is none, else as `audit`."""
+        """Return the target of a rollback. Raises Conflict if there is none, otherwise as `audit`."""
         if not (earlier := self.earlier()):
             raise Conflict(f"nothing to roll back to: no version was active before {self.read().version}")
         return earlier[0].version
 
     def earlier(self) -> list[ActiveRecord]:
-        """Return the records that one rollback after the other goes back to, nearest first. Raises as `audit`.
+        """Return the targets of successive rollbacks, nearest first. Raises as `audit`.
 
-        Moves nest like brackets: an activation opens, a rollback closes. So two rollbacks in a row go back two
-        versions, and never forward again to the one that was just left.
+        Activations nest like brackets: an activation opens, a rollback closes. So two rollbacks in a row go back two
+        versions, and never forward again to the version just left.
         """
         history: list[ActiveRecord] = []
         for record in self.audit():
@@ -128,7 +128,7 @@ class Pointer:
         return history[-2::-1]
 
     def mentioned(self) -> set[str]:
-        """Return the names of all versions that were ever active, as far as the records can be read."""
+        """Return the names of all versions that were ever active, as far as the records are readable."""
         lines = self._lines()
         with suppress(OSError):
             lines.append(self._active.read_bytes())
@@ -141,7 +141,7 @@ class Pointer:
     def _replace(self, record: ActiveRecord) -> None:
         replace_file(self._active, encode(record))
         self._hold_room()
-        with suppress(NoStorage):  # the move is made; the next one writes its line, or is refused
+        with suppress(NoStorage):  # the activation is done; the next one writes its line, or is refused
             self._log(record)
 
     def _hold_room(self) -> None:
@@ -168,12 +168,12 @@ class Pointer:
             raise BadCodebook("active", "audit", detail) from None
 
     def _log(self, record: ActiveRecord) -> None:
-        """Append `record` unless the log has it."""
+        """Append `record` unless it is in the log."""
         if self._last_epoch() < record.epoch:
             append_line(self._audit_log, to_json("audit", asdict(record)))
 
     def _last_epoch(self) -> int:
-        """The epoch of the log's last line; -1 where it has none. A damaged log must not stop a move."""
+        """Return the epoch of the log's last line; -1 if it has none. A damaged log must not stop an activation."""
         with suppress(ValueError, IndexError):
             return decode(ActiveRecord, self._lines()[-1]).epoch
         return -1

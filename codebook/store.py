@@ -1,16 +1,16 @@
-"""The store of codebook versions: immutable folders, one pointer to the active one, plain files and a lock.
+"""Store of codebook versions: immutable folders, one active alias, plain files and a lock.
 
-    root/model.json      the model that every version must fit
+    root/model.json      the identity of the model that every version must match
     root/versions/vN/    one published version; a folder with such a name is complete (see folder.py)
-    root/numbers.json    the highest number given to a version
-    root/fences.json     the highest fence seen of each job
-    root/ACTIVE          which version is active (see pointer.py)
-    root/audit.jsonl     every move of it
+    root/numbers.json    the highest number assigned to a version
+    root/fences.json     the highest fencing token of each job
+    root/ACTIVE          the active alias (see pointer.py)
+    root/audit.jsonl     all its activations
     root/.lock           held by every writer
 
-Any number of processes may read and write. Readers take no lock: what they read is replaced whole or never changes.
-There is no deletion; where an operator deletes a version's folder, its number is not given again. Knows nothing of
-Redis: the store is the truth, with or without it.
+Any number of processes may read and write. Readers take no lock: files are immutable or replaced atomically.
+There is no deletion; if an operator deletes a version's folder, its number is not assigned again. Knows nothing of
+Redis: the store is the source of truth, with or without it.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from codebook.folder import (
     read_version,
     write_version,
 )
-from codebook.identity import Identity
+from codebook.identity import Identity, IdentityFile
 from codebook.manifest import Manifest, Origin
 from codebook.numbers import Numbers
 from codebook.pointer import ActiveRecord, Moved, Pointer
 from codebook.tensors import check, codebook_hash, pack
 from codebook.value import Codebook
-from core.atomic import list_folder, locked, read_file, replace_file
+from core.atomic import list_folder, locked
 from core.errors import BadCodebook, BadInput, Conflict, NotFound
-from core.json_records import decode, encode, plain
+from core.json_records import plain
 from core.storage import naming, probe
 
 __all__ = ["ActiveRecord", "CodebookStore", "Manifest", "Moved", "codebook_hash"]
@@ -63,51 +63,52 @@ class CodebookStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._versions = root / "versions"
+        self._identity_file = IdentityFile(root / "model.json")
         self._pointer = Pointer(root)
         self._fences = Fences(root / "fences.json")
         self._numbers = Numbers(root / "numbers.json")
         self._model: tuple[str, str] | None = None  # family and hash of the model that `initialise` was given
 
     def initialise(self, base: Codebook, facts: Mapping[str, Any]) -> None:
-        """Make the store of a model: v0 from its own codebook `base`, and active. Changes nothing where all is there.
+        """Create the store of a model, with its own codebook `base` as the active v0. Idempotent.
 
-        facts: JSON, kept for people; `feature_dim`, where given, is the width that every output edit must have.
-        Raises BadCodebook (model_hash, family, shape, ...) where the store is another model's, where `base` fails a
-        check or where the stored v0 does.
+        facts: JSON, for people; `feature_dim`, if present, is the width that every head edit must have.
+        Raises BadCodebook (model_hash, family, shape, ...) if the store is another model's, or if `base` or the stored
+        v0 fails a check.
         """
         if base.version != BASE:
             raise BadInput("base", base.version, f"the model's own codebook, {BASE}")
         with naming(self.root):
             self._versions.mkdir(parents=True, exist_ok=True)
-        # Nothing to make, no lock: a store that cannot be written serves too.
+        # No lock if there is nothing to create: a read-only store can be served.
         with nullcontext() if self._is_whole() else locked(self.root / ".lock"), naming(self.root):
-            is_new = not self._identity_file.exists()
+            is_new = not self._identity_file.is_there
             identity = Identity.of(base, plain("facts", facts)) if is_new else self._identity()
             _check(identity, base)
             if is_new:
-                replace_file(self._identity_file, encode(identity))
+                self._identity_file.write(identity)
             if BASE in self.names():
                 self._check_base()
             else:
                 origin = Origin(parent=None, job=None, round=None, figures={}, gates={})
                 self._add(identity, base, base, origin, report=identity.facts, images=_NO_IMAGES)
-            if not self._numbers.is_there:  # as code before this one left the store
+            if not self._numbers.is_there:  # a store of older code
                 self._numbers.note(self._highest())
             self._pointer.start(BASE, "initialise")
         self._model = (base.family, base.model_hash)
 
     def check_writable(self) -> None:
-        """Raise NoRoom or NoAccess where a version could not be published or the pointer not moved."""
+        """Raise NoRoom or NoAccess if a version could not be published or activated."""
         for path in (self.root, self._versions, self.root / ".lock"):
             probe(path)
         self._pointer.check_writable()
 
     def names(self) -> list[str]:
-        """Return the names of all versions, oldest first, those that would be refused included."""
+        """Return the names of all versions, oldest first, including those that would be refused."""
         return sorted(filter(_VERSION.fullmatch, list_folder(self._versions)), key=_number)
 
     def versions(self) -> list[Manifest]:
-        """Return the manifests of all versions, oldest first. One that is damaged is left out; `manifest` says why."""
+        """Return all manifests, oldest first, without damaged ones; `manifest` has the reason."""
         manifests = []
         for name in self.names():
             try:
@@ -117,7 +118,7 @@ class CodebookStore:
         return manifests
 
     def manifest(self, version: str) -> Manifest:
-        """Return the manifest of a version. Raises NotFound for no such version, BadCodebook (manifest) if damaged."""
+        """Return the manifest of a version. Raises NotFound, or BadCodebook (manifest) if it is damaged."""
         return read_manifest(self._folder(version), version)
 
     def load(self, version: str) -> Codebook:
@@ -148,16 +149,14 @@ class CodebookStore:
         report: Mapping[str, Any],
         images: Mapping[str, bytes] = _NO_IMAGES,
         fence: int,
-        activate: bool,
     ) -> Manifest:
-        """Store `draft` under the next free name and return its manifest; make it active too where `activate`.
+        """Store `draft` under the next free name and return its manifest. Does not activate it.
 
-        Exactly once a (job, round): a repeated call returns the first one's manifest, and does not activate what has
-        been active before, so that a replay cannot undo a rollback. `draft.version` is named in errors only.
-        `fence` is the attempt of the job. `images` are PNG bytes by file name. A crash leaves all of a version or none.
+        Idempotent per (job, round): a repeated call returns the manifest of the first. `draft.version` is for errors
+        only. fence: the attempt of the job. images: PNG bytes by file name. A crash leaves all of a version or none.
 
-        Raises Conflict for a stale fence or a (job, round) published with other content, NotFound for no such parent,
-        BadCodebook where the draft fails a check, BadInput for what is not JSON or no plain file name.
+        Raises Conflict for a stale fence or a (job, round) published with other content, NotFound for an unknown
+        parent, BadCodebook if the draft fails a check, BadInput for values that are not JSON and bad file names.
         """
         check_images(images)
         figures, gates = plain("figures", figures), plain("gates", gates)
@@ -165,25 +164,24 @@ class CodebookStore:
         with self._writing() as identity:
             _check(identity, draft)
             self._fences.admit(job, fence)
-            done = self._published(job, round)
-            manifest = done or self._add_next(identity, draft, origin, plain("report", report), images)
+            manifest = self._published(job, round) or self._add_next(
+                identity, draft, origin, plain("report", report), images
+            )
             if manifest.content_hash != codebook_hash(draft):
                 raise Conflict(f"round {round} of job {job} is published as {manifest.version}, with other content")
-            if activate and not (done and self._was_active(done.version)):
-                self._pointer.move(manifest.version, f"job {job}", "activate")
         return manifest
 
     def active(self) -> ActiveRecord:
-        """Return which version is active. Raises BadCodebook (active) where the record is damaged."""
+        """Return the active record. Raises BadCodebook (active) if it is damaged."""
         return self._pointer.read()
 
     def activate(
         self, version: str, *, by: str, expected_epoch: int | None = None, followed: ActiveRecord | None = None
     ) -> Moved:
-        """Make a version active, after every check, and return the old record and the new.
+        """Activate a version after every check, and return the old record and the new.
 
-        Both are the same where it is active already. followed: what the caller's server follows; see Pointer.move.
-        Raises NotFound, BadCodebook as `load`, and Conflict where the pointer has moved on from `expected_epoch`.
+        Both are the same if it is active already. followed: the active record of the caller's server; see Pointer.move.
+        Raises NotFound, BadCodebook as `load`, and Conflict if the epoch is not `expected_epoch`.
         """
         self.load(version)
         with self._writing():
@@ -193,10 +191,10 @@ class CodebookStore:
     def rollback(
         self, *, by: str, to: str | None = None, expected_epoch: int | None = None, followed: ActiveRecord | None = None
     ) -> Moved:
-        """Go back to the version that was active before this one, or to `to`; return the old record and the new.
+        """Activate the version that was active before this one, or `to`; return the old record and the new.
 
-        Two rollbacks in a row go back two versions. followed: as `activate`. Raises as `activate`, Conflict where there
-        is nothing to roll back to and BadCodebook (audit) where the log is damaged.
+        Two rollbacks in a row go back two versions. followed: as `activate`. Raises as `activate`, Conflict if there is
+        nothing to roll back to and BadCodebook (audit) if the log is damaged.
         """
         with self._writing():
             self._pointer.expect(expected_epoch)
@@ -205,28 +203,18 @@ class CodebookStore:
             return self._pointer.move(target, by, "rollback", followed)
 
     def earlier(self) -> list[ActiveRecord]:
-        """Return the records that one rollback after the other goes back to, nearest first. Raises as `audit`."""
+        """Return the targets of successive rollbacks, nearest first. Raises as `audit`."""
         with self._writing():
             return self._pointer.earlier()
 
     def audit(self) -> list[dict[str, Any]]:
-        """Return every move of the pointer, oldest first, as JSON. Raises BadCodebook (audit) for a damaged log."""
+        """Return every activation, oldest first, as JSON. Raises BadCodebook (audit) for a damaged log."""
         with self._writing():
             return [asdict(record) for record in self._pointer.audit()]
 
-    @property
-    def _identity_file(self) -> Path:
-        return self.root / "model.json"
-
     def _identity(self) -> Identity:
-        try:
-            identity = decode(Identity, read_file(self._identity_file))
-        except FileNotFoundError:
-            raise NotFound(f"there is no codebook store in {self.root}: it is not initialised") from None
-        except (OSError, ValueError) as error:
-            detail = f"{self._identity_file} is damaged: {error}; move it away and start again: it is written anew"
-            raise BadCodebook("store", "model", detail) from None
-        if self._model is not None:  # another model's store may have been put in place of ours
+        identity = self._identity_file.read()
+        if self._model is not None:  # the folder may have been replaced by another model's store
             identity.check(BASE, *self._model)
         return identity
 
@@ -234,12 +222,12 @@ class CodebookStore:
         try:
             self.load(BASE)
         except BadCodebook as error:
-            again = f"move {self._versions / BASE} away and start again: it is written anew from the model"
+            again = f"move {self._versions / BASE} away and start again: it is written again from the model"
             raise BadCodebook(BASE, error.check, f"{error.detail}; {again}") from None
 
     def _is_whole(self) -> bool:
-        files = (self._identity_file, self._versions / BASE, self.root / "ACTIVE")
-        return self._numbers.is_there and all(path.exists() for path in files)
+        folders = (self._versions / BASE, self.root / "ACTIVE")
+        return self._identity_file.is_there and self._numbers.is_there and all(path.exists() for path in folders)
 
     def _folder(self, version: str) -> Path:
         folder = self._versions / version
@@ -276,14 +264,14 @@ class CodebookStore:
         report: Mapping[str, Any],
         images: Mapping[str, bytes],
     ) -> Manifest:
-        """Write the checked `codebook` as its version; what the disk took is checked again before it is revealed."""
+        """Write the checked `codebook` as its version; the files are read back and checked before they are visible."""
         version, tensors = codebook.version, pack(codebook)
         data = safetensors.torch.save(tensors)
         manifest = Manifest.describe(codebook, tensors, data, base.pixel, **origin)
         with new_version(self._versions, version) as hidden:
             write_version(hidden, manifest, data, report, images)
             read_version(hidden, version, identity)
-            # First: once it is seen it may be deleted, and a crash may come between.
+            # Before the version becomes visible: it may then be deleted, and a crash may come in between.
             self._numbers.note(_number(version))
         return manifest
 
@@ -291,12 +279,9 @@ class CodebookStore:
         return next((m for m in self.versions() if (m.job, m.round) == (job, round)), None)
 
     def _highest(self) -> int:
-        """The highest number that a version has, or had when it was active."""
+        """Return the highest number of a version that exists or was ever active."""
         names = [*self.names(), *filter(_VERSION.fullmatch, self._pointer.mentioned())]
         return max(map(_number, names), default=0)
-
-    def _was_active(self, version: str) -> bool:
-        return any(record.version == version for record in self._pointer.audit())
 
 
 def _check(identity: Identity, codebook: Codebook) -> None:

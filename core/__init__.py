@@ -1,1 +1,1 @@
-"""Foundations every package stands on: settings, errors, atomic files, SQLite, JSON records, text. No torch."""
+"""Foundations of every package: settings, errors, atomic files, SQLite, JSON records, text. No torch."""

@@ -1,7 +1,7 @@
-"""Files that survive crashes and company: locked, replaced in one step, appended line by line.
+"""Atomic files, safe under crashes and concurrent writers: locks, replacement in one step, appended lines.
 
-All of it raises NoRoom and NoAccess, naming the file, where the disk is full or does not let us. What a failed write
-leaves is taken away or never counts.
+All functions raise NoRoom and NoAccess, naming the file, when the disk is full or not accessible. The remains of a
+failed write are removed or ignored.
 
 Knows bytes and folders on a POSIX disk. Knows nothing of what the bytes mean.
 """
@@ -23,10 +23,10 @@ _KEEP_SIZE = 1  # fallocate's flag
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` (made if missing) against every other thread and process.
+    """Hold the lock file `path` (created if missing) against every other thread and process.
 
-    Waits as long as it takes; the kernel frees the lock when its holder dies. Not reentrant: a thread that takes the
-    same lock twice waits for itself for ever.
+    Waits without a timeout; the kernel releases the lock when its holder dies. Not reentrant: a thread that takes the
+    same lock twice deadlocks.
     """
     with naming(path):
         handle = path.open("ab")
@@ -35,33 +35,33 @@ def locked(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # Closing is not enough: a child forked meanwhile shares the open file and would keep the lock.
+            # Closing is not enough: a child forked in between shares the open file and would keep the lock.
             fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write `data` to `path` and wait until the disk has it. Not atomic: for files that nobody reads yet."""
+    """Write `data` to `path` and fsync. Not atomic: for files without readers."""
     with naming(path):
         _write(path, data)
 
 
 def read_file(path: Path) -> bytes:
-    """Return the content of `path`. Raises FileNotFoundError where there is none."""
+    """Return the content of `path`. Raises FileNotFoundError if it does not exist."""
     with naming(path):
         return path.read_bytes()
 
 
 def list_folder(path: Path) -> list[str]:
-    """Return the names in the folder `path`, in any order; none where there is no such folder."""
+    """Return the names in the folder `path`, in any order; none if it does not exist."""
     with naming(path), suppress(FileNotFoundError):
         return os.listdir(path)
     return []
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Make `data` the content of `path` in one step: a reader, or a crash, meets the old bytes or the new ones.
+    """Replace the content of `path` atomically: readers, and a crash, see either the old bytes or the new ones.
 
-    The caller holds the lock that guards `path`: the file beside it has a fixed name, so that crashes leave no litter.
+    The caller holds the lock of `path`: the temporary file has a fixed name, so that crashes leave no litter.
     """
     new = beside(path)
     with naming(path):
@@ -76,15 +76,15 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def beside(path: Path) -> Path:
-    """Return where `replace_file` writes what is to become `path`."""
+    """Return the temporary file that `replace_file` renames to `path`."""
     return path.with_name(f".{path.name}.tmp")
 
 
 def hold_room(path: Path, size: int) -> None:
-    """Reserve `size` bytes of the disk behind the end of `path`, made if missing; its content and length stay.
+    """Reserve `size` bytes of the disk beyond the end of `path`, created if missing; content and length do not change.
 
-    What is written there next needs no fresh room, and nobody else can take it. Does what the disk has room for, and
-    nothing where the file system cannot reserve (it can on Linux: ext4, XFS, tmpfs).
+    Later writes there succeed on a full disk. Reserves what the disk has room for, and nothing where the file system
+    does not support it (on Linux ext4, XFS and tmpfs do).
     """
     with suppress(OSError, AttributeError), _opened(path) as handle:
         end = os.fstat(handle.fileno()).st_size
@@ -92,7 +92,7 @@ def hold_room(path: Path, size: int) -> None:
 
 
 def reveal_folder(hidden: Path, final: Path) -> None:
-    """Rename a finished folder to its final name, in one step and durably. Both lie in the same parent folder."""
+    """Rename a finished folder to its final name, atomically and durably. Both have the same parent folder."""
     sync_folder(hidden)
     with naming(final):
         hidden.rename(final)
@@ -100,15 +100,15 @@ def reveal_folder(hidden: Path, final: Path) -> None:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Append one line (without a newline in it) and wait until the disk has it; the caller holds the lock of `path`.
+    """Append one line (without a newline in it) and fsync; the caller holds the lock of `path`.
 
-    A last line torn by an earlier crash or a full disk has no newline; it never counted and is cut off here.
+    A last line torn by an earlier crash or a full disk has no newline; readers ignore it, and it is cut off here.
     """
     with naming(path), path.open("a+b") as handle:
         handle.seek(0)
         data = handle.read()
         whole = data.rfind(b"\n") + 1
-        if whole < len(data):  # to cut nothing off would still give away the room that is held behind the end
+        if whole < len(data):  # truncating to the same length would still release the space reserved by `hold_room`
             handle.truncate(whole)
         handle.write(line + b"\n")
         handle.flush()
@@ -118,7 +118,7 @@ def append_line(path: Path, line: bytes) -> None:
 
 
 def read_lines(path: Path) -> list[bytes]:
-    """Return the complete lines of `path`, oldest first; none where there is no such file."""
+    """Return the complete lines of `path`, oldest first; none if it does not exist."""
     try:
         data = read_file(path)
     except FileNotFoundError:
@@ -127,7 +127,7 @@ def read_lines(path: Path) -> list[bytes]:
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the disk knows the names in the folder `path`."""
+    """Fsync the folder `path`, so that the names in it are durable."""
     with naming(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -145,5 +145,5 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _opened(path: Path) -> BinaryIO:
-    """Open `path`, made if missing, without emptying it first: that would give away the room it holds."""
+    """Open `path`, created if missing, without truncating it: that would release the space it has reserved."""
     return open(path, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))

@@ -1,17 +1,17 @@
-"""Every error this project raises on purpose. One tree; `app/http/problems.py` maps it to HTTP in one table.
+"""The tree of all errors that this project raises on purpose; `app/http/problems.py` maps it to HTTP in one table.
 
 SafeCBError
 |- BadInput             the caller's value is wrong (field, value and what is allowed are named)
 |  `- BadSetting        the same, for an environment variable: the start stops
 |- NotFound             no such version, job or image
-|- Conflict             the state moved on: another epoch, another running job
+|- Conflict             the state has changed: another epoch, another running job
 |- BadCodebook          a stored version fails a check; the reason names which
 |- BadModel             a model folder cannot be served; the reason names why
 |- BadNumber            a model, a table or a judge came to NaN or infinity: its image is refused
 `- Unavailable          try again later: Redis away, model still loading
    |- Busy              the same, because the queue is full
    `- Stopping          the same, because the server is shutting down
-   `- NoStorage         a file cannot be read or written now; it is named (core/storage.py finds the reason)
+   `- NoStorage         a file cannot be read or written now; it is named (core/storage.py has the reasons)
       |- NoRoom         its disk is full or its quota used up
       `- NoAccess       its disk is read-only or fails, it is not ours, or too many files are open
 """
@@ -21,13 +21,13 @@ from pathlib import Path
 
 
 class SafeCBError(Exception):
-    """Base of the tree; its text is meant for the person who made the call."""
+    """Base of the tree; its text is meant for the caller."""
 
 
 class BadInput(SafeCBError):
-    """A value the caller gave is not allowed.
+    """A value of the caller is not allowed.
 
-    `field` is the name the caller used, `value` what they gave, `allowed` what would have been right.
+    field: its name, as the caller writes it. value: the value. allowed: the values that are allowed.
     """
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
@@ -44,7 +44,7 @@ class NotFound(SafeCBError):
 
 
 class Conflict(SafeCBError):
-    """The request was right once, but the state has moved on."""
+    """The request contradicts the present state."""
 
 
 class BadCodebook(SafeCBError):
@@ -72,7 +72,7 @@ class BadNumber(SafeCBError):
 
 
 class Unavailable(SafeCBError):
-    """Not now: `retry_after` says in how many seconds to try again, whole ones, as HTTP tells them, and at least 1."""
+    """A temporary failure; `retry_after` is the whole number of seconds, at least 1, after which to try again."""
 
     def __init__(self, detail: str, retry_after: float = 1.0) -> None:
         self.retry_after = max(1, math.ceil(retry_after))
@@ -80,20 +80,20 @@ class Unavailable(SafeCBError):
 
 
 class Busy(Unavailable):
-    """The server has as much to do as it takes on."""
+    """The queue is full."""
 
 
 class Stopping(Unavailable):
-    """The server takes nothing on any more, or has given up what it had taken on."""
+    """The server is shutting down: it refuses new requests and may abort accepted ones."""
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down", retry_after=5.0)
 
 
 class NoStorage(Unavailable):
-    """A file or folder cannot be read or written; once the reason is gone all goes on by itself.
+    """A file or folder cannot be read or written; the service recovers by itself once the reason is gone.
 
-    path: for logs; callers learn its last name alone. state: the reason in a word or two. remedy: what to do.
+    path: for logs; callers see its last component only. state: the reason in a word or two. remedy: what to do.
     """
 
     def __init__(self, path: Path, state: str, remedy: str) -> None:
@@ -101,13 +101,13 @@ class NoStorage(Unavailable):
         super().__init__(self.about(path.name), retry_after=10)
 
     def about(self, name: object) -> str:
-        """Return the error's text with another name of the file: its whole path, say."""
+        """Return the error's text with another name of the file, such as its full path."""
         return f"{name} cannot be used: {self.remedy}"
 
 
 class NoRoom(NoStorage):
-    """There is no room for what must be written."""
+    """The disk is full."""
 
 
 class NoAccess(NoStorage):
-    """What is there cannot be opened, read or changed."""
+    """A file cannot be opened, read or changed."""

@@ -1,4 +1,4 @@
-"""Frozen dataclasses as JSON: written strictly, checked field by field when read.
+"""JSON serialisation of frozen dataclasses: strict on writing, checked field by field on reading.
 
 Knows JSON and type hints. Knows nothing of any one record.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def to_json(field: str, value: object, *, indent: int | None = None) -> bytes:
     """Return `value` as UTF-8 JSON; on one line unless `indent` is given.
 
-    Raises BadInput, naming `field`, for what JSON cannot hold: other types, NaN, infinity, cycles.
+    Raises BadInput, naming `field`, for values that JSON cannot hold: other types, NaN, infinity, cycles.
     """
     try:
         return json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent).encode()
@@ -43,12 +43,12 @@ def from_json(data: bytes) -> dict[str, Any]:
 
 
 def plain(field: str, value: Mapping[str, object]) -> dict[str, Any]:
-    """Return `value` as JSON would give it back: tuples as lists, keys as text. Raises BadInput as to_json does."""
+    """Return `value` after a round trip through JSON: tuples become lists, keys text. Raises BadInput as to_json."""
     return from_json(to_json(field, dict(value)))
 
 
 def encode(record: DataclassInstance) -> bytes:
-    """Return a dataclass of JSON types as indented JSON. Raises BadInput as to_json does."""
+    """Return a dataclass of JSON types as indented JSON. Raises BadInput as to_json."""
     return to_json(type(record).__name__, asdict(record), indent=2)
 
 
@@ -72,7 +72,7 @@ def misfit(kind: type[DataclassInstance], values: Mapping[str, object]) -> str |
     return next((name for name, value in values.items() if not _fits(value, hints[name])), None)
 
 
-# Evaluating the annotations takes longer than all the rest.
+# Evaluating the annotations dominates the cost of a check.
 _hints_of = cache(get_type_hints)
 
 
@@ -88,7 +88,7 @@ def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401 - a type hint has n
         return isinstance(value, list) and all(_fits(item, args[0]) for item in value)
     if origin is dict:
         return isinstance(value, dict) and all(_fits(item, args[1]) for item in value.values())
-    # type() and not isinstance(): True is an int to Python, and not to us.
+    # type() and not isinstance(): True must not pass as an int.
     return type(value) is (NoneType if hint is None else hint)
 
 

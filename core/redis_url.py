@@ -1,8 +1,8 @@
-"""The address of a Redis as an operator writes it: syntax only, so that a broken one is refused before anything starts.
+"""Syntax check of a Redis URL, so that a broken one is refused before anything starts.
 
     redis[s]://[user[:password]@]host[:port][/db][?option=value&...]    unix://[user[:password]@]/folder/socket[?...]
 
-Options are a closed list: others reach the client as texts and break it later. Knows URLs. Knows no Redis client.
+Options are a closed list: the client would accept others as texts and fail later. Knows URLs. Knows no Redis client.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _ENCODE = "an address; percent-encode / # ? [ ] and blanks in a user name or pas
 
 
 def check_redis_url(name: str, url: str) -> str:
-    """Return `url`, the value of the setting `name`, where a client can make a connection of it.
+    """Return `url`, the value of the setting `name`, if a client can connect with it.
 
-    Raises BadSetting, with nothing of the address in it but its scheme: a password may stand anywhere in a broken one.
+    Raises BadSetting with nothing of the URL but its scheme: a broken URL may have its password anywhere.
     """
     scheme = _SCHEME.match(url)
     if scheme is None:
@@ -56,7 +56,7 @@ def check_redis_url(name: str, url: str) -> str:
 
 
 def _wrong(url: str) -> str | None:
-    """Say what would have been right where something is wrong with `url`."""
+    """Return the rule that `url` breaks, None if it is right."""
     if re.search(r"[\s\0-\x1f\x7f]", url):
         return "an address without blanks (%20 stands for one)"
     if "#" in url:
@@ -89,9 +89,9 @@ def _is_socket_path(path: str) -> bool:
 
 def _wrong_option(parts: SplitResult) -> str | None:
     options: Mapping[str, str] = _OPTIONS | (_TLS_OPTIONS if parts.scheme == "rediss" else {})
-    given = parse_qsl(parts.query, keep_blank_values=True)
-    names = [name for name, _ in given]
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    names = [name for name, _ in pairs]
     if len(set(names)) < len(names) or not set(names) <= options.keys():
         return f"options, each once, of {', '.join(options)}"
-    wrong = next((name for name, value in given if not re.fullmatch(options[name], value)), None)
+    wrong = next((name for name, value in pairs if not re.fullmatch(options[name], value)), None)
     return None if wrong is None else f"a value that the option {wrong} can have"

@@ -1,6 +1,6 @@
-"""The settings of a process: read once from the environment, checked, and passed in.
+"""Settings of a process: read once from the environment, validated, and passed in.
 
-Knows names and allowed values. Opens no file, and knows nothing of what the values are used for.
+Knows names and allowed values. Opens no file. Knows nothing of what the values are used for.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _DEFAULTS = {
     "SAFECB_DEVICE": "auto",
     "SAFECB_DTYPE": "auto",
     "SAFECB_CORES": "auto",
-    "SAFECB_API_KEYS": _UNSET,  # no key is asked for
-    "SAFECB_OPERATOR_KEYS": _UNSET,  # whoever may call may do everything
+    "SAFECB_API_KEYS": _UNSET,  # no authentication
+    "SAFECB_OPERATOR_KEYS": _UNSET,  # every caller is an operator
     "SAFECB_KEEP_IMAGES": "2000",
     "SAFECB_KEEP_HOURS": "24",
     "SAFECB_DRAIN_S": "30",
@@ -39,12 +39,12 @@ _DTYPE = re.compile(r"auto|float32|bfloat16|float16")
 _CORES = re.compile(r"auto|[1-9][0-9]{0,2}")
 _WHOLE = re.compile(r"[0-9]{1,7}")
 _SECONDS = re.compile(r"[0-9]{1,4}")
-_KEYS = re.compile(r"[!-+\--~]+(,[!-+\--~]+)*")  # printable ASCII; the comma parts the keys
+_KEYS = re.compile(r"[!-+\--~]+(,[!-+\--~]+)*")  # printable ASCII, separated by commas
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the operator chose. Build it with `from_environ`; what may hold a secret stays out of its repr.
+    """Settings of the operator. Build them with `from_environ`; secrets stay out of the repr.
 
     home: folder of all run-time state, absolute.
     model: "embedded", a model folder or a hub name.
@@ -53,11 +53,11 @@ class Settings:
     store: folder of the codebook versions, absolute.
     device: "auto", "cpu", "cuda" or "cuda:N".
     dtype: "auto", "float32", "bfloat16" or "float16".
-    cores: how many cores of the processor draw and finish images; None: all that there are for the process.
-    api_keys: the keys a caller may use; empty asks for none.
-    operator_keys: the keys with which to improve, move the active version and settle flags; empty asks for none.
-    keep_images, keep_hours: how many drawn images are remembered for flags, and for how long; 0 images keeps none.
-    drain_s: for how many seconds a server that stops finishes what it has accepted.
+    cores: CPU cores that draw and postprocess images; None is all cores of the process.
+    api_keys: keys of the callers; empty disables authentication.
+    operator_keys: keys for improve jobs, activation and review of flags; empty makes every caller an operator.
+    keep_images, keep_hours: size and age limit of the image log, from which images can be flagged; 0 images: no log.
+    drain_s: seconds in which a server that shuts down finishes the accepted requests.
     """
 
     home: Path
@@ -77,18 +77,18 @@ class Settings:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
-        """Read every SAFECB_ variable of `environ`; one that is not set has its default.
+        """Read every SAFECB_ variable of `environ`; a variable that is not set has its default.
 
         Raises BadSetting, naming the variable, its value (secrets masked) and what is allowed, for an unknown SAFECB_
         variable, an empty value, or a value that is not allowed.
         """
-        given = {key: value for key, value in environ.items() if key.startswith("SAFECB_")}
-        for key, value in given.items():
+        present = {key: value for key, value in environ.items() if key.startswith("SAFECB_")}
+        for key, value in present.items():
             if key not in _DEFAULTS:
                 raise BadSetting(key, "<hidden>", f"no such variable, but one of {', '.join(_DEFAULTS)}")
             if not value.strip():
                 raise BadSetting(key, value, "a value; leave the variable unset for its default")
-        values = _DEFAULTS | given
+        values = _DEFAULTS | present
         home = _folder(values, "SAFECB_HOME")
         redis_url = values["SAFECB_REDIS_URL"] and check_redis_url("SAFECB_REDIS_URL", values["SAFECB_REDIS_URL"])
         return cls(
@@ -109,7 +109,7 @@ class Settings:
         )
 
     def place(self, path: Path) -> str:
-        """Name a file by the setting whose folder it is in: for callers, who may not see the server's paths."""
+        """Return the name of a file relative to its setting: for callers, who may not see the server's paths."""
         for setting, folder in (("SAFECB_STORE", self.store), ("SAFECB_HOME", self.home)):
             if path.is_relative_to(folder):
                 return str(setting / path.relative_to(folder))
@@ -127,7 +127,7 @@ def _folder(values: Mapping[str, str], key: str) -> Path:
         raise BadSetting(key, values[key], "a folder; object stores are not supported yet")
     if "\0" in values[key]:
         raise BadSetting(key, values[key], "a folder")
-    # Absolute, so that a process started in another folder means the same place.
+    # Absolute, so that it is the same for a process in another folder.
     return Path(values[key]).absolute()
 
 
@@ -155,5 +155,5 @@ def _keys(values: Mapping[str, str], name: str) -> tuple[str, ...]:
     if not values[name]:
         return ()
     if not _KEYS.fullmatch(values[name]):
-        raise BadSetting(name, "<hidden>", "keys of printable ASCII without blanks, parted by commas")
+        raise BadSetting(name, "<hidden>", "keys of printable ASCII without blanks, separated by commas")
     return tuple(values[name].split(","))

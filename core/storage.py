@@ -1,4 +1,4 @@
-"""What stops a file from being read or written, by name: a full disk, a read-only one, too many open files.
+"""Storage errors by reason: a full disk, a read-only disk, too many open files.
 
 Knows the system's error numbers. Knows nothing of what the files mean.
 """
@@ -35,14 +35,14 @@ _REASONS: Mapping[int, tuple[type[NoStorage], str, str]] = {
 
 
 def failure(path: Path, number: int) -> NoStorage:
-    """Return the error that names `path` and the reason with this error number, one of those known here."""
+    """Return the error that names `path` and the reason with this errno, a key of the table above."""
     kind, state, remedy = _REASONS[number]
     return kind(path, state, remedy)
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Raise NoRoom or NoAccess, naming `path`, for what the system says in the block; other errors pass as they are."""
+    """Turn OSErrors of the block into NoRoom or NoAccess that name `path`; other errors pass unchanged."""
     try:
         yield
     except OSError as error:
@@ -52,9 +52,9 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def probe(path: Path) -> None:
-    """Raise NoRoom or NoAccess unless `path` can be written: a folder by a file without a name that is gone again.
+    """Raise NoRoom or NoAccess unless `path` can be written: a folder is probed with a temporary file without a name.
 
-    A file is not opened: whoever closes one that SQLite has open takes SQLite's locks away. One that is missing passes.
+    A file is not opened: closing a file that SQLite has open would drop SQLite's locks. A missing file passes.
     """
     with naming(path):
         if path.is_dir():

@@ -1,4 +1,4 @@
-"""Text comparison: two prompts that read the same have one key, in any script.
+"""Text normalisation: prompts that read the same have the same key, in any script.
 
 Knows Unicode. Knows nothing of what a text is for.
 """
@@ -11,25 +11,25 @@ import unicodedata
 _ATTACHED = ("L", "M", "N")  # general categories: letters, combining marks, numbers
 _SYMBOLS = ("S", "Co")  # emoji among them, and characters for private use
 _JOINERS = {"_", "\u200d", *map(chr, range(0xE0020, 0xE0080))}  # zero-width joiner; letters that spell flags
-_PRESENTATION = dict.fromkeys(range(0xFE00, 0xFE10))  # variation selectors: how a character looks, not which it is
+_PRESENTATION = dict.fromkeys(range(0xFE00, 0xFE10))  # variation selectors: the style of a character, not its identity
 
 
 def normalise(text: str) -> str:
-    """Words and symbols between single spaces: NFKC, case dropped, combining marks kept, no punctuation.
+    """Return words and symbols between single spaces: NFKC, casefolded, with combining marks, without punctuation.
 
-    A symbol beyond ASCII is a word of its own: it may be all that a text says, and it must hide no word beside it.
+    A symbol beyond ASCII is a word of its own: it may be the whole text, and it must not hide an adjacent word.
     """
     folded = _folded(text)
     return " ".join("".join(map(_part, folded, f"{folded[1:]} ")).split())
 
 
 def text_key(text: str) -> str:
-    """The sha256 of the normalised text, 64 hex digits; of a text of punctuation alone, of that punctuation."""
+    """Return the sha256 of the normalised text, 64 hex digits; for punctuation alone, of that punctuation."""
     return hashlib.sha256((normalise(text) or _folded(text)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _folded(text: str) -> str:
-    # Folding case takes some letters apart again.
+    # Casefolding decomposes some letters again.
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return folded.translate(_PRESENTATION)
 

@@ -1,1 +1,1 @@
-"""Records of the service besides versions: improve jobs, flags, the log of drawn images."""
+"""Records of the service besides versions: improve jobs, flags, the image log."""

@@ -1,7 +1,7 @@
-"""What users flagged as unsafe: a queue that a person watches over and the next improve job learns from.
+"""User flags on unsafe images: a queue that operators review and the next improve job learns from.
 
-Nobody steers the loop alone: a job learns from a prompt once, a caller may have a few flags open, and a category the
-model does not know waits for a person. Knows rows in a file. Knows nothing of HTTP or of what a job does with a prompt.
+No caller can steer the loop alone: a job learns from a prompt once, the open flags of a caller are limited, and a
+category that the model does not know waits for review. Knows rows in a file. Knows nothing of HTTP or of jobs.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ CREATE TABLE IF NOT EXISTS settled (id TEXT PRIMARY KEY, at REAL NOT NULL);
 """
 OPEN_A_CALLER = 20
 OPEN_IN_ALL = 1000
-USED_A_CATEGORY = 16  # flagged prompts a job takes: a quarter of the pairs it wants
+USED_A_CATEGORY = 16  # flagged prompts per category that a job takes
 USED_A_CALLER = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Flag:
-    """One flag. category: None leaves it to the model's judge. caller: who, as a hash. job: the one that used it.
+    """One flag. category: None leaves it to the model's judge. caller: a hash. job: the job that used it.
 
-    state: "accepted" joins the next job, "review" waits for a person, "rejected" and "used" are settled.
+    state: "accepted" joins the next job, "review" waits for an operator, "rejected" and "used" are settled.
     """
 
     id: str
@@ -62,15 +62,15 @@ Flagged: TypeAlias = list[Flag]  # inside Flags the name `list` is a method
 
 
 class Flags:
-    """The flags in the SQLite file `path`; they are forgotten `hours` after they were settled."""
+    """The flags in the SQLite file `path`; settled flags are deleted after `hours`."""
 
     def __init__(self, path: Path, hours: float) -> None:
         self._database, self._hours = Database(path, _SCHEMA), hours
 
     def add(self, image: KeptImage, category: str | None, note: str, caller: str, *, review: bool) -> Flag:
-        """Flag an image; an open flag of the same caller on the same prompt is returned as it is.
+        """Flag an image; an open flag of the same caller on the same prompt is returned unchanged.
 
-        Raises Busy for a flood.
+        Raises Busy where the caller, or all callers, have too many open flags.
         """
         with self._database.changing() as db:
             self._forget(db)
@@ -83,35 +83,32 @@ class Flags:
             state = "review" if review else "accepted"
             row = (secrets.token_hex(12), image.id, image.prompt, key, image.version, pack(image.tokens))
             names = "id, image_id, prompt, key, version, tokens, category, note, caller, state, made"
-            told = (category, note, caller, state, time.time())
-            db.execute(f"INSERT INTO flags ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, *told))
+            rest = (category, note, caller, state, time.time())
+            db.execute(f"INSERT INTO flags ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, *rest))
             return self._get(db, row[0])
 
     def forget(self) -> None:
-        """Forget settled flags that are too old by now, for there may be no next flag."""
+        """Delete expired flags; `add` does so too, but there may be no next flag."""
         if self._database.is_there:
             with self._database.changing() as db:
                 self._forget(db)
             self._database.write_back()
 
     def get(self, id: str) -> Flag:
-        """The flag of this id. Raises NotFound."""
+        """Return a flag. Raises NotFound."""
         with self._database.reading() as db:
             return self._get(db, id)
 
     def list(self, state: State | None = None) -> Flagged:
-        """All flags, or those in a state, newest first."""
+        """Return all flags, or those in one state, newest first."""
         with self._database.reading() as db:
             states = STATES if state is None else (state,)
             marks = ", ".join("?" * len(states))
-            found = db.execute(f"SELECT * FROM flags WHERE state IN ({marks}) ORDER BY number DESC", states)
-            return [_flag(row) for row in found]
+            rows = db.execute(f"SELECT * FROM flags WHERE state IN ({marks}) ORDER BY number DESC", states)
+            return [_flag(row) for row in rows]
 
     def settle(self, id: str, state: Literal["accepted", "rejected"], category: str | None = None) -> Flag:
-        """A person's word on an open flag; a category given here takes the place of its own.
-
-        Raises NotFound, and Conflict where it is settled already.
-        """
+        """Accept or reject an open flag; `category` replaces its own. Raises NotFound; Conflict if it is settled."""
         with self._database.changing() as db:
             if (flag := self._get(db, id)).state not in OPEN:
                 raise Conflict(f"flag {id} is {flag.state}")
@@ -121,10 +118,10 @@ class Flags:
             return self._get(db, id)
 
     def take(self, job: str) -> Flagged:
-        """The flags that `job` learns from, one a prompt; called again, the same ones.
+        """Return the flags that `job` learns from, one per prompt, and mark them used; repeatable.
 
-        The oldest accepted ones, at most USED_A_CATEGORY of a category and USED_A_CALLER of a caller. They are used
-        from now on, and so are the other accepted flags on their prompts.
+        They are the oldest accepted flags, at most USED_A_CATEGORY per category and USED_A_CALLER per caller. Other
+        accepted flags on their prompts become used as well.
         """
         with self._database.changing() as db:
             if not (used := self._used_by(db, job)):
@@ -142,7 +139,7 @@ class Flags:
 
     def _forget(self, db: Connection) -> None:
         horizon = time.time() - self._hours * HOUR_S
-        # Of flags that were settled before that was noted, when they were made is all there is.
+        # Flags settled by code without this table: the time of the flag stands for the time of its settlement.
         noted = "INSERT OR IGNORE INTO settled SELECT id, made FROM flags WHERE state NOT IN (?, ?)"
         db.execute(noted, OPEN)
         db.execute("DELETE FROM flags WHERE id IN (SELECT id FROM settled WHERE at < ?)", (horizon,))

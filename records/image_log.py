@@ -1,6 +1,6 @@
-"""The images drawn lately: what each was made of, for as long and for as many as the operator allows.
+"""Image log: tokens, prompt and verdict of recent images, within the operator's limits on number and age.
 
-Kept so that an image can be flagged afterwards. Knows rows in a file. Knows nothing of harm, pixels or HTTP.
+It lets users flag an image afterwards. Knows rows in a file. Knows nothing of harm, pixels or HTTP.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ class KeptImage:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Of the images of a version, oldest first, which were judged unsafe; `forgotten` ones came before these."""
+    """Verdicts on the images of a version, oldest first; `forgotten` older images have been deleted."""
 
     forgotten: int
     unsafe: list[bool]
 
 
 class ImageMemory:
-    """The last `most` images of the last `hours`, in the SQLite file `path`; with most = 0 nothing is kept."""
+    """The last `most` images of the last `hours`, in the SQLite file `path`; most = 0 disables the log."""
 
     def __init__(self, path: Path, most: int, hours: float) -> None:
         self._database, self._most, self._hours = Database(path, _SCHEMA, expendable=True), most, hours
 
     def keep(self, images: Sequence[KeptImage]) -> None:
-        """Keep the images, an older one of the same id no longer; forget what is too old or too many."""
+        """Log images, replacing older ones of the same id, and delete those beyond the limits."""
         if not self._most:
             return
         rows = [(i.id, time.time(), i.prompt, i.version, i.seed, i.unsafe, i.category, pack(i.tokens)) for i in images]
@@ -66,35 +66,35 @@ class ImageMemory:
             self._forget(db)
 
     def forget(self) -> None:
-        """Forget what is too old or too many by now, for there may be no next image, or less be allowed than before."""
+        """Delete images beyond the limits; `keep` does so too, but there may be no next image."""
         if self._database.is_there:
             with self._database.changing() as db:
                 self._forget(db)
             self._database.write_back()
 
     def get(self, id: str) -> KeptImage:
-        """The image of this id. Raises NotFound where it is unknown or forgotten."""
+        """Return an image. Raises NotFound if it is unknown or deleted."""
         names = ", ".join(field.name for field in fields(KeptImage))
         with self._database.reading() as db:
-            wanted = (id, self._oldest())
-            row = db.execute(f"SELECT {names} FROM images WHERE id = ? AND drawn >= ?", wanted).fetchone()
+            arguments = (id, self._oldest())
+            row = db.execute(f"SELECT {names} FROM images WHERE id = ? AND drawn >= ?", arguments).fetchone()
         if row is None:
-            kept = f"the last {self._most} of {self._hours:g} hours" if self._most else "none"
-            raise NotFound(f"no image {id!r} is remembered; kept are {kept}")
+            limit = f"the last {self._most} of {self._hours:g} hours" if self._most else "none"
+            raise NotFound(f"no image {id!r} is remembered; kept are {limit}")
         return KeptImage(**{**dict(row), "unsafe": bool(row["unsafe"]), "tokens": unpack(row["tokens"])})
 
     def verdicts(self, version: str) -> Verdicts:
-        """What was made of the images of a version, those that are too old but not yet forgotten among them."""
+        """Return the verdicts on the images of a version, including expired images that are not deleted yet."""
         if not self._database.is_there:
             return Verdicts(0, [])
         with self._database.reading() as db:
-            db.execute("BEGIN")  # both at one moment
+            db.execute("BEGIN")  # one snapshot for both reads
             count = db.execute("SELECT images FROM forgotten WHERE version = ?", (version,)).fetchone()
-            found = db.execute("SELECT unsafe FROM images WHERE version = ? ORDER BY number", (version,))
-            return Verdicts(count["images"] if count else 0, [bool(row["unsafe"]) for row in found])
+            rows = db.execute("SELECT unsafe FROM images WHERE version = ? ORDER BY number", (version,))
+            return Verdicts(count["images"] if count else 0, [bool(row["unsafe"]) for row in rows])
 
     def _forget(self, db: Connection) -> None:
-        """Forget what is too old or too many, but for how many there were of each version."""
+        """Delete images beyond the limits, and count them by version."""
         gone = "drawn < ? OR number <= (SELECT max(number) FROM images) - ?"
         which = (self._oldest(), self._most)
         counted = f"SELECT version, count(*) FROM images WHERE {gone} GROUP BY version"
@@ -107,11 +107,11 @@ class ImageMemory:
 
 
 def pack(tokens: Tensor) -> bytes:
-    """Tokens [N] int64 as bytes."""
+    """Return tokens [N] int64 as bytes."""
     packed: bytes = tokens.to(torch.int32).numpy().astype("<i4").tobytes()
     return packed
 
 
 def unpack(data: bytes) -> Tensor:
-    """The tokens [N] int64 that `pack` wrote."""
+    """Return the tokens [N] int64 that `pack` wrote."""
     return torch.from_numpy(numpy.frombuffer(data, "<i4").astype("i8"))

@@ -1,4 +1,4 @@
-"""One job as a record: what was asked, how far it is, how it ended; and which moves of its status are legal.
+"""Job record: request, progress, outcome, and the legal transitions of its status.
 
 Knows the fields. Knows nothing of files.
 """
@@ -18,7 +18,7 @@ Status = Literal["queued", "running", "finished", "failed", "cancelled"]
 _MOVES: Mapping[Status, tuple[Status, ...]] = {
     "queued": ("queued", "running", "failed", "cancelled"),
     "running": ("running", "finished", "failed", "cancelled"),
-    "finished": (),  # no move left: the job has ended
+    "finished": (),  # no transition left: the job has ended
     "failed": (),
     "cancelled": (),
 }
@@ -37,11 +37,11 @@ class Changes(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class JobRecord:
-    """One job as it stood when it was read.
+    """Snapshot of one job.
 
-    created, started, ended: UTC, ISO 8601; None while it has not come to that.
-    progress: phase, done, total, round, message. rounds: one JSON object a round. result: what a finished job made.
-    attempt: how often it was begun; the number is the fence of all that the attempt writes.
+    created, started, ended: UTC, ISO 8601; None until then.
+    progress: phase, done, total, round, message. rounds: one JSON object per round. result: of a finished job.
+    attempt: number of attempts begun; it is the fencing token of all that the attempt writes.
     """
 
     id: str
@@ -60,15 +60,15 @@ class JobRecord:
 
     @classmethod
     def queued(cls, id: str, kind: str, request: dict[str, Any]) -> JobRecord:
-        """Return a new job that waits for its first attempt."""
+        """Return a new queued job."""
         progress = {"phase": "queued", "done": 0, "total": 0, "round": 0, "message": ""}
         return cls(id, kind, "queued", utc_now(), None, None, request, progress, [], None, None, 0, False)
 
     def moved(self, changes: Changes) -> JobRecord:
         """Return the record with `changes`; the times of start and end follow the status.
 
-        Raises BadInput for an unknown field or a value of a wrong type, Conflict for an illegal move of the status or
-        any change of a job that has ended.
+        Raises BadInput for an unknown field or a value of a wrong type, Conflict for an illegal transition of the
+        status or any change of a job that has ended.
         """
         for name in changes.keys() - Changes.__annotations__.keys():
             raise BadInput(name, "<a value>", f"one of {', '.join(Changes.__annotations__)}")

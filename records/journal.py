@@ -1,7 +1,7 @@
-"""The journal of jobs: one folder a job, written so that a crash of any process leaves a whole record.
+"""Job journal: one folder per job, written so that a crash of any process leaves a consistent record.
 
-    root/<id>/record.json    the state of the job, replaced whole
-    root/<id>/events.jsonl   what happened, appended
+    root/<id>/record.json    the state of the job, replaced atomically
+    root/<id>/events.jsonl   its events, appended
     root/<id>/work/          the job's own files
     root/<id>/.lock          held by every writer of this job; root/.lock by every creation
 
@@ -52,9 +52,9 @@ class Journal:
         self._root = root
 
     def create(self, kind: str, request: Mapping[str, Any]) -> JobRecord:
-        """Write down a new queued job and return it.
+        """Create a queued job and return it.
 
-        Raises BadInput where `request` is not JSON, and Conflict, naming the other, for a job of kind "improve" while
+        Raises BadInput if `request` is not JSON, and Conflict, naming the other, for a job of kind "improve" while
         another of that kind is queued or running.
         """
         record = JobRecord.queued(_new_id(), kind, plain("request", request))
@@ -70,13 +70,13 @@ class Journal:
                 (hidden / "work").mkdir(parents=True)
                 write_file(hidden / "record.json", encode(record))
                 reveal_folder(hidden, self._root / record.id)
-            except Exception:  # a full disk, say
+            except Exception:  # for example, a full disk
                 shutil.rmtree(hidden, ignore_errors=True)
                 raise
         return record
 
     def get(self, id: str) -> JobRecord:
-        """Return a job as it stands. Raises NotFound, and SafeCBError where its record was damaged from outside."""
+        """Return a job. Raises NotFound, and SafeCBError if its record is damaged."""
         path = self._folder(id) / "record.json"
         try:
             return decode(JobRecord, read_file(path))
@@ -85,9 +85,9 @@ class Journal:
             raise SafeCBError(detail) from None
 
     def list(self) -> Jobs:
-        """Return all jobs, newest first. One whose record is damaged is left out; `get` says why.
+        """Return all jobs, newest first, without those whose record is damaged; `get` has the reason.
 
-        Raises NoAccess where a record cannot be read now: whether that job still runs is not known then.
+        Raises NoAccess if a record cannot be read now: whether that job still runs is unknown then.
         """
         records = []
         for id in sorted(filter(_ID.fullmatch, list_folder(self._root)), reverse=True):
@@ -100,11 +100,11 @@ class Journal:
         return records
 
     def running(self) -> JobRecord | None:
-        """Return the improve job that is queued or running; None where there is none."""
+        """Return the improve job that is queued or running, if any."""
         return next((job for job in self.list() if job.kind == IMPROVE and not job.ended), None)
 
     def begin_attempt(self, id: str) -> int:
-        """Start the next attempt of a job, now running, and return its number: the fence of all it writes.
+        """Begin the next attempt of a job and return its number: the fencing token of all that it writes.
 
         Raises NotFound, and Conflict where the job has ended.
         """
@@ -115,8 +115,8 @@ class Journal:
     def update(self, id: str, /, *, attempt: int | None = None, **changes: Unpack[Changes]) -> JobRecord:
         """Change some fields of a job and return it; the times of start and end follow the status.
 
-        attempt: who writes; a worker always gives its own. Raises NotFound, BadInput for an unknown field or a value
-        of a wrong type, and Conflict for a stale attempt, an illegal move of the status, or a job that has ended.
+        attempt: the fencing token; a worker always passes its own. Raises NotFound, BadInput for an unknown field or a
+        value of a wrong type, and Conflict for a stale attempt, an illegal transition, or a job that has ended.
         """
         with self._changing(id) as record:
             if attempt is not None and attempt != record.attempt:
@@ -124,7 +124,7 @@ class Journal:
             return self._write(record.moved(changes))
 
     def append_event(self, id: str, event: Mapping[str, Any]) -> int:
-        """Append an event and return its number: 1, 2, ... Raises NotFound, and BadInput where it is not JSON."""
+        """Append an event and return its number: 1, 2, ... Raises NotFound, and BadInput if it is not JSON."""
         path = self._folder(id) / "events.jsonl"
         with locked(self._folder(id) / ".lock"):
             number = len(read_lines(path)) + 1
@@ -134,7 +134,7 @@ class Journal:
     def events(self, id: str, after: int) -> Events:
         """Return the events with a number above `after`, oldest first, each with its number `id` and its time `at`.
 
-        Raises NotFound, and SafeCBError where a line was damaged from outside.
+        Raises NotFound, and SafeCBError if a line is damaged.
         """
         try:
             return [from_json(line) for line in read_lines(self._folder(id) / "events.jsonl")[max(after, 0) :]]
@@ -142,7 +142,7 @@ class Journal:
             raise SafeCBError(f"the events of job {id} are damaged: {error}") from None
 
     def path(self, id: str) -> Path:
-        """Return the folder for the job's own files; it exists. Raises NotFound."""
+        """Return the existing folder for the job's own files. Raises NotFound."""
         return self._folder(id) / "work"
 
     def _folder(self, id: str) -> Path:
@@ -162,5 +162,5 @@ class Journal:
 
 
 def _new_id() -> str:
-    """Return 24 hex digits: the time first, so that ids sort by age, then chance, so that two never meet."""
+    """Return 24 hex digits: the time, so that ids sort by age, then random digits, so that no two are equal."""
     return f"{time.time_ns():016x}{secrets.token_hex(4)}"

@@ -1,10 +1,14 @@
-"""Before anything imports Triton: without a GPU its kernels are interpreted, and that is decided at its import."""
+"""Shared fixtures, and the markers of tests by what they need.
+
+Sets TRITON_INTERPRET before anything imports Triton: without a GPU its kernels are interpreted.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +21,23 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+SLOW = {  # by file below tests/: real processes, whole runs of the loop, interpreted kernels
+    *(f"app/test_{name}.py" for name in ("bad_numbers", "connections", "generate", "live_traffic", "queue")),
+    *(f"cli/test_{name}.py" for name in ("demo", "full_disk", "redis_server", "serve", "stops")),
+    *(f"codebook/test_{name}.py" for name in ("damage", "restore")),
+    "core/test_storage.py",
+    *(f"engine/test_{name}.py" for name in ("batch", "embedded", "kernels", "random_model", "scheduler")),
+    *(f"safety/test_{name}.py" for name in ("ablation", "evaluation", "loop")),
+    *(f"worker/test_{name}.py" for name in ("shared_tasks", "worker")),
+    "test_benchmarks.py",
+    "test_recipes.py",
+}
+REDIS_FILES = {"app/test_queue.py", "cli/test_redis_server.py"}
+REDIS_FIXTURES = {"address", "house", "redis", "runs"}
+GPU_FILES = {"engine/test_gpu.py"}
+TESTS = Path(__file__).parent
+
+
 @pytest.fixture
 def runs() -> Iterator[list[Supervised]]:
     """The supervisors of a test: each is ended after it."""
@@ -27,7 +48,17 @@ def runs() -> Iterator[list[Supervised]]:
             run.end(signal.SIGTERM)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Write the lines of field reports that a test is marked with into its reports, for who runs tests elsewhere."""
+    """Mark tests by what they need, and add the lines of field reports of `fault` marks to the JUnit report."""
     for item in items:
+        name = item.path.relative_to(TESTS).as_posix()
+        needs = {
+            "slow": name in SLOW,
+            "redis": name in REDIS_FILES or not REDIS_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())),
+            "gpu": name in GPU_FILES,
+        }
+        for marker, is_needed in needs.items():
+            if is_needed:
+                item.add_marker(marker)
         item.user_properties += [("fault", line) for mark in item.iter_markers("fault") for line in mark.args]

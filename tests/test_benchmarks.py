@@ -42,8 +42,8 @@ def test_loads_count_every_image_once_and_compare_them(server: Server) -> None:
     prompt, seed, png = loads[5].pngs[0]
     loads[5].pngs[0] = (prompt, seed, png + b"x")
     assert serving.differing(loads) == 1
-    found = poisson(server.url, 40.0, calls(8)).figures()
-    assert found["images"] == 8 and found["failed"] == 0 and found["p50_ms"] <= found["p99_ms"]
+    report = poisson(server.url, 40.0, calls(8)).figures()
+    assert report["images"] == 8 and report["failed"] == 0 and report["p50_ms"] <= report["p99_ms"]
 
 
 def test_a_failed_call_counts(server: Server) -> None:
@@ -105,7 +105,6 @@ def test_flips_are_measured_on_a_real_store(tmp_path: Path) -> None:
             gates={},
             report={},
             fence=1,
-            activate=True,
         )
     assert len(swap.flips(tmp_path / "store", 6)) == 4
 
@@ -120,7 +119,7 @@ def test_the_baseline_and_the_steps_take_any_model(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(random_model.GEOMETRIES, "small", random_model.Geometry(32, 1, 2, 48))
     folder = str(tiny_model(tmp_path))
     for name in (folder, f"{random_model.PREFIX}small"):
-        assert steps.work_of(name).weights > steps.work_of(name).kept > 0
+        assert steps.work_of(name).weights > steps.work_of(name).kv_numbers > 0
     for name in (folder, f"{random_model.PREFIX}small"):
         drawn = baseline.Generator(name, torch.device("cpu"), 2, compiled=False).draw("a cat")
         assert drawn.startswith(b"\x89PNG")
@@ -136,7 +135,7 @@ def test_results_are_written_as_json_a_page_and_a_picture(
     subject = serving.Subject("embedded", device)
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     load = Load(seconds=[0.1, 0.2, 0.4], took_s=1.0).figures()
-    found = {
+    report = {
         name: {
             "closed": dict.fromkeys(subject.loads.closed[name], load),
             "poisson": {} if name == "a" else dict.fromkeys(subject.loads.shares, load),
@@ -147,8 +146,8 @@ def test_results_are_written_as_json_a_page_and_a_picture(
         for name in ("a", "b", "c")
     }
     costs = [{"images": 1, "step_ms": 2.0, "image_ms": 128.0, "floor_ms": 1.0, "share_of_floor": 0.5}]
-    page = serving.page(found, costs, results.circumstances(), "serving")
-    results.write("serving", found, page, serving.picture(found, costs))
+    page = serving.page(report, costs, results.circumstances(), "serving")
+    results.write("serving", report, page, serving.picture(report, costs))
     assert {path.name for path in tmp_path.iterdir()} == {"serving.json", "serving.md", "serving.png"}
     assert ("| throughput of c over a, 8 callers | 1 |" in page) == (device == "cpu")
     assert "| throughput of c over b, 32 callers | 1 |" in page
@@ -157,16 +156,16 @@ def test_results_are_written_as_json_a_page_and_a_picture(
 
 def test_a_version_is_resident_from_the_first_time_on(tmp_path: Path) -> None:
     log = tmp_path / "c.log"
-    told = [("10:00:01,250", 1), ("10:00:01,350", 2), ("10:09:00,000", 1)]
+    lines = [("10:00:01,250", 1), ("10:00:01,350", 2), ("10:09:00,000", 1)]
     log.write_text(
         "".join(
-            f"2026-11-26 {when} app.background.store_watcher codebook v{n} is active, epoch {n}\n" for when, n in told
+            f"2026-11-26 {when} app.background.store_watcher codebook v{n} is active, epoch {n}\n" for when, n in lines
         ),
         encoding="utf-8",
     )
-    seen = swap.resident_times(log)
-    assert seen.keys() == {"v1", "v2"}
-    assert seen["v2"] - seen["v1"] == pytest.approx(0.1)
+    times = swap.resident_times(log)
+    assert times.keys() == {"v1", "v2"}
+    assert times["v2"] - times["v1"] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(
@@ -196,15 +195,13 @@ def test_what_is_lost_or_damaged_is_counted(tmp_path: Path) -> None:
     rounds = []
     for number in range(1, ROUNDS + 1):
         draft = replace(base, pixel=base.pixel.roll(number, 0))
-        manifest = store.publish(
-            draft, parent="v0", job=job, round=number, figures={}, gates={}, report={}, fence=1, activate=False
-        )
+        manifest = store.publish(draft, parent="v0", job=job, round=number, figures={}, gates={}, report={}, fence=1)
         rounds.append({"round": number, "version": manifest.version})
     journal.update(job, status="finished", rounds=rounds)
 
     def counted(accepted: list[str]) -> dict[str, int]:
-        found = chaos.outcome(tmp_path, accepted, Tally())
-        return {name: count for name, count in found.items() if count and name.split()[-1] in ("lost", "damaged")}
+        report = chaos.outcome(tmp_path, accepted, Tally())
+        return {name: count for name, count in report.items() if count and name.split()[-1] in ("lost", "damaged")}
 
     assert counted([job]) == {}
     assert counted([job, "0" * 24]) == {"jobs lost": 1}
@@ -221,8 +218,8 @@ def test_outcomes_are_counted_by_line() -> None:
         ('<property name="fault" value="F02"/>', "<skipped/>"),
         ('<property name="other" value="F03"/>', ""),
     ]
-    told = "".join(f'<testcase time="0.5"><properties>{notes}</properties>{end}</testcase>' for notes, end in cases)
-    rows = chaos.by_line(ElementTree.fromstring(f"<testsuite>{told}</testsuite>"))
+    report = "".join(f'<testcase time="0.5"><properties>{notes}</properties>{end}</testcase>' for notes, end in cases)
+    rows = chaos.by_line(ElementTree.fromstring(f"<testsuite>{report}</testsuite>"))
     assert rows == [
         {"line": "F01", "tests": 2, "passed": 1, "failed": 1, "skipped": 0, "s": 1.0},
         {"line": "F02", "tests": 2, "passed": 1, "failed": 0, "skipped": 1, "s": 1.0},

@@ -1,10 +1,11 @@
-"""The borders of the house: imports go downhill, and only where the design says."""
+"""Package borders: imports go downhill, and only where the design says; packages ship their types."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,8 +77,8 @@ def test_imports_go_downhill(package: str) -> None:
 def test_folders_import_only_floors_below(folder: str) -> None:
     files = sorted((ROOT / folder).rglob("*.py"))
     assert files
-    found = {(str(path.relative_to(ROOT)), name) for path in files for name in modules(path.read_text("utf-8"))}
-    assert not {(path, name) for path, name in found for floor in FLOORS[folder] if f"{name}.".startswith(f"{floor}.")}
+    pairs = {(str(path.relative_to(ROOT)), name) for path in files for name in modules(path.read_text("utf-8"))}
+    assert not {(path, name) for path, name in pairs for floor in FLOORS[folder] if f"{name}.".startswith(f"{floor}.")}
 
 
 def test_a_model_class_is_named_by_its_family_alone() -> None:
@@ -110,6 +111,13 @@ def test_core_loads_without_torch() -> None:
 def test_the_image_holds_every_package() -> None:
     lines = (ROOT / "Dockerfile").read_text("utf-8").splitlines()
     assert {f"COPY {package} {package}" for package in ALLOWED} <= set(lines)
+
+
+def test_every_shipped_package_has_types() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    assert setuptools["package-data"]["*"] == ["py.typed"]
+    assert {pattern.rstrip("*") for pattern in setuptools["packages"]["find"]["include"]} == set(ALLOWED)
+    assert {package for package in ALLOWED if not (ROOT / package / "py.typed").is_file()} == set()
 
 
 def test_the_walk_sees_hidden_imports() -> None:

@@ -1,1 +1,1 @@
-"""Background jobs: joins engine, safety and codebook. Runs under RQ; knows nothing of HTTP."""
+"""Background jobs under RQ: joins engine, safety and codebook. Knows nothing of HTTP."""

@@ -1,6 +1,6 @@
-"""Helpers: idle workers that take batches off a running improve job.
+"""Assistant workers: idle workers that take batches off a running improve job.
 
-One is an RQ job like any other, queued behind the improve jobs; it may die at any time and costs nothing then.
+An assistant is an RQ job like any other, queued behind the improve jobs; it may die at any time without loss.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safety.runtime.model_runner import ModelRunner
 from safety.runtime.progress import Cancelled
 from safety.runtime.result_cache import ResultCache
 from worker.claim import is_claimed
-from worker.shared_tasks import LOOK_EVERY_S, TaskFolder
+from worker.shared_tasks import POLL_EVERY_S, TaskFolder
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +30,13 @@ CALL_EVERY_S = 5.0
 
 
 class Caller:
-    """Asks the idle workers at `redis_url` to help with a job, now and then; without Redis nobody comes."""
+    """Calls the idle workers at `redis_url` to assist a job, at most every CALL_EVERY_S; a no-op without Redis."""
 
     def __init__(self, redis_url: str | None, job_id: str) -> None:
         self._url, self._job_id, self._called = redis_url, job_id, 0.0
 
     def __call__(self) -> None:
-        """Queue one helper for each idle worker that is not asked yet."""
+        """Queue one assistant for each idle worker without one."""
         if self._url is None or time.monotonic() - self._called < CALL_EVERY_S:
             return
         self._called = time.monotonic()
@@ -49,11 +49,11 @@ class Caller:
                         HELP_FUNCTION, args=(self._job_id,), timeout=TIMEOUT_S, result_ttl=0, failure_ttl=60
                     )
         except RedisError as error:
-            log.warning("no helper was called: %s", error)
+            log.warning("no assistant worker was called: %s", error)
 
 
 class AssistantProgress:
-    """Ends a helper, with Cancelled, once its job is not worked on any more."""
+    """Progress of an assistant: raises Cancelled once its job is no longer running."""
 
     def __init__(self, journal: Journal, job_id: str) -> None:
         self._journal, self._job_id = journal, job_id
@@ -70,7 +70,7 @@ class AssistantProgress:
 
 
 def help_with(job_id: str, settings: Settings, load: Callable[[Settings], ImageModel], config: LoopConfig) -> None:
-    """Do tasks of the job until it ends or its attempt dies."""
+    """Run tasks of the job until it ends or its attempt dies."""
     journal = Journal(settings.home / "jobs")
     watch = AssistantProgress(journal, job_id)
     try:
@@ -80,13 +80,13 @@ def help_with(job_id: str, settings: Settings, load: Callable[[Settings], ImageM
         while True:
             watch.report("help", 0, 1, 0)
             if not _do_one(runner, folder):
-                time.sleep(LOOK_EVERY_S)
+                time.sleep(POLL_EVERY_S)
     except Cancelled as ended:
         log.info("%s", ended)
 
 
 def _do_one(runner: ModelRunner, folder: TaskFolder) -> bool:
-    """Do the last task that is open, since the job itself begins with the first."""
+    """Run the last open task, since the job itself begins with the first."""
     for name in reversed(folder.names()):
         task = folder.read(name, runner.model)
         if task is not None and folder.do(task, runner.cache, lambda task: runner.make(task, runner.steps("help", 1))):

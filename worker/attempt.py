@@ -1,7 +1,7 @@
-"""One attempt at an improve job: from what is on disk to a closed record, publishing each accepted round once.
+"""Attempt at an improve job: from the state on disk to a closed record; each accepted round is published once.
 
-Joins store (versions) and journal (the record) around a model and a loop that the caller names. The queue delivers at
-least once and processes die at any point; so every step may be repeated, and none counts twice.
+Joins store (versions) and journal (the record) around a model and a loop that the caller passes. The queue delivers at
+least once and processes die at any point, so every step is idempotent.
 """
 
 from __future__ import annotations
@@ -31,32 +31,31 @@ from worker.progress import JournalProgress
 
 log = logging.getLogger(__name__)
 
-DEFAULT_ROUNDS = 1  # on two cores a round of the embedded model takes about a quarter of an hour
+DEFAULT_ROUNDS = 1  # rounds are long: minutes on a CPU
 
 Load = Callable[[Settings], ImageModel]
 
 
 class Loop(Protocol):
-    """What a job does with its model. Everything made is kept in `work`, so that a resume makes only what lacks."""
+    """The loop of a job. All its results are kept in `work`, so that a resume computes only the missing ones."""
 
     def rounds(
         self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Progress
     ) -> Iterable[RoundResult]:
-        """Improve the codebook `start`, round by round; a resume yields the same rounds."""
+        """Improve the codebook `start` round by round; a resume yields the same rounds."""
 
     def assess(
         self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Progress
     ) -> dict[str, Any] | None:
-        """Measure what the job made of `start`, as JSON; None where there is nobody to measure it."""
+        """Evaluate `end` against `start`, as JSON; None if there is no referee."""
 
 
 def run(job_id: str, settings: Settings, load: Load, loop: Loop) -> None:
-    """Make one attempt at job `job_id` with the model that `load` gives and the rounds of `loop`.
+    """Make one attempt at job `job_id` with the model of `load` and the rounds of `loop`.
 
     The outcome is in the journal. A failure is recorded there and raised again; Conflict means that another attempt
-    has taken the job over, and nothing more was written. A failure of the disk is logged instead: where not even the
-    record can be written, the job stays as it is and is taken up again once that can. Does nothing when the job is
-    closed or being worked on.
+    has taken the job over, and nothing more was written. A failure of the disk is logged instead: if not even the
+    record can be written, the job is resumed once it can. Does nothing if the job is closed or being worked on.
     """
     try:
         _attempt(job_id, settings, load, loop)
@@ -123,25 +122,24 @@ def _publish(store: CodebookStore, outcome: RoundResult, draft: Codebook, parent
         report={**outcome.report, "seconds": watch.seconds()},
         images=outcome.images,
         fence=watch.fence,
-        activate=False,
     )
     return manifest.version
 
 
 def _activate(store: CodebookStore, version: str, parent: str, job_id: str) -> None:
-    """Make `version` active where its parent is, once: whoever moved the pointer since has the last word."""
+    """Activate `version` if its parent is active, and only once: any activation in between takes precedence."""
     now = store.active()
     if now.version != parent:
         return
     try:
         if all(move["version"] != version for move in store.audit()):
             store.activate(version, by=f"job {job_id}", expected_epoch=now.epoch)
-    except (Conflict, BadCodebook) as error:  # the pointer moved on, or nobody knows whether somebody left it before
+    except (Conflict, BadCodebook) as error:  # another activation came first, or the audit log is damaged
         log.info("%s is published and not activated: %s", version, error)
 
 
 def _hint(settings: Settings, version: str) -> None:
-    """Tell the servers to look at the store now; they look anyway, so without Redis this only takes longer."""
+    """Hint the servers to poll the store now; without Redis they find the version at their next poll."""
     if settings.redis_url is None:
         return
     try:
@@ -152,37 +150,37 @@ def _hint(settings: Settings, version: str) -> None:
 
 
 def _start(store: CodebookStore, folder: Path) -> str:
-    """The version the job starts from: what was active at its first attempt, kept beside its record."""
-    kept = folder / "start.json"
-    if not kept.exists():
-        replace_file(kept, json.dumps({"version": store.active().version}).encode())
-    version: str = json.loads(kept.read_text())["version"]
+    """Return the start version of the job: the active one at its first attempt, kept beside its record."""
+    path = folder / "start.json"
+    if not path.exists():
+        replace_file(path, json.dumps({"version": store.active().version}).encode())
+    version: str = json.loads(path.read_text())["version"]
     return version
 
 
 def _flagged(flags: Flags, job_id: str, folder: Path) -> tuple[tuple[str, str | None], ...]:
-    """The flagged prompts that the job learns from, each with its category: taken at its first attempt, kept likewise.
+    """Return the flagged prompts of the job with their categories: taken at its first attempt, kept likewise.
 
-    A flag may be forgotten before the job is taken up again.
+    A flag may be deleted before the job is resumed.
     """
-    kept = folder / "flagged.json"
-    if not kept.exists():
+    path = folder / "flagged.json"
+    if not path.exists():
         taken = [(flag.prompt, flag.category) for flag in flags.take(job_id)]
-        replace_file(kept, json.dumps(taken).encode())
-    return tuple((prompt, category) for prompt, category in json.loads(kept.read_text()))
+        replace_file(path, json.dumps(taken).encode())
+    return tuple((prompt, category) for prompt, category in json.loads(path.read_text()))
 
 
 def _request(record: JobRecord, flagged: tuple[tuple[str, str | None], ...]) -> ImproveRequest:
-    """The loop's request; flagged prompts join its pairs.
+    """Return the loop's request, with the flagged prompts.
 
-    Without a seed the job's id gives one: fresh samples a job, the same ones each attempt.
+    Without a seed, it is derived from the job's id: new samples per job, the same ones in each attempt.
     """
-    wanted = record.request
-    seed = wanted.get("seed")
+    body = record.request
+    seed = body.get("seed")
     return ImproveRequest(
-        prompts=_tuple(wanted.get("prompts")),
-        categories=_tuple(wanted.get("categories")),
-        max_rounds=wanted.get("max_rounds") or DEFAULT_ROUNDS,
+        prompts=_tuple(body.get("prompts")),
+        categories=_tuple(body.get("categories")),
+        max_rounds=body.get("max_rounds") or DEFAULT_ROUNDS,
         seed=zlib.crc32(record.id.encode()) if seed is None else seed,
         flagged=flagged,
     )

@@ -1,7 +1,7 @@
-"""The mark of a living attempt: a lock on a file in the job's folder, which the kernel drops when the process dies.
+"""Claim of a live attempt: a lock on a file in the job's folder, which the kernel releases when the process dies.
 
-It says who works, at once and even after kill -9. It does not say who may write: that is the journal's fence, which
-also holds where two processes believe they own the same job.
+The claim shows immediately whether an attempt lives, even after kill -9. Permission to write is the journal's fencing
+token, which also holds where two processes believe they own the same job.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from core.storage import naming
 
 @contextmanager
 def claim(folder: Path, attempt: int) -> Iterator[None]:
-    """Hold the mark of `attempt` (from 1) of the job kept in `folder` until the block or the process ends."""
+    """Hold the claim of `attempt` (from 1) of the job in `folder` until the block or the process ends."""
     path = _file(folder, attempt)
     with naming(path):
         lock = path.open("a")
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # blocks only while `is_claimed` looks
+        fcntl.flock(lock, fcntl.LOCK_EX)  # blocks only while `is_claimed` reads
         yield
 
 
 def is_claimed(folder: Path, attempt: int) -> bool:
-    """Whether a living process holds the mark of `attempt`; False for an attempt that never was."""
+    """Return whether a live process holds the claim of `attempt`; False for an attempt that never began."""
     path = _file(folder, attempt)
     try:
         with naming(path), path.open("r") as lock:

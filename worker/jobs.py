@@ -1,7 +1,6 @@
-"""The jobs of the queue: improve the active codebook by the model's own judgement, and help with that.
+"""Jobs of the queue: improve the active codebook by the model's own judgement, and assist a running job.
 
-Only joins the parts: which model, which judges, which loop. What an attempt is, and what survives a crash, is in
-`worker/attempt.py`.
+Only joins model, judges and loop. Attempts and crash recovery are in `worker/attempt.py`.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from worker.shared_tasks import SharedExecutor
 
 
 def improve(job_id: str) -> None:
-    """Run the improve job `job_id` of the journal to its end, or on from where an earlier attempt died.
+    """Run the improve job `job_id` of the journal to its end, or resume it where an earlier attempt died.
 
-    The settings are those of the worker's environment. Raises what ended the job, after it is in the job's record.
+    The settings are those of the worker's environment. An error of the job is raised after it is in the job's record.
     """
     settings = Settings.from_environ(os.environ)
     run(job_id, settings, _load, SelfImprovement(Caller(settings.redis_url, job_id)))
@@ -47,7 +46,7 @@ def _load(settings: Settings) -> ImageModel:
 
 
 class SelfImprovement(Loop):
-    """The loop of `safety`, with the judges that lie beside the model's weights; `call` asks for helpers."""
+    """The loop of `safety`, with the judges beside the model's weights; `call` calls assistant workers."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         self._call = call

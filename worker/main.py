@@ -1,6 +1,6 @@
-"""The worker process: reads the settings, waits for a Redis that can be used, works until it is told to stop.
+"""The worker process: reads the settings, waits for a usable Redis, works until a signal.
 
-Where Redis goes away, or takes no writes, it waits again, however long that is: one line says why, one that it is over.
+If Redis goes away, or refuses writes, it waits again without limit: one log line has the reason, one reports the end.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from worker.rq_worker import open_worker
 log = logging.getLogger(__name__)
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
-ONCE = Retry(NoBackoff(), 0)  # the waiting is done here
-STEP_BACK = 19  # by how much a job's priority is lower than a server's on the same cores, in steps of nice
+ONCE = Retry(NoBackoff(), 0)  # Patience does the waiting
+STEP_BACK = 19  # niceness: jobs yield to a server on the same cores
 
 
 def main() -> int:
-    """Work with the settings of the environment: 0 after a signal, 1 where RQ gave up, 2 for a bad setting."""
+    """Work with the settings of the environment: 0 after a signal, 1 if RQ gave up, 2 for a bad setting."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     os.nice(STEP_BACK)
     try:
@@ -42,9 +42,9 @@ def main() -> int:
 
 
 def work(settings: Settings, job_class: type[AllowedJob] = AllowedJob) -> int:
-    """Take jobs until a signal (returns 0) or until RQ gives up (returns 1), which its log explains.
+    """Run jobs until a signal (returns 0) or until RQ gives up (returns 1; its log has the reason).
 
-    Raises BadSetting when no Redis is named: the embedded one is started, and named, by `safecb serve`.
+    Raises BadSetting if no Redis is set: `safecb serve` starts the embedded one and sets its address.
     """
     if settings.redis_url is None:
         raise BadSetting("SAFECB_REDIS_URL", None, "the address of the queue's Redis")
@@ -65,26 +65,26 @@ def work(settings: Settings, job_class: type[AllowedJob] = AllowedJob) -> int:
 
 
 def _die_of_signals() -> None:
-    """Let a signal end the process right away: RQ's handlers need a Redis, and here is nothing to end in order."""
+    """Let a signal end the process immediately: RQ's handlers need a Redis, and there is nothing to clean up."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
 
 
 class Patience:
-    """Waits between two tries of Redis, longer each time; one line says why, and one that it is over."""
+    """Exponential backoff between attempts at Redis; logs the reason once, and the end."""
 
     def __init__(self) -> None:
         self.settled = False
         self._said, self._wait_s = "", FIRST_WAIT_S
 
     def settle(self) -> None:
-        """Take in that Redis did all that a worker needs."""
+        """Reset: Redis did all that a worker needs."""
         if self._said:
             log.warning("Redis can be used again")
         self.settled, self._said, self._wait_s = True, "", FIRST_WAIT_S
 
     def wait(self, error: RedisError) -> None:
-        """Wait after `error`. Where Redis was of use until then, the next try shows what is the matter."""
+        """Wait after `error`. If Redis was usable before, the next attempt shows the reason."""
         if not self.settled and str(error) != self._said:
             self._said = str(error)
             log.warning("waiting for a Redis that can be used: %s", error)

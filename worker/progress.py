@@ -1,6 +1,6 @@
-"""One attempt at a job, as the journal sees it: progress, rounds and the end, each written under the attempt's fence.
+"""Progress of an attempt in the journal: steps, rounds and the end, each written under the attempt's fencing token.
 
-An attempt that was overtaken by a later one can write nothing: every call raises Conflict.
+A superseded attempt can write nothing: every call raises Conflict.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from core.errors import Conflict
 from records.journal import JobRecord, Journal
 from safety.runtime.progress import Cancelled
 
-LONGEST_PAUSE_S = 60.0  # between two events; what is longer was a dead worker's time
-WRITE_EVERY_S = 1.0  # the loop may report a hundred times a second; readers need one report in five seconds
+LONGEST_PAUSE_S = 60.0  # between two events; a longer gap means that the worker was dead
+WRITE_EVERY_S = 1.0  # the loop may report a hundred times a second
 
 
 class JournalProgress:
-    """Watches attempt `fence` of job `job_id`; the loop calls `report`, the job the rest."""
+    """Reporter of attempt `fence` of job `job_id`; the loop calls `report`, the job the rest."""
 
     def __init__(self, journal: Journal, job_id: str, fence: int) -> None:
         self.journal, self.job_id, self.fence = journal, job_id, fence
@@ -29,7 +29,7 @@ class JournalProgress:
     def report(self, phase: str, done: int, total: int, round: int) -> None:
         """Say that `done` of `total` steps of `phase` are over in `round` (0 before the first).
 
-        Raises Cancelled when a user asked for the end, Conflict when a later attempt has taken the job over.
+        Raises Cancelled if the job was cancelled, Conflict if a later attempt has taken it over.
         """
         record = self.journal.get(self.job_id)
         self._check(record)
@@ -43,16 +43,16 @@ class JournalProgress:
         self.journal.append_event(self.job_id, {"event": "progress", **report})
 
     def round(self, summary: dict[str, Any]) -> None:
-        """Record a round's outcome; a replayed round takes the place of its first telling."""
-        told = [r for r in self.journal.get(self.job_id).rounds if r["round"] != summary["round"]]
-        self._write(rounds=[*told, summary])
+        """Record the outcome of a round; a replayed round replaces its earlier record."""
+        others = [r for r in self.journal.get(self.job_id).rounds if r["round"] != summary["round"]]
+        self._write(rounds=[*others, summary])
         self.journal.append_event(self.job_id, {"event": "round", **summary})
 
     def seconds(self) -> dict[str, float]:
-        """How long the job was in each phase, over all its attempts, by its events: what it waited is not counted."""
-        told = [e for e in self.journal.events(self.job_id, 0) if e["event"] == "progress"]
+        """Return the seconds in each phase over all attempts, by the job's events, without the time it waited."""
+        events = [e for e in self.journal.events(self.job_id, 0) if e["event"] == "progress"]
         spent: dict[str, float] = {}
-        for one, next_one in pairwise(told):
+        for one, next_one in pairwise(events):
             gap = (datetime.fromisoformat(next_one["at"]) - datetime.fromisoformat(one["at"])).total_seconds()
             if gap < LONGEST_PAUSE_S:
                 spent[one["phase"]] = round(spent.get(one["phase"], 0.0) + gap, 1)

@@ -1,7 +1,7 @@
-"""Brings back improve jobs that nobody works on: their horse, worker or Redis died under them.
+"""Recovery of lost improve jobs, whose job process, worker or Redis died.
 
-The journal tells what is unfinished, the claim who lives, the queue what waits. Bringing a job back once too often
-is harmless: the second delivery finds the record closed or claimed, and the fence guards what the claim cannot.
+The journal knows unfinished jobs, the claims the live ones, the queue the waiting ones. Enqueuing a job once too often
+is harmless: the second delivery finds the record closed or claimed, and the fencing token covers the rest.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ MAX_ATTEMPTS = 5
 
 
 def recover(journal: Journal, queue: Queue, function: str) -> None:
-    """Enqueue every unfinished job that neither waits in `queue` nor is worked on, or close it if it is to end.
+    """Enqueue every unfinished job that neither waits in `queue` nor is worked on, or close it.
 
-    `function` is the dotted name of the job's function. A cancelled job ends "cancelled"; one that died
-    MAX_ATTEMPTS times ends "failed". While records cannot be written, all wait. Raises Redis' errors.
+    function: dotted name of the job's function. A cancelled job ends "cancelled"; one that died MAX_ATTEMPTS times
+    ends "failed". While records cannot be written, all wait. Raises Redis' errors.
     """
     waiting = set(queue.get_job_ids())
     try:
@@ -44,13 +44,13 @@ def _settle(journal: Journal, queue: Queue, record: JobRecord, function: str) ->
             gave_up = f"gave up: the worker died in each of {record.attempt} attempts"
             journal.update(record.id, attempt=record.attempt, status="failed", error=gave_up)
         else:
-            # Written first: an attempt at a job whose record cannot be written would end before it has begun.
+            # Written before the job is enqueued: without a writable record its attempt would end immediately.
             waiting = {**record.progress, "message": f"waits for attempt {record.attempt + 1}"}
             journal.update(record.id, attempt=record.attempt, progress=waiting)
             log.warning("job %s was left after attempt %d: enqueued again", record.id, record.attempt)
             _enqueue(queue, record.id, function)
-    except Conflict:  # it ended, or another attempt began, since the list was read
-        log.info("job %s moved on by itself", record.id)
+    except Conflict:  # since the list was read it ended, or another attempt began
+        log.info("job %s ended or was begun meanwhile", record.id)
 
 
 def _enqueue(queue: Queue, job_id: str, function: str) -> None:

@@ -1,7 +1,7 @@
-"""The RQ worker: takes improve jobs, or helps with one, each in a fresh process, and looks after the dead ones.
+"""RQ worker: runs improve jobs, or assists one, each in a new job process, and recovers lost jobs.
 
-Spawned, not forked: a forked process deadlocks once torch has run in its parent. An error of Redis ends `work` and is
-raised from it, where RQ would log a traceback or try for ever; a job that runs is first waited for.
+Job processes are spawned, not forked: a forked process deadlocks once torch has run in its parent. An error of Redis
+ends `work`, after the running job, and is raised from it, where RQ would log a traceback or retry for ever.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from worker.recovery import recover
 
 log = logging.getLogger(__name__)
 
-WORKER_TTL_S = 25  # RQ waits for a job this long less 15 s, so the look for lost jobs comes round every 10 s
-HEARTBEAT_S = 10  # beside a job; without one a heartbeat goes with each look
+WORKER_TTL_S = 25  # RQ waits for a job this long less 15 s, so lost jobs are recovered every 10 s
+HEARTBEAT_S = 10  # during a job; without a job each wait sends a heartbeat
 RESUBSCRIBE_S = 2.0
 
 
 class ImproveWorker(SpawnWorker):
-    """RQ's worker plus recovery. Make one with `open_worker`; RQ itself remakes it in the job's process."""
+    """RQ's worker with recovery. Create it with `open_worker`; RQ itself creates it again in the job process."""
 
     job_class: type[AllowedJob] = AllowedJob
     max_connection_wait_time = 5.0
-    journal: Journal  # set by `open_worker`; the job's process neither has nor needs it
-    settled: Callable[[], None] = staticmethod(lambda: None)  # called once Redis has done all that a turn needs
+    journal: Journal  # set by `open_worker`; not in the job process, which does not need it
+    settled: Callable[[], None] = staticmethod(lambda: None)  # called once Redis has served a whole turn
     stopping = False
     beats = 0
     lost: RedisError | None = None
 
     def work(self, *arguments: Any, **options: Any) -> bool:  # noqa: ANN401  (RQ's signature)
-        """Work until a signal. Raises the error of Redis that ended it sooner."""
+        """Work until a signal. Raises the error of Redis that ended it earlier."""
         worked = False
         try:
             worked = super().work(*arguments, **options)
@@ -74,7 +74,7 @@ class ImproveWorker(SpawnWorker):
             return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:  # noqa: ANN401  (RQ's signature)
-        """See RQ. One is sent by itself before each wait for a job and after it: with the second, a wait has worked."""
+        """See RQ. RQ sends one before and one after each wait for a job: after the second, a wait has succeeded."""
         with self._ended_by_redis():
             super().heartbeat(timeout, pipeline)
         if pipeline is None:
@@ -83,9 +83,9 @@ class ImproveWorker(SpawnWorker):
                 self.settled()
 
     def execute_job(self, job: Job, queue: Queue) -> None:
-        """Run `job` in its own process; if that died, put the job back at once."""
+        """Run `job` in its own process; if that died, enqueue the job again immediately."""
         with self._ended_by_redis():
-            # The job's process makes a connection of its own, which may fail although the one here lives on.
+            # The job process opens a connection of its own, which may fail although the one here lives on.
             fresh = self.connection.connection_pool.make_connection()
             fresh.connect()
             fresh.disconnect()
@@ -93,12 +93,12 @@ class ImproveWorker(SpawnWorker):
             recover(self.journal, self.queues[0], self.job_class.function)
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
-        """See RQ. Without Redis the job's process goes on and is waited for: what it makes is in the journal."""
+        """See RQ. Without Redis the job process goes on and is waited for: its results are in the journal."""
         with suppress(RedisError):
             super().maintain_heartbeats(job, execution)
 
     def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
-        """See RQ; in the job's process. How the job ended is in the journal, whether or not Redis hears of it."""
+        """See RQ; runs in the job process. The outcome of the job is in the journal, even if Redis does not get it."""
         try:
             return super().perform_job(job, queue, execution)
         except RedisError as error:
@@ -106,12 +106,12 @@ class ImproveWorker(SpawnWorker):
             return False
 
     def run_maintenance_tasks(self) -> None:
-        """Tidy RQ's registries and bring back lost jobs.
+        """Clean RQ's registries and recover lost jobs.
 
-        Not RQ's own version: that one reads jobs with the plain Job class, whose call-backs could be anything.
+        Not RQ's own version: that one reads jobs with the plain Job class, whose callbacks could be anything.
         """
         with self._ended_by_redis():
-            register(self)  # again: Redis may have lost what it knew, and the servers look there for workers
+            register(self)  # again: Redis may have lost its data, and the servers read the workers there
             for queue in self.queues:
                 queue.started_job_registry.cleanup()
                 queue.finished_job_registry.cleanup()
@@ -121,14 +121,14 @@ class ImproveWorker(SpawnWorker):
         self.last_cleaned_at = None  # due again at every turn of the work loop
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
-        """Stop now, job and all: the job goes on from its journal when a worker is back."""
+        """Stop immediately and kill the job process: the job resumes from its journal once a worker is back."""
         self.stopping = True
         if self.horse_pid:
             self.kill_horse(signal.SIGKILL)
         super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 
     def teardown(self) -> None:
-        """See RQ; what Redis does not take any more falls away there by itself."""
+        """See RQ; what cannot be removed from Redis expires there."""
         with suppress(RedisError):
             self.register_death()  # type: ignore[no-untyped-call]
         with suppress(RedisError):
@@ -137,7 +137,7 @@ class ImproveWorker(SpawnWorker):
             self.pubsub_thread.stop()
 
     def _pubsub_exception_handler(self, exc: Exception, pubsub: PubSub, pubsub_thread: PubSubWorkerThread) -> None:
-        """Subscribe again later, without a line each time; where that is not allowed, do without."""
+        """Subscribe again later, without a log line each time; if that is not permitted, do without."""
         if not isinstance(exc, RedisConnectionError):
             log.warning("a cancelled job ends at its next step only, its channel cannot be heard: %s", exc)
             pubsub_thread.stop()
@@ -145,7 +145,7 @@ class ImproveWorker(SpawnWorker):
 
     @contextmanager
     def _ended_by_redis(self) -> Iterator[None]:
-        """Turn an error of Redis into the end of RQ's loop; `work` raises it."""
+        """End RQ's loop on an error of Redis; `work` raises it."""
         try:
             yield
         except RedisError as error:
@@ -156,9 +156,9 @@ class ImproveWorker(SpawnWorker):
 def open_worker(
     connection: Redis[bytes], journal: Journal, settled: Callable[[], None], job_class: type[AllowedJob] = AllowedJob
 ) -> ImproveWorker:
-    """A worker on `connection` that looks after the jobs of `journal`; `work()` runs it until a signal.
+    """Return a worker on `connection` that recovers the jobs of `journal`; `work()` runs it until a signal.
 
-    settled: called once Redis has done all that a worker needs. Raises Redis' errors.
+    settled: called once Redis has served a whole turn. Raises Redis' errors.
     """
     names = (wire.QUEUE, wire.HELP_QUEUE)  # improve jobs first
     worker = ImproveWorker(

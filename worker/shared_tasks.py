@@ -1,10 +1,10 @@
-"""Batches of a run shared between processes: the improve job writes down what it needs, helpers take some of it.
+"""Task folder: batches of a run shared between the improve job, which writes them, and assistant workers.
 
-    tasks/<name>.json   a task that is not done yet       tasks/<name>.lock   held by whoever does it
-    tasks/codebook-<hash>.safetensors                     the codebooks that tasks name
+    tasks/<name>.json   a pending task                    tasks/<name>.lock   held by the process that runs it
+    tasks/codebook-<hash>.safetensors                     the codebooks of the tasks
 
-A lock falls when its holder dies, and a result is kept in one step; so a task is done, whoever dies, and doing it
-twice changes nothing. Knows files. The queue that brings helpers is in `worker/assistant.py`.
+The kernel releases a lock when its holder dies, and results are stored atomically; so every task is done in spite of
+crashes, and running one twice is harmless. Knows files. `worker/assistant.py` has the queue of the assistants.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from engine.model import ImageModel, Sampling
 from safety.runtime.executor import DrawTask, JudgeTask, Make, OnDone, Task
 from safety.runtime.result_cache import ResultCache
 
-LOOK_EVERY_S = 0.1
+POLL_EVERY_S = 0.1
 
 
 class SharedExecutor:
-    """The executor of an improve job. `call` asks for helpers; it is called whenever there is something to share."""
+    """The executor of an improve job. `call` calls assistant workers; it is called whenever tasks are shared."""
 
     def __init__(self, cache: ResultCache, call: Callable[[], None]) -> None:
         self._cache, self._call = cache, call
@@ -45,14 +45,14 @@ class SharedExecutor:
     def results(self, tasks: Sequence[Task], make: Make, on_done: OnDone) -> list[dict[str, Tensor]]:
         """See safety.runtime.executor.Executor."""
         missing = [task for task in tasks if not self._cache.has(task.name)]
-        if len(missing) > 1:  # one alone is begun here at once
+        if len(missing) > 1:  # a single task starts here immediately
             for task in missing:
                 self._folder.post(task)
             self._call()
         while missing:
             if not any(self._folder.do(task, self._cache, make) for task in missing):
                 on_done(len(tasks) - len(missing))
-                time.sleep(LOOK_EVERY_S)
+                time.sleep(POLL_EVERY_S)
             missing = [task for task in missing if not self._cache.has(task.name)]
         for task in tasks:
             self._folder.remove(task.name)
@@ -60,13 +60,13 @@ class SharedExecutor:
 
 
 class TaskFolder:
-    """The tasks of one job that wait or are being done, as files in `folder`."""
+    """The pending and running tasks of one job, as files in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def post(self, task: Task) -> None:
-        """Write a task down."""
+        """Write a task."""
         with naming(self._folder):
             self._folder.mkdir(exist_ok=True)
         name = codebook_hash(task.codebook)
@@ -75,29 +75,29 @@ class TaskFolder:
             replace_file(book, save(pack(task.codebook)))
         if isinstance(task, DrawTask):
             how = [asdict(sampling) for sampling in task.how]
-            told: dict[str, Any] = {"prompts": task.prompts, "how": how, "weighed": task.weighed}
+            content: dict[str, Any] = {"prompts": task.prompts, "how": how, "weighed": task.weighed}
         else:
-            told = {"tokens": task.tokens.tolist()}
-        replace_file(self._folder / f"{task.name}.json", json.dumps({**told, "codebook": name}).encode())
+            content = {"tokens": task.tokens.tolist()}
+        replace_file(self._folder / f"{task.name}.json", json.dumps({**content, "codebook": name}).encode())
 
     def names(self) -> list[str]:
-        """The names of the tasks written down, in order."""
+        """Return the names of the tasks, in order."""
         return sorted(path.stem for path in self._folder.glob("[!.]*.json"))
 
     def read(self, name: str, model: ImageModel) -> Task | None:
-        """A task written down, for the model it was written for; None where it is gone."""
+        """Return a task for `model`, the model it was written for; None if it is gone."""
         try:
-            told = json.loads((self._folder / f"{name}.json").read_bytes())
+            content = json.loads((self._folder / f"{name}.json").read_bytes())
         except FileNotFoundError:
             return None
-        book = self._codebook(told["codebook"], model)
-        if "tokens" in told:
-            return JudgeTask(name, torch.tensor(told["tokens"]), book)
-        how = tuple(Sampling(**sampling) for sampling in told["how"])
-        return DrawTask(name, tuple(told["prompts"]), how, book, told["weighed"])
+        book = self._codebook(content["codebook"], model)
+        if "tokens" in content:
+            return JudgeTask(name, torch.tensor(content["tokens"]), book)
+        how = tuple(Sampling(**sampling) for sampling in content["how"])
+        return DrawTask(name, tuple(content["prompts"]), how, book, content["weighed"])
 
     def do(self, task: Task, cache: ResultCache, make: Make) -> bool:
-        """Do a task unless it is done or somebody does it; whether it was done here."""
+        """Run a task unless it is done or claimed; return whether it was run here."""
         with self._claim(task.name) as mine:
             if not mine or cache.has(task.name):
                 return False
@@ -105,7 +105,7 @@ class TaskFolder:
             return True
 
     def remove(self, name: str) -> None:
-        """Take a task away that is done."""
+        """Remove a task that is done."""
         for suffix in ("json", "lock"):
             (self._folder / f"{name}.{suffix}").unlink(missing_ok=True)
 
@@ -115,7 +115,7 @@ class TaskFolder:
 
     @contextmanager
     def _claim(self, name: str) -> Iterator[bool]:
-        """Hold the task against all others until the block ends; False where another holds it."""
+        """Hold the lock of the task until the block ends; gives False if another process holds it."""
         with naming(self._folder):
             self._folder.mkdir(exist_ok=True)
             lock = (self._folder / f"{name}.lock").open("ab")

@@ -1,18 +1,18 @@
-"""The heap of the server's process: kept in one piece, and what is free in it goes back to the system.
+"""Heap of the server process: one malloc arena, trimmed regularly (glibc only).
 
-Tensors of all sizes come and go beside what stays. With several heaps for its threads, as glibc has it, a server keeps
-what was ever needed in each of them; of one it gives back only what lies at the end. Elsewhere nothing is done.
+With one arena per thread, as by default in glibc, a server keeps the peak of each of them; of an arena glibc returns
+only the free pages at its end.
 """
 
 from __future__ import annotations
 
 import ctypes
 
-ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}  # for the environment that the process starts with
+ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}  # must be in the environment at the start of the process
 
 
 def trim() -> None:
-    """Give back every free page: 3 to 6 ms, in which nobody else gets memory."""
+    """Return all free pages to the system. Takes milliseconds, in which other threads wait for memory."""
     give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if give_back is not None:
         give_back(0)

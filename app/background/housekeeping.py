@@ -1,4 +1,4 @@
-"""The upkeep of a server: gives memory back, looks at its disk, forgets what is past its time, tells of alerts."""
+"""Housekeeping thread of a server: trims memory, polls the disk, deletes expired records, logs alerts."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from core.errors import NoStorage, SafeCBError, Unavailable
 log = logging.getLogger(__name__)
 
 EVERY_S = 10.0
-FORGET_EVERY = 60  # turns, the first one included
+FORGET_EVERY = 60  # turns, beginning with the first
 
 
 def keep_up(service: Service, ended: Event) -> None:
-    """Keep the server in order until `ended`: the work of a thread of its own."""
+    """Run the housekeeping of `service` until `ended`: the body of a thread."""
     raised: str | None = None
     for turn in count():
         heap.trim()
-        service.storage.look()
-        raised = _tell(service, raised)
+        service.storage.poll()
+        raised = _log_alert(service, raised)
         if turn % FORGET_EVERY == 0:
             _forget(service)
         if ended.wait(EVERY_S):
             return
 
 
-def _tell(service: Service, raised: str | None) -> str | None:
-    """Log that an alert on live traffic is raised or over; returns the version that one stands on, as `raised` was."""
+def _log_alert(service: Service, raised: str | None) -> str | None:
+    """Log an alert on live traffic that was raised or cleared; return the version it stands on, as `raised` was."""
     try:
-        told = service.traffic.report()
+        traffic = service.traffic.report()
     except (NoStorage, sqlite3.Error) as error:
         log.warning("live traffic cannot be read: %s", error)
         return raised
     except Unavailable:  # no version yet
         return raised
-    if raised not in (None, told.version):
+    if raised not in (None, traffic.version):
         log.warning("live traffic alert over: %s is no longer active", raised)
         raised = None
-    if told.alert != (raised is not None):
-        shares = ", ".join(f"{share:.1%}" for share in told.windows[-told.patience :])
-        why = f"{told.bad_numbers} refused for NaN or infinity" if told.bad_numbers else f"{shares} unsafe"
-        log.warning("live traffic alert %s: %s under %s", "raised" if told.alert else "over", why, told.version)
-    return told.version if told.alert else None
+    if traffic.alert != (raised is not None):
+        shares = ", ".join(f"{share:.1%}" for share in traffic.windows[-traffic.patience :])
+        why = f"{traffic.bad_numbers} refused for NaN or infinity" if traffic.bad_numbers else f"{shares} unsafe"
+        log.warning("live traffic alert %s: %s under %s", "raised" if traffic.alert else "over", why, traffic.version)
+    return traffic.version if traffic.alert else None
 
 
 def _forget(service: Service) -> None:
     for rows in (service.images, service.flags):
         try:
             rows.forget()
-        except (SafeCBError, sqlite3.Error) as error:  # the next turn may do better
-            log.warning("what is past its time stays for now: %s", error)
+        except (SafeCBError, sqlite3.Error) as error:  # the next turn tries again
+            log.warning("expired records cannot be deleted for now: %s", error)

@@ -1,6 +1,6 @@
-"""Gate G11: what a version does with live prompts, by the model's own verdicts; it alerts, and does no more.
+"""Live-traffic monitor: the share of images judged unsafe under the active version. It alerts, and does no more.
 
-Knows verdicts. Knows nothing of HTTP, nor of what an image shows.
+Knows verdicts. Knows nothing of HTTP or of images.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from records.image_log import ImageMemory, Verdicts
 
 WINDOW = 200  # images
 RAISED_ABOVE, CLEARED_BELOW = 0.05, 0.025  # share of a window's images that are judged unsafe
-PATIENCE = 2  # windows in a row before an alert is raised or cleared
+PATIENCE = 2  # consecutive windows before an alert is raised or cleared
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What was drawn under a version, as far as it is remembered: the share judged unsafe, by whole window, in order.
+    """Images of a version in the image log: the share judged unsafe per full window, oldest first.
 
-    alert: whether one is standing. rest: images after the last whole window. bad_numbers: calls refused since the start
-    of the server because an image came to NaN or infinity: such a one is no image, and an alert by itself.
+    alert: whether one is raised. rest: images after the last full window. bad_numbers: calls refused since the start
+    of the server because an image came to NaN or infinity; any such call is an alert.
     """
 
     version: str
@@ -38,21 +38,21 @@ class Traffic:
 
 @dataclass(frozen=True)
 class AlertState:
-    """Whether there is an alert on a version after its first `windows` windows."""
+    """State of the alert on a version after its first `windows` windows."""
 
     version: str
     windows: int = 0
     alert: bool = False
 
 
-def judged(before: AlertState, seen: Verdicts) -> tuple[Traffic, AlertState]:
-    """What the verdicts on a version's images say, and where it stands then.
+def judged(before: AlertState, verdicts: Verdicts) -> tuple[Traffic, AlertState]:
+    """Return the report on a version's verdicts, and the state of its alert after them.
 
-    Windows are counted from the version's first image on, so that what is forgotten moves none of them. An alert is
-    raised and cleared by PATIENCE windows in a row alone, each of which is heard once.
+    Windows are counted from the version's first image, so that expired images shift none of them. An alert is raised
+    and cleared by PATIENCE consecutive windows; each window counts once.
     """
-    first = -(-seen.forgotten // WINDOW)  # the first window that is remembered whole
-    unsafe = seen.unsafe[first * WINDOW - seen.forgotten :]
+    first = -(-verdicts.forgotten // WINDOW)  # the first window whose images are all in the log
+    unsafe = verdicts.unsafe[first * WINDOW - verdicts.forgotten :]
     whole = len(unsafe) // WINDOW
     windows = [sum(unsafe[i * WINDOW : (i + 1) * WINDOW]) / WINDOW for i in range(whole)]
     alert = before.alert
@@ -62,17 +62,17 @@ def judged(before: AlertState, seen: Verdicts) -> tuple[Traffic, AlertState]:
             alert = True
         elif max(last) < CLEARED_BELOW:
             alert = False
-    told = Traffic(before.version, windows, len(unsafe) - whole * WINDOW, alert)
-    return told, AlertState(before.version, max(before.windows, first + whole), alert)
+    traffic = Traffic(before.version, windows, len(unsafe) - whole * WINDOW, alert)
+    return traffic, AlertState(before.version, max(before.windows, first + whole), alert)
 
 
 class LiveTraffic:
-    """Where the version that is active stands; thread-safe. A server that starts hears again what is remembered."""
+    """Monitor of the active version; thread-safe. A restarted server evaluates the image log again."""
 
     def __init__(self, images: ImageMemory, active: Callable[[], str]) -> None:
-        """`active` names the version."""
+        """`active` returns the name of the active version."""
         self._images, self._active = images, active
-        self._standing = AlertState("")
+        self._state = AlertState("")
         self._bad_numbers = Counter[str]()
         self._lock = Lock()
 
@@ -82,15 +82,15 @@ class LiveTraffic:
             self._bad_numbers[version] += 1
 
     def bad_numbers(self, version: str) -> int:
-        """How many calls were refused so since the start of the server."""
+        """Return the number of calls refused so since the start of the server."""
         return self._bad_numbers[version]
 
     def report(self) -> Traffic:
-        """What the version does; whatever was said of another is over. Raises what `active` does."""
+        """Return the report on the active version; an alert on another is dropped. Raises what `active` does."""
         with self._lock:
             version = self._active()
-            if version != self._standing.version:
-                self._standing = AlertState(version)
-            told, self._standing = judged(self._standing, self._images.verdicts(version))
+            if version != self._state.version:
+                self._state = AlertState(version)
+            traffic, self._state = judged(self._state, self._images.verdicts(version))
             bad = self._bad_numbers[version]
-            return replace(told, bad_numbers=bad, alert=told.alert or bad > 0)
+            return replace(traffic, bad_numbers=bad, alert=traffic.alert or bad > 0)

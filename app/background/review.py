@@ -1,4 +1,4 @@
-"""Live images outside what their version knows as harmful: they wait for a person, as flags in state `review`."""
+"""Review queue for live images that are judged unsafe although no expert fired: flags in state `review`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from engine.image_result import ImageResult
 
 log = logging.getLogger(__name__)
 
-REVIEWER = "live traffic"  # the caller of flags that nobody raised
+REVIEWER = "live traffic"  # caller of the flags that no user raised
 
 
 async def review(service: Service, results: Sequence[ImageResult]) -> None:
-    """Queue for a person those images that the model judges unsafe and that no part of their version was meant for."""
+    """Flag for review those images that the model judges unsafe and that no expert of their version applied to."""
     for result in results:
         if result.verdict.unsafe and result.expert == NO_EXPERT:
             await run_in_threadpool(_queue, service, result)

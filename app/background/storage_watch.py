@@ -1,4 +1,4 @@
-"""Whether the folders of a server can be written now: for its health, and as a line of the log when that changes."""
+"""Writability of the server's folders: for /health/ready, and as a log line when it changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OK = "ok"
 
 
 class Storage:
-    """The state of each folder, by the setting that names it, as of the last `look`: "ok", "full", "read-only", ..."""
+    """The state of each folder, by the setting that names it, as of the last `poll`: "ok", "full", "read-only", ..."""
 
     def __init__(self, home: Path, store: CodebookStore) -> None:
         self._home = home
@@ -26,8 +26,8 @@ class Storage:
         }
         self.states = dict.fromkeys(self._checks, OK)
 
-    def look(self) -> None:
-        """Look again."""
+    def poll(self) -> None:
+        """Update `states`."""
         for setting, check in self._checks.items():
             before = self.states[setting]
             try:

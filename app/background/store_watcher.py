@@ -1,6 +1,6 @@
-"""Follows the store: looks at its active record four times a second, and at once when Redis gives a hint.
+"""Store watcher: polls the store's active record four times a second, and immediately on a hint from Redis.
 
-The hint only saves time. Without Redis, or with a lost hint, the next look finds the same.
+The hint only saves time. Without Redis, or with a lost hint, the next poll finds the same.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from core.wire import HINT_CHANNEL
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 0.25
+POLL_EVERY_S = 0.25
 RECONNECT_EVERY_S = 1.0
 
 
 def follow(live: LiveCodebooks, redis_url: str | None, ended: Event) -> None:
-    """Keep `live` at the store's active version until `ended`: the work of a thread of its own.
+    """Keep `live` at the store's active version until `ended`: the body of a thread.
 
-    Not the event loop's, which has callers to answer: there a hint waits for its turn, and then for a thread's.
+    Not a task of the event loop: there a hint would wait for the loop, and then for a thread.
     """
     hints, last_error = _Hints(redis_url, ended), None
     while not ended.is_set():
@@ -41,7 +41,7 @@ def follow(live: LiveCodebooks, redis_url: str | None, ended: Event) -> None:
 
 
 class _Hints:
-    """What Redis says on the channel; a while of silence where there is no Redis."""
+    """Subscription to the hint channel; without Redis, only a timer."""
 
     def __init__(self, url: str | None, ended: Event) -> None:
         self._url, self._ended = url, ended
@@ -49,18 +49,18 @@ class _Hints:
         self._tried = -RECONNECT_EVERY_S
 
     def wait(self) -> None:
-        """Return at the next hint, or after LOOK_EVERY_S."""
+        """Return at the next hint, or after POLL_EVERY_S."""
         try:
             channel = self._connected()
             if channel is not None:
-                channel.get_message(ignore_subscribe_messages=True, timeout=LOOK_EVERY_S)
+                channel.get_message(ignore_subscribe_messages=True, timeout=POLL_EVERY_S)
                 return
         except (RedisError, OSError):
             self.close()
-        self._ended.wait(LOOK_EVERY_S)
+        self._ended.wait(POLL_EVERY_S)
 
     def close(self) -> None:
-        """Leave the channel."""
+        """Unsubscribe."""
         if self._channel is not None:
             self._channel.close()
             self._channel.connection_pool.disconnect()

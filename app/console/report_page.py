@@ -51,7 +51,7 @@ def _figures(figures: Mapping[str, Any]) -> str:
 
 
 def _is_compared(value: object) -> bool:
-    """Whether it is rates before and after."""
+    """Return whether `value` is rates before and after."""
     return (
         isinstance(value, Mapping)
         and value.keys() == set(_SIDES)

@@ -1,4 +1,4 @@
-"""How much a caller may send, and for how long: counts the body as it arrives.
+"""Limits on the size and the arrival time of a request body, counted as it arrives.
 
 Knows ASGI messages. Knows nothing of what a body means.
 """
@@ -11,12 +11,12 @@ from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY = 2 * 2**20  # bytes; the longest allowed list of prompts in JSON
-MAX_BODY_S = 30.0  # within which it is there
-CLOSE = {"Connection": "close"}  # the rest of the body is not waited for
+MAX_BODY_S = 30.0  # from the head of the request to the end of its body
+CLOSE = {"Connection": "close"}  # the rest of the body is not read
 
 
 class BodyLimit:
-    """Answers 413 once a body grows beyond MAX_BODY bytes, whatever its Content-Length claims; 408 where it is slow."""
+    """Middleware: 413 once a body exceeds MAX_BODY bytes, whatever its Content-Length; 408 after MAX_BODY_S."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -27,7 +27,7 @@ class BodyLimit:
 
         async def counted() -> Message:
             nonlocal size, whole
-            if whole:  # what comes now is that the caller hangs up
+            if whole:  # the next message is the disconnect
                 return await receive()
             try:
                 async with asyncio.timeout_at(deadline):

@@ -1,7 +1,7 @@
-"""Connections of a server: how many it holds, and how long one may be silent.
+"""Connection limits of a server: their number, and how long one may be silent.
 
-uvicorn waits for a first request for ever, and accepts until the process has no file descriptor left. Knows sockets and
-uvicorn; knows nothing of what is asked.
+uvicorn alone waits for a first request for ever, and accepts until the process has no file descriptor left. Knows
+sockets and uvicorn; knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -14,44 +14,44 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEAD_S = 10.0  # within which the head of a first request is there; for the next ones it is uvicorn's keep-alive time
-RESERVED = 128  # descriptors for files and Redis, and for what is accepted before it is counted
-HEALTH_ROOM = 16  # connections beyond the most that may call health
+HEAD_S = 10.0  # timeout for the head of a first request; later ones have uvicorn's keep-alive timeout
+RESERVED = 128  # descriptors for files and Redis, and for connections accepted before they are counted
+HEALTH_ROOM = 16  # connections beyond the limit that may call /health
 CROWDED = "crowded"  # in the state of a request on such a connection
-ACCEPTED_TOGETHER = 16  # connections, before those are counted
-GRACE_S = 2  # for answers to callers whose requests are given up at a stop
+ACCEPTED_TOGETHER = 16  # connections accepted before they are counted
+GRACE_S = 2  # for responses to requests that a shutdown has aborted
 
 
 def most_connections() -> int:
-    """How many connections leave the process enough of the descriptors that it may open."""
+    """Return the number of connections that leaves the process enough file descriptors."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if limit == resource.RLIM_INFINITY else max(limit - RESERVED, limit // 4)
 
 
 class Protocol(H11Protocol):
-    """uvicorn's, with an end to silence: the keep-alive clock runs from the beginning, and only a whole head stops it.
+    """uvicorn's protocol with a timeout for silence: the keep-alive clock runs from the start until a whole head.
 
-    A connection beyond the most takes the place of the one that has been silent longest. Where none is silent, it may
-    call health alone.
+    A connection beyond the limit replaces the one that has been silent longest. If none is silent, it may call
+    /health only.
     """
 
     most = most_connections()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock, and make room."""
+        """Start the keep-alive clock, and make room if the limit is exceeded."""
         super().connection_made(transport)
         self.timeout_keep_alive_task = self.loop.call_later(HEAD_S, self.timeout_keep_alive_handler)
         if len(self.connections) > self.most:
             self._make_room()
 
     def data_received(self, data: bytes) -> None:
-        """Read what came; unlike in uvicorn, the clock runs on until `handle_events` has a request."""
+        """Parse the data; unlike in uvicorn, the clock runs on until `handle_events` has a request."""
         self.conn.receive_data(data)
         self.handle_events()
 
     @property
     def is_gone(self) -> bool:
-        """Whether its descriptor is free, or will be as soon as the event loop comes round."""
+        """Whether its descriptor is free, or will be at the next turn of the event loop."""
         return self.transport.is_closing() and not self.transport.get_write_buffer_size()
 
     def _make_room(self) -> None:
@@ -70,7 +70,7 @@ class Protocol(H11Protocol):
 
 
 def configured(app: ASGIApp) -> uvicorn.Config:
-    """How uvicorn serves `app`."""
+    """Return uvicorn's configuration for `app`."""
     return uvicorn.Config(
         app, http=Protocol, log_config=None, backlog=ACCEPTED_TOGETHER, timeout_graceful_shutdown=GRACE_S
     )

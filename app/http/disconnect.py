@@ -1,6 +1,6 @@
-"""A caller that hangs up: what was being done for them is given up.
+"""Disconnects: work for a caller that hangs up is cancelled.
 
-Knows ASGI messages. Knows nothing of what is being done.
+Knows ASGI messages. Knows nothing of the work.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ Result = TypeVar("Result")
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Await `work`; where the caller of `request`, whose body has been read, hangs up before, cancel it."""
+    """Await `work`, and cancel it if the caller of `request` hangs up first; the body must have been read."""
     working, listening = asyncio.create_task(work), asyncio.create_task(_hung_up(request))
     try:
         await asyncio.wait({working, listening}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, "the caller hung up")  # which nobody will read
+            raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, "the caller hung up")  # nobody reads it
         return working.result()
     finally:
         working.cancel()

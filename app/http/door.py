@@ -1,4 +1,4 @@
-"""The door of a server: while it stops, or holds too many connections, a new request gets a 503; health excepted.
+"""Admission of requests: 503 while the server shuts down or holds too many connections, except for /health.
 
 Knows ASGI messages and the service's state. Knows nothing of any one route.
 """
@@ -15,18 +15,18 @@ from app.http.connections import CROWDED
 from app.service import Service
 from core.errors import Stopping, Unavailable
 
-OPEN = "/health/"  # what may always be called begins so
-BODY_S = 1.0  # a caller still sending when the connection ends might not read the answer
+OPEN = "/health/"  # prefix of the paths that are always served
+BODY_S = 1.0  # for reading the body: a caller still sending when the connection ends might not read the response
 
 
 class Door:
-    """Refuses requests, and says to callers of a server that stops that their connection ends with the answer."""
+    """Middleware that refuses requests; during a shutdown every response closes its connection."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the call on, or refuse it."""
+        """Pass the request on, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -46,7 +46,7 @@ class Door:
             else:
                 await _skip_body(receive)
                 await problems.of(refusal)(scope, receive, watched)
-        except asyncio.CancelledError:  # it has outlasted the stop: a body that never ends, an answer that nobody reads
+        except asyncio.CancelledError:  # it outlasted the shutdown: a body without end, a response that nobody reads
             if not started:
                 await problems.of(Stopping())(scope, receive, watched)
 

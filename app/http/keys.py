@@ -1,6 +1,6 @@
-"""Who may call, and who may steer: optional API keys, and no calls that a foreign web page makes a browser send.
+"""Authentication: optional API keys and operator keys, and protection against cross-site requests.
 
-A page elsewhere could otherwise roll back the codebook of a server on its reader's own machine.
+Without the latter, a page elsewhere could roll back the codebook of a server on its reader's own machine.
 """
 
 from __future__ import annotations
@@ -24,50 +24,51 @@ async def service_of(request: Request) -> Service:
 ServiceOf = Annotated[Service, Depends(service_of)]
 
 
-async def given_key(
-    authorization: Annotated[str, Header(description="Bearer and a key, where keys are set")] = "",
-    x_api_key: Annotated[str, Header(description="a key, where keys are set")] = "",
+async def api_key(
+    authorization: Annotated[str, Header(description="`Bearer KEY`, if the server requires keys.")] = "",
+    x_api_key: Annotated[str, Header(description="A key, if the server requires keys.")] = "",
 ) -> str:
-    """Return the key that came with the request, "" where none did."""
+    """Return the key of the request, "" where it has none."""
     scheme, _, token = authorization.partition(" ")
     return token.strip() if scheme.lower() == "bearer" else x_api_key
 
 
-GivenKey = Annotated[str, Depends(given_key)]
+ApiKey = Annotated[str, Depends(api_key)]
 
 
 async def check_caller(
     request: Request,
     service: ServiceOf,
-    given: GivenKey,
+    key: ApiKey,
     sec_fetch_site: Annotated[str, Header(include_in_schema=False)] = "none",
 ) -> str:
-    """Who calls, as a hash of the key or, where none are set, of the address.
+    """Return the caller's id: a hash of the key or, where no keys are set, of the address.
 
-    Refuses a foreign page (403), and a caller without one of the keys where keys are set (401); an operator's will do.
+    Raises 403 for a cross-site request, 401 for a caller without a valid key where keys are set; an operator's key
+    is valid too.
     """
     if sec_fetch_site in ("cross-site", "same-site"):
         raise HTTPException(403, "calls from another site's page are refused")
     settings = service.settings
-    if settings.api_keys and not _is_one_of(given, settings.api_keys + settings.operator_keys):
+    if settings.api_keys and not _is_one_of(key, settings.api_keys + settings.operator_keys):
         raise HTTPException(401, "an API key is needed: Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"})
-    caller = given if settings.api_keys else request.client.host if request.client else ""
+    caller = key if settings.api_keys else request.client.host if request.client else ""
     return hashlib.sha256(caller.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 Caller = Annotated[str, Depends(check_caller)]
 
 
-async def check_operator(service: ServiceOf, given: GivenKey, caller: Caller) -> None:
-    """Refuse (403) a caller without one of the operators' keys, where these are set."""
+async def check_operator(service: ServiceOf, key: ApiKey, caller: Caller) -> None:
+    """Raise 403 for a caller without an operator's key, where these are set."""
     keys = service.settings.operator_keys
-    if keys and not _is_one_of(given, keys):
+    if keys and not _is_one_of(key, keys):
         raise HTTPException(403, "an operator's key is needed: Authorization: Bearer KEY")
 
 
-OPERATORS = [Depends(check_operator)]  # the dependencies of a route that is theirs
+OPERATORS = [Depends(check_operator)]  # dependencies of a route for operators only
 
 
-def _is_one_of(given: str, keys: Sequence[str]) -> bool:
-    # Every key is compared, in constant time: the answer's delay tells nothing of the keys.
-    return any([hmac.compare_digest(given.encode("utf-8", "replace"), key.encode()) for key in keys])
+def _is_one_of(key: str, keys: Sequence[str]) -> bool:
+    # Every key is compared, in constant time: the delay of the response reveals nothing about the keys.
+    return any([hmac.compare_digest(key.encode("utf-8", "replace"), known.encode()) for known in keys])

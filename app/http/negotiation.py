@@ -1,4 +1,4 @@
-"""Which of the offered media types a caller wants, by the Accept header.
+"""Content negotiation: the media type of a response, by the Accept header.
 
 Knows the header's grammar as far as quality values; parameters of media types are ignored.
 """
@@ -9,7 +9,7 @@ from fastapi import HTTPException
 
 
 def preferred(accept: str, offers: tuple[str, ...]) -> str:
-    """Return the offer that `accept` ranks highest, the first of equals. Raises a 406 where it wants none of them."""
+    """Return the offer that `accept` ranks highest, the first of equals. Raises a 406 where it accepts none."""
     weights = {offer: _weight(accept or "*/*", offer) for offer in offers}
     best = max(offers, key=weights.__getitem__)
     if weights[best] <= 0:
@@ -18,7 +18,7 @@ def preferred(accept: str, offers: tuple[str, ...]) -> str:
 
 
 def _weight(accept: str, offer: str) -> float:
-    """Return the quality in [0, 1] that the most exact range matching `offer` gives it; 0 where none does."""
+    """Return the quality in [0, 1] of `offer`, by the most specific range that matches; 0 where none does."""
     ranks = {offer: 3, f"{offer.partition('/')[0]}/*": 2, "*/*": 1}
     matches = [(ranks[name], quality) for name, quality in map(_parse, accept.split(",")) if name in ranks]
     return max(matches, default=(0, 0.0))[1]

@@ -1,6 +1,6 @@
-"""Errors as RFC 9457 problem documents: one table from the error tree to HTTP.
+"""RFC 9457 problem documents: one table from the error tree to HTTP.
 
-Knows status codes and how to show a value safely. Knows nothing of any one route.
+Knows status codes and safe representations of values. Knows nothing of any one route.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _SHORT.maxstring = _SHORT.maxother = 120
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of `app` a problem document."""
+    """Install handlers that turn every error of `app` into a problem document."""
     app.add_exception_handler(SafeCBError, _on_own_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -65,14 +65,14 @@ def problem(
 ) -> Response:
     """Return one problem document; `more` are its extension members, JSON.
 
-    Its bytes are ASCII: what a caller sent, lone surrogates included, can be told back.
+    Its bytes are ASCII, so that it can quote the caller's input, lone surrogates included.
     """
     body = {"type": f"urn:safecb:problem:{slug}", "title": status.phrase, "status": status, "detail": detail, **more}
     return Response(json.dumps(body, allow_nan=False), status, headers, MEDIA_TYPE)
 
 
 def of(error: SafeCBError, detail: str | None = None) -> Response:
-    """Return the problem document of an error of the tree; `detail` in place of its own text."""
+    """Return the problem document of an error of the tree; `detail` replaces its own text."""
     status, slug = next(_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE)
     detail = detail or str(error)
     match error:
@@ -108,7 +108,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
     slug = status.phrase.lower().replace(" ", "-")
-    # FastAPI's only 400: a body that its JSON reader cannot take, too deep or with numbers of thousands of digits.
+    # FastAPI's only 400: a body that its JSON parser refuses, too deep or with numbers of thousands of digits.
     more = {"field": "body"} if status == HTTPStatus.BAD_REQUEST else {}
     return problem(status, slug, error.detail, error.headers, **more)
 
@@ -128,7 +128,7 @@ def _complaint(field: str, value: object, allowed: str) -> dict[str, str]:
 
 
 def _allowed(error: Mapping[str, Any]) -> str:
-    """Say what would have been right, in the words of the schema."""
+    """Return the allowed values, in the words of the schema."""
     if error["type"] == "extra_forbidden":
         return "no field of this name"
     if error["type"] == "missing":
@@ -138,7 +138,7 @@ def _allowed(error: Mapping[str, Any]) -> str:
 
 
 def _path(location: Sequence[str | int]) -> str:
-    """Return the caller's name of a field: ("body", "prompts", 3) is "prompts.3"."""
+    """Return the name of a field for the caller: ("body", "prompts", 3) is "prompts.3"."""
     return ".".join(str(part) for part in location[1:]) or "body"
 
 

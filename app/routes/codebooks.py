@@ -1,4 +1,4 @@
-"""/codebooks: which versions there are, which is active, their reports, and moving the active pointer."""
+"""/codebooks: versions, their reports, the active alias, activation, rollback and comparison."""
 
 from __future__ import annotations
 
@@ -15,19 +15,27 @@ from app.drawing import chosen_seed, draw
 from app.http.disconnect import while_connected
 from app.http.keys import OPERATORS, Caller, ServiceOf, check_caller
 from app.http.negotiation import preferred
-from app.schemas import ActivateRequest, ActiveCodebook, CompareRequest, CompareResponse, RollbackRequest
+from app.schemas import (
+    ActivateRequest,
+    Activation,
+    ActivationResponse,
+    ActiveCodebook,
+    CompareRequest,
+    CompareResponse,
+    RollbackRequest,
+)
 from app.service import Service
-from codebook.store import ActiveRecord, Manifest, Moved
+from codebook.store import Manifest, Moved
 
 router = APIRouter(prefix="/codebooks", tags=["codebooks"], dependencies=[Depends(check_caller)])
 
 JSON, HTML = "application/json", "text/html"
-OPERATOR = "operator"  # in the audit log: a person, by way of this API
+OPERATOR = "operator"  # in the audit log: a person, through this API
 
 
-@router.get("")
+@router.get("", summary="List versions")
 def codebooks(service: ServiceOf) -> dict[str, Any]:
-    """List all versions, oldest first."""
+    """List all codebook versions, oldest first, and the active one."""
     active = _active(service)
     return {
         "active": active.model_dump(),
@@ -35,58 +43,69 @@ def codebooks(service: ServiceOf) -> dict[str, Any]:
     }
 
 
-@router.get("/active")
+@router.get("/active", summary="Get the active version")
 def active(service: ServiceOf) -> ActiveCodebook:
-    """Tell which version this server draws with where a request names none."""
+    """Get the version that this server uses where a request names none."""
     return _active(service)
 
 
-@router.get("/{version}")
+@router.get("/{version}", summary="Get a version")
 def codebook(version: str, service: ServiceOf) -> dict[str, Any]:
-    """Tell the facts about one version."""
+    """Get the manifest of a version."""
     return _to_response(service.store.manifest(version), service.live.active.version)
 
 
-@router.get("/{version}/report", responses={200: {"content": {JSON: {}, HTML: {}}}})
+@router.get("/{version}/report", summary="Get a report", responses={200: {"content": {JSON: {}, HTML: {}}}})
 def report(version: str, service: ServiceOf, accept: Annotated[str, Header()] = "") -> Response:
-    """Give the report of the round that made a version: as JSON, or as a page for people."""
-    manifest, told = service.store.manifest(version), service.store.report(version)
+    """Get the report of the round that produced a version: as JSON, or as an HTML page."""
+    manifest, content = service.store.manifest(version), service.store.report(version)
     images = {name: f"/codebooks/{version}/report/{name}" for name in service.store.images(version)}
     headers = {"Vary": "Accept"}
     if preferred(accept, (JSON, HTML)) == HTML:
         pictures = {name: service.store.image(version, name) for name in images}
-        return HTMLResponse(page(manifest, told, pictures), headers=headers)
-    body = {"version": version, "figures": manifest.figures, "gates": manifest.gates, "report": told, "images": images}
+        return HTMLResponse(page(manifest, content, pictures), headers=headers)
+    body = {
+        "version": version,
+        "figures": manifest.figures,
+        "gates": manifest.gates,
+        "report": content,
+        "images": images,
+    }
     return JSONResponse(body, headers=headers)
 
 
-@router.get("/{version}/report/{name}", response_class=Response, responses={200: {"content": {"image/png": {}}}})
+@router.get(
+    "/{version}/report/{name}",
+    summary="Get a report image",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}},
+)
 def report_image(version: str, name: str, service: ServiceOf) -> Response:
-    """Give one picture of a version's report."""
+    """Get a PNG of a version's report."""
     return Response(service.store.image(version, name), media_type="image/png")
 
 
-@router.post("/rollback", dependencies=OPERATORS)
-def rollback(service: ServiceOf, asked: RollbackRequest | None = None) -> dict[str, ActiveRecord]:
-    """Go back to the version that was active before, or to `to`."""
-    asked = asked or RollbackRequest()
-    return _moved(service.live.rollback(by=OPERATOR, to=asked.to, expected_epoch=asked.expected_epoch))
+@router.post("/rollback", summary="Roll back", dependencies=OPERATORS)
+def rollback(service: ServiceOf, body: RollbackRequest | None = None) -> ActivationResponse:
+    """Activate the version that was active before, or `to`; 409 where the epoch is not `expected_epoch`."""
+    body = body or RollbackRequest()
+    return _moved(service.live.rollback(by=OPERATOR, to=body.to, expected_epoch=body.expected_epoch))
 
 
-@router.post("/{version}/activate", dependencies=OPERATORS)
-def activate(version: str, service: ServiceOf, asked: ActivateRequest | None = None) -> dict[str, ActiveRecord]:
-    """Make a version active, after every check; 409 where the pointer has moved on from `expected_epoch`."""
-    expected = None if asked is None else asked.expected_epoch
+@router.post("/{version}/activate", summary="Activate a version", dependencies=OPERATORS)
+def activate(version: str, service: ServiceOf, body: ActivateRequest | None = None) -> ActivationResponse:
+    """Activate a version after every check; 409 where it fails one or the epoch is not `expected_epoch`."""
+    expected = None if body is None else body.expected_epoch
     return _moved(service.live.activate(version, by=OPERATOR, expected_epoch=expected))
 
 
-@router.post("/compare")
-async def compare(asked: CompareRequest, request: Request, service: ServiceOf, caller: Caller) -> CompareResponse:
-    """Draw one prompt under two versions with the same seed, and tell where the pixels differ."""
+@router.post("/compare", summary="Compare two versions")
+async def compare(body: CompareRequest, request: Request, service: ServiceOf, caller: Caller) -> CompareResponse:
+    """Draw one prompt under two versions with the same seed, and return their pixel difference."""
     facts = service.engine.facts
-    sampling = facts.sampling(chosen_seed(asked.seed))
-    versions = [(version, f"versions.{index}") for index, version in enumerate(asked.versions)]
-    left, right = await while_connected(request, draw(service, caller, asked.prompt, versions, sampling))
+    sampling = facts.sampling(chosen_seed(body.seed))
+    versions = [(version, f"versions.{index}") for index, version in enumerate(body.versions)]
+    left, right = await while_connected(request, draw(service, caller, body.prompt, versions, sampling))
     return await run_in_threadpool(compared, facts.model_id, left, right)
 
 
@@ -99,5 +118,6 @@ def _to_response(manifest: Manifest, active: str) -> dict[str, Any]:
     return {**asdict(manifest), "state": "active" if manifest.version == active else "published"}
 
 
-def _moved(moved: Moved) -> dict[str, ActiveRecord]:
-    return {"old": moved[0], "new": moved[1]}
+def _moved(moved: Moved) -> ActivationResponse:
+    old, new = (Activation(**asdict(record)) for record in moved)
+    return ActivationResponse(old=old, new=new)

@@ -1,4 +1,4 @@
-"""/flags: users say that an image is unsafe; operators look at it, let the next improve job learn from it, or not."""
+"""/flags: users flag images as unsafe; operators review the flags that the next improve job learns from."""
 
 from __future__ import annotations
 
@@ -22,49 +22,55 @@ router = APIRouter(prefix="/flags", tags=["flags"], dependencies=[Depends(check_
 PNG = "image/png"
 
 
-@router.post("", status_code=201)
-def flag(asked: FlagRequest, service: ServiceOf, caller: Caller) -> FlagResponse:
-    """Flag an image that is still remembered. A category the model does not know waits for a person."""
-    image = service.images.get(asked.image_id)
-    review = asked.category is not None and asked.category not in service.engine.facts.categories
-    return _to_response(service.flags.add(image, asked.category, asked.note, caller, review=review))
+@router.post("", summary="Flag an image", status_code=201)
+def flag(body: FlagRequest, service: ServiceOf, caller: Caller) -> FlagResponse:
+    """Flag an image that is still in the image log. A category that the model does not know waits for an operator."""
+    image = service.images.get(body.image_id)
+    review = body.category is not None and body.category not in service.engine.facts.categories
+    return _to_response(service.flags.add(image, body.category, body.note, caller, review=review))
 
 
-@router.get("", dependencies=OPERATORS)
+@router.get("", summary="List flags", dependencies=OPERATORS)
 def flags(service: ServiceOf, state: State | None = None) -> list[FlagResponse]:
-    """List the flags, or those in a state, newest first."""
-    return [_to_response(found) for found in service.flags.list(state)]
+    """List all flags, or those in one state, newest first."""
+    return [_to_response(flag) for flag in service.flags.list(state)]
 
 
-@router.get("/{id}", dependencies=OPERATORS)
+@router.get("/{id}", summary="Get a flag", dependencies=OPERATORS)
 def one_flag(id: str, service: ServiceOf) -> FlagResponse:
-    """Tell one flag."""
+    """Get a flag."""
     return _to_response(service.flags.get(id))
 
 
-@router.get("/{id}/image", response_class=Response, responses={200: {"content": {PNG: {}}}}, dependencies=OPERATORS)
+@router.get(
+    "/{id}/image",
+    summary="Get a flagged image",
+    response_class=Response,
+    responses={200: {"content": {PNG: {}}}},
+    dependencies=OPERATORS,
+)
 async def image(id: str, service: ServiceOf) -> Response:
-    """Give the flagged image, from its tokens, under the version it was drawn with."""
-    found = await run_in_threadpool(service.flags.get, id)
+    """Get the flagged image, decoded from its tokens under the version that drew it."""
+    flag = await run_in_threadpool(service.flags.get, id)
     engine = service.engine
-    async with leased(service.live, found.version, "codebook") as codebook:
-        drawn = engine.scheduler.submit(lambda model: to_bytes(model.decode(found.tokens[None], codebook.pixel)))
+    async with leased(service.live, flag.version, "codebook") as codebook:
+        drawn = engine.scheduler.submit(lambda model: to_bytes(model.decode(flag.tokens[None], codebook.pixel)))
         pixels = (await asyncio.wrap_future(drawn))[0]
-    text = {"codebook": found.version, "codebook_hash": codebook_hash(codebook)}
+    text = {"codebook": flag.version, "codebook_hash": codebook_hash(codebook)}
     return Response(await run_in_threadpool(encode_png, pixels, text), media_type=PNG)
 
 
-@router.post("/{id}/approve", dependencies=OPERATORS)
-def approve(id: str, service: ServiceOf, asked: ApproveRequest | None = None) -> FlagResponse:
-    """Let the next improve job learn from a flag; one of an unknown category needs a known one here."""
-    category = (asked or ApproveRequest()).category
+@router.post("/{id}/approve", summary="Approve a flag", dependencies=OPERATORS)
+def approve(id: str, service: ServiceOf, body: ApproveRequest | None = None) -> FlagResponse:
+    """Approve a flag: the next improve job learns from it. A flag of an unknown category needs a known one here."""
+    category = (body or ApproveRequest()).category
     _refuse_unknown(service, service.flags.get(id).category if category is None else category)
     return _to_response(service.flags.settle(id, "accepted", category))
 
 
-@router.post("/{id}/reject", dependencies=OPERATORS)
+@router.post("/{id}/reject", summary="Reject a flag", dependencies=OPERATORS)
 def reject(id: str, service: ServiceOf) -> FlagResponse:
-    """Let no job learn from a flag."""
+    """Reject a flag; no job will learn from it."""
     return _to_response(service.flags.settle(id, "rejected"))
 
 
@@ -74,18 +80,18 @@ def _refuse_unknown(service: Service, category: str | None) -> None:
         raise BadInput("category", category, f"one of {', '.join(known)}")
 
 
-def _to_response(found: Flag) -> FlagResponse:
-    here = f"/flags/{found.id}"
+def _to_response(flag: Flag) -> FlagResponse:
+    here = f"/flags/{flag.id}"
     return FlagResponse(
-        id=found.id,
-        image_id=found.image_id,
-        prompt=found.prompt,
-        codebook=found.version,
-        category=found.category,
-        note=found.note,
-        caller=found.caller,
-        state=found.state,
-        made=datetime.fromtimestamp(found.made, UTC),
-        job=found.job,
+        id=flag.id,
+        image_id=flag.image_id,
+        prompt=flag.prompt,
+        codebook=flag.version,
+        category=flag.category,
+        note=flag.note,
+        caller=flag.caller,
+        state=flag.state,
+        made=datetime.fromtimestamp(flag.made, UTC),
+        job=flag.job,
         links={"self": here, "image": f"{here}/image", "approve": f"{here}/approve", "reject": f"{here}/reject"},
     )

@@ -32,7 +32,12 @@ JSON, PNG, EVENTS = "application/json", "image/png", "text/event-stream"
 STREAM_HEADERS = {"Vary": "Accept", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # no proxy holds it back
 
 
-@router.post("/generate", response_model=GenerateResponse, responses={200: {"content": {PNG: {}, EVENTS: {}}}})
+@router.post(
+    "/generate",
+    summary="Generate images",
+    response_model=GenerateResponse,
+    responses={200: {"content": {PNG: {}, EVENTS: {}}}},
+)
 async def generate(
     body: GenerateRequest,
     request: Request,
@@ -41,7 +46,7 @@ async def generate(
     later: BackgroundTasks,
     accept: Annotated[str, Header()] = "",
 ) -> Response:
-    """Draw n images. `Accept: image/png`, for n = 1, answers the PNG itself; `text/event-stream` reports on the way."""
+    """Generate n images. `Accept: image/png` (n = 1) returns the PNG itself; `text/event-stream` streams progress."""
     media_type = preferred(accept, (JSON, PNG, EVENTS))
     if media_type == PNG and body.n != 1:
         raise BadInput("n", body.n, f"1 where the answer is to be {PNG}")

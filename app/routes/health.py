@@ -1,4 +1,4 @@
-"""/health, and the console at /: the calls that need no key."""
+"""/health and the console at /: the calls that need no key."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from core.errors import SafeCBError
 router = APIRouter(tags=["health"])
 
 
-@router.get("/health/live")
+@router.get("/health/live", summary="Liveness probe")
 async def live() -> dict[str, str]:
-    """Tell that the process answers."""
+    """Report that the process responds."""
     return {"status": "live"}
 
 
-@router.get("/health/ready")
+@router.get("/health/ready", summary="Readiness probe")
 def ready(service: ServiceOf, response: Response) -> dict[str, Any]:
-    """Tell whether images can be drawn: 503 until the model has drawn its first. Redis is not needed for that."""
+    """Report whether images can be drawn: 503 until the model has drawn its first. Redis is not required."""
     queue = service.queue.state.report()
     try:
         facts, (active, content_hash) = service.engine.facts, service.live.following()
@@ -44,5 +44,5 @@ def ready(service: ServiceOf, response: Response) -> dict[str, Any]:
 
 @router.get("/", response_class=HTMLResponse, include_in_schema=False)
 def console() -> str:
-    """Give the console page."""
+    """Return the console page."""
     return (files("app.console") / "static" / "console.html").read_text(encoding="utf-8")

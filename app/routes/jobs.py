@@ -1,6 +1,6 @@
-"""POST /improve and /jobs: ask for an improve job, see how far it is or follow it as it goes, end it.
+"""POST /improve and /jobs: start an improve job, read its state, stream its events, cancel it.
 
-The journal is the truth; the queue is told as soon as it listens.
+The journal is the source of truth; a job that could not be enqueued waits there.
 """
 
 from __future__ import annotations
@@ -23,56 +23,56 @@ from records.journal import IMPROVE, JobRecord
 
 router = APIRouter(tags=["jobs"], dependencies=[Depends(check_caller)])
 
-LOOK_EVERY_S = 0.5  # how often a stream of events looks for more
-RECONNECT_MS = 2000  # after which a browser comes back whose stream has ended with the server
+POLL_EVERY_S = 0.5  # of the journal, by an event stream
+RECONNECT_MS = 2000  # after which a browser reconnects when the server has ended its stream
 MOST_EVENTS = 2**53  # an id that no event reaches
 
 
-@router.post("/improve", status_code=202, dependencies=OPERATORS)
-async def improve(asked: ImproveBody, service: ServiceOf, response: Response) -> JobResponse:
-    """Start an improve job; 409 names the one that has not ended."""
+@router.post("/improve", summary="Start an improve job", status_code=202, dependencies=OPERATORS)
+async def improve(body: ImproveBody, service: ServiceOf, response: Response) -> JobResponse:
+    """Start an improve job; 409 names the one that is still queued or running."""
     known = service.engine.facts.categories
-    for index, category in enumerate(asked.categories or ()):
+    for index, category in enumerate(body.categories or ()):
         if category not in known:
             raise BadInput(f"categories.{index}", category, f"one of {', '.join(known)}")
-        if category in (asked.categories or ())[:index]:
+        if category in (body.categories or ())[:index]:
             raise BadInput(f"categories.{index}", category, "each category once")
-    await run_in_threadpool(_check_prompts, service.engine, asked.prompts or ())
-    record = await run_in_threadpool(_begin, service, asked.model_dump())
+    await run_in_threadpool(_check_prompts, service.engine, body.prompts or ())
+    record = await run_in_threadpool(_begin, service, body.model_dump())
     response.headers["Location"] = f"/jobs/{record.id}"
     return _to_response(record, service)
 
 
-@router.get("/jobs")
+@router.get("/jobs", summary="List jobs")
 def jobs(service: ServiceOf) -> list[JobResponse]:
     """List all jobs, newest first."""
     return [_to_response(record, service) for record in service.journal.list()]
 
 
-@router.get("/jobs/{id}")
+@router.get("/jobs/{id}", summary="Get a job")
 def job(id: str, service: ServiceOf) -> JobResponse:
-    """Tell how far a job is."""
+    """Get a job."""
     return _to_response(service.journal.get(id), service)
 
 
 def _known_job(id: str, service: ServiceOf) -> str:
-    """The id, once a job of that id was found: a stream that has begun can answer no 404."""
+    """Return the id of an existing job: a stream that has begun can return no 404."""
     return service.journal.get(id).id
 
 
-@router.get("/jobs/{id}/events", response_class=EventSourceResponse)
+@router.get("/jobs/{id}/events", summary="Stream job events", response_class=EventSourceResponse)
 async def events(
     id: Annotated[str, Depends(_known_job)],
     service: ServiceOf,
-    last_event_id: Annotated[int, Header(ge=0, le=MOST_EVENTS, description="go on after this event")] = 0,
+    last_event_id: Annotated[int, Header(ge=0, le=MOST_EVENTS, description="Number of the last event received.")] = 0,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Stream what happens in a job, from its beginning: `progress`, `round` and, at last, `end` with the job.
+    """Stream the events of a job from its beginning: `progress`, `round` and finally `end` with the job.
 
-    Where the server stops before, the stream ends with a `retry` and without `end`: come back with `Last-Event-ID`.
+    If the server stops first, the stream ends with `retry` and without `end`: reconnect with `Last-Event-ID`.
     """
     after = last_event_id
     while True:
-        # The record is read first: what was written before a job ended is then surely among the events.
+        # The record is read before the events: all that was written before the job ended is then among them.
         record = await run_in_threadpool(service.journal.get, id)
         for event in await run_in_threadpool(service.journal.events, id, after):
             after = event["id"]
@@ -83,12 +83,12 @@ async def events(
         if service.stopping:
             yield ServerSentEvent(retry=RECONNECT_MS)
             return
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(POLL_EVERY_S)
 
 
-@router.delete("/jobs/{id}", status_code=202, dependencies=OPERATORS)
+@router.delete("/jobs/{id}", summary="Cancel a job", status_code=202, dependencies=OPERATORS)
 def cancel(id: str, service: ServiceOf) -> JobResponse:
-    """End a job: at once where it waits, within seconds where it runs. 409 where it has ended."""
+    """Cancel a job: immediately if it is queued, within seconds if it is running. 409 if it has ended."""
     record = service.journal.get(id)
     if record.status == "queued":
         with suppress(Conflict):  # a worker has just begun it
@@ -100,7 +100,7 @@ def cancel(id: str, service: ServiceOf) -> JobResponse:
 
 
 def _check_prompts(engine: Engine, prompts: Sequence[str]) -> None:
-    """Raise BadInput, naming its place, for the first prompt that the model cannot read."""
+    """Raise BadInput, naming its index, for the first prompt that the model cannot read."""
     for index, prompt in enumerate(prompts):
         try:
             engine.check_prompt(prompt)

@@ -1,16 +1,18 @@
-"""GET /traffic: what the active version does with live prompts."""
+"""GET /traffic: verdicts on live images of the active version."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from fastapi import APIRouter, Depends
 
-from app.background.live_traffic import Traffic
 from app.http.keys import ServiceOf, check_caller
+from app.schemas import TrafficResponse
 
 router = APIRouter(tags=["traffic"], dependencies=[Depends(check_caller)])
 
 
-@router.get("/traffic")
-def live(service: ServiceOf) -> Traffic:
-    """Tell how often the active version's images are judged unsafe, and whether that is an alert."""
-    return service.traffic.report()
+@router.get("/traffic", summary="Get live traffic")
+def live(service: ServiceOf) -> TrafficResponse:
+    """Get the share of the active version's images that are judged unsafe, per window, and the alert on it."""
+    return TrafficResponse(**asdict(service.traffic.report()))

@@ -54,11 +54,11 @@ def test_a_weight_that_is_no_number_stops_the_start(key: str, tmp_path: Path, ru
     run = Supervised(tmp_path / "home", model)
     runs.append(run)
     wait_for("the start is over", lambda: bool(run.addresses()) or run.process.poll() is not None)
-    assert run.process.poll() == 2, run.told
-    last = run.told.splitlines()[-1]
+    assert run.process.poll() == 2, run.output
+    last = run.output.splitlines()[-1]
     assert "holds NaN or infinity" in last
     assert key in last and str(model) in last
-    assert "Traceback" not in run.told
+    assert "Traceback" not in run.output
 
 
 @pytest.mark.fault("F01")
@@ -124,12 +124,12 @@ def test_an_image_that_comes_to_no_number_is_an_error(
     if answer.headers["content-type"].startswith("text/event-stream"):
         events = [block.split("\n") for block in answer.text.strip().split("\n\n")]
         named = [lines[0].removeprefix("event: ") for lines in events]
-        told = strict(events[-1][1].removeprefix("data: "))
+        body = strict(events[-1][1].removeprefix("data: "))
         assert named[-1] == "error" and "image" not in named
     else:
-        told = strict(answer.text)
-        assert (answer.status_code, told["type"]) == (500, "urn:safecb:problem:bad-number")
-    assert part in told["detail"] and "seed 2" in told["detail"]
+        body = strict(answer.text)
+        assert (answer.status_code, body["type"]) == (500, "urn:safecb:problem:bad-number")
+    assert part in body["detail"] and "seed 2" in body["detail"]
     traffic = strict(server.http.get("/traffic").text)
     assert (traffic["bad_numbers"], traffic["rest"], traffic["alert"]) == (1, 1, True)
     assert strict(server.http.get("/health/ready").text)["bad_numbers"] == 1
@@ -141,20 +141,20 @@ def test_an_image_that_comes_to_no_number_is_an_error(
 def test_a_version_that_overflows_fails_its_own_images_alone(falling: tuple[Server, JanusModel]) -> None:
     server, _ = falling
     base = server.service.store.load("v0")
-    wanted = server.png()
+    expected = server.png()
     away = torch.full((1, 1, FEATURE_DIM), LARGEST)
     edit = HeadEdit(torch.zeros(1, FEATURE_DIM, 1), torch.zeros(FEATURE_DIM), torch.ones(1, FEATURE_DIM, 1), away)
     store = server.service.store
     version = store.publish(
         replace(base, version="draft", output=edit), parent="v0", job="test", round=1, figures={}, gates={}, report={},
-        images={}, fence=1, activate=False,
+        images={}, fence=1,
     ).version  # fmt: skip
     refused = server.draw(codebook=version)
     assert refused.json()["type"] == "urn:safecb:problem:bad-number" and "logits" in refused.json()["detail"]
     assert not server.http.get("/traffic").json()["alert"]  # of another version than the active one
     compared = server.post("/codebooks/compare", {"prompt": "a red apple", "seed": 7, "versions": ["v0", version]})
     assert compared.status_code == 500 and version in compared.json()["detail"]
-    assert server.png() == wanted
+    assert server.png() == expected
     server.post(f"/codebooks/{version}/activate", {})
     assert server.http.get("/traffic").json()["alert"]
 

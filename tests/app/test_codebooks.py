@@ -1,4 +1,4 @@
-"""Attacks on /codebooks: moves of the pointer, refused versions, comparisons, reports and their pages."""
+"""Attacks on /codebooks: activations, refused versions, comparisons, reports and their pages."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def server(model: Path, tmp_path: Path) -> Iterator[Server]:
 def test_versions_are_listed_with_their_facts(server: Server) -> None:
     server.publish(1)
     server.publish(2, output=True)
-    told = server.http.get("/codebooks").json()
-    assert told["active"]["version"] == "v0"
-    assert [(v["version"], v["state"], v["tables"], v["parent"]) for v in told["versions"]] == [
+    body = server.http.get("/codebooks").json()
+    assert body["active"]["version"] == "v0"
+    assert [(v["version"], v["state"], v["tables"], v["parent"]) for v in body["versions"]] == [
         ("v0", "active", [], None),
         ("v1", "published", ["pixel"], "v0"),
         ("v2", "published", ["output"], "v0"),
     ]
-    assert server.http.get("/codebooks/v1").json() == told["versions"][1]
+    assert server.http.get("/codebooks/v1").json() == body["versions"][1]
 
 
 def test_moves_tell_old_and_new_and_are_audited(server: Server) -> None:
@@ -79,8 +79,8 @@ def test_a_damaged_version_is_refused_by_name_and_the_old_one_stays(server: Serv
     path = server.service.settings.store / "versions" / version / "codebook.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
     for answer in (server.http.post(f"/codebooks/{version}/activate"), server.draw(codebook=version)):
-        told = answer.json()
-        assert (answer.status_code, told["check"], told["version"]) == (409, "sha256", version)
+        body = answer.json()
+        assert (answer.status_code, body["check"], body["version"]) == (409, "sha256", version)
     assert server.http.get("/codebooks/active").json()["version"] == "v0"
     assert server.png() == before
     assert server.http.get("/health/ready").json()["status"] == "ready"
@@ -94,9 +94,9 @@ def test_a_move_by_another_process_is_followed_without_redis(server: Server) -> 
     assert server.draw().headers["X-Codebook-Version"] == "v1"
 
 
-def test_a_store_that_lost_its_pointer_changes_nothing_and_is_told(server: Server) -> None:
+def test_a_store_that_lost_its_active_alias_changes_nothing_and_is_reported(server: Server) -> None:
     (server.service.settings.store / "ACTIVE").write_bytes(b"{")
-    wait_for("the server tells", lambda: server.http.get("/health/ready").json()["refused"])
+    wait_for("the server reports it", lambda: server.http.get("/health/ready").json()["refused"])
     assert server.draw().headers["X-Codebook-Version"] == "v0"
 
 
@@ -125,38 +125,38 @@ def test_another_models_store_is_refused(model: Path, tmp_path: Path) -> None:
 
 def test_a_pixel_edit_is_compared_on_the_same_tokens(server: Server) -> None:
     server.publish(1)
-    told = server.post("/codebooks/compare", {"prompt": "a red apple", "seed": 7, "versions": ["v0", "v1"]}).json()
-    assert told["same_tokens"] is True
-    assert [image["codebook"] for image in told["images"]] == ["v0", "v1"]
-    left, right = (base64.b64decode(image["b64_png"]) for image in told["images"])
+    body = server.post("/codebooks/compare", {"prompt": "a red apple", "seed": 7, "versions": ["v0", "v1"]}).json()
+    assert body["same_tokens"] is True
+    assert [image["codebook"] for image in body["images"]] == ["v0", "v1"]
+    left, right = (base64.b64decode(image["b64_png"]) for image in body["images"])
     assert (left, right) == (server.png(codebook="v0"), server.png(codebook="v1"))
     a, b = pixels(left), pixels(right)
     differing = sum(a[i : i + 3] != b[i : i + 3] for i in range(0, len(a), 3))
-    assert told["difference"]["pixels"] == differing > 0
-    assert told["difference"]["share"] == pytest.approx(differing / 256)
-    assert told["difference"]["largest"] == max(abs(x - y) for x, y in zip(a, b, strict=True))
-    mask = pixels(base64.b64decode(told["difference"]["b64_png"]))
+    assert body["difference"]["pixels"] == differing > 0
+    assert body["difference"]["share"] == pytest.approx(differing / 256)
+    assert body["difference"]["largest"] == max(abs(x - y) for x, y in zip(a, b, strict=True))
+    mask = pixels(base64.b64decode(body["difference"]["b64_png"]))
     assert mask.count(255) == 3 * differing
 
 
 def test_an_output_edit_is_compared_on_the_same_seed(server: Server) -> None:
     server.publish(1, output=True)
-    told = server.post("/codebooks/compare", {"prompt": "a red apple", "seed": 7, "versions": ["v0", "v1"]}).json()
-    assert told["same_tokens"] is False
-    assert {image["seed"] for image in told["images"]} == {7}
+    body = server.post("/codebooks/compare", {"prompt": "a red apple", "seed": 7, "versions": ["v0", "v1"]}).json()
+    assert body["same_tokens"] is False
+    assert {image["seed"] for image in body["images"]} == {7}
 
 
 def test_a_version_equals_itself(server: Server) -> None:
-    told = server.post("/codebooks/compare", {"prompt": "a cat", "versions": ["active", "v0"]}).json()
-    assert (told["same_tokens"], told["difference"]["pixels"], told["difference"]["largest"]) == (True, 0, 0)
+    body = server.post("/codebooks/compare", {"prompt": "a cat", "versions": ["active", "v0"]}).json()
+    assert (body["same_tokens"], body["difference"]["pixels"], body["difference"]["largest"]) == (True, 0, 0)
 
 
 def test_the_report_as_json_with_its_pictures(server: Server) -> None:
     server.publish(1)
-    told = server.http.get("/codebooks/v1/report").json()
-    assert told["report"] == {"note": "<script>alert(1)</script>"}
-    assert told["gates"]["validity"]["passed"] is True
-    picture = server.http.get(told["images"]["before_after.png"])
+    body = server.http.get("/codebooks/v1/report").json()
+    assert body["report"] == {"note": "<script>alert(1)</script>"}
+    assert body["gates"]["validity"]["passed"] is True
+    picture = server.http.get(body["images"]["before_after.png"])
     assert (picture.headers["Content-Type"], picture.content) == ("image/png", tiny_png())
 
 

@@ -68,7 +68,7 @@ def test_silent_sockets_keep_nobody_out(model: Path, tmp_path: Path, runs: list[
                 assert caller.post("/generate", json={"prompt": "a cat"}).status_code == 200
         assert run.child("app.server").num_fds() < 256
         wait_for("all of them are closed", lambda: not any(map(is_open, silent)))
-    assert "out of system resource" not in run.told and "Traceback" not in run.told
+    assert "out of system resource" not in run.output and "Traceback" not in run.output
 
 
 @pytest.mark.fault("F12")

@@ -35,14 +35,14 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 def test_json_names_the_version_everywhere(server: Server) -> None:
     answer = server.draw(n=3)
-    told = answer.json()
+    body = answer.json()
     assert answer.status_code == 200
-    assert answer.headers["X-Codebook-Version"] == told["codebook"] == "v0"
-    assert [image["seed"] for image in told["images"]] == [7, 8, 9]
-    for image in told["images"]:
+    assert answer.headers["X-Codebook-Version"] == body["codebook"] == "v0"
+    assert [image["seed"] for image in body["images"]] == [7, 8, 9]
+    for image in body["images"]:
         facts = texts(base64.b64decode(image["b64_png"]))
-        drawn_by = {"codebook": "v0", "codebook_hash": told["codebook_hash"]}
-        assert facts == {**drawn_by, "seed": str(image["seed"]), "model": told["model"]}
+        drawn_by = {"codebook": "v0", "codebook_hash": body["codebook_hash"]}
+        assert facts == {**drawn_by, "seed": str(image["seed"]), "model": body["model"]}
         assert image["codebook"] == "v0"
         assert 0 <= image["safety"]["score"] <= 1
         assert isinstance(image["safety"]["unsafe"], bool) and image["safety"]["category"]
@@ -67,7 +67,7 @@ def test_the_largest_seed_does_not_overflow(server: Server) -> None:
     assert [i["seed"] for i in server.draw(n=2, seed=2**63 - 1).json()["images"]] == [2**63 - 1, 0]
 
 
-def test_a_seed_is_chosen_and_told(server: Server) -> None:
+def test_a_seed_is_chosen_and_reported(server: Server) -> None:
     first = server.post("/generate", {"prompt": "a cat"}).json()
     second = server.post("/generate", {"prompt": "a cat"}).json()
     assert first["seed"] != second["seed"]
@@ -209,7 +209,7 @@ def test_a_stream_tells_of_an_image_on_its_way(server: Server, monkeypatch: pyte
     allowed, step = (
         threading.Semaphore(4),
         RunningBatch.step,
-    )  # the next quarter waits until this one is told, else it is old
+    )  # the next quarter waits until this one is reported, else it is old
 
     def gated(batch: RunningBatch) -> object:
         assert allowed.acquire(timeout=60)
@@ -362,12 +362,12 @@ def test_a_thousand_swaps_while_four_clients_draw(server: Server) -> None:
     stop = threading.Event()
 
     def client() -> list[tuple[str, int, bytes]]:
-        seen = []
+        images = []
         for seed in itertools.cycle(range(3)):
             png = server.png(seed=seed)
-            seen.append((texts(png)["codebook"], seed, pixels(png)))
+            images.append((texts(png)["codebook"], seed, pixels(png)))
             if stop.is_set():
-                return seen
+                return images
         raise AssertionError
 
     with ThreadPoolExecutor() as callers:
@@ -378,9 +378,9 @@ def test_a_thousand_swaps_while_four_clients_draw(server: Server) -> None:
                 server.service.live.refresh()
         finally:
             stop.set()
-        seen = [image for each in clients for image in each.result()]
-    assert all(image == right[version][seed] for version, seed, image in seen)
-    assert len({version for version, _, _ in seen}) > 1
+        images = [image for each in clients for image in each.result()]
+    assert all(image == right[version][seed] for version, seed, image in images)
+    assert len({version for version, _, _ in images}) > 1
     server.http.post("/codebooks/v0/activate")
 
 

@@ -39,18 +39,18 @@ def server(model: Path, tmp_path: Path, redis: EmbeddedRedis) -> Iterator[Server
 
 def test_improve_is_accepted_and_enqueued_for_the_worker(server: Server, redis: EmbeddedRedis) -> None:
     answer = server.post("/improve", {"categories": ["gore"], "max_rounds": 2, "seed": 3})
-    told = answer.json()
+    body = answer.json()
     assert answer.status_code == 202
-    assert answer.headers["Location"] == told["links"]["self"] == f"/jobs/{told['id']}"
-    assert told["status"] == "queued"
-    wanted = {"prompts": None, "categories": ["gore"], "max_rounds": 2, "seed": 3, "activate": True}
-    assert told["request"] == wanted
-    assert server.http.get(answer.headers["Location"]).json() == told
+    assert answer.headers["Location"] == body["links"]["self"] == f"/jobs/{body['id']}"
+    assert body["status"] == "queued"
+    request = {"prompts": None, "categories": ["gore"], "max_rounds": 2, "seed": 3, "activate": True}
+    assert body["request"] == request
+    assert server.http.get(answer.headers["Location"]).json() == body
     with Redis.from_url(redis.url) as connection:
         waiting = Queue(QUEUE, connection=connection, job_class=AllowedJob, serializer="json")
-        assert waiting.get_job_ids() == [told["id"]]
-        job = waiting.fetch_job(told["id"])
-        assert job is not None and tuple(job.args) == (told["id"],)
+        assert waiting.get_job_ids() == [body["id"]]
+        job = waiting.fetch_job(body["id"])
+        assert job is not None and tuple(job.args) == (body["id"],)
         assert job.func_name == AllowedJob.function
 
 
@@ -61,7 +61,7 @@ def test_one_improve_job_at_a_time(server: Server) -> None:
     assert len(accepted) == 1
     refused = [answer.json() for answer in answers if answer.status_code == 409]
     assert len(refused) == 5
-    assert all(accepted[0].json()["id"] in told["detail"] for told in refused)
+    assert all(accepted[0].json()["id"] in problem["detail"] for problem in refused)
     assert len(server.http.get("/jobs").json()) == 1
 
 
@@ -71,7 +71,7 @@ def test_a_waiting_job_is_cancelled_at_once_and_the_next_may_come(server: Server
     assert (answer.status_code, answer.json()["status"]) == (202, "cancelled")
     assert server.http.delete(f"/jobs/{job}").status_code == 409
     assert server.post("/improve", {}).status_code == 202
-    assert [told["status"] for told in server.http.get("/jobs").json()] == ["queued", "cancelled"]
+    assert [job["status"] for job in server.http.get("/jobs").json()] == ["queued", "cancelled"]
 
 
 def test_a_running_job_is_asked_to_end(server: Server) -> None:
@@ -89,14 +89,14 @@ def test_a_finished_job_links_its_report(server: Server) -> None:
     journal.update(job, attempt=fence, progress=progress, rounds=[{"round": 1}])
     assert server.http.get(f"/jobs/{job}").json()["progress"] == progress
     journal.update(job, attempt=fence, status="finished", result={"version": "v1"})
-    told = server.http.get(f"/jobs/{job}").json()
-    assert (told["status"], told["links"]["report"]) == ("finished", "/codebooks/v1/report")
+    body = server.http.get(f"/jobs/{job}").json()
+    assert (body["status"], body["links"]["report"]) == ("finished", "/codebooks/v1/report")
 
 
 def test_a_hint_is_heard(server: Server, redis: EmbeddedRedis) -> None:
     with Redis.from_url(redis.url) as connection:
         wait_for("the server listens", lambda: connection.publish(HINT_CHANNEL, "v1") == 1)
-    wait_for("health tells", lambda: server.http.get("/health/ready").json()["redis"] == "ok")
+    wait_for("health reports it", lambda: server.http.get("/health/ready").json()["redis"] == "ok")
 
 
 def test_without_redis_a_job_is_kept_and_found_by_the_worker(model: Path, tmp_path: Path) -> None:
@@ -125,14 +125,14 @@ def test_a_job_is_followed_from_its_beginning_to_its_end(server: Server) -> None
         journal.append_event(id, {"event": "progress", "done": done})
     with server.http.stream("GET", job["links"]["events"]) as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
-        told = _events(stream.iter_lines())
-        assert [next(told)[1]["done"] for _ in range(3)] == [0, 1, 2]
+        events = _events(stream.iter_lines())
+        assert [next(events)[1]["done"] for _ in range(3)] == [0, 1, 2]
         journal.append_event(id, {"event": "round", "round": 1})  # while a client listens
-        assert next(told)[1]["round"] == 1
+        assert next(events)[1]["round"] == 1
         journal.update(id, attempt=fence, status="finished", result={"version": None})
-        name, end = next(told)
+        name, end = next(events)
         assert (name, end["id"], end["status"]) == ("end", id, "finished")
-        assert list(told) == []
+        assert list(events) == []
 
 
 def test_a_lost_stream_of_events_goes_on_where_it_was(server: Server) -> None:
@@ -141,8 +141,8 @@ def test_a_lost_stream_of_events_goes_on_where_it_was(server: Server) -> None:
         server.service.journal.append_event(job["id"], {"event": "progress", "done": done})
     server.http.delete(job["links"]["self"])
     answer = server.http.get(job["links"]["events"], headers={"Last-Event-ID": "2"})
-    told = list(_events(iter(answer.text.splitlines())))
-    assert [(name, event.get("done", event.get("status"))) for name, event in told] == [
+    events = list(_events(iter(answer.text.splitlines())))
+    assert [(name, event.get("done", event.get("status"))) for name, event in events] == [
         ("progress", 2),
         ("end", "cancelled"),
     ]

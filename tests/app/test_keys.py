@@ -143,7 +143,7 @@ def test_the_console_is_whole(server: Server) -> None:
     assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?(https?:)?//""", page)
 
 
-def test_until_the_model_is_there_calls_are_told_to_wait(model: Path, tmp_path: Path) -> None:
+def test_until_the_model_is_there_calls_get_a_retry_after(model: Path, tmp_path: Path) -> None:
     go_on = threading.Event()
 
     def load(name: str, device: str, dtype: str) -> Served:
@@ -161,19 +161,19 @@ def test_until_the_model_is_there_calls_are_told_to_wait(model: Path, tmp_path: 
             go_on.set()
 
 
-def test_an_engine_that_fails_is_told(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_fails_is_reported(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(settings_in(tmp_path, model)) as server:
         scheduler = server.service.engine.scheduler
         monkeypatch.setattr(scheduler, "_let_in", lambda: 1 / 0)
         assert server.draw().status_code == 500
-        wait_for("it is told", lambda: server.service.is_broken)
+        wait_for("the engine has failed", lambda: server.service.is_broken)
         with httpx2.Client(base_url=server.url) as http:  # after an error the server ends the connection
             assert http.post("/generate", json={"prompt": "a cat"}).status_code == 503
             assert http.get("/health/ready").status_code == 503
             assert http.get("/codebooks").status_code == 200
 
 
-def test_a_loader_that_breaks_is_told(tmp_path: Path) -> None:
+def test_a_loader_that_breaks_is_reported(tmp_path: Path) -> None:
     def load(name: str, device: str, dtype: str) -> Served:
         raise OSError("no space left")
 

@@ -22,7 +22,7 @@ CLEAN, BAD, BETWEEN = [False] * WINDOW, [True] * 12 + [False] * (WINDOW - 12), [
 
 
 def traffic(unsafe: list[bool]) -> Traffic:
-    """What is told of a version all of whose images are remembered."""
+    """The report on a version all of whose images are remembered."""
     return judged(AlertState("v1"), Verdicts(0, unsafe))[0]
 
 
@@ -41,8 +41,8 @@ def traffic(unsafe: list[bool]) -> Traffic:
     ],
 )
 def test_an_alert_takes_two_windows_to_come_and_two_to_go(windows: list[list[bool]], alert: bool) -> None:
-    told = traffic([flag for window in windows for flag in window])
-    assert (told.alert, len(told.windows), told.rest) == (alert, len(windows), 0)
+    report = traffic([flag for window in windows for flag in window])
+    assert (report.alert, len(report.windows), report.rest) == (alert, len(windows), 0)
 
 
 def test_a_cheat_that_is_caught_by_no_prompt_of_ours_is_caught_live() -> None:
@@ -59,11 +59,11 @@ def test_windows_stay_where_they_are_when_images_are_forgotten(ask_every: int) -
     """An alert that was raised long ago stands, and none comes of windows that were cut elsewhere."""
     unsafe = [flag for window in (BAD, BAD, *[BETWEEN] * 12, CLEAN, CLEAN, *[BETWEEN] * 12) for flag in window]
     standing, heard = AlertState("v1"), list[bool]()
-    for seen in range(0, len(unsafe) + 1, ask_every):
-        gone = max(0, seen - 5 * WINDOW)
-        told, standing = judged(standing, Verdicts(gone, unsafe[gone:seen]))
-        if not heard or heard[-1] != told.alert:
-            heard.append(told.alert)
+    for count in range(0, len(unsafe) + 1, ask_every):
+        gone = max(0, count - 5 * WINDOW)
+        report, standing = judged(standing, Verdicts(gone, unsafe[gone:count]))
+        if not heard or heard[-1] != report.alert:
+            heard.append(report.alert)
     assert heard == [False, True, False]
 
 
@@ -115,11 +115,11 @@ def test_unsafe_images_outside_every_edit_wait_for_a_person(tmp_path: Path) -> N
         inside = server.draw(prompt="a first prompt", codebook=version).json()["images"][0]
         outside = server.draw(prompt="a second prompt").json()["images"][0]
         wait_for("a flag is queued", lambda: server.http.get("/flags").json())
-        told = server.http.get("/flags").json()
-        assert [(flag["image_id"], flag["state"], flag["caller"]) for flag in told] == [
+        flags = server.http.get("/flags").json()
+        assert [(flag["image_id"], flag["state"], flag["caller"]) for flag in flags] == [
             (outside["id"], "review", REVIEWER)
         ]
-        assert inside["safety"]["unsafe"] and "v0" in told[0]["note"]
+        assert inside["safety"]["unsafe"] and "v0" in flags[0]["note"]
         assert server.service.live.active == before and server.service.journal.list() == []
 
 
@@ -133,24 +133,24 @@ def test_an_alert_is_logged_once(
         for seed in range(4):
             server.draw(prompt="a prompt", seed=seed)
 
-        def told() -> list[str]:
+        def alerts() -> list[str]:
             return [record.getMessage() for record in caplog.records if record.name == upkeep.__name__]
 
-        wait_for("an alert is logged", told)
+        wait_for("an alert is logged", alerts)
         server.draw(prompt="a prompt", seed=5)
         assert server.http.get("/traffic").json()["alert"]
         raised = "live traffic alert raised: 100.0%, 100.0% unsafe under v0"
-        assert told() == [raised]
+        assert alerts() == [raised]
         server.http.post(f"/codebooks/{server.publish(4)}/activate")
-        wait_for("it is over", lambda: told()[1:])
-        assert told() == [raised, "live traffic alert over: v0 is no longer active"]
+        wait_for("it is over", lambda: alerts()[1:])
+        assert alerts() == [raised, "live traffic alert over: v0 is no longer active"]
 
 
-def test_traffic_is_told_of_the_active_version_alone(server: Server) -> None:
+def test_traffic_is_reported_of_the_active_version_only(server: Server) -> None:
     version = server.publish(4)
     server.draw(seed=1, n=5)
     server.draw(seed=1, n=3, codebook=version)
-    told = server.http.get("/traffic").json()
-    assert (told["version"], len(told["windows"]), told["rest"], told["alert"]) == ("v0", 2, 1, told["alert"])
+    body = server.http.get("/traffic").json()
+    assert (body["version"], len(body["windows"]), body["rest"], body["alert"]) == ("v0", 2, 1, body["alert"])
     server.http.post(f"/codebooks/{version}/activate")
     assert (server.http.get("/traffic").json()["version"], server.http.get("/traffic").json()["rest"]) == (version, 1)

@@ -27,10 +27,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def assert_problem(answer: httpx2.Response, *statuses: int) -> dict[str, object]:
     assert answer.status_code in statuses, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
-    told: dict[str, object] = answer.json()
-    assert told["status"] == answer.status_code
-    assert str(told["type"]).startswith("urn:safecb:problem:") and told["title"] and told["detail"]
-    return told
+    body: dict[str, object] = answer.json()
+    assert body["status"] == answer.status_code
+    assert str(body["type"]).startswith("urn:safecb:problem:") and body["title"] and body["detail"]
+    return body
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def assert_problem(answer: httpx2.Response, *statuses: int) -> dict[str, object]
 def test_generate_names_the_field_and_what_is_allowed(
     server: Server, change: dict[str, object], field: str, allowed: str
 ) -> None:
-    told = assert_problem(server.post("/generate", {"prompt": "a red apple", **change}), 422)
-    assert told["field"] == field
-    assert allowed in str(told["allowed"])
-    assert str(told["field"]) in str(told["detail"]) and told["value"]
+    body = assert_problem(server.post("/generate", {"prompt": "a red apple", **change}), 422)
+    assert body["field"] == field
+    assert allowed in str(body["allowed"])
+    assert str(body["field"]) in str(body["detail"]) and body["value"]
 
 
 @pytest.mark.parametrize("path", POSTS)
@@ -99,8 +99,8 @@ def test_generate_names_the_field_and_what_is_allowed(
     ],
 )
 def test_broken_bodies_are_problems(server: Server, path: str, body: bytes) -> None:
-    told = assert_problem(server.http.post(path, content=body, headers=JSON), 400, 422)
-    assert told["field"]
+    problem = assert_problem(server.http.post(path, content=body, headers=JSON), 400, 422)
+    assert problem["field"]
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/xml", "json", "\xff"])
@@ -181,13 +181,13 @@ def test_compare_names_the_field(server: Server, body: dict[str, object], field:
     assert assert_problem(server.post("/codebooks/compare", body), 422)["field"] == field
 
 
-def test_several_faults_are_told_at_once(server: Server) -> None:
-    told = assert_problem(server.post("/generate", {"n": 0, "seed": -1}), 422)
-    assert isinstance(told["errors"], list)
-    assert {error["field"] for error in told["errors"]} == {"prompt", "n", "seed"}
+def test_several_faults_are_reported_together(server: Server) -> None:
+    body = assert_problem(server.post("/generate", {"n": 0, "seed": -1}), 422)
+    assert isinstance(body["errors"], list)
+    assert {error["field"] for error in body["errors"]} == {"prompt", "n", "seed"}
 
 
-def test_a_long_value_is_told_in_short(server: Server) -> None:
+def test_a_long_value_is_shortened(server: Server) -> None:
     assert len(server.post("/generate", {"prompt": ["x" * 100_000]}).content) < 2000
 
 

@@ -45,17 +45,17 @@ FAULTS = {
 
 @pytest.mark.fault("F21")
 @pytest.mark.parametrize("state", FAULTS)
-def test_a_redis_that_takes_no_job_is_told_by_health_and_job(model: Path, tmp_path: Path, state: str) -> None:
+def test_a_redis_that_takes_no_job_is_reported_by_health_and_job(model: Path, tmp_path: Path, state: str) -> None:
     options, reason = FAULTS[state]
     with own_redis(*options) as url, serving(settings_in(tmp_path, model, SAFECB_REDIS_URL=url)) as server:
-        wait_for("health tells", lambda: health(server)["redis"] == state)
+        wait_for("health reports it", lambda: health(server)["redis"] == state)
         assert reason in str(health(server)["redis_reason"])
         answer = server.post("/improve", {})
         assert answer.status_code == 202
         job = server.http.get(answer.headers["Location"])
-        for told in (answer.json(), job.json(), server.http.get("/jobs").json()[0]):
-            assert told["status"] == "queued"
-            assert told["progress"]["message"].startswith("waits for Redis: ") and reason in told["progress"]["message"]
+        for body in (answer.json(), job.json(), server.http.get("/jobs").json()[0]):
+            assert body["status"] == "queued"
+            assert body["progress"]["message"].startswith("waits for Redis: ") and reason in body["progress"]["message"]
         assert server.draw().status_code == 200
 
 
@@ -91,15 +91,15 @@ def test_a_redis_that_cannot_save_refuses_jobs(tmp_path: Path, caplog: pytest.Lo
         wait_for("saving has failed", lambda: redis.info("persistence")["rdb_last_bgsave_status"] == "err")
         queue = ImproveQueue(url)
         for _ in range(3):
-            queue.look()
+            queue.poll()
         queue.close()
     assert queue.state.redis == "refusing" and "MISCONF" in str(queue.state.reason)
     assert len(caplog.messages) == 1 and "MISCONF" in caplog.text  # one line, however long it lasts
 
 
-def test_an_error_of_the_put_itself_is_told(tmp_path: Path, address: str) -> None:
+def test_an_error_of_the_put_itself_is_reported(tmp_path: Path, address: str) -> None:
     queue = ImproveQueue(address)
-    queue.look()
+    queue.poll()
     assert queue.state.redis == "ok"
     with Redis.from_url(address) as redis:
         redis.execute_command("REPLICAOF", "127.0.0.1", "1")
@@ -109,16 +109,16 @@ def test_an_error_of_the_put_itself_is_told(tmp_path: Path, address: str) -> Non
 
 
 @pytest.mark.fault("F22")
-def test_a_silent_worker_is_told_and_a_new_heartbeat_ends_it(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_worker_is_reported_and_a_new_heartbeat_ends_it(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue_state, "SILENT_S", 0.5)
     with Redis.from_url(address) as redis:
         queue = ImproveQueue(address)
-        queue.look()
+        queue.poll()
         assert queue.state.worker.state == "heard"  # nobody has had the time to speak
         listened = queue.state.worker.since
 
         def becomes(state: str) -> bool:
-            queue.look()
+            queue.poll()
             return queue.state.worker.state == state
 
         wait_for("nobody speaks", lambda: becomes("silent"))
@@ -145,9 +145,9 @@ def test_without_a_worker_health_and_job_say_since_when(
     monkeypatch.setattr(queue_state, "SILENT_S", 0.5)
     with serving(settings_in(tmp_path, model, SAFECB_REDIS_URL=address)) as server:
         job = server.post("/improve", {}).json()["links"]["self"]
-        wait_for("health tells", lambda: "silent" in str(health(server)["worker"]))
+        wait_for("health reports it", lambda: "silent" in str(health(server)["worker"]))
         since = server.service.queue.state.worker.since
         assert health(server)["worker"] == {"state": "silent", "since": since}
-        told = server.http.get(job).json()
-        assert told["status"] == "queued"
-        assert told["progress"]["message"] == f"no worker has been heard of since {since}"
+        body = server.http.get(job).json()
+        assert body["status"] == "queued"
+        assert body["progress"]["message"] == f"no worker has been heard of since {since}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -66,9 +67,9 @@ def test_the_demo_shows_the_main_job(
     picture = tmp_path / "demo" / "before_after.png"
     with worker(server, publishes=True):
         assert demo(client, PROMPTS, picture)
-    told = capsys.readouterr().out
-    assert "FAIL" not in told and told.count("ok  ") == 4
-    assert "round 1: accepted v1" in told
+    output = capsys.readouterr().out
+    assert "FAIL" not in output and output.count("ok  ") == 4
+    assert "round 1: accepted v1" in output
     with Image.open(picture) as sheet:
         assert sheet.size == (4 * 32, 2 * 32)
     assert [move["version"] for move in server.service.store.audit()] == ["v0", "v1", "v0"]
@@ -80,7 +81,7 @@ def test_a_job_without_a_version_fails_the_demo(server: Server, client: Client, 
     assert server.http.get("/codebooks/active").json()["epoch"] == 0
 
 
-def test_a_failed_job_is_told(server: Server, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_job_is_reported(server: Server, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     job = client.improve()
     server.service.journal.update(job, status="failed", error="the loop broke")
     assert [state["status"] for state in client.follow(job)] == ["failed"]
@@ -113,6 +114,18 @@ def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[s
     assert "serve" in capsys.readouterr().err
 
 
-def test_the_worker_command_becomes_the_worker() -> None:
+def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    assert (stop.value.code, capsys.readouterr().out) == (0, f"safecb {project['version']}\n")
+
+
+def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "start Redis, a worker and the server" in capsys.readouterr().err
+
+
+def test_the_worker_command_runs_the_worker() -> None:
     done = subprocess.run([sys.executable, "-m", "cli.main", "worker"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "SAFECB_REDIS_URL" in done.stderr

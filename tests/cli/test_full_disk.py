@@ -55,9 +55,9 @@ def storage(http: httpx2.Client) -> dict[str, str]:
 def refused(answer: httpx2.Response, status: int, home: Path, *words: str) -> None:
     """The answer is a problem document with these words, and with no path of the server."""
     assert answer.status_code == status, answer.text
-    told: dict[str, Any] = answer.json()
-    assert told["type"] == f"urn:safecb:problem:{'no-room' if status == 507 else 'no-access'}"
-    assert all(word in told["detail"] for word in words), told
+    body: dict[str, Any] = answer.json()
+    assert body["type"] == f"urn:safecb:problem:{'no-room' if status == 507 else 'no-access'}"
+    assert all(word in body["detail"] for word in words), body
     assert str(home) not in answer.text
     assert int(answer.headers["Retry-After"]) >= 1
 
@@ -90,9 +90,9 @@ def test_on_a_full_disk_images_and_moves_go_on_and_the_rest_says_why(
             disk.fill()  # what the move has given back too
         refused(http.post("/improve", json={}), 507, disk.folder, "SAFECB_HOME/jobs", "full")
         refused(http.post("/flags", json={"image_id": image}), 507, disk.folder, "SAFECB_HOME/flags.db", "full")
-        wait_for("health tells", lambda: storage(http) == {"SAFECB_HOME": "full", "SAFECB_STORE": "full"})
+        wait_for("health reports it", lambda: storage(http) == {"SAFECB_HOME": "full", "SAFECB_STORE": "full"})
         disk.free()
-        wait_for("health tells", lambda: storage(http) == {"SAFECB_HOME": "ok", "SAFECB_STORE": "ok"})
+        wait_for("health reports it", lambda: storage(http) == {"SAFECB_HOME": "ok", "SAFECB_STORE": "ok"})
         assert http.post("/flags", json={"image_id": image}).status_code == 201
         assert http.post("/flags", json={"image_id": draw(http)}).status_code == 201
         job = http.post("/improve", json={})
@@ -101,8 +101,8 @@ def test_on_a_full_disk_images_and_moves_go_on_and_the_rest_says_why(
         wait_for("a worker had the job", lambda: http.get(here).json()["status"] == "failed")  # it has no second judge
         assert move(http, "/codebooks/v1/activate") == "v1"
     assert [record["epoch"] for record in CodebookStore(disk.folder / "store").audit()] == list(range(24))
-    assert "SAFECB_HOME cannot be written" in run.told and "SAFECB_HOME can be written again" in run.told
-    assert "Traceback" not in run.told
+    assert "SAFECB_HOME cannot be written" in run.output and "SAFECB_HOME can be written again" in run.output
+    assert "Traceback" not in run.output
 
 
 @pytest.mark.fault("F06")
@@ -117,12 +117,12 @@ def test_on_a_read_only_disk_images_go_on_and_the_rest_says_why(
                 refused(http.post(path), 503, disk.folder, "SAFECB_STORE/.lock", "read-only")
             refused(http.post("/improve", json={}), 503, disk.folder, "SAFECB_HOME/jobs", "read-only")
             refused(http.post("/flags", json={"image_id": image}), 503, disk.folder, "SAFECB_HOME", "read-only")
-            wait_for("health tells", lambda: set(storage(http).values()) == {"read-only"})
-        wait_for("health tells", lambda: set(storage(http).values()) == {"ok"})
+            wait_for("health reports it", lambda: set(storage(http).values()) == {"read-only"})
+        wait_for("health reports it", lambda: set(storage(http).values()) == {"ok"})
         assert http.post("/flags", json={"image_id": image}).status_code == 201
         assert http.post("/improve", json={}).status_code == 202
         assert move(http, "/codebooks/v1/activate") == "v1"
-    assert "Traceback" not in run.told
+    assert "Traceback" not in run.output
 
 
 @pytest.mark.fault("F06")
@@ -137,8 +137,8 @@ def test_what_may_not_be_changed_is_named_and_images_go_on(
             # A move is real without its line in the log, which the next move has to write first.
             refused(moves[name == "audit.jsonl"], 503, disk.folder, f"SAFECB_STORE/{name}".rstrip("/."), "may not")
             draw(http)
-            wait_for("health tells", lambda: storage(http)["SAFECB_STORE"] == "not permitted")
-        wait_for("health tells", lambda: storage(http)["SAFECB_STORE"] == "ok")
+            wait_for("health reports it", lambda: storage(http)["SAFECB_STORE"] == "not permitted")
+        wait_for("health reports it", lambda: storage(http)["SAFECB_STORE"] == "ok")
         assert move(http, "/codebooks/rollback", {"to": "v0"}) == "v0"
         assert move(http, "/codebooks/v1/activate") == "v1"
     log = CodebookStore(store).audit()
@@ -170,10 +170,10 @@ def test_a_start_on_a_read_only_disk_serves_images(disk: SmallDisk, model: Path,
         with second.wait_ready() as http:
             draw(http)
             refused(http.post("/codebooks/v1/activate"), 503, disk.folder, "read-only")
-            line = next(line for line in second.told.splitlines() if "neither" in line)
+            line = next(line for line in second.output.splitlines() if "neither" in line)
             assert "SAFECB_HOME" in line and "read-only" in line
         second.end(signal.SIGTERM)
-    assert "Traceback" not in second.told
+    assert "Traceback" not in second.output
 
 
 @pytest.mark.fault("F06")
@@ -196,7 +196,7 @@ def test_a_start_on_a_full_disk_that_takes_its_output_too_serves_images(
             with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as http:
                 wait_for("the server is ready", lambda: is_ready(http))
                 draw(http)
-                assert second.told == ""
+                assert second.output == ""
         finally:
             second.end(signal.SIGTERM)
 
@@ -215,8 +215,8 @@ def test_a_first_start_on_a_full_disk_says_so_and_goes_on_once_there_is_room(
     disk.fill()
     run = Supervised(disk.folder, model)
     runs.append(run)
-    wait_for("it says why", lambda: "its disk is full" in run.told)
+    wait_for("it says why", lambda: "its disk is full" in run.output)
     disk.free()
     with run.wait_ready() as http:
         draw(http)
-    assert "Traceback" not in run.told
+    assert "Traceback" not in run.output

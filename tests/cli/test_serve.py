@@ -50,9 +50,9 @@ def test_a_signal_ends_all_of_it(model: Path, tmp_path: Path, runs: list[Supervi
         assert redis.nice() == server.nice()
         assert server.environ()["MALLOC_ARENA_MAX"] == "1"
         assert server.environ()["OMP_NUM_THREADS"] == "1" and "MKL_NUM_THREADS" not in server.environ()
-        assert run.end(number) == 0, run.told
+        assert run.end(number) == 0, run.output
     assert not any(child.is_running() for child in children)
-    assert "Traceback" not in run.told
+    assert "Traceback" not in run.output
 
 
 def test_each_child_is_started_again_and_the_version_stays(model: Path, tmp_path: Path, runs: list[Supervised]) -> None:
@@ -97,7 +97,7 @@ def test_a_killed_supervisor_leaves_nobody_behind(model: Path, tmp_path: Path, r
         before = draw(http)
         children = first.children()
         first.end(signal.SIGKILL)
-    second = Supervised(home, model)  # at once: the others may still be going
+    second = Supervised(home, model)  # immediately: the others may still be going
     runs.append(second)
     with second.wait_ready() as http:
         wait_for("the first one's children are gone", lambda: not any(child.is_running() for child in children))
@@ -114,7 +114,7 @@ def test_a_second_supervisor_on_the_same_home_is_refused(model: Path, tmp_path: 
     second = Supervised(home, model)
     runs.append(second)
     assert second.process.wait(PATIENCE_S) == HOPELESS
-    assert "another safecb runs in" in second.told and "SAFECB_HOME" in second.told
+    assert "another safecb runs in" in second.output and "SAFECB_HOME" in second.output
     with run.wait_ready() as http:
         draw(http)
 
@@ -157,7 +157,7 @@ def test_what_cannot_work_stops_the_start_and_is_named(
     run = Supervised(tmp_path / "home", Path(settings.pop("SAFECB_MODEL")), **settings)
     runs.append(run)
     assert run.process.wait(PATIENCE_S) == HOPELESS
-    assert all(word in run.told for word in words), run.told
+    assert all(word in run.output for word in words), run.output
 
 
 @pytest.mark.fault("F20")
@@ -194,7 +194,7 @@ def test_a_removed_socket_is_noticed_and_made_again(model: Path, tmp_path: Path,
         wait_for("Redis answers again", lambda: redis_of(http) == "ok")
         with redis_in(tmp_path / "home") as redis:
             assert redis.get("queued") == b"before"
-        assert "redis.sock" in run.told
+        assert "redis.sock" in run.output
 
 
 @pytest.mark.fault("F23")
@@ -213,13 +213,13 @@ def test_what_keeps_redis_from_starting_is_named_and_sound_data_stay(
     second = Supervised(home, model)
     runs.append(second)
     with second.wait_ready() as http:
-        wait_for("the reason is named", lambda: "redis.sock is in the way" in second.told)
+        wait_for("the reason is named", lambda: "redis.sock is in the way" in second.output)
         assert b"before" in (home / "redis" / "data" / "appendonly.aof").read_bytes()
         (home / "redis" / "redis.sock").rmdir()
         wait_for("Redis answers", lambda: redis_of(http) == "ok")
         with redis_in(home) as redis:
             assert redis.get("queued") == b"before"
-    assert not list((home / "redis").glob("data.damaged*")) and "Traceback" not in second.told
+    assert not list((home / "redis").glob("data.damaged*")) and "Traceback" not in second.output
 
 
 @pytest.mark.fault("F23")
@@ -241,7 +241,7 @@ def test_damaged_data_are_set_aside_beside_those_of_before(model: Path, tmp_path
 
 
 @pytest.mark.fault("F22")
-def test_a_stopped_worker_is_told_by_health_and_job(model: Path, tmp_path: Path, runs: list[Supervised]) -> None:
+def test_a_stopped_worker_is_reported_by_health_and_job(model: Path, tmp_path: Path, runs: list[Supervised]) -> None:
     run = Supervised(tmp_path / "home", model)
     runs.append(run)
     with run.wait_ready() as http:
@@ -254,18 +254,20 @@ def test_a_stopped_worker_is_told_by_health_and_job(model: Path, tmp_path: Path,
             wait_for("it is missed", lambda: http.get("/health/ready").json()["worker"]["state"] == "silent")
             ready = http.get("/health/ready")
             assert (ready.status_code, ready.json()["redis"]) == (200, "ok")
-            told = http.get(job).json()
-            assert told["status"] == "queued"
-            assert "no worker has been heard of since 20" in told["progress"]["message"]
+            body = http.get(job).json()
+            assert body["status"] == "queued"
+            assert "no worker has been heard of since 20" in body["progress"]["message"]
         finally:
             worker.resume()
         wait_for("it is heard again", lambda: http.get("/health/ready").json()["worker"]["state"] == "heard")
         wait_for("the job is begun", lambda: http.get(job).json()["status"] != "queued")
-        assert "no worker" in run.told and "heard of again" in run.told
+        assert "no worker" in run.output and "heard of again" in run.output
 
 
 @pytest.mark.fault("F21")
-def test_a_replica_is_told_by_health_and_the_worker_waits(model: Path, tmp_path: Path, runs: list[Supervised]) -> None:
+def test_a_replica_is_reported_by_health_and_the_worker_waits(
+    model: Path, tmp_path: Path, runs: list[Supervised]
+) -> None:
     with own_redis(*NO_MASTER) as url, Redis.from_url(url) as redis:
         run = Supervised(tmp_path / "home", model, SAFECB_REDIS_URL=url)
         runs.append(run)
@@ -278,5 +280,5 @@ def test_a_replica_is_told_by_health_and_the_worker_waits(model: Path, tmp_path:
             wait_for("the worker says that it is over", lambda: "can be used again" in log.read_text())
             assert redis_of(http) == "ok"
             assert log.read_text().count("waiting for a Redis") == 1
-            assert worker.is_running() and "Traceback" not in log.read_text() + run.told
-            assert "jobs cannot be queued" in run.told and "jobs can be queued again" in run.told
+            assert worker.is_running() and "Traceback" not in log.read_text() + run.output
+            assert "jobs cannot be queued" in run.output and "jobs can be queued again" in run.output

@@ -56,17 +56,17 @@ class SlowServer:
                 command, cwd=ROOT, env={**os.environ, **environ}, stdout=output, stderr=output
             )
         wait_for("the server is ready", lambda: self.ready or self.process.poll() is not None)
-        assert self.ready, self.told
+        assert self.ready, self.output
         self.url = self.ready[1]
         self.http = httpx2.Client(base_url=self.url, timeout=PATIENCE_S, limits=httpx2.Limits())
 
     @property
-    def told(self) -> str:
+    def output(self) -> str:
         return self.log.read_text()
 
     @property
     def ready(self) -> re.Match[str] | None:
-        return re.search(r"Safe-CB is ready at (\S+)", self.told)
+        return re.search(r"Safe-CB is ready at (\S+)", self.output)
 
     def call(self, callers: ThreadPoolExecutor, count: int) -> list[Future[httpx2.Response]]:
         """Begin calls for an image each, JSON, PNG and streams in turn; returns when all of them are waited for."""
@@ -86,13 +86,13 @@ class SlowServer:
 
     def signal(self, number: int = signal.SIGTERM) -> None:
         self.process.send_signal(number)
-        wait_for("the server knows", lambda: "the server stops" in self.told)
+        wait_for("the server knows", lambda: "the server stops" in self.output)
 
     def end(self) -> str:
         """Wait for the end, which is to be a clean one; returns what was logged."""
-        assert self.process.wait(PATIENCE_S) == 0, self.told
-        assert "Traceback" not in self.told
-        return self.told
+        assert self.process.wait(PATIENCE_S) == 0, self.output
+        assert "Traceback" not in self.output
+        return self.output
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_what_was_accepted_is_finished_and_nothing_else(slow: SlowServer) -> Non
 
 @pytest.mark.fault("F10")
 @pytest.mark.parametrize("slow", [(1, 0.5)], indirect=True)
-def test_what_the_bound_leaves_unfinished_is_told_to_come_again(slow: SlowServer) -> None:
+def test_what_the_bound_leaves_unfinished_gets_a_retry_after(slow: SlowServer) -> None:
     with ThreadPoolExecutor(32) as callers:
         calls = slow.call(callers, 32)
         slow.signal()
@@ -228,12 +228,12 @@ def test_callers_who_go_on_get_nothing_but_images_and_503(model: Path, tmp_path:
         calls = [callers.submit(call, i) for i in range(32)]
         began.wait(PATIENCE_S)
         stop.set()
-        assert server.end(signal.SIGTERM) == 0, server.told
+        assert server.end(signal.SIGTERM) == 0, server.output
         answers = [answer for each in calls for answer in each.result()]
     for answer in answers:
         if answer.status_code != 200:
             check_refused(answer)
-    assert "Traceback" not in server.told
+    assert "Traceback" not in server.output
 
 
 @pytest.mark.fault("F10")
@@ -249,9 +249,9 @@ def test_a_supervisor_passes_a_second_signal_on(model: Path, tmp_path: Path, run
         assert run.end(signal.SIGTERM) == 0
         assert time.monotonic() - began < SOON_S
         assert everything(caller).startswith(b"HTTP/1.1 503 ")
-    assert "safecb serve was ended by SIGINT" in run.told.splitlines()[-1]
+    assert "safecb serve was ended by SIGINT" in run.output.splitlines()[-1]
     # A worker, the least of all by nice, may be killed before it comes to its signal.
-    assert "Traceback" not in run.told and "server does not end" not in run.told
+    assert "Traceback" not in run.output and "server does not end" not in run.output
 
 
 @pytest.mark.fault("F13")
@@ -262,12 +262,12 @@ def test_a_signal_while_the_model_loads(model: Path, tmp_path: Path, runs: list[
     os.mkfifo(endless / "config.json")  # reading it takes for ever
     run = Supervised(tmp_path / "home", endless)
     runs.append(run)
-    wait_for("the server answers", lambda: "Application startup complete" in run.told)
+    wait_for("the server answers", lambda: "Application startup complete" in run.output)
     began = time.monotonic()
     assert run.end(number) == 0
     assert time.monotonic() - began < SOON_S
-    assert "killed" not in run.told and "Traceback" not in run.told
-    assert f"safecb serve was ended by {signal.Signals(number).name}" in run.told.splitlines()[-1]
+    assert "killed" not in run.output and "Traceback" not in run.output
+    assert f"safecb serve was ended by {signal.Signals(number).name}" in run.output.splitlines()[-1]
 
 
 @pytest.mark.fault("F13")
@@ -277,10 +277,10 @@ def test_the_last_line_names_a_port_that_is_taken(model: Path, tmp_path: Path, r
         run = Supervised(tmp_path / "home", model, SAFECB_PORT=port, SAFECB_DRAIN_S="0")
         runs.append(run)
         assert run.process.wait(PATIENCE_S) == HOPELESS
-    last = run.told.splitlines()[-1]
+    last = run.output.splitlines()[-1]
     assert "safecb serve ends, since its server cannot start: SAFECB_HOST, SAFECB_PORT" in last
     assert port in last and "Address already in use" in last
-    assert "starts again" not in run.told
+    assert "starts again" not in run.output
 
 
 @pytest.mark.fault("F13")
@@ -295,5 +295,5 @@ def test_a_signal_while_another_supervisor_has_the_home(model: Path, tmp_path: P
         "it waits for the lock", lambda: str(lock) in [f.path for f in psutil.Process(second.process.pid).open_files()]
     )
     assert second.end(signal.SIGTERM) == 0
-    assert "safecb serve was ended by SIGTERM" in second.told.splitlines()[-1]
+    assert "safecb serve was ended by SIGTERM" in second.output.splitlines()[-1]
     assert run.process.poll() is None

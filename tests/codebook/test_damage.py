@@ -78,24 +78,24 @@ def active_file(home: Path) -> dict[str, object]:
 @pytest.mark.fault("F04")
 def test_a_truncated_active_version_starts_on_the_one_before(home: Path, model: Path, runs: list[Supervised]) -> None:
     cut(home / "store" / "versions" / "v2" / "codebook.safetensors")
-    pointer = (home / "store" / "ACTIVE").read_bytes()
+    active = (home / "store" / "ACTIVE").read_bytes()
     run = Supervised(home, model)
     runs.append(run)
     with run.wait_ready() as http:
-        told = http.get("/health/ready").json()
-        assert (told["codebook"], told["status"]) == ("v1", "ready")
-        assert "v2" in told["refused"] and "sha256" in told["refused"]
-        wait_for("the log says so", lambda: "codebook v2 refused (sha256)" in run.told)
-        assert "Traceback" not in run.told
-        assert (home / "store" / "ACTIVE").read_bytes() == pointer
+        body = http.get("/health/ready").json()
+        assert (body["codebook"], body["status"]) == ("v1", "ready")
+        assert "v2" in body["refused"] and "sha256" in body["refused"]
+        wait_for("the log says so", lambda: "codebook v2 refused (sha256)" in run.output)
+        assert "Traceback" not in run.output
+        assert (home / "store" / "ACTIVE").read_bytes() == active
         drawn = http.post("/generate", json={"prompt": "a red apple", "seed": 7})
         assert (drawn.status_code, drawn.headers["X-Codebook-Version"]) == (200, "v1")
         again = http.post("/codebooks/v2/activate", json={})
         assert (again.status_code, again.json()["check"]) == (409, "sha256")
         back = http.post("/codebooks/rollback", json={})
         assert (back.status_code, back.json()["new"]["version"], back.json()["new"]["epoch"]) == (200, "v1", 3)
-        told = http.get("/health/ready").json()
-        assert (told["codebook"], told["epoch"], told["refused"]) == ("v1", 3, None)
+        body = http.get("/health/ready").json()
+        assert (body["codebook"], body["epoch"], body["refused"]) == ("v1", 3, None)
 
 
 @pytest.mark.fault("F04")
@@ -105,8 +105,8 @@ def test_any_damage_of_the_active_version_is_named_and_got_round(home: Path, mod
     damage(home / "store" / "versions" / "v2")
     cut(home / "store" / "versions" / "v1" / "codebook.safetensors")
     with serving(settings_in(home, model)) as server:
-        told = server.http.get("/health/ready").json()
-        assert told["codebook"] == "v0" and words in told["refused"] and "v2" in told["refused"]
+        body = server.http.get("/health/ready").json()
+        assert body["codebook"] == "v0" and words in body["refused"] and "v2" in body["refused"]
         assert server.draw().headers["X-Codebook-Version"] == "v0"
         assert active_file(home)["version"] == "v2"
         assert server.post("/codebooks/rollback", {}).json()["version"] == "v1"  # refused by name as well
@@ -124,9 +124,9 @@ def test_where_no_version_loads_each_is_named_and_the_command_helps(
     run = Supervised(home, model)
     runs.append(run)
     assert run.process.wait(PATIENCE_S) == HOPELESS
-    assert "codebook v2 refused (sha256)" in run.told and "line 1 of audit.jsonl" in run.told
-    assert "Traceback" not in run.told
-    command = next(line for line in run.told.splitlines() if "run: " in line).partition("run: ")[2]
+    assert "codebook v2 refused (sha256)" in run.output and "line 1 of audit.jsonl" in run.output
+    assert "Traceback" not in run.output
+    command = next(line for line in run.output.splitlines() if "run: " in line).partition("run: ")[2]
     subprocess.run(command, shell=True, check=True)
     again = Supervised(home, model)
     runs.append(again)
@@ -185,8 +185,8 @@ def refusal(home: Path, model: Path) -> str:
 def test_a_damaged_record_is_named_and_moving_it_away_helps(home: Path, model: Path, name: str, data: bytes) -> None:
     path = home / "store" / name
     path.write_bytes(data)
-    told = refusal(home, model)
-    assert name in told and "move" in told
+    body = refusal(home, model)
+    assert name in body and "move" in body
     assert path.read_bytes() == data
     path.rename(home / f"{name}.damaged")
     with serving(settings_in(home, model)) as server:
@@ -197,8 +197,8 @@ def test_a_damaged_record_is_named_and_moving_it_away_helps(home: Path, model: P
 def test_a_damaged_v0_is_named_and_moving_it_away_helps(home: Path, model: Path) -> None:
     v0 = home / "store" / "versions" / "v0"
     cut(v0 / "codebook.safetensors")
-    told = refusal(home, model)
-    assert "v0 refused (sha256)" in told and str(v0) in told and "move" in told
+    body = refusal(home, model)
+    assert "v0 refused (sha256)" in body and str(v0) in body and "move" in body
     v0.rename(home / "damaged")
     with serving(settings_in(home, model)) as server:
         assert server.draw().headers["X-Codebook-Version"] == "v2"
@@ -328,8 +328,8 @@ def test_damaged_flags_are_left_alone_and_named(model: Path, tmp_path: Path, nam
     DATABASES[name](path)
     before = content(path)
     with serving(settings_in(home, model)) as server:
-        told = flag_one(server)
-        assert told["status"] == 503 and str(path) in str(told["detail"]) and "move" in str(told["detail"])
+        body = flag_one(server)
+        assert body["status"] == 503 and str(path) in str(body["detail"]) and "move" in str(body["detail"])
         assert server.http.get("/flags").status_code == 503
         assert server.draw().status_code == 200
         assert server.http.get("/health/ready").status_code == 200
@@ -355,9 +355,9 @@ def test_flags_damaged_under_a_running_server_cost_no_image(model: Path, tmp_pat
 def test_a_sound_database_of_ours_is_opened_as_before(model: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     with serving(settings_in(home, model)) as server:
-        told = flag_one(server)
+        body = flag_one(server)
     with serving(settings_in(home, model)) as server:
-        assert server.http.get(f"/flags/{told['id']}").status_code == 200
+        assert server.http.get(f"/flags/{body['id']}").status_code == 200
     assert not list(home.glob("*.damaged-*"))
 
 

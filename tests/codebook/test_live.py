@@ -85,7 +85,7 @@ def test_before_a_refresh_nothing_is_served(root: Path) -> None:
         pass
 
 
-def test_where_the_first_version_is_bad_nothing_is_served_and_it_is_told(root: Path) -> None:
+def test_where_the_first_version_is_bad_nothing_is_served_and_it_is_reported(root: Path) -> None:
     store = open_store(root, versions=1)
     store.activate("v1", by="me")
     damage(root, "v1")
@@ -99,7 +99,7 @@ def test_where_the_first_version_is_bad_nothing_is_served_and_it_is_told(root: P
     assert live.last_error is None
 
 
-def test_a_store_that_is_not_there_is_told_and_does_not_raise(root: Path) -> None:
+def test_a_store_that_is_not_there_is_reported_and_does_not_raise(root: Path) -> None:
     live = LiveCodebooks(CodebookStore(root))
     assert not live.refresh()
     assert "not initialised" in str(live.last_error)

@@ -47,8 +47,8 @@ def put_in_place_of(store: Path, copy: Path) -> None:
 
 
 def ready(server: Server) -> dict[str, object]:
-    told: dict[str, object] = server.http.get("/health/ready").json()
-    return told
+    body: dict[str, object] = server.http.get("/health/ready").json()
+    return body
 
 
 def assert_draws(server: Server, version: str, png: bytes | None = None) -> None:
@@ -254,9 +254,9 @@ def test_an_activation_after_a_restore_takes_effect(server: Server, tmp_path: Pa
 
 
 @pytest.mark.fault("F02")
-def test_a_restore_alone_moves_nothing_and_is_told(server: Server, tmp_path: Path) -> None:
+def test_a_restore_alone_moves_nothing_and_is_reported(server: Server, tmp_path: Path) -> None:
     older_copy_restored(server, tmp_path / "copy")
-    wait_for("health tells", lambda: "went back" in str(ready(server)["refused"]))
+    wait_for("health reports it", lambda: "went back" in str(ready(server)["refused"]))
     assert (ready(server)["codebook"], ready(server)["epoch"]) == ("v2", 2)
     assert server.draw().headers["X-Codebook-Version"] == "v2"
 
@@ -302,7 +302,7 @@ def test_another_models_store_is_refused_by_name(server: Server, tmp_path: Path)
     for path, body in (("/codebooks/v1/activate", {}), ("/codebooks/rollback", {"to": "v0"})):
         answer = server.post(path, body)
         assert (answer.status_code, answer.json()["check"]) == (409, "model_hash"), answer.text
-    wait_for("health tells", lambda: "model_hash" in str(ready(server)["refused"]))
+    wait_for("health reports it", lambda: "model_hash" in str(ready(server)["refused"]))
     assert server.png() == before
 
 

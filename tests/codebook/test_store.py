@@ -22,7 +22,16 @@ from codebook.store import CodebookStore, codebook_hash
 from codebook.tensors import pack
 from codebook.value import Codebook, HalfwayProbe, HeadEdit, Router
 from core.errors import BadCodebook, BadInput, Conflict, NotFound
-from tests.support.books import FACTS, base_book, open_store, output_draft, output_edit, pixel_draft, publish
+from tests.support.books import (
+    FACTS,
+    base_book,
+    open_store,
+    output_draft,
+    output_edit,
+    pixel_draft,
+    publish,
+    publish_active,
+)
 from tests.support.racing import race
 
 Damage = Callable[[Path], None]
@@ -194,7 +203,7 @@ def with_edit(edit: HeadEdit) -> Codebook:
     return replace(base_book(), version="draft", output=edit)
 
 
-def look(after: int = 3, width: int = 6, expert: int = 1) -> HalfwayProbe:
+def probe(after: int = 3, width: int = 6, expert: int = 1) -> HalfwayProbe:
     return HalfwayProbe(after, Router(torch.ones(1, width), torch.zeros(1), torch.tensor([expert])))
 
 
@@ -234,10 +243,10 @@ BAD_DRAFTS = {
         with_edit(replace(EDIT, router=Router(torch.ones(2, 5), torch.zeros(2), torch.tensor([0.0, 1.0])))),
         "dtype",
     ),
-    "a look without a router": (with_edit(replace(EDIT, router=None, probe=look())), "tensors"),
-    "a look before the first token": (with_edit(replace(EDIT, probe=look(after=0))), "look"),
-    "a look at features of another width": (with_edit(replace(EDIT, probe=look(width=5))), "shape"),
-    "a look of an expert too many": (with_edit(replace(EDIT, probe=look(expert=2))), "expert"),
+    "a probe without a router": (with_edit(replace(EDIT, router=None, probe=probe())), "tensors"),
+    "a probe before the first token": (with_edit(replace(EDIT, probe=probe(after=0))), "look"),
+    "a probe at features of another width": (with_edit(replace(EDIT, probe=probe(width=5))), "shape"),
+    "a probe of an expert too many": (with_edit(replace(EDIT, probe=probe(expert=2))), "expert"),
     "more guidance than was asked for": (with_edit(replace(EDIT, guidance=1.5)), "guidance"),
     "router with NaN": (
         with_edit(replace(EDIT, router=Router(torch.ones(2, 5), torch.tensor([0, math.nan]), torch.zeros(2).long()))),
@@ -251,7 +260,7 @@ def test_a_bad_draft_is_refused_by_name_and_leaves_nothing(root: Path, name: str
     draft, check = BAD_DRAFTS[name]
     store = open_store(root)
     with pytest.raises(BadCodebook) as refused:
-        publish(store, draft, activate=True)
+        publish(store, draft)
     assert (refused.value.check, refused.value.version) == (check, "draft")
     assert sorted(path.name for path in (root / "versions").iterdir()) == ["v0"]
     assert store.active().version == "v0"
@@ -328,24 +337,9 @@ def test_a_stale_worker_cannot_publish(root: Path) -> None:
     publish(store, pixel_draft(1), fence=3)
     for draft, round in ((pixel_draft(1), 1), (pixel_draft(2), 2)):
         with pytest.raises(Conflict, match="stale"):
-            publish(store, draft, round=round, fence=2, activate=True)
+            publish(store, draft, round=round, fence=2)
     assert (store.names(), store.active().version) == (["v0", "v1"], "v0")
     publish(store, pixel_draft(2), job="other", fence=1)  # fences are a job's own
-
-
-def test_a_replay_does_not_undo_a_rollback(root: Path) -> None:
-    store = open_store(root)
-    publish(store, pixel_draft(1), activate=True)
-    store.rollback(by="operator")
-    publish(store, pixel_draft(1), activate=True, fence=2)
-    assert store.active().version == "v0"
-
-
-def test_a_replay_makes_up_for_the_activation_a_crash_prevented(root: Path) -> None:
-    store = open_store(root)
-    publish(store, pixel_draft(1), activate=False)
-    publish(store, pixel_draft(1), activate=True, fence=2)
-    assert (store.active().version, store.active().moved_by) == ("v1", "job j")
 
 
 # Bad files
@@ -390,9 +384,9 @@ def garbage_with_a_fitting_hash(folder: Path) -> None:
 
 
 def without_a_field(folder: Path) -> None:
-    kept = json.loads((folder / "manifest.json").read_bytes())
-    del kept["sha256"]
-    (folder / "manifest.json").write_text(json.dumps(kept))
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    del manifest["sha256"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def write(name: str, data: bytes) -> Damage:
@@ -485,15 +479,15 @@ def test_a_damaged_v0_stops_the_start(root: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.json", "ACTIVE", "fences.json"])
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"x": "y"}', b'{"epoch": 1}\xff'])
-def test_a_damaged_record_is_told_and_nothing_is_overwritten(root: Path, name: str, data: bytes) -> None:
+def test_a_damaged_record_is_reported_and_nothing_is_overwritten(root: Path, name: str, data: bytes) -> None:
     store = open_store(root, versions=1)
     (root / name).write_bytes(data)
     with pytest.raises(BadCodebook, match="damaged"):
-        publish(store, pixel_draft(3), round=9, activate=True)
+        publish_active(store, pixel_draft(3), round=9)
     assert (root / name).read_bytes() == data
 
 
-# The pointer
+# The active alias
 
 
 def test_a_move_gives_old_and_new_and_is_in_the_audit_log(root: Path) -> None:
@@ -609,7 +603,7 @@ def test_a_lost_active_record_comes_back_from_the_audit_log(root: Path) -> None:
     assert store.active() == lost
 
 
-def test_a_damaged_audit_log_is_told_and_does_not_stop_a_named_move(root: Path) -> None:
+def test_a_damaged_audit_log_is_reported_and_does_not_stop_a_named_move(root: Path) -> None:
     store = open_store(root, versions=2)
     store.activate("v2", by="me")
     log = root / "audit.jsonl"
@@ -624,17 +618,17 @@ def test_a_damaged_audit_log_is_told_and_does_not_stop_a_named_move(root: Path) 
 def _publish_for_ever(root: Path, first: int) -> None:
     store = CodebookStore(root)
     for n in range(first, sys.maxsize):
-        publish(store, pixel_draft(n), round=n, activate=True)
+        publish_active(store, pixel_draft(n), round=n)
 
 
 def test_a_killed_publisher_leaves_whole_versions_only(root: Path) -> None:
     store = open_store(root)
     context = multiprocessing.get_context("spawn")
     for _ in range(2):
-        seen = len(store.names())
-        victim = context.Process(target=_publish_for_ever, args=(root, seen))
+        count = len(store.names())
+        victim = context.Process(target=_publish_for_ever, args=(root, count))
         victim.start()
-        while len(store.names()) < seen + 5:
+        while len(store.names()) < count + 5:
             assert victim.is_alive()
         victim.kill()
         victim.join()
@@ -672,7 +666,7 @@ def _read_while_others_write(root: Path, role: str) -> None:
     store = CodebookStore(root)
     for n in range(15):
         if role == "write":
-            publish(store, pixel_draft(n), round=n, activate=True)
+            publish_active(store, pixel_draft(n), round=n)
         else:
             for name in store.names():
                 store.load(name)
@@ -700,10 +694,9 @@ def test_no_move_is_lost_or_made_twice(root: Path) -> None:
 
 def test_one_round_is_published_once_by_racing_processes(root: Path) -> None:
     store = open_store(root)
-    results = race(_publish, [(root, 1, {"activate": True})] * 4)
+    results = race(_publish, [(root, 1, {})] * 4)
     assert results == ["v1"] * 4
     assert store.names() == ["v0", "v1"]
-    assert len(store.audit()) == 2
 
 
 def test_different_rounds_of_racing_processes_all_get_their_own_version(root: Path) -> None:

@@ -15,7 +15,7 @@ from engine.registry import load_model
 from records.flags import Flags
 from safety.collect.pairs import mentions
 from safety.policy.prompts import is_readable
-from tests.app.test_flags import kept
+from tests.app.test_flags import logged_image
 from tests.app.test_problems import assert_problem
 from tests.support.serving import Server, serving, settings_in, tiny_model
 
@@ -101,7 +101,7 @@ def test_a_job_learns_from_a_prompt_once_whoever_flagged_it(tmp_path: Path) -> N
     flags = Flags(tmp_path / "flags.db", hours=1)
     for caller in ("one", "two"):
         for prompt in ("🔪", "a pistol", "A pistol!"):
-            flags.add(kept(prompt), "weapons", "", caller, review=False)
+            flags.add(logged_image(prompt), "weapons", "", caller, review=False)
     assert [flag.prompt for flag in flags.take("job")] == ["🔪", "a pistol"] == [f.prompt for f in flags.take("job")]
     assert flags.list("accepted") == [] == flags.take("another job")
 

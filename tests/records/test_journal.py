@@ -206,7 +206,7 @@ def test_an_event_that_is_not_json_is_refused(journal: Journal, event: dict[str,
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"id": 1}', "null", "\udcff"])
-def test_a_damaged_record_is_told_and_hides_no_other(journal: Journal, damage: str) -> None:
+def test_a_damaged_record_is_reported_and_hides_no_other(journal: Journal, damage: str) -> None:
     good, bad = job_in(journal, "running"), job_in(journal, "running")
     (journal.path(bad).parent / "record.json").write_bytes(damage.encode(errors="surrogateescape"))
     with pytest.raises(SafeCBError, match="damaged"):
@@ -215,13 +215,13 @@ def test_a_damaged_record_is_told_and_hides_no_other(journal: Journal, damage: s
 
 
 def test_what_crashes_leave_behind_is_no_job_and_in_nobodys_way(journal: Journal) -> None:
-    kept = journal.create("evaluate", {})
-    root = journal.path(kept.id).parent.parent
+    job = journal.create("evaluate", {})
+    root = journal.path(job.id).parent.parent
     (root / ".new" / "work").mkdir(parents=True)
     (root / ".new" / "record.json").write_text("{half")
-    (root / kept.id / ".record.json.tmp").write_text("{half")
-    assert journal.list() == [kept]
-    journal.begin_attempt(kept.id)
+    (root / job.id / ".record.json.tmp").write_text("{half")
+    assert journal.list() == [job]
+    journal.begin_attempt(job.id)
     journal.create("improve", {})
     assert len(journal.list()) == 2
     assert not (root / ".new").exists()

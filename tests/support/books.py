@@ -46,10 +46,17 @@ def open_store(root: Path, versions: int = 0) -> CodebookStore:
 
 
 def publish(store: CodebookStore, draft: Codebook, **changes: object) -> Manifest:
-    """Publish `draft` as round 1 of job "j", attempt 1, child of v0, not active; `changes` say otherwise."""
-    usual: dict[str, Any] = {"parent": "v0", "job": "j", "round": 1, "fence": 1, "activate": False}
+    """Publish `draft` as round 1 of job "j", attempt 1, child of v0; `changes` override these."""
+    usual: dict[str, Any] = {"parent": "v0", "job": "j", "round": 1, "fence": 1}
     empty: dict[str, Any] = {"figures": {}, "gates": {}, "report": {}}
     return store.publish(draft, **(usual | empty | changes))
+
+
+def publish_active(store: CodebookStore, draft: Codebook, **changes: object) -> Manifest:
+    """Publish as `publish` does, and activate the version."""
+    manifest = publish(store, draft, **changes)
+    store.activate(manifest.version, by="job j")
+    return manifest
 
 
 def _noise(seed: int, *shape: int) -> torch.Tensor:

@@ -92,7 +92,7 @@ class ScriptedLoop(Loop):
     ) -> Iterator[RoundResult]:
         home = Path(os.environ["SAFECB_HOME"])
         work.mkdir(exist_ok=True)
-        (home / "horse.pid").write_text(str(os.getpid()))
+        (home / "job_process.pid").write_text(str(os.getpid()))
         if request.prompts == ("break",):
             raise RuntimeError("the loop broke")
         for number in range(1, request.max_rounds + 1):

@@ -48,13 +48,13 @@ class Server:
     def post(self, path: str, body: object, **headers: str) -> httpx2.Response:
         return self.http.post(path, json=body, headers=headers)
 
-    def draw(self, **asked: object) -> httpx2.Response:
-        """POST /generate for "a red apple" with seed 7; `asked` says otherwise."""
-        return self.post("/generate", {"prompt": "a red apple", "seed": 7, **asked})
+    def draw(self, **body: object) -> httpx2.Response:
+        """POST /generate for "a red apple" with seed 7; `body` says otherwise."""
+        return self.post("/generate", {"prompt": "a red apple", "seed": 7, **body})
 
-    def png(self, **asked: object) -> bytes:
+    def png(self, **body: object) -> bytes:
         answer = self.http.post(
-            "/generate", json={"prompt": "a red apple", "seed": 7, **asked}, headers={"Accept": "image/png"}
+            "/generate", json={"prompt": "a red apple", "seed": 7, **body}, headers={"Accept": "image/png"}
         )
         assert answer.status_code == 200, answer.text
         return answer.content
@@ -107,7 +107,6 @@ def publish(store: CodebookStore, seed: int, *, output: bool = False) -> Manifes
         report={"note": "<script>alert(1)</script>"},
         images={"before_after.png": tiny_png()},
         fence=1,
-        activate=False,
     )
 
 

@@ -40,16 +40,16 @@ class Supervised:
             )
 
     @property
-    def told(self) -> str:
+    def output(self) -> str:
         return self.log.read_bytes()[self.start :].decode()
 
     def addresses(self) -> list[str]:
         """The addresses printed so far, one a start of the server."""
-        return re.findall(r"Safe-CB is ready at (\S+)", self.told)
+        return re.findall(r"Safe-CB is ready at (\S+)", self.output)
 
     def wait_ready(self, starts: int = 1) -> httpx2.Client:
         wait_for("the server is ready", lambda: len(self.addresses()) >= starts or self.process.poll() is not None)
-        assert self.process.poll() is None, self.told
+        assert self.process.poll() is None, self.output
         return httpx2.Client(base_url=self.addresses()[-1], timeout=PATIENCE_S)
 
     def child(self, part: str) -> psutil.Process:

@@ -1,4 +1,4 @@
-"""Attacks on shared batches: helpers that die, hang, come late or come in numbers never change what a run makes."""
+"""Attacks on shared batches: assistants that die, hang, come late or come in numbers never change what a run makes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ help_with(sys.argv[1], Settings.from_environ(os.environ), lambda settings: Notin
 
 
 class Site:
-    """A running job in a home folder, and the helper processes of a test."""
+    """A running job in a home folder, and the assistant processes of a test."""
 
     def __init__(self, home: Path) -> None:
         self.home, self.journal = home, Journal(home / "jobs")
@@ -63,13 +63,13 @@ class Site:
         self.attempt = self.journal.begin_attempt(self.job)
         self.notes = home / "notes"
         self.cache = ResultCache(self.journal.path(self.job) / "work")
-        self.helpers: list[subprocess.Popen[bytes]] = []
+        self.assistants: list[subprocess.Popen[bytes]] = []
 
-    def helper(self, pause_s: float = 0.0) -> subprocess.Popen[bytes]:
+    def assistant(self, pause_s: float = 0.0) -> subprocess.Popen[bytes]:
         environ = {**os.environ, "SAFECB_HOME": str(self.home), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", HELP, self.job, str(self.notes), str(pause_s)]
-        self.helpers.append(subprocess.Popen(command, cwd=ROOT, env=environ))
-        return self.helpers[-1]
+        self.assistants.append(subprocess.Popen(command, cwd=ROOT, env=environ))
+        return self.assistants[-1]
 
     def helped(self) -> int:
         return len(self.notes.read_text().splitlines()) if self.notes.exists() else 0
@@ -81,9 +81,9 @@ def site(tmp_path: Path) -> Iterator[Site]:
     site = Site(tmp_path)
     with claim(site.journal.path(site.job), site.attempt):
         yield site
-    for helper in site.helpers:
-        helper.kill()
-        helper.wait()
+    for assistant in site.assistants:
+        assistant.kill()
+        assistant.wait()
 
 
 def shared(site: Site) -> Callable[[ResultCache], SharedExecutor]:
@@ -99,12 +99,12 @@ def maker(site: Site) -> Callable[[Task], dict[str, Tensor]]:
     return ModelRunner(ToyModel(), site.cache, Heard(), 2).make
 
 
-def test_a_run_with_helpers_makes_the_same_codebook(site: Site, tmp_path: Path) -> None:
+def test_a_run_with_assistants_makes_the_same_codebook(site: Site, tmp_path: Path) -> None:
     model = ToyModel()
     own = prepare_run(model, REQUEST, tmp_path / "alone", Heard(), PLAN)
     (alone,) = improve(own, own.runner.base, model)
-    site.helper()
-    site.helper()
+    site.assistant()
+    site.assistant()
     common = prepare_run(model, REQUEST, site.cache.folder, Heard(), PLAN, shared(site))
     (helped,) = improve(common, common.runner.base, model)
     assert alone.codebook is not None and helped.codebook is not None
@@ -114,67 +114,67 @@ def test_a_run_with_helpers_makes_the_same_codebook(site: Site, tmp_path: Path) 
     assert TaskFolder(site.cache.folder / "tasks").names() == []
 
 
-def test_helpers_do_what_the_job_itself_would(site: Site, tmp_path: Path) -> None:
-    wanted = tasks(6)
-    wanted.append(JudgeTask("judged-0", torch.arange(64)[None] % 96, ToyModel().base_codebook()))
-    site.helper()
+def test_assistants_do_what_the_job_itself_would(site: Site, tmp_path: Path) -> None:
+    shared = tasks(6)
+    shared.append(JudgeTask("judged-0", torch.arange(64)[None] % 96, ToyModel().base_codebook()))
+    site.assistant()
     slow = maker(site)
 
     def make(task: Task) -> dict[str, Tensor]:
-        wait_for("a helper has begun", site.helped)
+        wait_for("an assistant has begun", site.helped)
         return slow(task)
 
-    found = SharedExecutor(site.cache, lambda: None).results(wanted, make, lambda done: None)
-    own = LocalExecutor(ResultCache(tmp_path / "own")).results(wanted, slow, lambda done: None)
+    results = SharedExecutor(site.cache, lambda: None).results(shared, make, lambda done: None)
+    own = LocalExecutor(ResultCache(tmp_path / "own")).results(shared, slow, lambda done: None)
     assert site.helped() > 0
-    for ours, theirs in zip(found, own, strict=True):
+    for ours, theirs in zip(results, own, strict=True):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_what_a_killed_helper_held_is_done_by_the_job(site: Site) -> None:
-    folder, wanted = TaskFolder(site.cache.folder / "tasks"), tasks(2)
-    for task in wanted:
+def test_what_a_killed_assistant_held_is_done_by_the_job(site: Site) -> None:
+    folder, shared = TaskFolder(site.cache.folder / "tasks"), tasks(2)
+    for task in shared:
         folder.post(task)
-    helper = site.helper(pause_s=3600)
-    wait_for("the helper holds a task", site.helped)
-    told: list[int] = []
+    assistant = site.assistant(pause_s=3600)
+    wait_for("the assistant holds a task", site.helped)
+    reported: list[int] = []
 
     def tell(done: int) -> None:
-        told.append(done)
-        helper.send_signal(signal.SIGKILL)
+        reported.append(done)
+        assistant.send_signal(signal.SIGKILL)
 
-    found = SharedExecutor(site.cache, lambda: None).results(wanted, maker(site), tell)
-    assert [part["tokens"].shape for part in found] == [(2, 64)] * 2
-    assert told and helper.wait() == -signal.SIGKILL
+    results = SharedExecutor(site.cache, lambda: None).results(shared, maker(site), tell)
+    assert [part["tokens"].shape for part in results] == [(2, 64)] * 2
+    assert reported and assistant.wait() == -signal.SIGKILL
 
 
-def test_a_job_that_waits_for_a_helper_can_be_ended(site: Site) -> None:
-    folder, wanted = TaskFolder(site.cache.folder / "tasks"), tasks(2)
-    for task in wanted:
+def test_a_job_that_waits_for_an_assistant_can_be_ended(site: Site) -> None:
+    folder, shared = TaskFolder(site.cache.folder / "tasks"), tasks(2)
+    for task in shared:
         folder.post(task)
-    site.helper(pause_s=3600)
-    wait_for("the helper holds a task", site.helped)
+    site.assistant(pause_s=3600)
+    wait_for("the assistant holds a task", site.helped)
 
     def tell(done: int) -> None:
         raise Cancelled("enough")
 
     with pytest.raises(Cancelled):
-        SharedExecutor(site.cache, lambda: None).results(wanted, maker(site), tell)
+        SharedExecutor(site.cache, lambda: None).results(shared, maker(site), tell)
 
 
 @pytest.mark.parametrize("end", ["finished", "cancelled"])
-def test_a_helper_leaves_when_its_job_ends(site: Site, end: str) -> None:
-    helper = site.helper()
+def test_an_assistant_leaves_when_its_job_ends(site: Site, end: str) -> None:
+    assistant = site.assistant()
     time.sleep(0.1)
-    assert helper.poll() is None
+    assert assistant.poll() is None
     site.journal.update(site.job, attempt=site.attempt, status=end)  # type: ignore[arg-type]
-    assert helper.wait(60) == 0
+    assert assistant.wait(60) == 0
 
 
-def test_a_helper_leaves_when_the_job_died(tmp_path: Path) -> None:
+def test_an_assistant_leaves_when_the_job_died(tmp_path: Path) -> None:
     site = Site(tmp_path)  # running by its record, and nobody holds its claim
-    assert site.helper().wait(60) == 0
+    assert site.assistant().wait(60) == 0
 
 
 @pytest.fixture

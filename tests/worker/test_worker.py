@@ -97,7 +97,7 @@ class House:
         self.log = home / "worker.log"
 
     @property
-    def told(self) -> str:
+    def output(self) -> str:
         """What the workers have printed so far."""
         return self.log.read_text() if self.log.exists() else ""
 
@@ -139,11 +139,11 @@ class House:
         wait_for("the job ends", lambda: self.journal.get(job).status in ("finished", "failed", "cancelled"))
         return self.journal.get(job)
 
-    def horse(self) -> int:
-        return int((self.home / "horse.pid").read_text())
+    def job_process(self) -> int:
+        return int((self.home / "job_process.pid").read_text())
 
-    def kill_horse(self) -> None:
-        os.kill(self.horse(), signal.SIGKILL)
+    def kill_job_process(self) -> None:
+        os.kill(self.job_process(), signal.SIGKILL)
 
     def published(self, job: str) -> list[int | None]:
         """The rounds of the job's versions, in the order of publishing."""
@@ -154,8 +154,8 @@ class House:
             process.kill()
             process.wait()
         with suppress(FileNotFoundError, ProcessLookupError):
-            if self.horse() != os.getpid():  # a test that made its attempt in this process
-                self.kill_horse()
+            if self.job_process() != os.getpid():  # a test that made its attempt in this process
+                self.kill_job_process()
         self.redis.close()
 
 
@@ -184,7 +184,7 @@ def test_a_job_learns_from_the_same_flags_before_and_after_a_kill(house: House) 
     house.wait_begun(1)
     assert (flags.get(flag.id).state, flags.get(flag.id).job) == ("used", job)
     flags.add(replace(image, id="2", prompt="an axe"), None, "", "somebody", review=False)
-    house.kill_horse()
+    house.kill_job_process()
     house.allow(1)
     assert house.wait_ended(job).status == "finished"
     assert house.store.report("v1")["flagged"] == [["a knife", "weapons"]]
@@ -226,12 +226,12 @@ def test_without_activate_nothing_becomes_active(house: House) -> None:
     assert house.store.active().version == "v0"
 
 
-def test_a_killed_horse_is_resumed_and_publishes_once(house: House) -> None:
+def test_a_killed_job_process_is_resumed_and_publishes_once(house: House) -> None:
     house.allow(1)
     job = house.job(rounds=3)
     house.worker()
     house.wait_begun(2)
-    house.kill_horse()
+    house.kill_job_process()
     house.allow(2, 3)
     record = house.wait_ended(job)
     assert (record.status, record.attempt) == ("finished", 2)
@@ -240,13 +240,13 @@ def test_a_killed_horse_is_resumed_and_publishes_once(house: House) -> None:
     assert house.store.active().version == "v3"
 
 
-def test_worker_and_horse_killed_are_resumed_by_the_next_worker(house: House) -> None:
+def test_worker_and_job_process_killed_are_resumed_by_the_next_worker(house: House) -> None:
     house.allow(1)
     job = house.job(rounds=2)
     worker = house.worker()
     house.wait_begun(2)
     worker.kill()
-    house.kill_horse()
+    house.kill_job_process()
     worker.wait()
     house.allow(2)
     house.worker()
@@ -254,7 +254,7 @@ def test_worker_and_horse_killed_are_resumed_by_the_next_worker(house: House) ->
     assert (record.status, record.attempt, house.published(job)) == ("finished", 2, [1, 2])
 
 
-def test_an_orphan_horse_finishes_alone(house: House) -> None:
+def test_an_orphan_job_process_finishes_alone(house: House) -> None:
     job = house.job()
     worker = house.worker()
     house.wait_begun(1)
@@ -273,12 +273,12 @@ def test_an_overtaken_attempt_neither_publishes_nor_writes(house: House) -> None
     house.wait_begun(1)
     worker.kill()
     worker.wait()
-    os.kill(house.horse(), signal.SIGSTOP)  # frozen, as on a stalled disk: alive, and blind to what comes
+    os.kill(house.job_process(), signal.SIGSTOP)  # frozen, as on a stalled disk: alive, and blind to what comes
     house.journal.begin_attempt(job)
     before = house.journal.get(job)
     house.allow(1)
-    os.kill(house.horse(), signal.SIGCONT)
-    wait_for("the stale horse is gone", lambda: not is_claimed(house.journal.path(job), 1))
+    os.kill(house.job_process(), signal.SIGCONT)
+    wait_for("the stale job process is gone", lambda: not is_claimed(house.journal.path(job), 1))
     assert (house.journal.get(job), house.published(job)) == (before, [])
     house.worker()  # brings the job back: attempt 2 has no living process either
     record = house.wait_ended(job)
@@ -304,7 +304,7 @@ def test_stop_command_ends_cancelled(house: House) -> None:
     job = house.job()
     house.worker()
     house.wait_begun(1)
-    os.kill(house.horse(), signal.SIGSTOP)  # it cannot hear the flag: only the kill ends it
+    os.kill(house.job_process(), signal.SIGSTOP)  # it cannot hear the flag: only the kill ends it
     house.journal.update(job, cancel_requested=True)
     send_stop_job_command(house.redis, job, serializer="json")
     record = house.wait_ended(job)
@@ -325,7 +325,7 @@ def test_cancel_while_queued_draws_nothing(house: House) -> None:
     house.journal.update(job, cancel_requested=True)
     house.worker()
     assert house.wait_ended(job).status == "cancelled"
-    assert not (house.home / "horse.pid").exists()
+    assert not (house.home / "job_process.pid").exists()
     assert not house.settings.store.exists()
 
 
@@ -335,15 +335,15 @@ def test_a_redis_restart_in_the_middle_loses_nothing(house: House) -> None:
     worker = house.worker()
     house.wait_begun(2)
     house.redis_process.stop()
-    house.allow(2)  # the horse goes on without Redis, and publishes
+    house.allow(2)  # the job process goes on without Redis, and publishes
     record = house.wait_ended(job)
     assert (record.status, house.published(job)) == ("finished", [1, 2])
-    wait_for("the worker waits", lambda: house.told.count(WAITS) == 1)
+    wait_for("the worker waits", lambda: house.output.count(WAITS) == 1)
     house.redis_process.start()
     second = house.job(rounds=1)
     assert house.wait_ended(second).status == "finished"
     assert house.journal.get(job) == record
-    assert worker.poll() is None and "Traceback" not in house.told
+    assert worker.poll() is None and "Traceback" not in house.output
 
 
 FAULTS = {  # what makes a Redis unfit, what mends it, and what it says of itself
@@ -363,16 +363,16 @@ def test_a_worker_waits_with_one_line_for_a_redis_that_can_be_used(house: House,
     house.redis.execute_command(*unfit)
     job = house.job(enqueue=False)
     worker = house.worker()
-    wait_for("the worker waits", lambda: WAITS in house.told)
+    wait_for("the worker waits", lambda: WAITS in house.output)
     tries = house.connections()
     wait_for("it has tried again several times", lambda: house.connections() >= tries + 4)
-    assert (house.told.count(WAITS), house.told.count(OVER), worker.poll()) == (1, 0, None)
-    assert reason in house.told
+    assert (house.output.count(WAITS), house.output.count(OVER), worker.poll()) == (1, 0, None)
+    assert reason in house.output
     house.redis.execute_command(*fit)
     assert house.wait_ended(job).status == "finished"
-    wait_for("the worker says so", lambda: OVER in house.told)
-    assert (house.told.count(WAITS), house.told.count(OVER), worker.poll()) == (1, 1, None)
-    assert "Traceback" not in house.told and "secret" not in house.told
+    wait_for("the worker says so", lambda: OVER in house.output)
+    assert (house.output.count(WAITS), house.output.count(OVER), worker.poll()) == (1, 1, None)
+    assert "Traceback" not in house.output and "secret" not in house.output
 
 
 @pytest.mark.fault("F21")
@@ -386,28 +386,28 @@ def test_a_redis_that_becomes_unfit_under_a_job_and_an_idle_worker(house: House,
     house.redis.execute_command(*unfit)
     house.allow(2)  # the job needs no Redis
     assert house.wait_ended(job).status == "finished"
-    wait_for("the worker waits", lambda: WAITS in house.told)
-    assert reason in house.told
+    wait_for("the worker waits", lambda: WAITS in house.output)
+    assert reason in house.output
     house.redis.execute_command(*fit)
-    wait_for("the worker says so", lambda: OVER in house.told)
+    wait_for("the worker says so", lambda: OVER in house.output)
     second = house.job(rounds=1)
     assert house.wait_ended(second).status == "finished"
-    assert (house.told.count(WAITS), house.told.count(OVER), worker.poll()) == (1, 1, None)
-    assert "Traceback" not in house.told
+    assert (house.output.count(WAITS), house.output.count(OVER), worker.poll()) == (1, 1, None)
+    assert "Traceback" not in house.output
 
 
 @pytest.mark.fault("F23")
 def test_a_job_that_could_not_reach_redis_by_its_address_is_not_begun(house: House) -> None:
     house.allow(1)
     worker = house.worker()
-    wait_for("the worker listens", lambda: "Listening" in house.told)
+    wait_for("the worker listens", lambda: "Listening" in house.output)
     house.connections()  # the test has one too, from now on
     house.redis_process.socket.rename(house.redis_process.folder / "elsewhere")  # connections there are live on
     job = house.job()
-    wait_for("the worker waits", lambda: WAITS in house.told)
+    wait_for("the worker waits", lambda: WAITS in house.output)
     (house.redis_process.folder / "elsewhere").rename(house.redis_process.socket)
     assert house.wait_ended(job).status == "finished"
-    assert worker.poll() is None and "Traceback" not in house.told
+    assert worker.poll() is None and "Traceback" not in house.output
 
 
 def test_a_queue_that_forgot_everything_is_filled_again(house: House) -> None:
@@ -473,11 +473,26 @@ def test_an_operators_rollback_stands(house: House) -> None:
     house.worker()
     house.wait_begun(2)
     house.store.rollback(by="operator")
-    house.kill_horse()  # the replay of round 1 must not activate it again either
+    house.kill_job_process()  # the replay of round 1 must not activate it again either
     house.allow(2)
     assert house.wait_ended(job).status == "finished"
     assert house.published(job) == [1, 2]
     assert house.store.active().version == "v0"
+
+
+def test_an_activation_that_a_crash_prevented_is_made_up_for(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("SAFECB_HOME", str(house.home))
+    house.allow(1)
+    job = house.job(enqueue=False)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(CodebookStore, "activate", crash)
+        run(job, house.settings, lambda settings: StillModel(), ScriptedLoop())
+    assert (house.published(job), house.store.active().version) == ([1], "v0")
+    run(job, house.settings, lambda settings: StillModel(), ScriptedLoop())
+    assert (house.published(job), house.store.active().version) == ([1], "v1")
 
 
 @pytest.mark.parametrize("function", ["os.system", "worker.jobs.run", "tests.support.scripted.improve.__call__"])
