@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,8 @@ def help_along(folder: Path) -> None:
     progress = UntilOver(folder)
     runner = ModelRunner(load_model("embedded", "cpu", "auto"), ResultCache(folder), progress, BATCH)
     (folder / f"{READY}-{os.getpid()}").touch()
-    try:
+    with suppress(Cancelled):
         assist(runner, TaskFolder(folder / "tasks"), progress)
-    except Cancelled:
-        pass
 
 
 @contextmanager

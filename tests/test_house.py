@@ -15,7 +15,7 @@ from tests.test_imports import ALLOWED, modules
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = [*ALLOWED, "benchmarks"]
-KERNELS = ROOT / "engine" / "runner" / "kernels.py"  # one file, since Triton's kernels share their parts
+KERNELS = ROOT / "engine" / "runner" / "kernels"  # a kernel is one function of Triton
 MOST_FILES, MOST_LINES, MOST_BODY, MOST_WIDTH = 14, 300, 45, 120
 QUESTION = re.compile(r"(What|How|Whether|Where|When|Who)\b")
 BARE = {"asked", "wanted", "kept", "found"}
@@ -42,7 +42,7 @@ def test_folders_show_few_files() -> None:
 
 def test_files_are_short() -> None:
     long = {str(path): len(text.splitlines()) for path, text in sources(*SHIPPED)}
-    assert {path for path, lines in long.items() if lines > MOST_LINES} <= {str(KERNELS)}
+    assert not {path: lines for path, lines in long.items() if lines > MOST_LINES}
 
 
 def test_functions_fit_a_screen() -> None:
@@ -52,7 +52,7 @@ def test_functions_fit_a_screen() -> None:
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and (node.end_lineno or 0) - node.lineno >= MOST_BODY
-        and path != KERNELS
+        and path.parent != KERNELS
     ]
     assert not long
 
@@ -63,9 +63,9 @@ def test_modules_lead_with_a_noun() -> None:
 
 
 def test_words() -> None:
-    told = re.compile(r"\b_?tol" + r"d\b")
+    banned = re.compile(r"\b_?tol" + r"d\b")
     texts = [*sources(*SHIPPED, "tests"), *((page, page.read_text("utf-8")) for page in pages())]
-    assert not {str(path): found for path, text in texts if (found := told.findall(text))}
+    assert not {str(path): hits for path, text in texts if (hits := banned.findall(text))}
 
 
 def test_variables_are_nouns() -> None:

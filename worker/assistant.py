@@ -19,7 +19,7 @@ from engine.model import ImageModel
 from records.journal import Journal
 from safety.config import LoopConfig
 from safety.runtime.model_runner import ModelRunner
-from safety.runtime.progress import Cancelled
+from safety.runtime.progress import Cancelled, Progress
 from safety.runtime.result_cache import ResultCache
 from worker.claim import is_claimed
 from worker.shared_tasks import POLL_EVERY_S, TaskFolder
@@ -77,12 +77,17 @@ def help_with(job_id: str, settings: Settings, load: Callable[[Settings], ImageM
         watch.report("help", 0, 1, 0)
         cache = ResultCache(journal.path(job_id) / "work")
         runner, folder = ModelRunner(load(settings), cache, watch, config.batch), TaskFolder(cache.folder / "tasks")
-        while True:
-            watch.report("help", 0, 1, 0)
-            if not _do_one(runner, folder):
-                time.sleep(POLL_EVERY_S)
+        assist(runner, folder, watch)
     except Cancelled as ended:
         log.info("%s", ended)
+
+
+def assist(runner: ModelRunner, folder: TaskFolder, progress: Progress) -> None:
+    """Run tasks of the folder until `progress` raises Cancelled."""
+    while True:
+        progress.report("help", 0, 1, 0)
+        if not _do_one(runner, folder):
+            time.sleep(POLL_EVERY_S)
 
 
 def _do_one(runner: ModelRunner, folder: TaskFolder) -> bool:
