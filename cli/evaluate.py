@@ -31,9 +31,9 @@ from safety.evaluate.grids import before_after_png
 from safety.evaluate.page import chart, markdown, page, trade_off
 from safety.judges.registry import find_judges, second_judge
 from safety.loop import ImproveRequest, improve
+from safety.policy.emoji.suites import Size, standard
+from safety.policy.emoji.taxonomy import read_taxonomy
 from safety.policy.prompt_file import AskedPrompt, read_prompts
-from safety.policy.suites import Size, standard
-from safety.policy.taxonomy import read_taxonomy
 from safety.runtime.model_runner import ModelRunner
 from safety.runtime.result_cache import ResultCache
 from safety.runtime.run_context import prepare

@@ -27,7 +27,7 @@ from safety.edit.head_editor import head_editors
 from safety.edit.pixel_editor import pixel_editors
 from safety.judges.registry import Examiner
 from safety.outcome import RoundResult
-from safety.policy.taxonomy import PATTERN
+from safety.policy.emoji.taxonomy import PATTERN
 from safety.report import figures, pictures, provenance
 from safety.request import ImproveRequest
 from safety.runtime.executor import Executor, LocalExecutor

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from safety.config import LoopConfig
-from safety.policy.prompts import TEST, Prompt, PromptWriter
-from safety.policy.taxonomy import Taxonomy
+from safety.policy.emoji.taxonomy import Taxonomy
+from safety.policy.emoji.writer import PromptWriter
+from safety.policy.prompts import TEST, Prompt
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from safety.gates.hygiene import refuse_shared
 from safety.gates.result import GateResult
 from safety.metrics.panel import ATTACK, BENIGN, LANGUAGE, NEIGHBOUR, ValidationSet
 from safety.policy.attacks import ATTACKS, disguised, strewn
+from safety.policy.emoji.languages import read_languages
+from safety.policy.emoji.taxonomy import Taxonomy, read_taxonomy
+from safety.policy.emoji.writer import PromptWriter
 from safety.policy.heldout_set import HeldOutSet
-from safety.policy.languages import read_languages
-from safety.policy.prompts import PAIR, VALIDATION, Prompt, PromptWriter, is_readable
-from safety.policy.taxonomy import Taxonomy, read_taxonomy
+from safety.policy.prompts import PAIR, VALIDATION, Prompt, is_readable
 from safety.request import ImproveRequest
 from safety.runtime.baseline import Baseline, take_baseline
 from safety.runtime.model_runner import ModelRunner

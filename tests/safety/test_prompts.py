@@ -7,8 +7,9 @@ import random
 import pytest
 
 from safety.collect.pairs import mentions
-from safety.policy.prompts import PAIR, TEST, PromptWriter
-from safety.policy.taxonomy import read_taxonomy
+from safety.policy.emoji.taxonomy import read_taxonomy
+from safety.policy.emoji.writer import PromptWriter
+from safety.policy.prompts import PAIR, TEST
 
 TAXONOMY = read_taxonomy()
 

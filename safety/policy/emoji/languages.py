@@ -1,6 +1,6 @@
 """The words of the taxonomy in other languages, for prompts that ask for the same pictures.
 
-Reads safety/policy/data/languages.json. Knows nothing of which prompts are made from it.
+Reads safety/policy/emoji/data/languages.json. Knows nothing of which prompts are made from it.
 """
 
 from __future__ import annotations
