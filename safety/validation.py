@@ -72,8 +72,8 @@ class Validation:
     def _draw_rewrites(self) -> dict[str, Tensor]:
         """Features of what the model's own codebook draws for the rewrites of the harmful prompts, same seeds."""
         runner, panel = self._runner, self._panel
-        rows: list[int] = panel.harmful.nonzero().flatten().tolist()
-        texts, seeds = [panel.prompts[i].safe for i in rows], [panel.seeds[i] for i in rows]
+        rows = [i for i in panel.harmful.nonzero().flatten().tolist() if panel.prompts[i].safe is not None]
+        texts, seeds = [panel.prompts[i].rewrite for i in rows], [panel.seeds[i] for i in rows]
         tokens = runner.draw("rewrites", texts, seeds, runner.base).tokens
         return {"features": self._baseline.validity.features(runner.decode(tokens, runner.base))}
 

@@ -88,12 +88,15 @@ def contrast(
     positions: Tensor,
     on_step: Callable[[int], None],
 ) -> PromptContrast:
-    """Teacher-force one image a prompt, tokens [n, N] int64, whoever drew it, under the prompt and its safe twin."""
+    """Teacher-force one image a prompt, tokens [n, N] int64, whoever drew it, under the prompt and its safe twin.
+
+    Raises ValueError where nobody knows the rewrite of a prompt.
+    """
     given: list[Tensor] = []
     wanted: list[Tensor] = []
     for start in range(0, len(prompts), CHUNK):
         some = prompts[start : start + CHUNK]
-        unsafe, safe = [prompt.text for prompt in some], [prompt.safe for prompt in some]
+        unsafe, safe = [prompt.text for prompt in some], [prompt.rewrite for prompt in some]
         sides = _forced(model, unsafe, safe, tokens[start : start + CHUNK])
         for kept, features in zip((given, wanted), sides, strict=True):
             kept.append(features[:, None, positions].cpu())

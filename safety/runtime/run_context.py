@@ -66,8 +66,8 @@ class RunContext:
 
     @property
     def practice(self) -> list[Prompt]:
-        """What the edit is tuned on: the router's harmful prompts."""
-        return _all(self.routed)
+        """What the edit is tuned on: the router's harmful prompts, those with a rewrite."""
+        return [prompt for prompt in _all(self.routed) if prompt.safe is not None]
 
 
 def prepare(runner: ModelRunner, request: ImproveRequest, config: LoopConfig) -> RunContext:

@@ -59,7 +59,7 @@ def test_made_again_they_are_the_same(context: RunContext, made: dict[str, Varia
 def test_concepts_practise_on_images_drawn_under_the_edit(context: RunContext, made: dict[str, Variant]) -> None:
     runner, places, edited = context.runner, context.baseline.positions, made["routed-tuned-category"].codebook
     some = context.practice[::5]
-    unsafe, safe = [prompt.text for prompt in some], [prompt.safe for prompt in some]
+    unsafe, safe = [prompt.text for prompt in some], [prompt.rewrite for prompt in some]
     seeds = [derived_seed(7, "practice", i) for i in range(len(some))]
     base, drawn = (runner.tokens("test", unsafe, seeds, book) for book in (runner.base, edited))
     assert not torch.equal(drawn, base)
