@@ -1,1 +1,1 @@
-"""Where the prompts of a run come from: taxonomy, languages, templates, prompt files, test suites."""
+"""Policies: where the prompts of a run come from, in groups and disjoint splits; prompt files; attacks."""
