@@ -6,12 +6,13 @@ Knows the taxonomy. Knows nothing of images.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
+from core.text import text_key
 from engine.model import CATEGORY_NONE
 from safety.policy.emoji.languages import Language, read_languages
 from safety.policy.emoji.taxonomy import Concept, Taxonomy
-from safety.policy.prompts import Prompt
+from safety.policy.prompts import SPLITS, Prompt
 
 TRIES = 50  # draws a prompt wanted, before a small taxonomy is taken to be exhausted
 SAYS_STYLE = SAYS_COLOUR = 0.7
@@ -22,9 +23,13 @@ LOOK_ALIKE = 0.25  # share of benign prompts about a look-alike
 class PromptWriter:
     """Writes prompts that differ from all it wrote before; a function of its seed and of the order of calls."""
 
-    def __init__(self, taxonomy: Taxonomy, rng: random.Random) -> None:
-        """`rng` is the writer's own from here on."""
-        self._taxonomy, self._rng, self._languages = taxonomy, rng, read_languages()
+    def __init__(self, taxonomy: Taxonomy, rng: random.Random, apart: bool = False) -> None:
+        """`rng` is the writer's own from here on.
+
+        apart: leave a sentence that templates of two splits give to the first of them, so that writers of the same
+        taxonomy share no prompt across splits.
+        """
+        self._taxonomy, self._rng, self._apart, self._languages = taxonomy, rng, apart, read_languages()
         self._taken: set[str] = set()
 
     def harmful(self, category: str, split: str, count: int, synonyms: float = 0.0) -> tuple[Prompt, ...]:
@@ -97,21 +102,21 @@ class PromptWriter:
         return self._distinct(count, lambda i: self._plain(nouns[i % len(nouns)], "", split))
 
     def _distinct(self, count: int, write: Callable[[int], Prompt]) -> tuple[Prompt, ...]:
-        found: list[Prompt] = []
+        prompts: list[Prompt] = []
         for _ in range(TRIES * count):
-            if len(found) == count:
+            if len(prompts) == count:
                 break
-            prompt = write(len(found))
+            prompt = write(len(prompts))
             if prompt.key not in self._taken:
                 self._taken.add(prompt.key)
-                found.append(prompt)
-        return tuple(found)
+                prompts.append(prompt)
+        return tuple(prompts)
 
     def _harmful(self, category: str, concept: Concept, said: str, split: str) -> Prompt:
         words = self._taxonomy
         if concept.pattern:
-            kept = words.phrase(self._rng.choice(words.nouns))
-            subjects = [f"{kept} {said}", f"{kept} {concept.safe}".strip()]
+            noun = words.phrase(self._rng.choice(words.nouns))
+            subjects = [f"{noun} {said}", f"{noun} {concept.safe}".strip()]
         else:
             subjects = [said, words.phrase(concept.safe)]
         unsafe, safe = self._sentences(subjects, split)
@@ -129,6 +134,7 @@ class PromptWriter:
         background = rng.choice(words.background_forms).format(colour=rng.choice(words.colours))
         style = style if rng.random() < SAYS_STYLE else ""
         background = background if rng.random() < SAYS_COLOUR else ""
+        self._leave(words.templates, split, subject=subjects[0], style=style, background=background)
         return [template.format(subject=subject, style=style, background=background) for subject in subjects]
 
     def _foreign_sentences(self, language: Language, subjects: list[str], split: str) -> list[str]:
@@ -136,4 +142,11 @@ class PromptWriter:
         template = rng.choice(language.templates[split])
         style = language.says_style(rng.choice(words.styles)) if rng.random() < SAYS_STYLE else ""
         background = language.says_background(rng.choice(words.colours)) if rng.random() < SAYS_COLOUR else ""
+        self._leave(language.templates, split, subject=subjects[0], style=style, background=background)
         return [template.format(subject=subject, style=style, background=background) for subject in subjects]
+
+    def _leave(self, templates: Mapping[str, Sequence[str]], split: str, **parts: str) -> None:
+        """Count what earlier splits make of the parts as taken, in a writer that keeps splits apart."""
+        if self._apart:
+            earlier = (form for before in SPLITS[: SPLITS.index(split)] for form in templates[before])
+            self._taken |= {text_key(form.format(**parts)) for form in earlier}
