@@ -50,7 +50,7 @@ def test_a_prompt_whose_rewrite_nobody_knows_takes_the_model_s_or_none() -> None
     unknown, known = Prompt("a red kite", "red", "kite", None), Prompt("a red cup", "red", "cup", "a blue cup")
     assert choose_rewrite(unknown, "a blue kite", ()) == "a blue kite"
     assert choose_rewrite(unknown, "something else entirely, and much longer than that", ()) is None
-    assert choose_rewrite(known, "", ()) == known.rewrite == "a blue cup"
+    assert choose_rewrite(known, "a spoon beside a fork, and a plate", ()) == known.rewrite == "a blue cup"
     assert mixed({"red": [unknown, known]}, [], 0) == ["a blue cup"]
     with pytest.raises(ValueError, match="without a rewrite"):
         unknown.rewrite  # noqa: B018 - a property
