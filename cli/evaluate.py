@@ -32,9 +32,10 @@ from safety.evaluate.grids import before_after_png
 from safety.evaluate.page import markdown, page
 from safety.judges.registry import find_judges, second_judge
 from safety.loop import ImproveRequest, improve
+from safety.policy.emoji.emoji_policy import EmojiPolicy
+from safety.policy.emoji.suites import Size, standard
+from safety.policy.emoji.taxonomy import read_taxonomy
 from safety.policy.prompt_file import AskedPrompt, read_prompts
-from safety.policy.suites import Size, standard
-from safety.policy.taxonomy import read_taxonomy
 from safety.runtime.model_runner import ModelRunner
 from safety.runtime.result_cache import ResultCache
 from safety.runtime.run_context import prepare_run
@@ -141,7 +142,7 @@ def _variants(model: ImageModel, seed: int, work: Path) -> dict[str, Variant]:
     """
     judge, started = second_judge(model), time.monotonic()
     request = ImproveRequest(prompts=None, categories=None, max_rounds=LOOP_ROUNDS, seed=seed)
-    context = prepare_run(model, request, work, ConsoleProgress(), LoopConfig())
+    context = prepare_run(model, request, EmojiPolicy(), work, ConsoleProgress(), LoopConfig())
     rounds: dict[str, Variant] = {}
     for result in improve(context, context.runner.base, judge):
         name = f"loop-{result.round}"

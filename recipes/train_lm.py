@@ -40,7 +40,7 @@ from recipes.sizes import Sizes
 from recipes.token_pool import Pool, build_pool, pool_weights
 from recipes.train_vision import centre_aligner, train_vision
 from recipes.train_vq import draw_tokens, load_vq
-from safety.policy.languages import read_languages
+from safety.policy.emoji.languages import read_languages
 
 DRAW, JUDGE, REWRITE = 64, 24, 20  # rows of each task in a step
 SHARES = (1.0, 0.7, 0.2)  # of their losses

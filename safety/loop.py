@@ -24,7 +24,6 @@ from safety.edit.head_editor import head_editors
 from safety.edit.pixel_editor import pixel_editors
 from safety.judges.registry import Judge
 from safety.outcome import RoundResult
-from safety.policy.taxonomy import PATTERN
 from safety.reason import Reason
 from safety.report import figures, pictures, provenance
 from safety.request import ImproveRequest
@@ -102,7 +101,7 @@ def improve_once(context: RunContext, state: LoopState, validation: Validation) 
 def find_edits(context: RunContext, state: LoopState, round_data: RoundData) -> dict[str, Sequence[Editor]]:
     """The editors of either table; none for a table where the pairs show no direction."""
     start, spaces = state.codebook, state.spaces
-    patterns = [name for name in context.categories if context.taxonomy.level(name) == PATTERN]
+    patterns = [name for name in context.categories if name in context.policy.patterns]
     return {
         "pixel": pixel_editors(context.runner, start, round_data, patterns, spaces["pixel"]),
         "output": head_editors(context, start, round_data, spaces["output"]),

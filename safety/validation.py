@@ -68,8 +68,8 @@ class Validation:
     def _draw_rewrites(self) -> dict[str, Tensor]:
         """Features of the base codebook's images of the harmful prompts' rewrites, with the same seeds."""
         runner, panel = self._runner, self._panel
-        indices: list[int] = panel.harmful.nonzero().flatten().tolist()
-        texts, seeds = [panel.prompts[i].safe for i in indices], [panel.seeds[i] for i in indices]
+        indices = [i for i in panel.harmful.nonzero().flatten().tolist() if panel.prompts[i].safe is not None]
+        texts, seeds = [panel.prompts[i].rewrite for i in indices], [panel.seeds[i] for i in indices]
         tokens = runner.draw("rewrites", texts, seeds, runner.base).tokens
         return {"features": self._baseline.validity.features(runner.decode(tokens, runner.base))}
 

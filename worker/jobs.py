@@ -57,7 +57,7 @@ class SelfImprovement(Loop):
     ) -> Iterable[RoundResult]:
         """See Loop. Raises BadModel where the model has no second judge: its gate cannot be left out."""
         judge = second_judge(model)
-        self._context = prepare_run(model, request, work, watch, executor=self._executor)
+        self._context = prepare_run(model, request, policy, work, watch, executor=self._executor)
         return improve_codebook(self._context, start, judge)
 
     def assess(

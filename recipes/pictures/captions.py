@@ -15,7 +15,7 @@ from typing import Any
 
 from recipes.pictures.taxonomy import TAXONOMY_FILE, Taxonomy
 from safety.judges.classifiers import NO_PATTERN
-from safety.policy.languages import ENGLISH, read_languages
+from safety.policy.emoji.languages import ENGLISH, read_languages
 
 FILLED = 0.5  # share of training prompts with fillers
 FOREIGN_FILLED = 0.7  # the same in the other languages, which have fewer templates

@@ -33,7 +33,7 @@ class Collection:
 
 def collect(context: RunContext, codebook: Codebook) -> Collection:
     """The pairs of this round, drawn under the codebook; cached for a resume."""
-    runner, terms = context.runner, context.taxonomy.terms()
+    runner, terms = context.runner, context.policy.terms()
     baseline = context.baseline
     limits = (baseline.validity_of_any, baseline.validity)
     collector = Collector(runner, codebook, limits, terms, context.config, context.seed)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from core.text import normalise
 from safety.judges.self_judge import confidence, says_safe, says_unsafe
-from safety.policy.prompts import Prompt, changed_words
+from safety.policy.prompts import Prompt, changed_words, mentions
 
 LONGEST_CUT = 6  # words a rewrite may take out of a prompt
 LONGEST_FILL = 4  # and put in their place
@@ -41,7 +41,7 @@ class Pair:
 def choose_rewrite(prompt: Prompt, rewritten: str, terms: Sequence[str]) -> str | None:
     """The model's rewrite where it replaces one span and leaves no harmful term, else the table's, else None."""
     for safe in (rewritten, prompt.safe):
-        if is_one_span(prompt, safe) and not any(mentions(safe, term) for term in terms):
+        if safe is not None and is_one_span(prompt, safe) and not any(mentions(safe, term) for term in terms):
             return safe
     return None
 
@@ -57,11 +57,6 @@ def is_one_span(prompt: Prompt, safe: str) -> bool:
     if not 1 <= len(cut) <= LONGEST_CUT or len(fill) > LONGEST_FILL:
         return False
     return not prompt.said or set(cut) <= set(normalise(prompt.said).split()) | ARTICLES
-
-
-def mentions(text: str, term: str) -> bool:
-    """Whether the text contains the term, word by word."""
-    return f" {normalise(term)} " in f" {normalise(text)} "
 
 
 def rejections(unsafe: Tensor, safe: Tensor, degenerate: Tensor, safe_degenerate: Tensor) -> list[str]:

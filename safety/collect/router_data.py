@@ -57,7 +57,8 @@ def by_concept(harmful: Mapping[str, Sequence[Prompt]]) -> dict[tuple[str, str],
 
 def mixed(harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt], seed: int) -> list[str]:
     """The rewrites of all harmful prompts and the benign ones, shuffled, so that any part holds rewrites of all."""
-    texts = [prompt.safe for prompts in harmful.values() for prompt in prompts] + [prompt.text for prompt in benign]
+    rewrites = [prompt.safe for prompts in harmful.values() for prompt in prompts if prompt.safe is not None]
+    texts = rewrites + [prompt.text for prompt in benign]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
     return [texts[i] for i in order]
 

@@ -87,11 +87,14 @@ def contrast(
     positions: Tensor,
     on_step: Callable[[int], None],
 ) -> PromptContrast:
-    """Teacher-force one image a prompt, tokens [n, N] int64 of any origin, under the prompt and its rewrite."""
+    """Teacher-force one image a prompt, tokens [n, N] int64 of any origin, under the prompt and its rewrite.
+
+    Raises ValueError for a prompt whose rewrite is unknown.
+    """
     sides: tuple[list[Tensor], list[Tensor]] = ([], [])
     for start in range(0, len(prompts), CHUNK):
         some = prompts[start : start + CHUNK]
-        unsafe, safe = [prompt.text for prompt in some], [prompt.safe for prompt in some]
+        unsafe, safe = [prompt.text for prompt in some], [prompt.rewrite for prompt in some]
         forced = _forced(model, unsafe, safe, tokens[start : start + CHUNK])
         for side, features in zip(sides, forced, strict=True):
             side.append(features[:, None, positions].cpu())

@@ -17,7 +17,7 @@ from codebook.tensors import codebook_hash
 from codebook.value import Codebook
 from safety.judges.registry import Judge, credentials, finds_harm
 from safety.metrics.rates import Rate, Rates
-from safety.policy.heldout_set import HeldOutSet
+from safety.policy.run_sets import HeldOutSet
 from safety.runtime.model_runner import derived_seed
 from safety.runtime.run_context import RunContext
 
@@ -45,7 +45,7 @@ def assess(context: RunContext, before: Codebook, after: Codebook, referee: Judg
     rows = _rows(heldout)
     levels: dict[str, list[Tensor]] = {}
     for name in heldout.harmful:
-        levels.setdefault(context.taxonomy.level(name), []).append(rows[name])
+        levels.setdefault("pattern" if name in context.policy.patterns else "object", []).append(rows[name])
     return {
         "judge": credentials(referee),
         "codebooks": {"before": codebook_hash(before), "after": codebook_hash(after)},

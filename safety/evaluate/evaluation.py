@@ -21,9 +21,10 @@ from safety.config import LoopConfig
 from safety.judges.registry import Judge, credentials, finds_harm
 from safety.metrics.degenerate import DegenerateDetector
 from safety.metrics.rates import Rate, Rates, mcnemar
+from safety.policy.emoji.taxonomy import read_taxonomy
+from safety.policy.emoji.writer import PromptWriter
 from safety.policy.prompt_file import AskedPrompt
-from safety.policy.prompts import PAIR, PromptWriter, is_readable
-from safety.policy.taxonomy import read_taxonomy
+from safety.policy.prompts import PAIR, is_readable
 from safety.runtime.baseline import take_validity
 from safety.runtime.model_runner import ModelRunner, derived_seed
 

@@ -1,1 +1,1 @@
-"""Sources of the prompts of a run: taxonomy, languages, templates, prompt files, test suites."""
+"""Policies: the prompts of a run in groups and disjoint splits; prompt files; attacks."""

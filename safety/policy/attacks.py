@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from safety.policy.prompts import Prompt
 
-_LOOK_ALIKE = str.maketrans("aceopxy", "\u0430\u0441\u0435\u043e\u0440\u0445\u0443")  # Latin to Cyrillic
+_LATIN, _CYRILLIC = "aceopxy", "\u0430\u0441\u0435\u043e\u0440\u0445\u0443"
+_LOOK_ALIKE, _LATIN_LETTERS = str.maketrans(_LATIN, _CYRILLIC), str.maketrans(_CYRILLIC + "\u0456", _LATIN + "i")
 LONG = 4  # letters; a shorter word is changed only where none is longer
 
 
@@ -28,6 +29,11 @@ def misspelt(words: str, rng: random.Random) -> str:
 def look_alike(words: str, rng: random.Random) -> str:
     """Letters replaced by Cyrillic ones that look the same."""
     return words.translate(_LOOK_ALIKE)
+
+
+def latin_letters(words: str) -> str:
+    """Cyrillic letters replaced by the Latin ones that look the same."""
+    return words.translate(_LATIN_LETTERS)
 
 
 def taken_apart(words: str, rng: random.Random) -> str:

@@ -10,10 +10,10 @@ from enum import StrEnum
 
 
 class GroupKind(StrEnum):
-    """The kinds of groups; the last three have a name after the colon: "attack:misspelt"."""
+    """The kinds of groups. Prompts of CATEGORY, ATTACK and LANGUAGE ask for harm, those of the others do not."""
 
-    CATEGORY = "category"
-    BENIGN = "benign"
+    CATEGORY = "category"  # asks plainly, in English
+    BENIGN = "benign"  # nothing near a harm; named where in another language or wording
     LOOK_ALIKE = "look_alike"  # hard negatives: harmless prompts that a crude edit would hurt
     ATTACK = "attack"  # harmful prompts in another wording
     LANGUAGE = "language"  # harmful prompts in another language
@@ -52,8 +52,8 @@ class Group:
         return self.kind is GroupKind.CATEGORY
 
     def __str__(self) -> str:
-        """The key of the group in reports: "gore", "benign", "look_alike:weapons", "attack:misspelt"."""
-        plain = self.kind in (GroupKind.CATEGORY, GroupKind.BENIGN)
+        """The key of the group in reports: "gore", "benign", "look_alike:weapons", "benign:de"."""
+        plain = self.harmful or self == BENIGN
         return self.name if plain else f"{self.kind}:{self.name}"
 
 

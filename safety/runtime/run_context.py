@@ -14,8 +14,8 @@ from engine.model import ImageModel
 from safety.collect.halfway_data import HalfwayData, draw_halfway_data
 from safety.collect.router_data import RouterData, read_router_data
 from safety.config import LoopConfig
+from safety.policy.policy import Policy
 from safety.policy.prompts import Prompt
-from safety.policy.taxonomy import Taxonomy, read_taxonomy
 from safety.request import ImproveRequest
 from safety.runtime.baseline import Baseline, take_baseline
 from safety.runtime.executor import Executor, LocalExecutor
@@ -33,7 +33,7 @@ class RunContext:
     config: LoopConfig
     seed: int
     max_rounds: int
-    taxonomy: Taxonomy
+    policy: Policy
     categories: tuple[str, ...]
     prompts: RunPrompts
     baseline: Baseline
@@ -50,13 +50,14 @@ class RunContext:
 
     @property
     def tuning_prompts(self) -> list[Prompt]:
-        """The prompts of the on-policy tuning data: the router's harmful ones."""
-        return flat(self.prompts.router)
+        """The prompts of the on-policy tuning data: the router's harmful ones with a rewrite."""
+        return [prompt for prompt in flat(self.prompts.router) if prompt.safe is not None]
 
 
 def prepare_run(
     model: ImageModel,
     request: ImproveRequest,
+    policy: Policy,
     work: Path,
     progress: Progress,
     config: LoopConfig | None = None,
@@ -66,9 +67,9 @@ def prepare_run(
 
     Raises BadInput for a request that cannot be met, BadModel, and whatever `progress` raises (Cancelled).
     """
-    config, cache, taxonomy = config or LoopConfig(), ResultCache(work), read_taxonomy()
+    config, cache = config or LoopConfig(), ResultCache(work)
     runner = ModelRunner(model, cache, progress, config.batch, executor(cache))
-    prompts = write_prompts(model, request, taxonomy, config)
+    prompts = write_prompts(model, request, policy, config)
     baseline = take_baseline(runner, prompts.retention, prompts.canaries, config, request.seed)
-    categories = chosen_categories(request, taxonomy)
-    return RunContext(runner, config, request.seed, request.max_rounds, taxonomy, categories, prompts, baseline)
+    categories = chosen_categories(request, policy)
+    return RunContext(runner, config, request.seed, request.max_rounds, policy, categories, prompts, baseline)

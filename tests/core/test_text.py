@@ -13,8 +13,7 @@ from core.errors import BadInput
 from core.text import normalise, text_key
 from engine.registry import load_model
 from records.flags import Flags
-from safety.collect.pairs import mentions
-from safety.policy.prompts import is_readable
+from safety.policy.prompts import is_readable, mentions
 from tests.app.test_flags import logged_image
 from tests.app.test_problems import assert_problem
 from tests.support.serving import Server, serving, settings_in, tiny_model

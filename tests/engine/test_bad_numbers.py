@@ -36,9 +36,9 @@ from safety.judges.registry import find_judges, finds_harm
 from safety.metrics.degenerate import DegenerateDetector, ImageMeasures, calibrate
 from safety.metrics.panel import ValidationSet, evaluate_panel
 from safety.policy.groups import BENIGN
-from safety.policy.heldout_set import HeldOutSet
 from safety.policy.prompt_file import AskedPrompt
 from safety.policy.prompts import Prompt
+from safety.policy.run_sets import HeldOutSet
 from safety.runtime.model_runner import ModelRunner
 from safety.runtime.result_cache import ResultCache
 from safety.runtime.run_context import RunContext

@@ -10,6 +10,7 @@ from codebook.tensors import check, codebook_hash, pack
 from safety.collect.on_policy import on_policy_contrast
 from safety.evaluate.ablation import Variant, variants
 from safety.metrics.panel import PanelResult
+from safety.policy.emoji.emoji_policy import EmojiPolicy
 from safety.policy.groups import BENIGN
 from safety.runtime.model_runner import derived_seed
 from safety.runtime.run_context import RunContext, prepare_run
@@ -23,7 +24,7 @@ WAYS = ["pixel-project-all", "pixel-remap", "output-project", "output-suppress",
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
     torch.set_num_threads(1)
-    return prepare_run(ToyModel(), REQUEST, tmp_path_factory.mktemp("ablation"), Heard(), PLAN)
+    return prepare_run(ToyModel(), REQUEST, EmojiPolicy(), tmp_path_factory.mktemp("ablation"), Heard(), PLAN)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_made_again_they_are_the_same(context: RunContext, made: dict[str, Varia
 def test_concepts_are_tuned_on_policy(context: RunContext, made: dict[str, Variant]) -> None:
     runner, places, edited = context.runner, context.baseline.positions, made["routed-tuned-category"].codebook
     some = context.tuning_prompts[::5]
-    unsafe, safe = [prompt.text for prompt in some], [prompt.safe for prompt in some]
+    unsafe, safe = [prompt.text for prompt in some], [prompt.rewrite for prompt in some]
     seeds = [derived_seed(7, "practice", i) for i in range(len(some))]
     base, drawn = (runner.tokens("test", unsafe, seeds, book) for book in (runner.base, edited))
     assert not torch.equal(drawn, base)

@@ -20,9 +20,9 @@ from safety.evaluate.charts import chart
 from safety.evaluate.evaluation import evaluate, readable, samplings
 from safety.evaluate.page import markdown, page
 from safety.judges.registry import SelfJudge, find_judges
+from safety.policy.emoji.suites import BEST_OF, Size, standard
+from safety.policy.emoji.taxonomy import read_taxonomy
 from safety.policy.prompt_file import AskedPrompt, read_prompts
-from safety.policy.suites import BEST_OF, Size, standard
-from safety.policy.taxonomy import read_taxonomy
 from safety.runtime.model_runner import ModelRunner
 from safety.runtime.result_cache import ResultCache
 from tests.safety.test_loop import PLAN, REQUEST, Heard

@@ -23,6 +23,7 @@ from safety.config import LoopConfig
 from safety.evaluate.assessment import assess
 from safety.gates.result import Gate
 from safety.loop import Cancelled, ImproveRequest, RoundResult, improve, validate
+from safety.policy.emoji.emoji_policy import EmojiPolicy
 from safety.reason import Reason
 from safety.runtime.model_runner import ModelRunner
 from safety.runtime.run_context import RunContext, prepare_run
@@ -71,7 +72,7 @@ def run(
     work: Path, model: ToyModel | None = None, progress: Heard | None = None, request: ImproveRequest = REQUEST
 ) -> list[RoundResult]:
     model = model or ToyModel()
-    context = prepare_run(model, request, work, progress or Heard(), PLAN)
+    context = prepare_run(model, request, EmojiPolicy(), work, progress or Heard(), PLAN)
     return list(improve(context, context.runner.base, model))
 
 
@@ -85,7 +86,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RoundRe
 
 @pytest.fixture(scope="module")
 def context(undisturbed: tuple[Path, RoundResult]) -> RunContext:
-    return prepare_run(ToyModel(), REQUEST, undisturbed[0], Heard(), PLAN)
+    return prepare_run(ToyModel(), REQUEST, EmojiPolicy(), undisturbed[0], Heard(), PLAN)
 
 
 def test_a_round_makes_the_codebook_safer(undisturbed: tuple[Path, RoundResult]) -> None:
@@ -244,7 +245,7 @@ def test_flagged_prompts_join_the_pairs_and_never_a_set_to_measure_on(tmp_path: 
     used = [(plain, "weapons"), (also_routed, "weapons")]
     flagged = (*used, (plain.upper(), "gore"), *((text, None) for text in held))
     request = replace(REQUEST, flagged=flagged)
-    operator = prepare_run(ToyModel(), request, tmp_path, Heard(), PLAN).prompts.operator
+    operator = prepare_run(ToyModel(), request, EmojiPolicy(), tmp_path, Heard(), PLAN).prompts.operator
     assert [(prompt.text, prompt.category) for prompt in operator] == used
 
 

@@ -6,9 +6,11 @@ import random
 
 import pytest
 
-from safety.collect.pairs import mentions
-from safety.policy.prompts import PAIR, TEST, PromptWriter
-from safety.policy.taxonomy import read_taxonomy
+from safety.collect.pairs import choose_rewrite
+from safety.collect.router_data import mixed
+from safety.policy.emoji.taxonomy import read_taxonomy
+from safety.policy.emoji.writer import PromptWriter
+from safety.policy.prompts import PAIR, TEST, Prompt, mentions
 
 TAXONOMY = read_taxonomy()
 
@@ -25,7 +27,7 @@ def test_harmful_prompts_name_each_concept_in_turn(category: str) -> None:
     for i, prompt in enumerate(prompts):
         assert prompt.concept == concepts[i % len(concepts)].term
         assert mentions(prompt.text, prompt.concept)
-        assert not any(mentions(prompt.safe, term) for term in TAXONOMY.terms())
+        assert not any(mentions(prompt.rewrite, term) for term in TAXONOMY.terms())
 
 
 @pytest.mark.parametrize("category", TAXONOMY.categories)
@@ -34,7 +36,7 @@ def test_synonyms_say_the_same_harm_by_another_name(category: str) -> None:
     for prompt in writer().harmful(category, PAIR, 30, synonyms=1.0):
         assert any(mentions(prompt.text, phrase) for phrase in names[prompt.concept][1:])
         assert prompt.category == category
-        assert not any(mentions(prompt.safe, phrase) for phrase in names[prompt.concept])
+        assert not any(mentions(prompt.rewrite, phrase) for phrase in names[prompt.concept])
 
 
 def test_a_writer_follows_from_its_seed_and_repeats_nothing() -> None:
@@ -42,3 +44,13 @@ def test_a_writer_follows_from_its_seed_and_repeats_nothing() -> None:
     benign = first.benign(PAIR, 200)
     assert benign == again.benign(PAIR, 200) != other.benign(PAIR, 200)
     assert not {p.key for p in benign} & {p.key for p in first.benign(PAIR, 200)}
+
+
+def test_a_prompt_whose_rewrite_nobody_knows_takes_the_model_s_or_none() -> None:
+    unknown, known = Prompt("a red kite", "red", "kite", None), Prompt("a red cup", "red", "cup", "a blue cup")
+    assert choose_rewrite(unknown, "a blue kite", ()) == "a blue kite"
+    assert choose_rewrite(unknown, "something else entirely, and much longer than that", ()) is None
+    assert choose_rewrite(known, "a spoon beside a fork, and a plate", ()) == known.rewrite == "a blue cup"
+    assert mixed({"red": [unknown, known]}, [], 0) == ["a blue cup"]
+    with pytest.raises(ValueError, match="without a rewrite"):
+        unknown.rewrite  # noqa: B018 - a property

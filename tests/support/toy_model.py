@@ -15,7 +15,7 @@ from torch import Tensor
 
 from codebook.value import NO_EXPERT, Codebook, HeadEdit
 from engine.model import CATEGORY_NONE, ImageRequest, ModelFacts, Verdict
-from safety.policy.taxonomy import read_taxonomy
+from safety.policy.emoji.taxonomy import read_taxonomy
 
 GRID, CELL, CODES, DIM, WIDTH = 8, 4, 96, 8, 96
 FAMILIES, COLOURS = 12, 5

@@ -22,6 +22,7 @@ from core.wire import HELP_FUNCTION, HELP_QUEUE
 from engine.model import Sampling
 from records.journal import Journal
 from safety.loop import Cancelled, improve
+from safety.policy.emoji.emoji_policy import EmojiPolicy
 from safety.runtime.executor import DrawTask, JudgeTask, LocalExecutor, Task
 from safety.runtime.model_runner import ModelRunner
 from safety.runtime.result_cache import ResultCache
@@ -101,11 +102,11 @@ def maker(site: Site) -> Callable[[Task], dict[str, Tensor]]:
 
 def test_a_run_with_assistants_makes_the_same_codebook(site: Site, tmp_path: Path) -> None:
     model = ToyModel()
-    own = prepare_run(model, REQUEST, tmp_path / "alone", Heard(), PLAN)
+    own = prepare_run(model, REQUEST, EmojiPolicy(), tmp_path / "alone", Heard(), PLAN)
     (alone,) = improve(own, own.runner.base, model)
     site.assistant()
     site.assistant()
-    common = prepare_run(model, REQUEST, site.cache.folder, Heard(), PLAN, shared(site))
+    common = prepare_run(model, REQUEST, EmojiPolicy(), site.cache.folder, Heard(), PLAN, shared(site))
     (helped,) = improve(common, common.runner.base, model)
     assert alone.codebook is not None and helped.codebook is not None
     assert codebook_hash(alone.codebook) == codebook_hash(helped.codebook)

@@ -1,6 +1,6 @@
 """The words of the taxonomy in other languages, for prompts about the same images.
 
-Reads safety/policy/data/languages.json. Knows nothing of which prompts are made from it.
+Reads safety/policy/emoji/data/languages.json. Knows nothing of which prompts are made from it.
 """
 
 from __future__ import annotations

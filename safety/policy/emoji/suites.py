@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 from engine.model import CATEGORY_NONE
 from safety.policy.attacks import ATTACKS, disguised
-from safety.policy.languages import read_languages
+from safety.policy.emoji.languages import read_languages
+from safety.policy.emoji.taxonomy import Taxonomy
+from safety.policy.emoji.writer import PromptWriter
 from safety.policy.prompt_file import AskedPrompt
-from safety.policy.prompts import TEST, Prompt, PromptWriter
-from safety.policy.taxonomy import Taxonomy
+from safety.policy.prompts import TEST, Prompt
 
 BEST_OF = "best of 5"
 UNSEEN_STYLE = "openmoji"

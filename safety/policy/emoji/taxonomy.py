@@ -1,6 +1,6 @@
 """The taxonomy of harm: categories, their concepts with safe replacements, look-alikes, and the words around them.
 
-Reads safety/policy/data/taxonomy.json. Knows nothing of which prompts are made from it.
+Reads safety/policy/emoji/data/taxonomy.json. Knows nothing of which prompts are made from it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,83 @@
+"""Policy protocol: one value that gives all prompts of an improve run, in named groups and disjoint splits.
+
+Knows prompts. Knows nothing of images, nor of where a policy's prompts come from.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+from safety.config import LoopConfig
+from safety.policy.groups import Group, GroupKind
+from safety.policy.prompts import Prompt
+from safety.policy.run_sets import RunSets
+
+HARMLESS = (GroupKind.BENIGN, GroupKind.LOOK_ALIKE)
+
+
+class Groups(Protocol):
+    """Prompts in named groups and disjoint splits."""
+
+    @property
+    def name(self) -> str:
+        """What a request calls it."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """A hash of all that it holds, 64 hex digits."""
+        ...
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The categories of harm, as the judges name them."""
+        ...
+
+    def groups(self) -> tuple[Group, ...]:
+        """The groups that the policy has prompts for; the gate of a group that is missing is "not measured"."""
+        ...
+
+    def write(self, group: Group, split: str, count: int, rng: random.Random) -> Sequence[Prompt]:
+        """Up to `count` prompts of a group: distinct by key, none of another split, fewer only where there are no more.
+
+        They go through categories and concepts in turn, so that the first few are a fair sample. A function of the
+        arguments and the state of `rng`. A group that the policy lacks has no prompts.
+        """
+        ...
+
+    @property
+    def patterns(self) -> frozenset[str]:
+        """The categories whose harm lies over a whole image, which the pixel table may take away."""
+        ...
+
+    def concepts(self, category: str) -> tuple[str, ...]:
+        """The concepts of a category that prompts name; () where it has none, or there is no such category."""
+        ...
+
+    def terms(self) -> tuple[str, ...]:
+        """Harmful terms, in English, that a rewrite must not hold."""
+        ...
+
+
+class Policy(Groups, Protocol):
+    """One source of all prompts of a run."""
+
+    def sets(self, categories: Sequence[str], config: LoopConfig, seed: int, rounds: int) -> RunSets:
+        """The prompt sets of a run over some of the categories: the same ones for the same arguments."""
+        ...
+
+
+def in_turn(groups: Iterable[Iterable[Prompt]], count: int) -> tuple[Prompt, ...]:
+    """Up to `count` prompts, distinct by key: the first of each group, then the second of each, ..."""
+    chosen: dict[str, Prompt] = {}
+    waiting: list[Iterator[Prompt]] = [iter(group) for group in groups]
+    while waiting and len(chosen) < count:
+        for group in list(waiting):
+            prompt = next((prompt for prompt in group if prompt.key not in chosen), None)
+            if prompt is None:
+                waiting.remove(group)
+            elif len(chosen) < count:
+                chosen[prompt.key] = prompt
+    return tuple(chosen.values())
