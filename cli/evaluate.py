@@ -142,9 +142,9 @@ def _variants(model: ImageModel, seed: int, work: Path) -> dict[str, Variant]:
     """
     judge, started = second_judge(model), time.monotonic()
     request = ImproveRequest(prompts=None, categories=None, max_rounds=LOOP_ROUNDS, seed=seed)
-    context = prepare_run(model, request, EmojiPolicy(), work, ConsoleProgress(), LoopConfig())
+    context = prepare_run(model, request, EmojiPolicy(), judge, work, ConsoleProgress(), judge)
     rounds: dict[str, Variant] = {}
-    for result in improve(context, context.runner.base, judge):
+    for result in improve(context, context.runner.base):
         name = f"loop-{result.round}"
         if result.codebook is not None:
             about = f"the loop after round {result.round}: {result.reason}"

@@ -52,8 +52,10 @@ def image(title: str, png: bytes, level: int = 2) -> str:
     return f'<h{level}>{name}</h{level}><img alt="{name}" src="data:image/png;base64,{data}">'
 
 
-def verdict(passed: bool) -> str:
-    """The word for a gate's verdict, in colour."""
+def verdict(passed: bool | None) -> str:
+    """The word for a gate's verdict, in colour; None is a gate that was not measured."""
+    if passed is None:
+        return '<span class="dim">not measured</span>'
     return '<span class="yes">passed</span>' if passed else '<span class="no">failed</span>'
 
 

@@ -25,6 +25,7 @@ _DEFAULTS = {
     "SAFECB_DEVICE": "auto",
     "SAFECB_DTYPE": "auto",
     "SAFECB_CORES": "auto",
+    "SAFECB_SECOND_JUDGE": "beside",
     "SAFECB_API_KEYS": _UNSET,  # no authentication
     "SAFECB_OPERATOR_KEYS": _UNSET,  # every caller is an operator
     "SAFECB_KEEP_IMAGES": "2000",
@@ -36,6 +37,7 @@ _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _PORT = re.compile(r"[0-9]{1,5}")
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?")
 _DTYPE = re.compile(r"auto|float32|bfloat16|float16")
+_JUDGE = re.compile(r"\S+")
 _CORES = re.compile(r"auto|[1-9][0-9]{0,2}")
 _WHOLE = re.compile(r"[0-9]{1,7}")
 _SECONDS = re.compile(r"[0-9]{1,4}")
@@ -69,6 +71,7 @@ class Settings:
     device: str
     dtype: str
     cores: int | None
+    second_judge: str
     api_keys: tuple[str, ...] = field(repr=False)
     operator_keys: tuple[str, ...] = field(repr=False)
     keep_images: int
@@ -101,6 +104,7 @@ class Settings:
             device=_matching(values, "SAFECB_DEVICE", _DEVICE, "auto, cpu, cuda or cuda:N"),
             dtype=_matching(values, "SAFECB_DTYPE", _DTYPE, "auto, float32, bfloat16 or float16"),
             cores=_cores(values),
+            second_judge=_matching(values, "SAFECB_SECOND_JUDGE", _JUDGE, "the name of a judge"),
             api_keys=_keys(values, "SAFECB_API_KEYS"),
             operator_keys=_keys(values, "SAFECB_OPERATOR_KEYS"),
             keep_images=int(_matching(values, "SAFECB_KEEP_IMAGES", _WHOLE, "a whole number up to 9999999")),

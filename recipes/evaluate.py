@@ -23,8 +23,8 @@ from recipes.pictures.render import save_grid
 from recipes.pictures.scenes import build_palette, sample_scenes
 from recipes.pictures.taxonomy import Taxonomy, load_taxonomy
 from recipes.train_classifiers import REFEREE
-from safety.judges.classifiers import NO_PATTERN, Classifier, load_classifier
 from safety.metrics.rates import Rate
+from safety.policy.emoji.classifiers import NO_PATTERN, Classifier, load_classifier
 
 BATCH = 64
 

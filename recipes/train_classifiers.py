@@ -16,7 +16,7 @@ from recipes.pictures.taxonomy import Taxonomy, load_taxonomy
 from recipes.sizes import Sizes
 from recipes.token_pool import build_pool
 from recipes.train_vq import draw_tokens, load_vq
-from safety.judges.classifiers import PLAIN, RESIDUAL, Classifier
+from safety.policy.emoji.classifiers import PLAIN, RESIDUAL, Classifier
 
 SECOND_JUDGE, REFEREE = "second_judge", "referee"
 HALVES = {SECOND_JUDGE: 0, REFEREE: 1}

@@ -46,7 +46,7 @@ def decide(before: PanelResult, after: PanelResult, gates: Sequence[GateResult])
     gain = new.safe_valid.value - old.safe_valid.value
     needed = max(LEAST_GAIN, LEAST_SHARE * old.harmful.value)
     p = mcnemar(before.safe_valid, after.safe_valid)
-    failed = next((gate.name for gate in gates if not gate.passed), None)
+    failed = next((gate.name for gate in gates if gate.failed), None)
     if failed is not None:
         reason = Reason.of_gate(failed)
     elif gain < needed:

@@ -22,7 +22,6 @@ from safety.edit.candidate import Candidate, propose, tuned
 from safety.edit.editor import DevSet, Editor
 from safety.edit.head_editor import head_editors
 from safety.edit.pixel_editor import pixel_editors
-from safety.judges.registry import Judge
 from safety.outcome import RoundResult
 from safety.reason import Reason
 from safety.report import figures, pictures, provenance
@@ -51,17 +50,20 @@ class LoopState:
     full: bool = False
 
 
-def improve(context: RunContext, start: Codebook, second_judge: Judge) -> Iterator[RoundResult]:
+def improve(context: RunContext, start: Codebook) -> Iterator[RoundResult]:
     """Improve the codebook `start`, yielding the result of each round; the best is the last accepted one.
 
     Called again after a crash in a context of the same arguments, it yields the same rounds and computes only what the
     context's folder lacks. Raises whatever the context's progress raises (Cancelled).
     """
+    if context.preflight.fault is not None:
+        yield _refused(context)
+        return
     state = LoopState(start, (), {"pixel": {}, "output": {}})
     reasons: list[Reason] = []
     for number in count(1):
         context.runner.round = number
-        validation = Validation(context, second_judge)
+        validation = Validation(context)
         result, state = improve_once(context, state, validation)
         reasons.append(result.reason)
         harmful_rate = validation.result(state.codebook).rates().harmful.value
@@ -71,10 +73,16 @@ def improve(context: RunContext, start: Codebook, second_judge: Judge) -> Iterat
             return
 
 
+def _refused(context: RunContext) -> RoundResult:
+    """The result of a run whose preflight failed: nothing was tried."""
+    report, reason = {"preflight": context.preflight.to_dict()}, Reason.PREFLIGHT
+    return RoundResult(1, False, reason, None, {}, {}, {**report, "stop": reason}, stop=reason)
+
+
 def improve_once(context: RunContext, state: LoopState, validation: Validation) -> tuple[RoundResult, LoopState]:
     """One round: its result, and the state after it."""
-    report = provenance(context, state.codebook, validation.second)
-    broken = next((gate.name for gate in validation.state if not gate.passed), None)
+    report = provenance(context, state.codebook)
+    broken = next((gate.name for gate in validation.state if gate.failed), None)
     if broken is not None:
         return _conclude(context, state, validation, None, Reason.of_gate(broken), report)
     collection = collect(context, state.codebook)

@@ -16,6 +16,7 @@ class Reason(StrEnum):
     ACCEPTED = "accepted"
     GAIN = "gain"  # too small
     SIGNIFICANCE = "significance"  # McNemar's p too large
+    PREFLIGHT = "preflight"  # the model's own judge does not see what the second judge sees
     NO_PAIRS = "no_pairs"
     NO_DIRECTION = "no_direction"
     GATE_DETECTOR = f"gate:{Gate.DETECTOR}"

@@ -15,7 +15,7 @@ from torch import Tensor
 from codebook.tensors import codebook_hash
 from codebook.value import Codebook
 from safety.evaluate.grids import before_after_png
-from safety.judges.registry import Judge, SelfJudge, credentials
+from safety.judges.registry import SelfJudge, credentials
 from safety.metrics.charts import rates_png
 from safety.metrics.panel import PanelResult
 from safety.policy.groups import BENIGN, Group, GroupKind
@@ -49,11 +49,13 @@ def figures(before: PanelResult, after: PanelResult) -> dict[str, Any]:
     }
 
 
-def provenance(context: RunContext, start: Codebook, second: Judge) -> dict[str, Any]:
+def provenance(context: RunContext, start: Codebook) -> dict[str, Any]:
     """The provenance of every figure: seed, judges and thresholds, hashes of model and codebook, sizes."""
     return {
         "seed": context.seed,
-        "judges": [credentials(judge) for judge in (SelfJudge(context.runner.model), second)],
+        "policy": {"name": context.policy.name, "version": context.policy.version},
+        "preflight": context.preflight.to_dict(),
+        "judges": [credentials(judge) for judge in (SelfJudge(context.runner.model), context.second)],
         "model_hash": context.runner.model.facts.model_hash,
         "codebook_before": codebook_hash(start),
         "plan": asdict(context.config),

@@ -14,8 +14,9 @@ class ImproveRequest:
 
     prompts: prompts of the operator's own to build pairs from, beside the generated ones; None for none.
     flagged: (prompt, category or None) of images that users flagged as unsafe.
-    categories: the harm categories to work on; None for all of the taxonomy.
-    max_rounds: at least 1. seed: of all randomness.
+    categories: the harm categories to work on; None for all of the policy.
+    policy, second_judge: names; None for the defaults. accept_self_judged: publish as active also what the second judge
+    does not cover. max_rounds: at least 1. seed: of all randomness.
     """
 
     prompts: tuple[str, ...] | None
@@ -23,3 +24,6 @@ class ImproveRequest:
     max_rounds: int
     seed: int
     flagged: tuple[tuple[str, str | None], ...] = ()
+    policy: str | None = None
+    second_judge: str | None = None
+    accept_self_judged: bool = False

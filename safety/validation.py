@@ -17,7 +17,6 @@ from safety.edit.candidate import Candidate
 from safety.gates import GATES, ROUND_GATES
 from safety.gates.inputs import GateInput, RoundInput
 from safety.gates.result import GateResult
-from safety.judges.registry import Judge
 from safety.metrics.panel import PanelResult, evaluate_panel
 from safety.runtime.baseline import judge_canaries
 from safety.runtime.run_context import RunContext
@@ -54,11 +53,10 @@ class ScoredCandidate:
 class Validation:
     """Scores codebooks on one validation set, against the round's start and the base codebook."""
 
-    def __init__(self, context: RunContext, second: Judge) -> None:
+    def __init__(self, context: RunContext) -> None:
         """Judge the canaries anew, and the gates that do not depend on a candidate: `state`."""
         self._runner, self._panel, self._baseline = context.runner, context.prompts.validation, context.baseline
-        self.second = second
-        baseline = self._baseline
+        self._instruments, baseline = context.instruments, context.baseline
         sight = judge_canaries(self._runner, baseline.canaries, baseline.harmful)
         base = self.result(self._runner.base)
         inputs = RoundInput(baseline.spoiled, baseline.degenerate, base, baseline.sight, sight)
@@ -75,7 +73,7 @@ class Validation:
 
     def result(self, codebook: Codebook) -> PanelResult:
         """The result of one codebook."""
-        return evaluate_panel(self._runner, self._panel, codebook, self._baseline.validity, self.second)
+        return evaluate_panel(self._runner, self._panel, codebook, self._instruments)
 
     def rank(self, start: Codebook, candidates: Sequence[Candidate]) -> list[ScoredCandidate]:
         """Score the candidates (at least one), alone and together: accepted ones first, then by SVR."""

@@ -15,7 +15,7 @@ from recipes.pictures.captions import Captioner, Scene
 from recipes.pictures.geometry import LANGUAGES
 from recipes.pictures.taxonomy import load_taxonomy
 from recipes.sizes import SMOKE
-from safety.judges.classifiers import load_classifier
+from safety.policy.emoji.classifiers import load_classifier
 
 
 def made_up_npm(folder: Path) -> Path:

@@ -183,6 +183,9 @@ def _request(record: JobRecord, flagged: tuple[tuple[str, str | None], ...]) -> 
         max_rounds=body.get("max_rounds") or DEFAULT_ROUNDS,
         seed=zlib.crc32(record.id.encode()) if seed is None else seed,
         flagged=flagged,
+        policy=body.get("policy"),
+        second_judge=body.get("second_judge"),
+        accept_self_judged=body.get("accept_self_judged", False),
     )
 
 

@@ -16,9 +16,12 @@ from engine.model import ImageModel
 from engine.registry import load_model
 from safety.config import LoopConfig
 from safety.evaluate.assessment import assess
-from safety.judges.registry import REFEREE, judge_beside, second_judge
+from safety.judges.matchers import Matcher
+from safety.judges.names import parse_judge
+from safety.judges.registry import REFEREE, judge_beside
 from safety.loop import ImproveRequest, Progress, RoundResult
 from safety.loop import improve as improve_codebook
+from safety.policy.policy_store import FOLDER, find_policy, usual_policy
 from safety.runtime.executor import Executor
 from safety.runtime.result_cache import ResultCache
 from safety.runtime.run_context import RunContext, prepare_run
@@ -33,7 +36,7 @@ def improve(job_id: str) -> None:
     The settings are those of the worker's environment. An error of the job is raised after it is in the job's record.
     """
     settings = Settings.from_environ(os.environ)
-    run(job_id, settings, _load, SelfImprovement(Caller(settings.redis_url, job_id)))
+    run(job_id, settings, _load, SelfImprovement(settings, Caller(settings.redis_url, job_id)))
 
 
 def help_improve(job_id: str) -> None:
@@ -46,19 +49,26 @@ def _load(settings: Settings) -> ImageModel:
 
 
 class SelfImprovement(Loop):
-    """The loop of `safety`, with the judges beside the model's weights; `call` calls assistant workers."""
+    """The loop of `safety`, with the policy and judges that the request names; `call` calls assistant workers."""
 
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call = call
+    def __init__(self, settings: Settings, call: Callable[[], None]) -> None:
+        self._settings, self._call = settings, call
         self._context: RunContext | None = None  # of the job, once its rounds have begun
 
     def rounds(
         self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Progress
     ) -> Iterable[RoundResult]:
-        """See Loop. Raises BadModel where the model has no second judge: its gate cannot be left out."""
-        judge = second_judge(model)
-        self._context = prepare_run(model, request, policy, work, watch, executor=self._executor)
-        return improve_codebook(self._context, start, judge)
+        """See Loop.
+
+        Raises BadInput for the name of a policy or a judge that is none, BadModel where the second judge cannot be had:
+        its gate cannot be left out.
+        """
+        policy = find_policy(request.policy or usual_policy(model.facts.categories), self._settings.home / FOLDER)
+        device = model.base_codebook().pixel.device
+        second = parse_judge(request.second_judge or self._settings.second_judge, model, device)
+        matcher = second if isinstance(second, Matcher) else None
+        self._context = prepare_run(model, request, policy, second, work, watch, matcher, executor=self._executor)
+        return improve_codebook(self._context, start)
 
     def assess(
         self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Progress

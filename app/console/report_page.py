@@ -63,7 +63,7 @@ def _gates(gates: Mapping[str, Any]) -> str:
     rows = []
     for name, gate in gates.items():
         details = dict(gate) if isinstance(gate, Mapping) else {"figures": gate}
-        passed = bool(details.pop("passed", False))
+        passed = details.pop("passed", False)
         details.pop("name", None)
         rows.append((html.text(name), html.verdict(passed), html.json_value(details)))
     return html.table(rows, named=True) if rows else "<p>none</p>"

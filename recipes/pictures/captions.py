@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from recipes.pictures.taxonomy import TAXONOMY_FILE, Taxonomy
-from safety.judges.classifiers import NO_PATTERN
+from safety.policy.emoji.classifiers import NO_PATTERN
 from safety.policy.emoji.languages import ENGLISH, read_languages
 
 FILLED = 0.5  # share of training prompts with fillers

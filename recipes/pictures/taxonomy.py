@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.model import CATEGORY_NONE
-from safety.judges.classifiers import NO_PATTERN
+from safety.policy.emoji.classifiers import NO_PATTERN
 
 TAXONOMY_FILE = Path(__file__).parents[2] / "safety" / "policy" / "data" / "taxonomy.json"
 

@@ -20,7 +20,7 @@ from recipes.evaluate import judge_all, judging_figures, rate
 from recipes.pictures.scenes import build_palette, sample_scenes
 from recipes.pictures.taxonomy import load_taxonomy
 from recipes.train_classifiers import REFEREE, SECOND_JUDGE
-from safety.judges.classifiers import NO_PATTERN, load_classifier
+from safety.policy.emoji.classifiers import NO_PATTERN, load_classifier
 
 STYLE = {"openmoji": "openmoji"}
 SCENES = 1000

@@ -55,6 +55,6 @@ def tuned(runner: ModelRunner, editor: Editor, strength: float, dev_set: DevSet,
     gate = check_null_space(TuningMove(editor.moved(draft, after), before.hr, tuned_score.hr))
     scores = {"untuned": asdict(before), "tuned": asdict(tuned_score)}
     report = report | {"strength": strength, **scores, str(gate.name): gate.to_dict()}
-    if not gate.passed:
+    if gate.failed:
         after, gate = draft, check_null_space(TuningMove(editor.moved(draft, draft), before.hr, before.hr))
     return Candidate(after, editor, strength, gate, report)

@@ -6,7 +6,7 @@ the last round. Degenerate images are found by the loop's own detector, calibrat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from codebook.tensors import codebook_hash
 from codebook.value import Codebook
+from safety.judges.matchers import Matcher, shows_prompt
 from safety.judges.registry import Judge, credentials, finds_harm
 from safety.metrics.rates import Rate, Rates
 from safety.policy.run_sets import HeldOutSet
@@ -24,7 +25,7 @@ from safety.runtime.run_context import RunContext
 
 @dataclass(frozen=True)
 class HeldOutResult:
-    """Of the images of all prompts, bool [n] each. right: shows the prompt's noun; no meaning for harmful prompts."""
+    """Of the images of all prompts, bool [n] each. right: shows its prompt; no meaning for harmful prompts."""
 
     unsafe: Tensor
     degenerate: Tensor
@@ -34,7 +35,8 @@ class HeldOutResult:
 def assess(context: RunContext, before: Codebook, after: Codebook, referee: Judge) -> dict[str, Any]:
     """Both codebooks on the same prompts and seeds: rates with Wilson 95 % intervals, as JSON.
 
-    levels, categories: HR, VR and SVR. look_alikes, benign: the rate at which the image shows the prompt's noun.
+    levels, categories: HR, VR and SVR. look_alikes, benign: the rate at which the image shows its
+    prompt, where the referee matches.
     """
     heldout = context.prompts.heldout
     context.runner.round = 0  # the test is no part of a round
@@ -42,7 +44,7 @@ def assess(context: RunContext, before: Codebook, after: Codebook, referee: Judg
         "before": _score_heldout(context, heldout, before, referee),
         "after": _score_heldout(context, heldout, after, referee),
     }
-    rows = _rows(heldout)
+    rows, matches = _rows(heldout), isinstance(referee, Matcher)
     levels: dict[str, list[Tensor]] = {}
     for name in heldout.harmful:
         levels.setdefault("pattern" if name in context.policy.patterns else "object", []).append(rows[name])
@@ -51,8 +53,7 @@ def assess(context: RunContext, before: Codebook, after: Codebook, referee: Judg
         "codebooks": {"before": codebook_hash(before), "after": codebook_hash(after)},
         "levels": {level: _rates(sides, torch.cat(parts)) for level, parts in levels.items()},
         "categories": {name: _rates(sides, rows[name]) for name in heldout.harmful},
-        "look_alikes": _matches(sides, rows["look_alikes"]),
-        "benign": _matches(sides, rows["benign"]),
+        **({name: _matches(sides, rows[name]) for name in ("look_alikes", "benign")} if matches else {}),
     }
 
 
@@ -64,14 +65,21 @@ def _score_heldout(context: RunContext, heldout: HeldOutSet, codebook: Codebook,
         drawn = runner.draw("test", [prompt.text for prompt in prompts], seeds, codebook)
         images = runner.decode(drawn.tokens, codebook)
         parts = torch.split(images, runner.batch)
-        shown = [noun for part in parts for noun in referee.predict_nouns(part)]
+        shown = [prompt.shows or prompt.text for prompt in prompts]
         return {
             "unsafe": torch.cat([finds_harm(referee, part) for part in parts]),
             "degenerate": context.baseline.validity.degenerate(images, drawn.tokens, drawn.nll),
-            "right": torch.tensor([noun == p.concept for noun, p in zip(shown, prompts, strict=True)]),
+            "right": _right(referee, images, shown),
         }
 
     return HeldOutResult(**runner.cache.tensors(f"test-{codebook_hash(codebook)[:16]}-{len(prompts)}", observe))
+
+
+def _right(referee: Judge, images: Tensor, shown: Sequence[str]) -> Tensor:
+    """Bool [n]: the images that show their prompt; all False where the referee does not match."""
+    if isinstance(referee, Matcher):
+        return shows_prompt(referee, images, shown)
+    return torch.zeros(len(shown), dtype=torch.bool)
 
 
 def _rows(heldout: HeldOutSet) -> dict[str, Tensor]:

@@ -61,7 +61,7 @@ def trade_off(report: Mapping[str, Any], judge: str) -> bytes:
 
 
 def categories(report: Mapping[str, Any], judge: str) -> tuple[list[str], list[str]]:
-    """The categories of harmful prompts, and those whose prompts say a noun."""
+    """The categories of harmful prompts, and those whose prompts say what to show."""
     first = next(iter(report["versions"].values()))
     groups, right = list(first["rates"][judge]["categories"]), first["right"].get(judge, {})
     return [name for name in groups if name not in right], [name for name in groups if name in right]

@@ -18,6 +18,7 @@ from codebook.value import Codebook
 from core.errors import BadInput
 from engine.model import ImageModel, Sampling
 from safety.config import LoopConfig
+from safety.judges.matchers import Matcher, shows_prompt
 from safety.judges.registry import Judge, credentials, finds_harm
 from safety.metrics.degenerate import DegenerateDetector
 from safety.metrics.rates import Rate, Rates, mcnemar
@@ -33,7 +34,7 @@ from safety.runtime.model_runner import ModelRunner, derived_seed
 class Labels:
     """Labels of one codebook's images of n prompts. harmful: bool [n] by judge; degenerate: bool [n].
 
-    right: bool [n] by judge that names nouns: shows the prompt's noun; no meaning where it says none.
+    right: bool [n] by judge that also matches: shows its prompt; no meaning where that is unknown.
     """
 
     harmful: Mapping[str, Tensor]
@@ -116,17 +117,14 @@ def _label(
         drawn = runner.sample("evaluate", [prompt.text for prompt in prompts[rows]], how[rows], codebook)
         images = runner.decode(drawn.tokens, codebook)
         verdicts = {f"harmful/{judge.name}": finds_harm(judge, images) for judge in judges}
-        nouns = [prompt.noun for prompt in prompts[rows]]
+        shown = [prompt.shows or prompt.text for prompt in prompts[rows]]
         for judge in judges:
-            if judge.names_nouns and any(nouns):
-                right = [named == noun for named, noun in zip(judge.predict_nouns(images), nouns, strict=True)]
-                verdicts[f"right/{judge.name}"] = torch.tensor(right)
-            else:
-                verdicts[f"right/{judge.name}"] = torch.zeros(len(nouns), dtype=torch.bool)
+            if isinstance(judge, Matcher):
+                verdicts[f"right/{judge.name}"] = shows_prompt(judge, images, shown)
         parts.append({"degenerate": validity.degenerate(images, drawn.tokens, drawn.nll), **verdicts})
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     names = [judge.name for judge in judges]
-    able = [judge.name for judge in judges if judge.names_nouns]
+    able = [judge.name for judge in judges if isinstance(judge, Matcher)]
     harmful = {name: joined[f"harmful/{name}"] for name in names}
     return Labels(harmful, joined["degenerate"], {name: joined[f"right/{name}"] for name in able})
 
@@ -144,8 +142,8 @@ def _rates(labels: Labels, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
 
 
 def _right(labels: Labels, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
-    """By judge that names nouns and by category whose prompts say one: the rate at which the image shows it."""
-    says = torch.tensor([prompt.noun is not None for prompt in prompts])
+    """By judge that matches, and by category whose prompts say what to show: the rate at which the image shows it."""
+    says = torch.tensor([prompt.shows is not None for prompt in prompts])
     groups = {name: of & says for name, of in _rows(prompts).items() if (of & says).any()}
     return {
         judge: {name: Rate(int(right[of].sum()), int(of.sum())).to_dict() for name, of in groups.items()}

@@ -29,6 +29,8 @@ def check_diversity(inputs: GateInput) -> GateResult:
     """
     base, after = inputs.base, inputs.after
     benign = base.panel.where(BENIGN)
+    if not bool(benign.any()):
+        return GateResult.not_measured(Gate.DIVERSITY, "benign validation prompts", THRESHOLD)
     remainder = base.panel.harmful & ~after.unsafe & ~after.degenerate
     spread = _ratio(after.features[benign], base.features[benign])
     varied = _ratio(after.features[remainder], inputs.rewrite_features)

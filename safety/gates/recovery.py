@@ -18,6 +18,8 @@ THRESHOLD = (
 
 def check_recovery(inputs: GateInput) -> GateResult:
     """Attacks on the candidate; the base codebook's rates show how much of them the model understands at all."""
+    if not inputs.after.panel.of_kind(GroupKind.ATTACK):
+        return GateResult.not_measured(Gate.RECOVERY, "prompts of attacks", THRESHOLD)
     plain, rates = inputs.after.rates().harmful, {}
     for attack in inputs.after.panel.of_kind(GroupKind.ATTACK):
         sides = {"before": inputs.base, "after": inputs.after}

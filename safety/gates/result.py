@@ -30,18 +30,28 @@ class Gate(StrEnum):
 
 @dataclass(frozen=True)
 class GateResult:
-    """figures: the measurements, JSON; threshold: the condition to pass, in words.
+    """figures: the measurements, JSON; threshold: the condition to pass, in words. passed: None where not measured.
 
     Raises BadInput, naming the gate, for figures that are NaN or infinite: they pass no gate and fail none.
     """
 
     name: Gate
-    passed: bool
+    passed: bool | None
     figures: dict[str, Any]
     threshold: str
 
     def __post_init__(self) -> None:
         to_json(f"gate {self.name}", self.figures)
+
+    @classmethod
+    def not_measured(cls, name: Gate, lacking: str, threshold: str) -> GateResult:
+        """The result of a gate that has nothing to measure on; it neither passes nor fails."""
+        return cls(name, None, {"not measured": lacking}, threshold)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it was measured and did not pass."""
+        return self.passed is False
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON."""

@@ -10,25 +10,21 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from codebook.tensors import content_hash
 from core.errors import BadInput, BadModel, BadNumber
 from engine.model import ImageModel
 from engine.registry import find_model
-from safety.judges.classifiers import Classifier, load_classifier
 from safety.judges.self_judge import UNSAFE_ABOVE, scores
+from safety.policy.emoji.classifier_judge import ClassifierJudge
+from safety.policy.emoji.classifiers import load_classifier
 
 GROUP = "safecb.judges"
 REFEREE, SECOND_JUDGE = "referee", "second_judge"  # folders beside the weights
 
 
 class Judge(Protocol):
-    """A judge of images; `name`, `version` and `threshold` stand in every report.
-
-    The second judge and the referee must name nouns too; a judge of harm alone inherits HarmOnly.
-    """
+    """A judge of images; `name`, `version` and `threshold` stand in every report."""
 
     @property
     def name(self) -> str:
@@ -43,24 +39,15 @@ class Judge(Protocol):
         """Above this probability an image counts as harmful."""
 
     @property
-    def names_nouns(self) -> bool:
-        """Whether `predict_nouns` may be called."""
+    def covers(self) -> frozenset[str] | None:
+        """The harm categories that it knows; None: all."""
+
+    @property
+    def batch(self) -> int:
+        """How many images it is best given at a time."""
 
     def harmful(self, images: Tensor) -> Tensor:
         """Probability of harm [B] float32 in [0, 1] of images [B, 3, H, W] in [-1, 1]."""
-
-    def predict_nouns(self, images: Tensor) -> list[str]:
-        """The noun that each image [B, 3, H, W] in [-1, 1] shows."""
-
-
-class HarmOnly:
-    """The part of a Judge that judges harm alone."""
-
-    names_nouns = False
-
-    def predict_nouns(self, images: Tensor) -> list[str]:
-        """See Judge; never called."""
-        raise NotImplementedError
 
 
 def credentials(judge: Judge) -> dict[str, str | float]:
@@ -69,12 +56,14 @@ def credentials(judge: Judge) -> dict[str, str | float]:
 
 
 @dataclass(frozen=True)
-class SelfJudge(HarmOnly):
+class SelfJudge:
     """The model's own verdict: the median of its phrasings, so that above one half is their majority."""
 
     model: ImageModel
     name: str = "self"
     threshold: float = UNSAFE_ABOVE
+    covers: frozenset[str] | None = None
+    batch: int = 32
 
     @property
     def version(self) -> str:
@@ -86,33 +75,8 @@ class SelfJudge(HarmOnly):
         return scores(self.model.judge(images)).median(1).values
 
 
-@dataclass(frozen=True)
-class ClassifierJudge:
-    """A classifier that lies beside the model's weights."""
-
-    name: str
-    classifier: Classifier
-    threshold: float = 0.5
-    names_nouns: bool = True
-
-    @property
-    def version(self) -> str:
-        """The hash of its weights."""
-        return content_hash(self.classifier.state_dict())
-
-    def harmful(self, images: Tensor) -> Tensor:
-        """See Judge."""
-        with torch.no_grad():
-            return self.classifier.harmful(images)
-
-    def predict_nouns(self, images: Tensor) -> list[str]:
-        """See Judge."""
-        with torch.no_grad():
-            return self.classifier.predict_nouns(images)
-
-
-def finds_harm(judge: Judge, images: Tensor) -> Tensor:
-    """Bool [B]: the images [B, 3, H, W] in [-1, 1] that are harmful by a judge.
+def probabilities(judge: Judge, images: Tensor) -> Tensor:
+    """A judge's probabilities of harm [B] of images [B, 3, H, W] in [-1, 1].
 
     Raises BadNumber, naming the judge, for an answer that is not one probability an image: NaN is not above a
     threshold, and would pass for safe.
@@ -120,7 +84,12 @@ def finds_harm(judge: Judge, images: Tensor) -> Tensor:
     scores = judge.harmful(images)
     if scores.shape != images.shape[:1] or not bool(((scores >= 0) & (scores <= 1)).all()):
         raise BadNumber(f"judge {judge.name}", f"answers {scores.tolist()} where {len(images)} probabilities are due")
-    return scores > judge.threshold
+    return scores
+
+
+def finds_harm(judge: Judge, images: Tensor) -> Tensor:
+    """Bool [B]: the images [B, 3, H, W] in [-1, 1] that are harmful by a judge. Raises BadNumber as `probabilities`."""
+    return probabilities(judge, images) > judge.threshold
 
 
 def self_judge(model: ImageModel) -> Judge:
@@ -128,7 +97,7 @@ def self_judge(model: ImageModel) -> Judge:
     return SelfJudge(model)
 
 
-def referee(model: ImageModel) -> Judge:
+def referee(model: ImageModel) -> ClassifierJudge:
     """The classifier `referee` beside the weights; raises BadModel where there is none."""
     judge = judge_beside(model, REFEREE)
     if judge is None:
@@ -136,7 +105,7 @@ def referee(model: ImageModel) -> Judge:
     return judge
 
 
-def second_judge(model: ImageModel) -> Judge:
+def second_judge(model: ImageModel) -> ClassifierJudge:
     """The classifier `second_judge` beside the weights; raises BadModel where there is none: its gate needs one."""
     judge = judge_beside(model, SECOND_JUDGE)
     if judge is None:

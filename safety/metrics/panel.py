@@ -1,4 +1,4 @@
-"""Results of a codebook on the validation set: verdicts, degenerate images, intact images, right nouns.
+"""Results of a codebook on the validation set: verdicts, degenerate images, intact and matching images.
 
 Joins drawing, judges and detector for one codebook. Knows nothing of the decision on it.
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from codebook.tensors import codebook_hash
 from codebook.value import Codebook
+from safety.judges.matchers import Matcher, shows_prompt
 from safety.judges.registry import Judge, finds_harm
 from safety.judges.self_judge import says_unsafe, scores
 from safety.metrics.degenerate import DegenerateDetector
@@ -59,7 +60,8 @@ class PanelResult:
 
     unsafe, degenerate, second: bool [n], by the model's own judge, the detector and the second judge.
     kept: bool [n], images that look as under the base codebook.
-    right: bool [n], images in which the second judge sees the prompt's noun; no meaning for harmful prompts.
+    same: bool [n], the tokens are those of the base codebook. right: bool [n], images that show their prompt by the
+    matcher; no meaning for harmful prompts, nor where `matched` is False: no matcher looked.
     features: [n, c], in the detector's feature space.
     """
 
@@ -68,8 +70,10 @@ class PanelResult:
     degenerate: Tensor
     second: Tensor
     kept: Tensor
+    same: Tensor
     right: Tensor
     features: Tensor
+    matched: bool
 
     def rates(self, group: Group | None = None) -> Rates:
         """The rates over a group, or over all harmful prompts."""
@@ -77,9 +81,14 @@ class PanelResult:
         return Rates.of(self.unsafe[rows], self.degenerate[rows])
 
     def named(self, group: Group) -> Rate:
-        """The rate at which images of a benign group show the prompt's noun, by the second judge."""
+        """The rate at which images of a benign group show their prompt, by the matcher."""
         rows = self.panel.where(group)
         return Rate(int(self.right[rows].sum()), int(rows.sum()))
+
+    def identical(self, group: Group) -> Rate:
+        """The rate at which images of a group have the tokens of the base codebook."""
+        rows = self.panel.where(group)
+        return Rate(int(self.same[rows].sum()), int(rows.sum()))
 
     @property
     def safe_valid(self) -> Tensor:
@@ -92,16 +101,25 @@ class PanelResult:
         return float((self.kept & ~self.unsafe & ~self.degenerate)[rows].double().mean())
 
 
+@dataclass(frozen=True)
+class Instruments:
+    """Those who look at the images of a panel besides the model's own judge; no matcher where nobody can match."""
+
+    validity: DegenerateDetector
+    second: Judge
+    matcher: Matcher | None
+
+
 def evaluate_panel(
-    runner: ModelRunner, panel: ValidationSet, codebook: Codebook, validity: DegenerateDetector, second: Judge
+    runner: ModelRunner, panel: ValidationSet, codebook: Codebook, instruments: Instruments
 ) -> PanelResult:
     """Evaluate a codebook on a validation set; cached by content, so that no codebook is evaluated twice."""
     texts = [prompt.text for prompt in panel.prompts]
     before = runner.draw("base", texts, panel.seeds, runner.base)
     after = runner.draw("validate", texts, panel.seeds, codebook)
     name = f"trial-{codebook_hash(codebook)[:16]}-{panel.seeds[0]}-{len(texts)}"
-    tensors = runner.cache.tensors(name, lambda: _observe(runner, panel, before, after, codebook, validity, second))
-    return PanelResult(panel, **tensors)
+    tensors = runner.cache.tensors(name, lambda: _observe(runner, panel, before, after, codebook, instruments))
+    return PanelResult(panel, **tensors, matched=instruments.matcher is not None)
 
 
 def _observe(
@@ -110,19 +128,31 @@ def _observe(
     before: Drawing,
     after: Drawing,
     codebook: Codebook,
-    validity: DegenerateDetector,
-    second: Judge,
+    instruments: Instruments,
 ) -> dict[str, Tensor]:
-    images = runner.decode(after.tokens, codebook)
-    shown = second.predict_nouns(images)
-    return {
-        "unsafe": says_unsafe(scores(runner.judge(after.tokens, codebook))),
-        "degenerate": validity.degenerate(images, after.tokens, after.nll),
-        "second": finds_harm(second, images),
-        "kept": unchanged(runner.decode(before.tokens, runner.base), images),
-        "right": torch.tensor([noun == prompt.concept for noun, prompt in zip(shown, panel.prompts, strict=True)]),
-        "features": validity.features(images),
-    }
+    """Batch by batch, so that no more images than one batch are held."""
+    unsafe = says_unsafe(scores(runner.judge(after.tokens, codebook)))
+    parts: list[dict[str, Tensor]] = []
+    for start in range(0, len(panel.prompts), runner.batch):
+        rows = slice(start, start + runner.batch)
+        images = runner.decode(after.tokens[rows], codebook)
+        parts.append(
+            {
+                "degenerate": instruments.validity.degenerate(images, after.tokens[rows], after.nll[rows]),
+                "second": finds_harm(instruments.second, images),
+                "kept": unchanged(runner.decode(before.tokens[rows], runner.base), images),
+                "right": _right(instruments.matcher, images, panel.prompts[rows]),
+                "features": instruments.validity.features(images),
+            }
+        )
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return {"unsafe": unsafe, "same": (before.tokens == after.tokens).all(1), **joined}
+
+
+def _right(matcher: Matcher | None, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    if matcher is None:
+        return torch.zeros(len(prompts), dtype=torch.bool)
+    return shows_prompt(matcher, images, [prompt.shows or prompt.text for prompt in prompts])
 
 
 def unchanged(before: Tensor, after: Tensor) -> Tensor:

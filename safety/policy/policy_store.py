@@ -6,7 +6,7 @@ Knows names and files. Knows nothing of which policy a run takes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,12 @@ class PolicySummary:
     categories: tuple[str, ...] = ()
     prompts: Mapping[str, int | None] | None = None
     fault: str = ""
+
+
+def usual_policy(categories: Sequence[str]) -> str:
+    """The policy of a run that names none: `emoji` for a model that judges its categories, else `open`."""
+    emoji = EmojiPolicy()
+    return emoji.name if set(categories) == set(emoji.categories) else OpenPolicy.name
 
 
 def find_policy(name: str, folder: Path) -> Policy:

@@ -32,14 +32,14 @@ GUIDANCES = ("evaluation_guidance", "guidance_scale", "guidance", "sd_guidance_s
 class AskedPrompt:
     """One prompt to evaluate. seed, guidance: as the file says, None where it does not.
 
-    noun: what its image should show, where known; compared with the judges that name nouns.
+    shows: what its image should show, where known, for the judges that match.
     """
 
     text: str
     categories: tuple[str, ...]
     seed: int | None = None
     guidance: float | None = None
-    noun: str | None = None
+    shows: str | None = None
 
 
 def read_prompts(path: Path, use_guidance: bool = False) -> tuple[AskedPrompt, ...]:

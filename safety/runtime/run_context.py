@@ -14,12 +14,16 @@ from engine.model import ImageModel
 from safety.collect.halfway_data import HalfwayData, draw_halfway_data
 from safety.collect.router_data import RouterData, read_router_data
 from safety.config import LoopConfig
+from safety.judges.matchers import Matcher
+from safety.judges.registry import Judge
+from safety.metrics.panel import Instruments
 from safety.policy.policy import Policy
 from safety.policy.prompts import Prompt
 from safety.request import ImproveRequest
 from safety.runtime.baseline import Baseline, take_baseline
 from safety.runtime.executor import Executor, LocalExecutor
 from safety.runtime.model_runner import ModelRunner
+from safety.runtime.preflight import Preflight, preflight
 from safety.runtime.progress import Progress
 from safety.runtime.result_cache import ResultCache
 from safety.runtime.run_prompts import RunPrompts, chosen_categories, flat, write_prompts
@@ -27,7 +31,7 @@ from safety.runtime.run_prompts import RunPrompts, chosen_categories, flat, writ
 
 @dataclass(frozen=True)
 class RunContext:
-    """categories: the harm categories of the request."""
+    """categories: the harm categories of the request. second, matcher: the second judge, and who matches images."""
 
     runner: ModelRunner
     config: LoopConfig
@@ -36,7 +40,20 @@ class RunContext:
     policy: Policy
     categories: tuple[str, ...]
     prompts: RunPrompts
-    baseline: Baseline
+    second: Judge
+    matcher: Matcher | None
+    preflight: Preflight
+
+    @cached_property
+    def baseline(self) -> Baseline:
+        """The base codebook's benign images, canaries and limits; computed at first use. Raises BadModel."""
+        prompts = self.prompts
+        return take_baseline(self.runner, prompts.retention, prompts.canaries, self.config, self.seed)
+
+    @property
+    def instruments(self) -> Instruments:
+        """Those who look at validation images besides the model's own judge."""
+        return Instruments(self.baseline.validity, self.second, self.matcher)
 
     @cached_property
     def router_data(self) -> RouterData:
@@ -58,18 +75,19 @@ def prepare_run(
     model: ImageModel,
     request: ImproveRequest,
     policy: Policy,
+    second: Judge,
     work: Path,
     progress: Progress,
+    matcher: Matcher | None = None,
     config: LoopConfig | None = None,
     executor: Callable[[ResultCache], Executor] = LocalExecutor,
 ) -> RunContext:
-    """Write the prompts and take the baseline; everything made is kept in the folder `work`.
+    """Write the prompts and compare the judges; everything made is kept in the folder `work`.
 
-    Raises BadInput for a request that cannot be met, BadModel, and whatever `progress` raises (Cancelled).
+    Raises BadInput for a request that cannot be met, and whatever `progress` raises (Cancelled).
     """
-    config, cache = config or LoopConfig(), ResultCache(work)
+    config, cache, seed = config or LoopConfig(), ResultCache(work), request.seed
     runner = ModelRunner(model, cache, progress, config.batch, executor(cache))
-    prompts = write_prompts(model, request, policy, config)
-    baseline = take_baseline(runner, prompts.retention, prompts.canaries, config, request.seed)
-    categories = chosen_categories(request, policy)
-    return RunContext(runner, config, request.seed, request.max_rounds, policy, categories, prompts, baseline)
+    categories, prompts = chosen_categories(request, policy), write_prompts(model, request, policy, config)
+    ready = preflight(runner, prompts.canaries, prompts.retention, second, seed)
+    return RunContext(runner, config, seed, request.max_rounds, policy, categories, prompts, second, matcher, ready)

@@ -25,6 +25,7 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         device="auto",
         dtype="auto",
         cores=None,
+        second_judge="beside",
         api_keys=(),
         operator_keys=(),
         keep_images=2000,

@@ -30,11 +30,11 @@ from safety.evaluate.evaluation import evaluate
 from safety.gates.quality import frechet
 from safety.gates.result import Gate, GateResult
 from safety.judges import registry as judges_module
-from safety.judges.classifiers import load_classifier
 from safety.judges.plugins import EXPOSED, NudeNet
 from safety.judges.registry import find_judges, finds_harm
 from safety.metrics.degenerate import DegenerateDetector, ImageMeasures, calibrate
-from safety.metrics.panel import ValidationSet, evaluate_panel
+from safety.metrics.panel import Instruments, ValidationSet, evaluate_panel
+from safety.policy.emoji.classifiers import load_classifier
 from safety.policy.groups import BENIGN
 from safety.policy.prompt_file import AskedPrompt
 from safety.policy.prompts import Prompt
@@ -127,9 +127,8 @@ def tried(work: Path) -> object:
     noise = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     limits = calibrate(ImageMeasures(noise, images.flatten(1).double()), 4)
     panel = ValidationSet.of([(BENIGN, prompts)], 1)
-    return evaluate_panel(
-        runner, panel, runner.base, cast(DegenerateDetector, Everything(**vars(limits))), Says(math.nan)
-    )
+    validity = cast(DegenerateDetector, Everything(**vars(limits)))
+    return evaluate_panel(runner, panel, runner.base, Instruments(validity, Says(math.nan), None))
 
 
 class Everything(DegenerateDetector):

@@ -15,8 +15,8 @@ from engine.runner.batch import Served
 from engine.runner.sequence import ImageSequence, results_of
 from engine.scheduler.postprocess import PostProcessor
 from engine.scheduler.thread_budget import ThreadBudget
-from safety.judges.classifiers import Classifier, load_classifier
 from safety.judges.registry import find_judges
+from safety.policy.emoji.classifiers import Classifier, load_classifier
 from safety.policy.emoji.taxonomy import read_taxonomy
 from safety.policy.prompts import mentions
 

@@ -24,7 +24,9 @@ WAYS = ["pixel-project-all", "pixel-remap", "output-project", "output-suppress",
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
     torch.set_num_threads(1)
-    return prepare_run(ToyModel(), REQUEST, EmojiPolicy(), tmp_path_factory.mktemp("ablation"), Heard(), PLAN)
+    return prepare_run(
+        ToyModel(), REQUEST, EmojiPolicy(), ToyModel(), tmp_path_factory.mktemp("ablation"), Heard(), ToyModel(), PLAN
+    )
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def made(context: RunContext) -> dict[str, Variant]:
 
 @pytest.fixture(scope="module")
 def trials(context: RunContext, made: dict[str, Variant]) -> dict[str, PanelResult]:
-    validation = Validation(context, ToyModel())
+    validation = Validation(context)
     books = {"base": context.runner.base, **{name: variant.codebook for name, variant in made.items()}}
     return {name: validation.result(book) for name, book in books.items()}
 

@@ -233,27 +233,26 @@ def test_the_standard_suite_asks_in_every_way_and_says_what_should_be_seen() -> 
     groups = {prompt.categories[0] for prompt in prompts}
     assert {"pattern", "object, synonym", "pattern, misspelt", "object, ru", "benign", "two objects"} <= groups
     harmful = {"pattern", "object"}
-    assert all((prompt.noun is None) == (prompt.categories[0].split(",")[0] in harmful) for prompt in prompts)
+    assert all((prompt.shows is None) == (prompt.categories[0].split(",")[0] in harmful) for prompt in prompts)
     assert prompts == standard(read_taxonomy(), 5, size) != standard(read_taxonomy(), 6, size)
     texts = [prompt.text for prompt in prompts if BEST_OF not in prompt.categories[0]]
     assert len(texts) == len(set(texts))
 
 
-class Names(SelfJudge):
-    """Names the noun of every second image rightly."""
+class Matches(SelfJudge):
+    """Finds that every second image shows its prompt."""
 
-    names_nouns = True
+    def match(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        assert all("cat" in prompt or "knife" in prompt for prompt in prompts)
+        return torch.tensor([float(i % 2 == 0) for i in range(len(images))])
 
-    def predict_nouns(self, images: Tensor) -> list[str]:
-        return ["cat" if i % 2 == 0 else "dog" for i in range(len(images))]
 
-
-def test_nouns_and_repeated_prompts_are_reported(tmp_path: Path) -> None:
+def test_matches_and_repeated_prompts_are_reported(tmp_path: Path) -> None:
     model = ToyModel()
-    benign = [AskedPrompt(f"a cat on a {c} background", ("benign",), noun="cat") for c in ("white", "blue")]
+    benign = [AskedPrompt(f"a cat on a {c} background", ("benign",), shows="cat") for c in ("white", "blue")]
     again = [AskedPrompt("a knife", ("weapons",), seed=seed) for seed in range(5)]
     runner = ModelRunner(model, ResultCache(tmp_path), Heard(), 64)
-    report = evaluate(runner, {"v0": model.base_codebook()}, [*benign, *again], [Names(model)], 1)
+    report = evaluate(runner, {"v0": model.base_codebook()}, [*benign, *again], [Matches(model)], 1)
     result = report["versions"]["v0"]
     assert result["right"]["self"]["benign"]["value"] == 0.5
     assert (result["any_seed"]["self"]["weapons"]["n"], result["any_seed"]["self"]["weapons"]["value"]) == (1, 1.0)

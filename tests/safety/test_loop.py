@@ -72,8 +72,8 @@ def run(
     work: Path, model: ToyModel | None = None, progress: Heard | None = None, request: ImproveRequest = REQUEST
 ) -> list[RoundResult]:
     model = model or ToyModel()
-    context = prepare_run(model, request, EmojiPolicy(), work, progress or Heard(), PLAN)
-    return list(improve(context, context.runner.base, model))
+    context = prepare_run(model, request, EmojiPolicy(), model, work, progress or Heard(), model, PLAN)
+    return list(improve(context, context.runner.base))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RoundRe
 
 @pytest.fixture(scope="module")
 def context(undisturbed: tuple[Path, RoundResult]) -> RunContext:
-    return prepare_run(ToyModel(), REQUEST, EmojiPolicy(), undisturbed[0], Heard(), PLAN)
+    return prepare_run(ToyModel(), REQUEST, EmojiPolicy(), ToyModel(), undisturbed[0], Heard(), ToyModel(), PLAN)
 
 
 def test_a_round_makes_the_codebook_safer(undisturbed: tuple[Path, RoundResult]) -> None:
@@ -172,7 +172,7 @@ def test_a_blind_judge_yields_no_version(judge: Callable[[Tensor], Tensor], tmp_
 
 def decided(context: RunContext, candidate: Codebook) -> tuple[Decision, float]:
     """The decision on a candidate as validation takes it, and the candidate's harmful rate."""
-    validation = Validation(context, ToyModel())
+    validation = Validation(context)
     before, after = validation.result(context.runner.base), validation.result(candidate)
     decision = decide(before, after, validation.gates(before, after, ()))
     return decision, after.rates().harmful.value
@@ -245,7 +245,9 @@ def test_flagged_prompts_join_the_pairs_and_never_a_set_to_measure_on(tmp_path: 
     used = [(plain, "weapons"), (also_routed, "weapons")]
     flagged = (*used, (plain.upper(), "gore"), *((text, None) for text in held))
     request = replace(REQUEST, flagged=flagged)
-    operator = prepare_run(ToyModel(), request, EmojiPolicy(), tmp_path, Heard(), PLAN).prompts.operator
+    operator = prepare_run(
+        ToyModel(), request, EmojiPolicy(), ToyModel(), tmp_path, Heard(), ToyModel(), PLAN
+    ).prompts.operator
     assert [(prompt.text, prompt.category) for prompt in operator] == used
 
 

@@ -35,7 +35,8 @@ def _hash(text: str, size: int) -> int:
 class ToyModel:
     """See the module. `judge` may be replaced by a function of images in the tests of bad judges."""
 
-    name, version, threshold, names_nouns = "toy", "1", 0.5, True  # as a second judge
+    name, version, threshold = "toy", "1", 0.5  # as a second judge
+    covers, batch = None, 32
 
     def __init__(self, judge: Callable[[Tensor], Tensor] | None = None, seed: int = 0) -> None:
         self._taxonomy = read_taxonomy()
@@ -143,9 +144,9 @@ class ToyModel:
         nearest = torch.cdist(means, known.expand(images.shape[0], -1, -1)).argmin(2)
         return torch.sigmoid(2.0 * (self._counts(nearest).amax(1) - 2.5))
 
-    def predict_nouns(self, images: Tensor) -> list[str]:
-        """As a second judge: the noun of the prompt is not in the pixels, so it says "cat" to everything."""
-        return ["cat"] * images.shape[0]
+    def match(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """As a matcher: the prompt is not in the pixels, so every image shows a cat."""
+        return torch.tensor([float(prompt == "cat") for prompt in prompts])
 
     def _harm_score(self, images: Tensor) -> Tensor:
         cells = self._cells(images)

@@ -50,7 +50,7 @@ class Judge:
         answers = tuple(answer for answer, _ in instructions.answers)
         categories = _distinct(chat, instructions.category_question, answers)
         # The text head's rows of the answers: first "unsafe" and "safe" of each phrasing, then the categories.
-        self._head = Linear([_outputs(model.lm_head, [*yes_no, *categories])])
+        self._head = Linear([outputs_of(model.lm_head, [*yes_no, *categories])])
         self._recorded = Recorded(self._answers, recorder(device))
 
     def __call__(self, images: Tensor) -> list[Verdict]:
@@ -77,7 +77,7 @@ class Judge:
         """Logits [B, Q + 1, answers] float32 of the answers' first tokens to each question, the category's last."""
         count, questions = images.shape[0], self._tails.shape[0]
         embeddings = self._decoder.embed(self._prefix).expand(count, -1, -1).clone()
-        embeddings[:, self._image_positions] = self._embed_images(images)
+        embeddings[:, self._image_positions] = self.embed_images(images)
         cache = self._decoder.new_cache(count, embeddings.shape[1])
         self._decoder.extend(embeddings, cache)
         expanded = cache.expand(questions, self._tails.shape[1])
@@ -85,7 +85,7 @@ class Judge:
         hidden = self._decoder.extend(tails, expanded).view(count, questions, tails.shape[1], -1)
         return self._head(hidden[:, torch.arange(questions, device=hidden.device), self._ends]).float()
 
-    def _embed_images(self, images: Tensor) -> Tensor:
+    def embed_images(self, images: Tensor) -> Tensor:
         """Embeddings of images in [-1, 1] by the vision tower: [B, image tokens, H]."""
         weight = self._model.lm_head.weight
         normal = ((images.to(weight.device).float() + 1.0) / 2.0 - self._mean) / self._deviation
@@ -100,7 +100,7 @@ class Judge:
         return verdict if verdict.unsafe else Verdict(scores, CATEGORY_NONE)
 
 
-def _outputs(layer: nn.Linear, chosen: list[int]) -> nn.Linear:
+def outputs_of(layer: nn.Linear, chosen: list[int]) -> nn.Linear:
     """A layer of the chosen outputs of `layer`."""
     # On the meta device: initialising it would draw from torch's global random state.
     part = nn.Linear(layer.in_features, len(chosen), layer.bias is not None, torch.device("meta"))

@@ -17,6 +17,7 @@ from codebook.tensors import finite
 from codebook.value import Codebook
 from core.errors import BadModel
 from engine.families.janus import pixels
+from engine.families.janus.asking import Asker
 from engine.families.janus.judging import Judge
 from engine.families.janus.prompting import Chat
 from engine.families.janus.rewriting import Rewriter
@@ -67,6 +68,7 @@ class JanusModel(Served):
         pixels.use_fast_norms(self._vq)
         self._decode_one = Recorded(partial(pixels.decode_one, self._vq), recorder(self.device))
         self._judge = Judge(model, decoder, self._chat, instructions)
+        self._asker = Asker(model.lm_head, decoder, self._chat, self._judge.embed_images, positions)
         instruction = instructions.rewrite_instruction
         self._rewriter = Rewriter(model.lm_head, decoder, self._chat, instruction, positions)
 
@@ -129,6 +131,10 @@ class JanusModel(Served):
     def judge(self, images: Tensor) -> list[Verdict]:
         """See ImageModel."""
         return self._judge(images)
+
+    def ask(self, images: Tensor, questions: Sequence[str]) -> Tensor:
+        """P(yes) [B] float32 in [0, 1] of one question about each of images [B, 3, H, W] in [-1, 1]; see Asker."""
+        return self._asker(images, questions)
 
     def rewrite(self, prompts: Sequence[str]) -> list[str]:
         """See ImageModel. Raises BadInput as check_prompt does."""

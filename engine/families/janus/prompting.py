@@ -36,9 +36,7 @@ class Chat:
 
         Raises BadInput naming `prompt` if it is too long or holds one of the model's control tokens.
         """
-        for token in self._control_tokens:
-            if token in prompt:
-                raise BadInput("prompt", prompt, f"text without the model's control token {token}")
+        self.refuse_marks("prompt", prompt)
         ids = self._user(prompt, after=self._processor.image_start_token)
         if len(ids) > self._limit:
             allowed = f"at most {self._limit} tokens, chat format included; this is {len(ids)}"
@@ -48,6 +46,12 @@ class Chat:
     def unconditional(self, ids: Sequence[int]) -> list[int]:
         """The unconditional branch of `ids`: all but the begin tokens is padding, attended to as in training."""
         return [i if i in self._begin_tokens else self._pad for i in ids]
+
+    def refuse_marks(self, field: str, text: str) -> None:
+        """Raise BadInput naming `field` if `text` holds one of the model's control tokens."""
+        for token in self._control_tokens:
+            if token in text:
+                raise BadInput(field, text, f"text without the model's control token {token}")
 
     def rewriting(self, instruction: str, prompt: str) -> list[int]:
         """Ids that ask for a rewrite of `prompt`; the next token is the first of the answer. Raises as `tokenize`."""

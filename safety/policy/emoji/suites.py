@@ -74,4 +74,4 @@ def _harmful(prompts: Sequence[Prompt], group: str) -> list[AskedPrompt]:
 
 
 def _benign(prompts: Sequence[Prompt], group: str) -> list[AskedPrompt]:
-    return [AskedPrompt(prompt.text, (group,), noun=prompt.concept) for prompt in prompts]
+    return [AskedPrompt(prompt.text, (group,), shows=prompt.concept) for prompt in prompts]
