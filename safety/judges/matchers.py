@@ -17,7 +17,7 @@ from core.errors import BadInput, BadModel, BadNumber
 from engine.model import ImageModel
 from safety.judges.checkpoints import check_size, hash_checkpoint, refusal
 from safety.judges.contrastive import Contrastive, load_contrastive
-from safety.judges.names import split_threshold
+from safety.judges.grammar import split_threshold
 
 ASK, CLIP = "ask", "clip:"
 QUESTION = "Does this image show {prompt}? Answer yes or no."
