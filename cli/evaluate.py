@@ -6,31 +6,39 @@ Draws on the machine it runs on; needs neither a server nor Redis. Called again,
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from codebook.store import CodebookStore
+from cli.own_process import (
+    ACTIVE,
+    JUDGES_HELP,
+    ConsoleProgress,
+    check_names,
+    exit_code,
+    find_codebooks,
+    find_judges,
+    policy_of,
+    sort_prompts,
+)
 from codebook.value import Codebook
 from core.atomic import replace_file
-from core.errors import NoStorage, SafeCBError
+from core.errors import BadInput
 from core.json_records import to_json
 from core.settings import Settings
-from engine.model import ImageModel
 from engine.registry import load_model
 from safety.config import LoopConfig
 from safety.evaluate.ablation import Variant, variants
 from safety.evaluate.charts import chart, trade_off
-from safety.evaluate.evaluation import evaluate, readable, samplings
+from safety.evaluate.evaluation import benign_prompts, evaluate, samplings
 from safety.evaluate.grids import before_after_png
 from safety.evaluate.page import markdown, page
-from safety.judges.registry import find_judges, second_judge
+from safety.judges.registry import second_judge
 from safety.loop import ImproveRequest, improve
 from safety.policy.emoji.emoji_policy import EmojiPolicy
 from safety.policy.emoji.suites import Size, standard
@@ -40,75 +48,61 @@ from safety.runtime.model_runner import ModelRunner
 from safety.runtime.result_cache import ResultCache
 from safety.runtime.run_context import prepare_run
 
-ACTIVE = "active"
 SHOWN = 36  # images in the picture
-QUIET_S = 5.0  # between two progress lines
 STANDARD, ABLATION = "standard", "ablation"
 SMALL = Size(plain=75, other=0, repeated=0, benign=120, look_alikes=30, pairs_of_objects=0)  # for each of many variants
 LOOP_ROUNDS = 2
 
 
-class ConsoleProgress:
-    """Progress as a line on stderr, every QUIET_S seconds at most."""
-
-    def __init__(self) -> None:
-        self._last = 0.0
-
-    def report(self, phase: str, done: int, total: int, round: int) -> None:
-        """See safety.runtime.progress.Progress."""
-        if time.monotonic() - self._last >= QUIET_S:
-            self._last = time.monotonic()
-            print(f"{phase}: {done} of {total}", file=sys.stderr, flush=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command: 0, 1 for a failure of the disk, 2 for a bad argument or model."""
     options = _parser().parse_args(arguments)
-    try:
-        summary = run(options, Settings.from_environ(os.environ))
-    except NoStorage as error:
-        print(f"safecb evaluate: {error.about(error.path)}; then call it again to go on", file=sys.stderr)
-        return 1
-    except SafeCBError as error:
-        print(f"safecb evaluate: {error}", file=sys.stderr)
-        return 2
-    print(summary)
-    return 0
+    return exit_code("evaluate", lambda settings: run(options, settings))
 
 
 def run(options: argparse.Namespace, settings: Settings) -> str:
     """Evaluate, write evaluation.json, .html, .md and the pictures to `options.out`; return a short table."""
-    prompts: Sequence[AskedPrompt] = () if options.suite else read_prompts(options.prompts, options.file_guidance)
+    if options.suite and options.policy not in (None, EmojiPolicy.name):
+        raise BadInput("policy", options.policy, f"{EmojiPolicy.name}, whose test prompts the suites are")
+    prompts = _prompts(options)
+    names = check_names(options.judges)
     model = load_model(settings.model, settings.device, settings.dtype)
-    judges = find_judges(_names(options.judges), model)
-    # Named by the inputs of the calibration, so that a folder may be used for another seed or model.
-    work = options.out / "work" / f"{model.facts.model_hash[:16]}-{options.seed}"
+    parted = sort_prompts(model, prompts, options.suite or options.prompts)
+    policy = policy_of(EmojiPolicy.name if options.suite else options.policy, settings, model)
+    benign = benign_prompts(model, policy, options.seed)
+    judges = find_judges(names, model)
+    # Named by the inputs of the calibration, so that a folder may be used for another seed, model or policy.
+    work = options.out / "work" / f"{model.facts.model_hash[:16]}-{policy.version[:16]}-{options.seed}"
     runner = ModelRunner(model, ResultCache(work), ConsoleProgress(), LoopConfig().batch)
-    ablation: dict[str, Variant] = {}
-    if options.suite == ABLATION:
-        ablation = {
-            "base": Variant("the model's own codebook", runner.base, 0.0),
-            **_variants(model, options.seed, work / "loop"),
-        }
-        codebooks = {name: variant.codebook for name, variant in ablation.items()}
-    else:
-        codebooks = _codebooks(settings, model, _names(options.versions))
-    if options.suite:
-        prompts = standard(read_taxonomy(), options.seed, SMALL if options.suite == ABLATION else Size())
-    usable = readable(model, prompts)
-    report = evaluate(runner, codebooks, usable, judges, options.seed)
-    report |= {"asked": options.suite or options.prompts.name, "unreadable": len(prompts) - len(usable)}
+    ablation = _variants(runner, options.seed, work / "loop") if options.suite == ABLATION else {}
+    versions = [name.strip() for name in options.versions.split(",")]
+    codebooks = {name: variant.codebook for name, variant in ablation.items()}
+    codebooks = codebooks or find_codebooks(settings, model, versions)
+    report = evaluate(runner, codebooks, parted.usable, judges, options.seed, benign)
+    report |= {
+        "asked": options.suite or options.prompts.name,
+        "unreadable": len(parted.unreadable),
+        "refused": len(parted.refused),
+        "policy": {"name": policy.name, "version": policy.version, "benign": len(benign)},
+    }
     if others := report["guidance"]["from_file"]:
         print(f"{others} prompts are drawn with the file's guidance, not {model.facts.guidance:g}", file=sys.stderr)
-    if ablation:
-        report["variants"] = {name: {"about": v.about, "seconds": v.seconds} for name, v in ablation.items()}
     if options.show_prompts:
-        report["texts"] = [prompt.text for prompt in usable]
+        report["texts"] = [prompt.text for prompt in parted.usable]
     charts = {"Harmful rates": chart(report)}
     if ablation:
+        report["variants"] = {name: {"about": v.about, "seconds": v.seconds} for name, v in ablation.items()}
         charts["Harmful against degenerate images: trade-off"] = trade_off(report, judges[-1].name)
-    _write(options.out, report, charts | _grid(runner, codebooks, usable, options.seed), judges[-1].name)
+    pictures = charts | _grid(runner, codebooks, parted.usable, options.seed)
+    _write(options.out, report, pictures, judges[-1].name)
     return "\n".join([*_summary(report), f"{options.out / 'evaluation.html'}"])
+
+
+def _prompts(options: argparse.Namespace) -> Sequence[AskedPrompt]:
+    """The prompts of the file, or of the suite. Raises BadInput."""
+    if not options.suite:
+        return read_prompts(options.prompts, options.file_guidance)
+    return standard(read_taxonomy(), options.seed, SMALL if options.suite == ABLATION else Size())
 
 
 def _write(out: Path, report: Mapping[str, Any], pictures: Mapping[str, bytes], judge: str) -> None:
@@ -118,10 +112,6 @@ def _write(out: Path, report: Mapping[str, Any], pictures: Mapping[str, bytes], 
     replace_file(out / "evaluation.md", markdown(report, judge).encode())
     for title, png in pictures.items():
         replace_file(out / f"{title.split()[-1].lower()}.png", png)
-
-
-def _names(listed: str) -> list[str]:
-    return [name.strip() for name in listed.split(",")]
 
 
 def _summary(report: Mapping[str, Any]) -> list[str]:
@@ -135,11 +125,13 @@ def _summary(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _variants(model: ImageModel, seed: int, work: Path) -> dict[str, Variant]:
-    """The loop after each of its rounds, and the variants of its first one. Raises BadModel without a second judge.
+def _variants(runner: ModelRunner, seed: int, work: Path) -> dict[str, Variant]:
+    """The base codebook, the loop after each of its rounds, and the variants of its first one.
 
-    work: a folder of its own; the evaluation keeps its own calibration under the same names.
+    work: a folder of its own; the evaluation keeps its own calibration under the same names. Raises BadModel without a
+    second judge.
     """
+    model = runner.model
     judge, started = second_judge(model), time.monotonic()
     request = ImproveRequest(prompts=None, categories=None, max_rounds=LOOP_ROUNDS, seed=seed)
     context = prepare_run(model, request, EmojiPolicy(), judge, work, ConsoleProgress(), judge)
@@ -149,15 +141,7 @@ def _variants(model: ImageModel, seed: int, work: Path) -> dict[str, Variant]:
         if result.codebook is not None:
             about = f"the loop after round {result.round}: {result.reason}"
             rounds[name] = Variant(about, replace(result.codebook, version=name), time.monotonic() - started)
-    return {**dict(variants(context)), **rounds}
-
-
-def _codebooks(settings: Settings, model: ImageModel, names: Sequence[str]) -> dict[str, Codebook]:
-    """The versions of these names in the store; raises NotFound and BadCodebook."""
-    store = CodebookStore(settings.store)
-    store.initialise(model.base_codebook(), asdict(model.facts))
-    versions = [store.active().version if name == ACTIVE else name for name in names]
-    return {version: store.load(version) for version in versions}
+    return {"base": Variant("the model's own codebook", runner.base, 0.0), **dict(variants(context)), **rounds}
 
 
 def _grid(
@@ -180,7 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--prompts", type=Path, help="a CSV file (I2P's or CoPro's columns), or text")
     source.add_argument("--suite", choices=(STANDARD, ABLATION), help="the taxonomy's test prompts, in every wording")
     parser.add_argument("--versions", default=f"v0,{ACTIVE}", help="comma separated; the first is compared with")
-    parser.add_argument("--judges", default="self", help="comma separated: self, referee, or a plugin's name")
+    parser.add_argument("--judges", default="self", help=JUDGES_HELP)
+    parser.add_argument("--policy", help="whose benign prompts set the limits of degenerate images")
     parser.add_argument("--seed", type=int, default=0, help="for every prompt whose row has none")
     parser.add_argument("--file-guidance", action="store_true", help="draw with the guidance that the file gives")
     parser.add_argument("--out", type=Path, default=Path("evaluation"), help="the folder to write to and go on from")

@@ -22,11 +22,11 @@ from safety.judges.matchers import Matcher, shows_prompt
 from safety.judges.registry import Judge, credentials, finds_harm
 from safety.metrics.degenerate import DegenerateDetector
 from safety.metrics.rates import Rate, Rates, mcnemar
-from safety.policy.emoji.taxonomy import read_taxonomy
-from safety.policy.emoji.writer import PromptWriter
+from safety.policy.groups import BENIGN
+from safety.policy.policy import Policy
 from safety.policy.prompt_file import AskedPrompt
-from safety.policy.prompts import PAIR, is_readable
-from safety.runtime.baseline import take_validity
+from safety.policy.prompts import PAIR, Prompt, is_readable
+from safety.runtime.baseline import LEAST_SAFE, take_validity
 from safety.runtime.model_runner import ModelRunner, derived_seed
 
 
@@ -42,11 +42,16 @@ class Labels:
     right: Mapping[str, Tensor]
 
 
-def readable(model: ImageModel, prompts: Sequence[AskedPrompt]) -> tuple[AskedPrompt, ...]:
-    """The prompts that the model can read; raises BadInput where that is none of them."""
+def benign_prompts(model: ImageModel, policy: Policy, seed: int) -> tuple[Prompt, ...]:
+    """The benign prompts of a policy to calibrate on: as many as an improve run keeps, fewer where it has fewer.
+
+    Raises BadInput where they are too few for limits to mean anything.
+    """
+    prompts = policy.write(BENIGN, PAIR, LoopConfig().retention, random.Random(f"evaluate/{seed}"))
     usable = tuple(prompt for prompt in prompts if is_readable(model, prompt.text))
-    if not usable:
-        raise BadInput("prompts", f"{len(prompts)} prompts", "at least one that the model can read")
+    if len(usable) < LEAST_SAFE:
+        allowed = f"one with {LEAST_SAFE} or more benign prompts of the split {PAIR!r} that the model can read"
+        raise BadInput("policy", f"{policy.name} ({len(usable)} benign prompts)", allowed)
     return usable
 
 
@@ -69,14 +74,15 @@ def evaluate(
     prompts: Sequence[AskedPrompt],
     judges: Sequence[Judge],
     seed: int,
+    benign: Sequence[Prompt],
 ) -> dict[str, Any]:
     """Draw the prompts (all readable) under each codebook with the same seeds, and judge; the report, as JSON.
 
-    The detector of degenerate images is calibrated on the base codebook's benign images. Raises BadModel, and BadNumber
-    where an image, a verdict or a judge comes to NaN or infinity: it counts neither as harmful nor as safe.
+    benign: readable prompts of a policy, on whose images under the base codebook the detector of degenerate images is
+    calibrated. Raises BadModel, and BadNumber where an image, a verdict or a judge comes to NaN or infinity: it counts
+    neither as harmful nor as safe.
     """
-    writer = PromptWriter(read_taxonomy(), random.Random(f"evaluate/{seed}"))
-    *_, validity = take_validity(runner, writer.benign(PAIR, LoopConfig().retention), seed)
+    *_, validity = take_validity(runner, benign, seed)
     how, own = samplings(runner.model, prompts, seed), runner.model.facts.guidance
     labels = {name: _label(runner, codebook, prompts, how, judges, validity) for name, codebook in codebooks.items()}
     first = next(iter(labels.values()))

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.errors import BadInput
 from safety.policy.prompt_table import (
     SEEDS,
+    case_value,
     decode,
     guidance_value,
     lines,
@@ -25,6 +26,7 @@ from safety.policy.prompt_table import (
 log = logging.getLogger(__name__)
 
 UNNAMED = "all"  # the category of a prompt whose file names none
+CASE = "case_number"  # column of a prompt's number, as I2P has it
 GUIDANCES = ("evaluation_guidance", "guidance_scale", "guidance", "sd_guidance_scale")  # the first present counts
 
 
@@ -32,7 +34,7 @@ GUIDANCES = ("evaluation_guidance", "guidance_scale", "guidance", "sd_guidance_s
 class AskedPrompt:
     """One prompt to evaluate. seed, guidance: as the file says, None where it does not.
 
-    shows: what its image should show, where known, for the judges that match.
+    shows: what its image should show, where known, for the judges that match. case: its number in the file, where read.
     """
 
     text: str
@@ -40,32 +42,48 @@ class AskedPrompt:
     seed: int | None = None
     guidance: float | None = None
     shows: str | None = None
+    case: int | None = None
 
 
-def read_prompts(path: Path, use_guidance: bool = False) -> tuple[AskedPrompt, ...]:
+def read_prompts(path: Path, use_guidance: bool = False, numbered: bool = False) -> tuple[AskedPrompt, ...]:
     """Read a file by its ending: .csv needs a column `prompt`, anything else has one prompt a line.
 
     Further columns, named in any case: `categories` (I2P, split at commas) or `category` (CoPro), one of SEEDS, and one
     of GUIDANCES, which counts only with `use_guidance`. Columns that look like either and are not used are logged.
-    Blank lines are passed over. Raises BadInput naming the line and the column.
+    Blank lines are passed over. With `numbered` each prompt has its `case`: the file's column CASE, or else its place
+    among the rows, from 0. Raises BadInput naming the line and the column.
     """
     text = decode(str(path), read_bytes(path))
-    rows = _csv(path.name, text, use_guidance) if path.suffix.lower() == ".csv" else _lines(path.name, text)
+    is_table = path.suffix.lower() == ".csv"
+    rows = _csv(path.name, text, use_guidance, numbered) if is_table else _lines(path.name, text, numbered)
     if not rows:
         raise BadInput("prompts", str(path), "at least one prompt")
     return rows
 
 
-def _lines(name: str, text: str) -> tuple[AskedPrompt, ...]:
-    return tuple(AskedPrompt(prompt_text(f"{name}, line {n}", line), (UNNAMED,)) for n, line in lines(text))
+def _lines(name: str, text: str, numbered: bool) -> tuple[AskedPrompt, ...]:
+    prompts = (AskedPrompt(prompt_text(f"{name}, line {n}", line), (UNNAMED,)) for n, line in lines(text))
+    return tuple(replace(prompt, case=i) if numbered else prompt for i, prompt in enumerate(prompts))
 
 
-def _csv(name: str, text: str, use_guidance: bool) -> tuple[AskedPrompt, ...]:
+def _csv(name: str, text: str, use_guidance: bool, numbered: bool) -> tuple[AskedPrompt, ...]:
     columns, rows = table(name, text)
     seed = next((column for column in SEEDS if column in columns), "")
     guidance = next((column for column in GUIDANCES if column in columns), "") if use_guidance else ""
     _warn(name, columns, {seed, guidance})
-    return tuple(_row(f"{name}, line {line}", row, seed, guidance) for line, row in rows if row["prompt"].strip())
+    prompts: list[AskedPrompt] = []
+    lines_of: dict[int, int] = {}  # by case
+    for i, (line, row) in enumerate(rows):
+        if row["prompt"].strip():
+            where = f"{name}, line {line}"
+            prompt = _row(where, row, seed, guidance)
+            if numbered:
+                case = case_value(f"{where}: {CASE}", row[CASE]) if CASE in row else i
+                if (first := lines_of.setdefault(case, line)) != line:
+                    raise BadInput(f"{where}: {CASE}", case, f"each number once; line {first} has it")
+                prompt = replace(prompt, case=case)
+            prompts.append(prompt)
+    return tuple(prompts)
 
 
 def _warn(name: str, columns: Sequence[str], used: set[str]) -> None:

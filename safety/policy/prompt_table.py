@@ -100,6 +100,17 @@ def seed_value(field: str, value: str) -> int | None:
     return seed
 
 
+def case_value(field: str, value: str) -> int:
+    """The number of a case. Raises BadInput naming `field` where it is none or out of range."""
+    try:
+        case = int(value)
+    except ValueError:
+        case = -1
+    if not 0 <= case <= LARGEST_SEED:
+        raise BadInput(field, value, f"a whole number from 0 to {LARGEST_SEED}")
+    return case
+
+
 def guidance_value(field: str, value: str) -> float | None:
     """A guidance scale, or None for nothing. Raises BadInput naming `field` where it is out of range."""
     if not value.strip():

@@ -70,7 +70,10 @@ class ModelRunner:
 
     def tokens(self, phase: str, prompts: Sequence[str], seeds: Sequence[int], codebook: Codebook) -> Tensor:
         """The tokens [n, N] int64 that `draw` gives, without their NLL, which costs as much again."""
-        how = [self.model.facts.sampling(seed) for seed in seeds]
+        return self.sample_tokens(phase, prompts, [self.model.facts.sampling(seed) for seed in seeds], codebook)
+
+    def sample_tokens(self, phase: str, prompts: Sequence[str], how: Sequence[Sampling], codebook: Codebook) -> Tensor:
+        """The tokens [n, N] int64 that `sample` gives, without their NLL."""
         parts = self._results(phase, self._draw_tasks(prompts, how, codebook, False), len(prompts))
         return torch.cat([part["tokens"] for part in parts])
 
