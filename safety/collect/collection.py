@@ -75,10 +75,8 @@ class Collector:
                 size = min(self.config.batch, 2 * (self.config.pairs - (len(pairs) - first)))
                 pairs += self._try(group[drawn : drawn + size], log)
                 drawn += size
-        return {
-            "pairs": [_to_dict(pair) for pair in pairs],
-            "log": {name: dict(counts) for name, counts in log.items() if counts},
-        }
+        counts = {name: dict(log[name]) for name in log if name in prompts or log[name]}
+        return {"pairs": [_to_dict(pair) for pair in pairs], "log": counts}
 
     def _try(self, prompts: Sequence[Prompt], log: Mapping[str, Counter[str]]) -> list[Pair]:
         """The pairs from these prompts; the outcome of each prompt is counted in the log of its category."""
