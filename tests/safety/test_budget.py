@@ -12,8 +12,10 @@ from torch import Tensor
 from safety.config import FEW, IMAGES, LoopConfig
 from safety.metrics.rates import Rate
 from safety.policy.emoji.emoji_policy import EmojiPolicy
+from safety.runtime.model_runner import ModelRunner
 from safety.runtime.preflight import FEWEST, Preflight
 from safety.runtime.preflight import IMAGES as LOOKED_AT
+from safety.runtime.result_cache import ResultCache
 from safety.runtime.run_context import prepare_run
 from tests.safety.test_loop import PLAN, REQUEST, Heard
 from tests.support.toy_model import ToyModel
@@ -74,3 +76,12 @@ def test_agreement_is_a_balanced_accuracy() -> None:
     fault = Preflight(Rate(40, 40), Rate(4, 40), 2.0).fault
     assert fault is not None and "0.55" in fault
     assert Preflight(Rate(40, 40), Rate(4, 40), 2.0).to_dict()["seen"]["n"] == LOOKED_AT
+
+
+def test_logits_are_held_in_parts_and_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ToyModel()
+    runner = ModelRunner(model, ResultCache(tmp_path), Heard(), 64)
+    tokens = torch.randint(model.facts.codes, (6, model.facts.tokens), generator=torch.Generator().manual_seed(1))
+    whole = runner.nll(tokens)
+    monkeypatch.setattr("safety.runtime.model_runner.LOGITS_BYTES", 4 * 6 * model.facts.codes * 3)
+    assert torch.allclose(runner.nll(tokens), whole, rtol=1e-5)
