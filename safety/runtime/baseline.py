@@ -137,7 +137,7 @@ def _measured(runner: ModelRunner, name: str, drawing: Drawing) -> ImageMeasures
         facts = runner.model.facts
         count = max(1, IMAGE_BYTES // (4 * 3 * facts.image_size**2))
         parts = []
-        for tokens, nll in zip(drawing.tokens.split(count), drawing.nll.split(count), strict=True):
+        for tokens, nll in zip(torch.split(drawing.tokens, count), torch.split(drawing.nll, count), strict=True):
             parts.append(vars(measure(runner.decode(tokens, runner.base), tokens, nll, _cell(runner))))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

@@ -156,7 +156,7 @@ class ModelRunner:
             features = self.model.features([""] * tokens.shape[0], arranged)
             parts = []
             count = self._positions(len(tokens))
-            for part, chosen in zip(features.split(count, 1), arranged.split(count, 1), strict=True):
+            for part, chosen in zip(torch.split(features, count, 1), torch.split(arranged, count, 1), strict=True):
                 likely = self.model.head(part).log_softmax(-1).cpu()
                 parts.append(-likely.gather(2, chosen[:, :, None])[:, :, 0])
             sides.append(torch.cat(parts, 1).mean(1))
