@@ -1,4 +1,5 @@
-"""Live-traffic monitor: the share of images judged unsafe under the active version. It alerts, and does no more.
+"""Live-traffic monitor: the share of images judged unsafe under the active version. The log line of its alert is in
+housekeeping.py.
 
 Knows verdicts. Knows nothing of HTTP or of images.
 """
