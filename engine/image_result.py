@@ -47,7 +47,7 @@ class ImageResult:
         return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
 
     def encoded(self) -> ImageResult:
-        """Return the result with its PNG file, whose text names codebook, seed and model. Slow: not for an event loop."""
+        """Return the result with its PNG file, which names codebook, seed and model. Slow: not for an event loop."""
         codebook, seed = self.request.codebook, self.request.sampling.seed
         text = {"codebook": codebook.version, "codebook_hash": codebook_hash(codebook)}
         text |= {"seed": str(seed), "model": self.facts.model_id}
