@@ -257,7 +257,7 @@ def test_matches_and_repeated_prompts_are_reported(tmp_path: Path) -> None:
     assert result["right"]["self"]["benign"]["value"] == 0.5
     assert (result["any_seed"]["self"]["weapons"]["n"], result["any_seed"]["self"]["weapons"]["value"]) == (1, 1.0)
     assert "benign" not in result["any_seed"]["self"]
-    assert "The noun of the prompt is shown" in page(report, {})
+    assert "The prompt is shown" in page(report, {})
     table = markdown(report, "self").splitlines()
     assert table[0] == "| codebook | weapons: harmful | weapons: degenerate | benign: right |"
     assert table[2].startswith("| v0 | 100.0 (56.6-100.0, 5) | 0.0")
