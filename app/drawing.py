@@ -1,7 +1,7 @@
 """From a prompt to image results: a lease on the codebook, the scheduler's call, the PNG files, the image memory.
 
-The event loop stays free: files are read and written in threads. Knows the service's parts; knows nothing of routes
-and status codes.
+Files are read and written in threads, so that the event loop stays free. Knows the service's parts; knows
+nothing of routes and status codes.
 """
 
 from __future__ import annotations

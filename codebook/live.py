@@ -1,4 +1,4 @@
-"""Live codebooks: the versions in memory and the active one; the only mutable state of a server.
+"""Live codebooks: the versions in memory and the active one; the state of a server that an activation changes.
 
 Knows the store and threads. Knows nothing of models, requests or hints.
 """

@@ -1,7 +1,7 @@
-"""The codebook as a frozen value: the pixel table and, where a version has one, its edit of the output table.
+"""The codebook as a frozen value: the pixel table and, where a version has one, its edit of the image head.
 
 A codebook maps code ids to pixel patterns (the pixel table) and, through the image head, the language model's
-features to code ids (the output table). Nothing here is ever changed in place: an edit makes a new value.
+features to code ids. Nothing here is ever changed in place: an edit makes a new value.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ NO_EXPERT = -1
 
 @dataclass(frozen=True, eq=False)
 class Router:
-    """Linear probes, one a harm, that choose the expert of a HeadEdit for an image, if any.
+    """Linear probes, one per harm, that choose the expert of a HeadEdit for an image, if any.
 
     A probe reads every hidden state of a sequence, such as those of the prompt's tokens, and sums up its evidence:
 
         score = log sum_t exp(weight h_t + bias), over the states t
 
     weight: [p, H] float32; bias: [p] float32; expert: [p] int64, the expert of each probe. The expert of the highest
-    score above 0 applies; without one the base tables do, bit for bit.
+    score above 0 applies; without one the image is drawn as by the base codebook, bit for bit.
     """
 
     weight: Tensor
@@ -119,7 +119,7 @@ class Codebook:
     family: the engine family it belongs to, e.g. "janus".
     model_hash: sha256 of the weights it was made for; another model must refuse it.
     pixel: [K, D] float32 on the CPU: the decoder's look-up table.
-    output: an edit of the output table, or None.
+    output: an edit of the image head, or None.
     """
 
     version: str

@@ -2,7 +2,7 @@
 
 SafeCBError
 |- BadInput             the caller's value is wrong (field, value and what is allowed are named)
-|  `- BadSetting        the same, for an environment variable: the start stops
+|  `- BadSetting        the same, for an environment variable: the process does not start
 |- NotFound             no such version, job or image
 |- Conflict             the state has changed: another epoch, another running job
 |- BadCodebook          a stored version fails a check; the reason names which
@@ -10,10 +10,10 @@ SafeCBError
 |- BadNumber            a model, a table or a judge came to NaN or infinity: its image is refused
 `- Unavailable          try again later: Redis away, model still loading
    |- Busy              the same, because the queue is full
-   `- Stopping          the same, because the server is shutting down
+   |- Stopping          the same, because the server is shutting down
    `- NoStorage         a file cannot be read or written now; it is named (core/storage.py has the reasons)
       |- NoRoom         its disk is full or its quota used up
-      `- NoAccess       its disk is read-only or fails, it is not ours, or too many files are open
+      `- NoAccess       its disk is read-only or fails, a right is missing, or too many files are open
 """
 
 import math

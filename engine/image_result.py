@@ -40,14 +40,14 @@ class ImageResult:
 
     @property
     def id(self) -> str:
-        """The sha256, shortened, of everything that determines the image: drawn again, it has the same id."""
+        """The sha256, shortened, of model, codebook, prompt and sampling: drawn again, the image has the same id."""
         sampling, codebook = self.request.sampling, self.request.codebook
         content = codebook_hash(codebook)
         inputs = [self.facts.model_hash, codebook.version, content, self.request.prompt, *astuple(sampling)]
         return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
 
     def encoded(self) -> ImageResult:
-        """Return the result with its PNG file, whose text chunks say how it was made. Slow: not for an event loop."""
+        """Return the result with its PNG file, which names codebook, seed and model. Slow: not for an event loop."""
         codebook, seed = self.request.codebook, self.request.sampling.seed
         text = {"codebook": codebook.version, "codebook_hash": codebook_hash(codebook)}
         text |= {"seed": str(seed), "model": self.facts.model_id}

@@ -5,7 +5,12 @@ Knows numbers only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+IMAGES = 12_000  # images that a first round draws with the default sizes and USUAL categories
+USUAL = 4
+FEW = 2_000  # images, under which a round is kept simple
+LEAST_SHARE = 0.02  # of the default sizes; with less no gate can say anything
 
 
 @dataclass(frozen=True)
@@ -38,4 +43,25 @@ class LoopConfig:
     output_steps: int = 80  # a category
     concept_steps: int = 120  # a concept, after its category
     tuning_batch: int = 16  # images a step for the pixel table
+    halfway: bool = True  # whether a halfway probe is fitted
+    by_concept: bool = True  # whether concepts have experts of their own, or categories alone
     tuning_rows: int = 384  # features a step for the head edit
+
+    def for_images(self, images: int, categories: int) -> LoopConfig:
+        """The sizes of a run that may draw about `images` images a round, over so many categories.
+
+        Counts of prompts and pairs shrink in proportion; none grows. Under FEW images there is no halfway probe, and
+        one expert a category: what is left would not fit them.
+        """
+        share = min(1.0, max(LEAST_SHARE, images * USUAL / (IMAGES * max(categories, 1))))
+        counts = {name: max(least, round(getattr(self, name) * share)) for name, least in _LEAST.items()}
+        enough = images >= FEW
+        return replace(self, **counts, halfway=self.halfway and enough, by_concept=self.by_concept and enough)
+
+
+# What a count may shrink to: two halves of pairs, three parts of the router's prompts, rates that mean something.
+_LEAST = {
+    "pairs": 12, "least_pairs": 8, "pair_prompts": 24, "retention": 40, "router_prompts": 12, "disguised": 2,
+    "foreign": 2, "strewn": 6, "canaries": 24, "harmful": 16, "benign": 24, "look_alikes": 6, "attacks": 3,
+    "languages": 2, "test_harmful": 12, "test_benign": 16, "test_look_alikes": 6, "dev_pairs": 4,
+}  # fmt: skip

@@ -16,7 +16,8 @@ class ImproveRequest:
     flagged: (prompt, category or None) of images that users flagged as unsafe.
     categories: the harm categories to work on; None for all of the policy.
     policy, second_judge: names; None for the defaults. accept_self_judged: publish as active also what the second judge
-    does not cover. max_rounds: at least 1. seed: of all randomness.
+    does not cover. images, minutes: the budget of a round; None for none. max_rounds: at least 1. seed: of all
+    randomness.
     """
 
     prompts: tuple[str, ...] | None
@@ -27,3 +28,5 @@ class ImproveRequest:
     policy: str | None = None
     second_judge: str | None = None
     accept_self_judged: bool = False
+    images: int | None = None
+    minutes: int | None = None

@@ -186,6 +186,8 @@ def _request(record: JobRecord, flagged: tuple[tuple[str, str | None], ...]) -> 
         policy=body.get("policy"),
         second_judge=body.get("second_judge"),
         accept_self_judged=body.get("accept_self_judged", False),
+        images=(body.get("budget") or {}).get("images"),
+        minutes=(body.get("budget") or {}).get("minutes"),
     )
 
 

@@ -1,6 +1,6 @@
-"""Live-traffic monitor: the share of images judged unsafe under the active version. It alerts, and does no more.
+"""Live-traffic monitor: the share of images judged unsafe under the active version.
 
-Knows verdicts. Knows nothing of HTTP or of images.
+The log line of its alert is in housekeeping.py. Knows verdicts. Knows nothing of HTTP or of images.
 """
 
 from __future__ import annotations

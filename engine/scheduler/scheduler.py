@@ -71,8 +71,8 @@ class Scheduler:
 
         Prompts are tokenised here, in the caller's thread. `on_part` is called with the first quarters of each image's
         tokens, in the scheduler's thread; it must be quick. Raises BadInput for a prompt that the model cannot read;
-        Busy when the caller's share of the queue is full, with the time until there is room for it and for those
-        refused before; Unavailable when closed or broken.
+        Busy when the queue is full and so is the caller's share of it, with the time until there is room for it and for
+        those refused before; Unavailable when closed or broken.
         """
         prompts = {prompt: self._model.tokenize(prompt) for prompt in {request.prompt for request in requests}}
         sequences = [ImageSequence(each, prompts[each.prompt], i, on_part) for i, each in enumerate(requests)]

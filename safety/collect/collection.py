@@ -22,10 +22,12 @@ from safety.policy.prompts import Prompt, is_readable
 from safety.runtime.model_runner import ModelRunner, derived_seed
 from safety.runtime.run_context import RunContext
 
+UNPLACED = "unplaced"  # prompts of no category of the run, by the category that the judge names
+
 
 @dataclass(frozen=True)
 class Collection:
-    """log: by category, the counts of prompts drawn, kept, and rejected by reason."""
+    """log: by category, the counts of prompts drawn, kept, and rejected by reason; UNPLACED counts the others."""
 
     pairs: tuple[Pair, ...]
     log: dict[str, dict[str, int]]
@@ -64,7 +66,7 @@ class Collector:
 
     def _collect(self, prompts: Mapping[str, Sequence[Prompt]], operator: Sequence[Prompt]) -> dict[str, Any]:
         pairs: list[Pair] = []
-        log: dict[str, Counter[str]] = {name: Counter() for name in prompts}
+        log: dict[str, Counter[str]] = {name: Counter() for name in (*prompts, UNPLACED)}
         for start in range(0, len(operator), self.config.batch):
             pairs += self._try(operator[start : start + self.config.batch], log)
         for group in prompts.values():
@@ -73,7 +75,8 @@ class Collector:
                 size = min(self.config.batch, 2 * (self.config.pairs - (len(pairs) - first)))
                 pairs += self._try(group[drawn : drawn + size], log)
                 drawn += size
-        return {"pairs": [_to_dict(pair) for pair in pairs], "log": {name: dict(log[name]) for name in log}}
+        counts = {name: dict(log[name]) for name in log if name in prompts or log[name]}
+        return {"pairs": [_to_dict(pair) for pair in pairs], "log": counts}
 
     def _try(self, prompts: Sequence[Prompt], log: Mapping[str, Counter[str]]) -> list[Pair]:
         """The pairs from these prompts; the outcome of each prompt is counted in the log of its category."""
@@ -83,8 +86,9 @@ class Collector:
         halves: list[_Half] = []
         for i, prompt in enumerate(prompts):
             named = prompt.category or unsafe.categories[i]
-            if named not in log:
-                continue  # an operator's prompt whose image shows no category of this run
+            if named not in log:  # an operator's prompt whose image shows no category of this run
+                log[UNPLACED][named] += 1
+                continue
             log[named]["drawn"] += 1
             safe = choose_rewrite(prompt, rewrites[i], self.terms)
             if safe is not None and not is_readable(self.runner.model, safe):

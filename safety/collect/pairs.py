@@ -17,6 +17,7 @@ from safety.judges.self_judge import confidence, says_safe, says_unsafe
 from safety.policy.prompts import Prompt, changed_words, mentions
 
 LONGEST_CUT = 6  # words a rewrite may take out of a prompt
+LEAST_SHARED = 0.4  # of the words, where nobody knows which of them say the harm
 LONGEST_FILL = 4  # and put in their place
 ARTICLES = {"a", "an", "the", "some"}
 
@@ -39,11 +40,19 @@ class Pair:
 
 
 def choose_rewrite(prompt: Prompt, rewritten: str, terms: Sequence[str]) -> str | None:
-    """The model's rewrite where it replaces one span and leaves no harmful term, else the table's, else None."""
+    """The model's rewrite if it is close to the prompt and leaves no harmful term, else the policy's, else None."""
+    is_close = is_one_span if prompt.said else keeps_most
     for safe in (rewritten, prompt.safe):
-        if safe is not None and is_one_span(prompt, safe) and not any(mentions(safe, term) for term in terms):
+        if safe is not None and is_close(prompt, safe) and not any(mentions(safe, term) for term in terms):
             return safe
     return None
+
+
+def keeps_most(prompt: Prompt, safe: str) -> bool:
+    """Whether `safe` is another text that holds at least LEAST_SHARED of the prompt's words, and few others."""
+    words, others = Counter(normalise(prompt.text).split()), Counter(normalise(safe).split())
+    shared = (words & others).total()
+    return words != others and shared >= LEAST_SHARED * max(words.total(), others.total(), 1)
 
 
 def of_kind(members: Sequence[Pair | Prompt], category: str, concept: str | None = None) -> Tensor:

@@ -19,7 +19,8 @@ from safety.policy.prompts import Prompt
 
 BLAMED = 1.0  # nats by which the unsafe prompt makes a token likelier than the safe one does
 PARTNERS = 8  # likeliest codes of the safe prompt, kept for each blamed token
-CHUNK = 16  # pairs a batch: their logits are [CHUNK, N, K]
+CHUNK = 16  # pairs a batch, at most: their logits are [pairs, N, K] float32, within LOGITS_BYTES
+LOGITS_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,10 @@ def attribute_tokens(
     model: ImageModel, pairs: Sequence[Pair], positions: Tensor, on_step: Callable[[int], None]
 ) -> TokenAttribution:
     """Teacher-force both images of each pair under both prompts; positions: [P] int64."""
-    parts = []
-    for start in range(0, len(pairs), CHUNK):
-        parts.append(_chunk(model, pairs[start : start + CHUNK], start, positions))
+    parts, facts = [], model.facts
+    count = max(1, min(CHUNK, LOGITS_BYTES // (4 * facts.tokens * facts.codes)))
+    for start in range(0, len(pairs), count):
+        parts.append(_chunk(model, pairs[start : start + count], start, positions))
         on_step(start)
     merged = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
     code, partner, share, pair, unsafe, safe = merged

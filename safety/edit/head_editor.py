@@ -18,7 +18,7 @@ from core.errors import SafeCBError
 from safety.collect.on_policy import on_policy_contrast
 from safety.collect.pairs import of_kind
 from safety.collect.round_data import RoundData
-from safety.collect.router_data import PromptStates
+from safety.collect.router_data import PromptStates, RouterData
 from safety.collect.token_attribution import PromptContrast
 from safety.edit.harmful_space import harmful_space, join
 from safety.edit.head_edit import TeacherPairs, leading_part, refit, stack, unstack
@@ -48,7 +48,7 @@ class HeadEditor:
     spaces: Mapping[str, Tensor]
     concepts: Sequence[tuple[str, str]]
     router: Router
-    probe: HalfwayProbe
+    probe: HalfwayProbe | None
     tuning_prompts: Sequence[Prompt]
     report: dict[str, Any]
     table: str = "output"
@@ -149,7 +149,7 @@ def head_editors(
     context: RunContext, start: Codebook, round_data: RoundData, taken: Mapping[str, Tensor]
 ) -> list[HeadEditor]:
     """One editor, or none where no category shows a direction; taken: [M, k] spaces of the rounds before."""
-    runner, read, halfway = context.runner, context.router_data, context.halfway_data
+    runner, read = context.runner, context.router_data
     differences, spaces = round_data.attribution.contrast.text_differences(), dict(taken)
     report: dict[str, Any] = {}
     for category in round_data.categories:
@@ -164,21 +164,21 @@ def head_editors(
     if not spaces:
         return []
     concepts = [(category, concept) for category in spaces for concept in read.harmful[category]]
-    drawn = halfway.states
-    router = fit_router(
-        [read.harmful[category][concept] for category, concept in concepts],
-        read.benign,
-        runner.steps("router", 2 * STEPS),
-    )
-    probes = fit_router(
-        [drawn.harmful[category][concept] for category, concept in concepts],
-        drawn.benign,
-        runner.steps("router", 2 * STEPS, STEPS),
-    )
-    for name, fitted, data in (("router", router, read), ("halfway_probe", probes, drawn)):
-        report[name] = _fires(fitted, {category: data.harmful[category] for category in spaces}, data.benign)
-    probe = HalfwayProbe(halfway.after, probes)
+    harmful = {category: read.harmful[category] for category in spaces}
+    router = _fit(read, concepts, runner.steps("router", 2 * STEPS))
+    report["router"] = _fires(router, harmful, read.benign)
+    probe = None
+    if context.config.halfway:
+        halfway = context.halfway_data
+        probe = HalfwayProbe(halfway.after, _fit(halfway.states, concepts, runner.steps("router", 2 * STEPS, STEPS)))
+        drawn = {category: halfway.states.harmful[category] for category in spaces}
+        report["halfway_probe"] = _fires(probe.probes, drawn, halfway.states.benign)
     return [HeadEditor(runner, start, round_data, spaces, concepts, router, probe, context.tuning_prompts, report)]
+
+
+def _fit(data: RouterData, concepts: Sequence[tuple[str, str]], step: Callable[[int], None]) -> Router:
+    """A router with a probe for each concept."""
+    return fit_router([data.harmful[category][concept] for category, concept in concepts], data.benign, step)
 
 
 def _fires(router: Router, harmful: Mapping[str, Mapping[str, PromptStates]], benign: PromptStates) -> dict[str, float]:

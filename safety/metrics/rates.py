@@ -44,8 +44,7 @@ class Rate:
 class Rates:
     """HR, VR and SVR of one set of images; they sum to 1.
 
-    An image judged harmful counts as harmful even where it is degenerate too: breaking an image never lowers HR
-    unless the harm is gone from it.
+    An image judged harmful counts as harmful even where it is degenerate too: breaking images does not lower HR.
     """
 
     harmful: Rate

@@ -20,6 +20,7 @@ from safety.metrics.degenerate import DegenerateDetector, ImageMeasures, calibra
 from safety.policy.prompts import Prompt
 from safety.runtime.model_runner import Drawing, ModelRunner, derived_seed
 
+IMAGE_BYTES = 1 << 28  # of float32 images held together
 LEAST_SAFE = 8  # benign images, for limits of validity to mean anything
 
 
@@ -133,8 +134,12 @@ def _measured(runner: ModelRunner, name: str, drawing: Drawing) -> ImageMeasures
     """The detector's measures of images of the base codebook; cached."""
 
     def make() -> dict[str, Tensor]:
-        images = runner.decode(drawing.tokens, runner.base)
-        return vars(measure(images, drawing.tokens, drawing.nll, _cell(runner)))
+        facts = runner.model.facts
+        count = max(1, IMAGE_BYTES // (4 * 3 * facts.image_size**2))
+        parts = []
+        for tokens, nll in zip(torch.split(drawing.tokens, count), torch.split(drawing.nll, count), strict=True):
+            parts.append(vars(measure(runner.decode(tokens, runner.base), tokens, nll, _cell(runner))))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     return ImageMeasures(**runner.cache.tensors(f"measured-{name}", make))
 

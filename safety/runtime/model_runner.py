@@ -20,6 +20,8 @@ from safety.runtime.executor import DrawTask, Executor, JudgeTask, LocalExecutor
 from safety.runtime.progress import Progress
 from safety.runtime.result_cache import ResultCache
 
+LOGITS_BYTES = 1 << 28  # of float32 logits held together: at 576 tokens of 16,384 codes a batch would have 2.4 GB
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -155,9 +157,17 @@ class ModelRunner:
         sides = []
         for arranged in (tokens, tokens[:, order]):
             features = self.model.features([""] * tokens.shape[0], arranged)
-            likely = self.model.head(features).log_softmax(-1).cpu()
-            sides.append(-likely.gather(2, arranged[:, :, None])[:, :, 0].mean(1))
+            parts = []
+            count = self._positions(len(tokens))
+            for part, chosen in zip(torch.split(features, count, 1), torch.split(arranged, count, 1), strict=True):
+                likely = self.model.head(part).log_softmax(-1).cpu()
+                parts.append(-likely.gather(2, chosen[:, :, None])[:, :, 0])
+            sides.append(torch.cat(parts, 1).mean(1))
         return torch.stack(sides, 1)
+
+    def _positions(self, images: int) -> int:
+        """Positions of so many images whose logits are computed together, within LOGITS_BYTES."""
+        return max(1, LOGITS_BYTES // (4 * images * self.model.facts.codes))
 
     def _counting(self, phase: str, done: int, drawing: int, total: int) -> Callable[[int], None]:
         """A callback for token i of a batch of `drawing` images; reports whole images."""

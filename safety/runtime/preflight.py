@@ -62,18 +62,17 @@ def preflight(
     runner: ModelRunner, harmful: Sequence[Prompt], benign: Sequence[Prompt], second: Judge, seed: int
 ) -> Preflight:
     """Draw and judge up to IMAGES prompts of either kind under the base codebook; cached."""
-    began = time.monotonic()
     prompts = [*harmful[:IMAGES], *benign[:IMAGES]]
     verdicts = runner.cache.tensors("preflight", lambda: _verdicts(runner, prompts, second, seed))
-    own, other = verdicts["own"], verdicts["second"]
-    seconds = max(time.monotonic() - began, 1e-6)
+    own, other, seconds = verdicts["own"], verdicts["second"], float(verdicts["seconds"])
     seen, quiet = own[other], ~own[~other]
     return Preflight(Rate(int(seen.sum()), len(seen)), Rate(int(quiet.sum()), len(quiet)), len(own) / seconds)
 
 
 def _verdicts(runner: ModelRunner, prompts: Sequence[Prompt], second: Judge, seed: int) -> dict[str, Tensor]:
-    seeds = [derived_seed(seed, "preflight", i) for i in range(len(prompts))]
+    began, seeds = time.monotonic(), [derived_seed(seed, "preflight", i) for i in range(len(prompts))]
     tokens = runner.tokens("preflight", [prompt.text for prompt in prompts], seeds, runner.base)
     images = runner.decode(tokens, runner.base)
     own = says_unsafe(scores(runner.judge(tokens, runner.base)))
-    return {"own": own, "second": torch.cat([finds_harm(second, part) for part in torch.split(images, runner.batch)])}
+    other = torch.cat([finds_harm(second, part) for part in torch.split(images, runner.batch)])
+    return {"own": own, "second": other, "seconds": torch.tensor(max(time.monotonic() - began, 1e-6))}

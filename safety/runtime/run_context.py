@@ -28,6 +28,8 @@ from safety.runtime.progress import Progress
 from safety.runtime.result_cache import ResultCache
 from safety.runtime.run_prompts import RunPrompts, chosen_categories, flat, write_prompts
 
+DRAWING_SHARE = 0.7  # of a round's time; the rest is teacher forcing, fitting and tuning
+
 
 @dataclass(frozen=True)
 class RunContext:
@@ -90,4 +92,16 @@ def prepare_run(
     runner = ModelRunner(model, cache, progress, config.batch, executor(cache))
     categories, prompts = chosen_categories(request, policy), write_prompts(model, request, policy, config)
     ready = preflight(runner, prompts.canaries, prompts.retention, second, seed)
+    images = cache.facts("budget", lambda: {"images": _images(request, ready)})["images"]
+    if images is not None:
+        config = config.for_images(images, len(categories))
+        prompts = write_prompts(model, request, policy, config)
     return RunContext(runner, config, seed, request.max_rounds, policy, categories, prompts, second, matcher, ready)
+
+
+def _images(request: ImproveRequest, ready: Preflight) -> int | None:
+    """The images that a round may draw, by the tighter of both limits; None for no limit."""
+    limits = [] if request.images is None else [request.images]
+    if request.minutes is not None:
+        limits.append(int(request.minutes * 60 * ready.images_per_s * DRAWING_SHARE))
+    return min(limits, default=None)

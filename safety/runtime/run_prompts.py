@@ -5,8 +5,9 @@ A function of policy, request and sizes. Knows nothing of images.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from core.errors import BadInput
@@ -20,6 +21,8 @@ from safety.policy.prompts import Prompt, is_readable
 from safety.policy.run_sets import ByCategory, HeldOutSet
 from safety.request import ImproveRequest
 from safety.stopping import CAP
+
+FEWEST = 6  # prompts of a concept: two for each part of the router's
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,17 @@ def write_prompts(model: ImageModel, request: ImproveRequest, policy: Policy, co
         heldout=sets.heldout,
         retention=sets.retention,
         canaries=sets.canaries,
-        router=sets.router,
+        router={name: _by_concept(prompts, config) for name, prompts in sets.router.items()},
         router_benign=[*sets.router_benign, *sets.retention],
         hygiene=hygiene,
     )
+
+
+def _by_concept(prompts: Sequence[Prompt], config: LoopConfig) -> list[Prompt]:
+    """The prompts, with "" for the concepts that are too few to have an expert of their own."""
+    counts = Counter(prompt.concept for prompt in prompts)
+    few = {name for name, count in counts.items() if not config.by_concept or count < FEWEST}
+    return [replace(prompt, concept="") if prompt.concept in few else prompt for prompt in prompts]
 
 
 def flat(groups: ByCategory) -> list[Prompt]:

@@ -164,7 +164,7 @@ def test_until_the_model_is_there_calls_get_a_retry_after(model: Path, tmp_path:
 def test_an_engine_that_fails_is_reported(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(settings_in(tmp_path, model)) as server:
         scheduler = server.service.engine.scheduler
-        monkeypatch.setattr(scheduler, "_let_in", lambda: 1 / 0)
+        monkeypatch.setattr(scheduler, "_admit_next", lambda: 1 / 0)
         assert server.draw().status_code == 500
         wait_for("the engine has failed", lambda: server.service.is_broken)
         with httpx2.Client(base_url=server.url) as http:  # after an error the server ends the connection

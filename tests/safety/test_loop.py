@@ -23,9 +23,11 @@ from safety.config import LoopConfig
 from safety.evaluate.assessment import assess
 from safety.gates.result import Gate
 from safety.loop import Cancelled, ImproveRequest, RoundResult, improve, validate
+from safety.metrics.rates import Rate
 from safety.policy.emoji.emoji_policy import EmojiPolicy
 from safety.reason import Reason
 from safety.runtime.model_runner import ModelRunner
+from safety.runtime.preflight import Preflight
 from safety.runtime.run_context import RunContext, prepare_run
 from safety.validation import Validation
 from tests.support.toy_model import ToyModel
@@ -66,6 +68,18 @@ class Heard:
         assert 0 <= done <= total
         if round == 1 and phase == self.phase:
             raise self.error()
+
+
+class Phases(Heard):
+    """Notes the phases that it hears of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def report(self, phase: str, done: int, total: int, round: int) -> None:
+        super().report(phase, done, total, round)
+        self.seen.add(phase)
 
 
 def run(
@@ -154,8 +168,9 @@ def always_unsafe(images: Tensor) -> Tensor:
 
 
 def test_a_judge_that_finds_nothing_safe_is_refused(tmp_path: Path) -> None:
+    model = ToyModel(always_unsafe)
     with pytest.raises(BadModel, match="0 of 260 benign images safe"):
-        run(tmp_path, ToyModel(always_unsafe))
+        _ = prepare_run(model, REQUEST, EmojiPolicy(), model, tmp_path, Heard(), model, PLAN).baseline
 
 
 def by_chance(images: Tensor) -> Tensor:
@@ -164,9 +179,23 @@ def by_chance(images: Tensor) -> Tensor:
     return torch.stack([torch.rand(4, generator=torch.Generator().manual_seed(int(k) % 2**31)) for k in keys])
 
 
+@pytest.mark.parametrize("judge", [always_safe, always_unsafe, by_chance])
+def test_a_blind_judge_is_refused_before_anything_is_spent(judge: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    phases = Phases()
+    (outcome,) = run(tmp_path, ToyModel(judge), phases)
+    assert (outcome.reason, outcome.stop, outcome.codebook) == (Reason.PREFLIGHT, Reason.PREFLIGHT, None)
+    assert "the second judge" in outcome.report["preflight"]["fault"]
+    assert phases.seen == {"preflight", "decode", "judge"}
+
+
 @pytest.mark.parametrize("judge", [always_safe, by_chance])
-def test_a_blind_judge_yields_no_version(judge: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
-    outcomes = run(tmp_path, ToyModel(judge))
+def test_a_blind_judge_that_passes_the_preflight_yields_no_version(
+    judge: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    model = ToyModel(judge)
+    context = prepare_run(model, REQUEST, EmojiPolicy(), model, tmp_path, Heard(), model, PLAN)
+    agreed = replace(context, preflight=Preflight(Rate(40, 40), Rate(40, 40), 1.0))
+    outcomes = list(improve(agreed, agreed.runner.base))
     assert not any(outcome.accepted or outcome.codebook for outcome in outcomes)
 
 

@@ -29,7 +29,7 @@ from safety.judges.grammar import read_name, split_names
 from safety.judges.guards import GuardQuestion, read_question
 from safety.judges.names import parse_judge
 from safety.judges.registry import Judge, finds_harm
-from tests.safety import tiny_judges as tiny
+from tests.safety.judges import tiny_judges as tiny
 from tests.support.toy_model import ToyModel
 
 CPU = torch.device("cpu")
@@ -407,7 +407,7 @@ def test_names_are_split_outside_parentheses() -> None:
 
 
 def test_the_names_in_the_documentation_are_names(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "how-to" / "judges-by-name.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "how-to" / "judges-by-name.md").read_text(encoding="utf-8")
     lines = [line.strip() for line in page.splitlines() if line.startswith("    ")]
     named = [line for line in lines if line.startswith(("self", "hf:", "zeroshot:", "any("))]
     assert [read_name(line).threshold for line in named] == [0.6, None, 0.05, None]

@@ -20,7 +20,7 @@ from engine.model import ImageRequest
 from engine.registry import load_model
 from safety.judges.checkpoints import load_image_processor, to_pictures
 from safety.judges.matchers import AskMatcher, Asks, ClipMatcher, Matcher, parse_matcher, shows_prompt
-from tests.safety import tiny_judges
+from tests.safety.judges import tiny_judges
 from tests.support.tiny import build_tiny
 from tests.support.toy_model import ToyModel
 
