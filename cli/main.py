@@ -15,7 +15,7 @@ from core.errors import SafeCBError
 from core.settings import Settings
 from core.wire import HOPELESS
 
-EVALUATE = "evaluate"  # has options of its own
+DRAW, EVALUATE = "draw", "evaluate"  # have options of their own
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,10 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"safecb {version('safecb')}")
     commands = parser.add_subparsers(dest="command")
     for name, (help_text, _) in COMMANDS.items():
-        commands.add_parser(name, help=help_text, add_help=name != EVALUATE)
+        commands.add_parser(name, help=help_text, add_help=name not in OWN_OPTIONS)
     options, rest = parser.parse_known_args(arguments)
-    if options.command == EVALUATE:
-        return evaluate(rest)
+    if options.command in OWN_OPTIONS:
+        return OWN_OPTIONS[options.command](rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if options.command is None:
@@ -50,6 +50,13 @@ def evaluate(arguments: Sequence[str] = ()) -> int:
     return command(arguments)
 
 
+def draw(arguments: Sequence[str] = ()) -> int:
+    """Draw a file of prompts in this process; imported here for the same reason."""
+    from cli.draw import main as command
+
+    return command(arguments)
+
+
 def improve() -> int:
     """Run an improve job on the running server to its end: 0 if it published a version, else 1."""
     try:
@@ -60,11 +67,13 @@ def improve() -> int:
         return 1
 
 
+OWN_OPTIONS: Mapping[str, Callable[[Sequence[str]], int]] = {DRAW: draw, EVALUATE: evaluate}
 COMMANDS: Mapping[str, tuple[str, Callable[[], int]]] = {
     "serve": ("start Redis, a worker and the server", serve.main),
     "worker": ("start a worker alone", worker),
     "improve": ("run an improve job on the running server", improve),
     EVALUATE: ("measure codebooks on a file of prompts", evaluate),
+    DRAW: ("draw a file of prompts for another harness", draw),
     "demo": ("show the main job on the running server", demo.main),
 }
 
