@@ -99,6 +99,6 @@ def _row(where: str, row: Mapping[str, str], seed: str, guidance: str) -> AskedP
     return AskedPrompt(
         prompt_text(where, row["prompt"]),
         categories or (UNNAMED,),
-        seed_value(f"{where}: {seed}", row.get(seed, "")),
-        guidance_value(f"{where}: {guidance}", row.get(guidance, "")),
+        seed_value(f"{where}: {seed}", row[seed] if seed else ""),
+        guidance_value(f"{where}: {guidance}", row[guidance] if guidance else ""),
     )

@@ -56,6 +56,12 @@ def test_i2p_s_columns_are_read(tmp_path: Path) -> None:
     assert [prompt.guidance for prompt in read_prompts(tmp_path / "i2p.csv", use_guidance=True)] == [3.5, None]
 
 
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_column_without_a_name_is_no_seed_and_no_guidance(tmp_path: Path, guided: bool) -> None:
+    path = written(tmp_path, "indexed.csv", ",prompt,categories\n0,a cat,hate\nx,a dog,\n")
+    assert read_prompts(path, guided) == (AskedPrompt("a cat", ("hate",)), AskedPrompt("a dog", ("all",)))
+
+
 def test_copro_s_columns_and_plain_text_are_read(tmp_path: Path) -> None:
     copro = read_prompts(written(tmp_path, "copro.csv", "\ufeffprompt,category\na knife,violence\n"))
     assert copro == (AskedPrompt("a knife", ("violence",)),)
