@@ -32,7 +32,7 @@ def check_improve(body: ImproveBody, service: Service) -> None:
     _check_categories(categories, policy)
     if lack := lacking(policy, categories):
         raise BadInput("policy", policy.name, lack)
-    _check_judge(body.second_judge or settings.second_judge, settings.model)
+    check_judge(body.second_judge or settings.second_judge, settings.model)
     _check_prompts(engine, body.prompts or ())
 
 
@@ -53,7 +53,7 @@ def _check_categories(categories: Sequence[str], policy: Policy) -> None:
             raise BadInput(f"categories.{index}", category, "each category once")
 
 
-def _check_judge(name: str, model: str) -> None:
+def check_judge(name: str, model: str) -> None:
     """Raise BadInput for a second judge that is none, is not independent, or whose folder or file is missing."""
     try:
         parts = list(_parts(read_name(name)))

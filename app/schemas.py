@@ -244,7 +244,9 @@ class JobResponse(BaseModel):
     request: dict[str, Any] = Field(description="Body of POST /improve.")
     progress: dict[str, Any] = Field(description="phase, done, total, round, message.")
     rounds: list[dict[str, Any]] = Field(description="Outcome of each round: figures, gates, reason, version.")
-    result: dict[str, Any] | None = Field(description="Result of a finished job: version, start, reason, assessment.")
+    result: dict[str, Any] | None = Field(
+        description="Result of a finished job: version, start, reason, self_judged, assessment."
+    )
     error: str | None = Field(description="Error of a failed job.")
     attempt: int = Field(description="Number of attempts begun.")
     cancel_requested: bool = Field(description="Whether DELETE /jobs/{id} was called.")
