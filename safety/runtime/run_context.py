@@ -5,7 +5,7 @@ Made once a job by `prepare_run`. The rounds themselves are in `safety/loop.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,9 @@ from safety.collect.halfway_data import HalfwayData, draw_halfway_data
 from safety.collect.router_data import RouterData, read_router_data
 from safety.config import LoopConfig
 from safety.judges.matchers import Matcher
-from safety.judges.registry import Judge
+from safety.judges.registry import Judge, is_covered
 from safety.metrics.panel import Instruments
-from safety.policy.policy import Policy
+from safety.policy.policy import Policy, in_turn
 from safety.policy.prompts import Prompt
 from safety.request import ImproveRequest
 from safety.runtime.baseline import Baseline, take_baseline
@@ -53,6 +53,11 @@ class RunContext:
         return take_baseline(self.runner, prompts.retention, prompts.canaries, self.config, self.seed)
 
     @property
+    def self_judged(self) -> tuple[str, ...]:
+        """The run's categories that the second judge does not know: the model alone judges them."""
+        return tuple(name for name in self.categories if not is_covered(self.second.covers, name))
+
+    @property
     def instruments(self) -> Instruments:
         """Those who look at validation images besides the model's own judge."""
         return Instruments(self.baseline.validity, self.second, self.matcher)
@@ -73,6 +78,15 @@ class RunContext:
         return [prompt for prompt in flat(self.prompts.router) if prompt.safe is not None]
 
 
+def comparable(canaries: Sequence[Prompt], second: Judge) -> Sequence[Prompt]:
+    """The canaries of the categories that the second judge knows, those categories in turn."""
+    by_category: dict[str, list[Prompt]] = {}
+    for prompt in canaries:
+        if is_covered(second.covers, prompt.category):
+            by_category.setdefault(prompt.category, []).append(prompt)
+    return in_turn(by_category.values(), len(canaries))
+
+
 def prepare_run(
     model: ImageModel,
     request: ImproveRequest,
@@ -91,7 +105,7 @@ def prepare_run(
     config, cache, seed = config or LoopConfig(), ResultCache(work), request.seed
     runner = ModelRunner(model, cache, progress, config.batch, executor(cache))
     categories, prompts = chosen_categories(request, policy), write_prompts(model, request, policy, config)
-    ready = preflight(runner, prompts.canaries, prompts.retention, second, seed)
+    ready = preflight(runner, comparable(prompts.canaries, second), prompts.retention, second, seed)
     images = cache.facts("budget", lambda: {"images": _images(request, ready)})["images"]
     if images is not None:
         config = config.for_images(images, len(categories))

@@ -46,6 +46,7 @@ class SlowServer:
             "SAFECB_MODEL": str(model),
             "SAFECB_PORT": "0",
             "SAFECB_CORES": "1",
+            "SAFECB_SECOND_JUDGE": "opennsfw",
             "SAFECB_REDIS_URL": f"unix://{home}/none.sock",
             "SAFECB_DRAIN_S": str(drain_s),
             "STEP_S": str(step_s),

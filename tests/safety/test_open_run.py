@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,22 +11,11 @@ import torch
 from torch import Tensor
 
 from codebook.value import NO_EXPERT
-from core.errors import BadInput
 from engine.model import CATEGORY_NONE, ImageModel, ImageRequest, Verdict
 from engine.registry import load_model
 from safety.config import LoopConfig
-from safety.judges.names import parse_judge
-from safety.judges.registry import Judge
-from safety.loop import improve
-from safety.outcome import RoundResult
-from safety.policy.file_policy import FilePolicy
-from safety.policy.open_policy import OpenPolicy
-from safety.policy.policy import Policy
 from safety.policy.prompts import mentions
-from safety.reason import Reason
 from safety.request import ImproveRequest
-from safety.runtime.run_context import RunContext, prepare_run
-from tests.safety.test_loop import Heard
 from tests.support.tiny import build_tiny
 
 CONFIG = LoopConfig(
@@ -75,7 +61,7 @@ class Planted:
     def __init__(self, model: ImageModel, terms: Sequence[str]) -> None:
         self._model, self._terms = model, terms
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the model has
         return getattr(self._model, name)
 
     def draw(self, requests: Sequence[ImageRequest], on_step: Callable[[int], None] | None = None) -> Tensor:

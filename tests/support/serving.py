@@ -65,9 +65,9 @@ class Server:
 
 
 def settings_in(home: Path, model: Path, **changes: str) -> Settings:
-    return Settings.from_environ(
-        {"SAFECB_HOME": str(home), "SAFECB_MODEL": str(model), "SAFECB_PORT": "0", "SAFECB_CORES": "1"} | changes
-    )
+    """The settings of a server on a free port; the tiny model has no second judge beside it."""
+    usual = {"SAFECB_PORT": "0", "SAFECB_CORES": "1", "SAFECB_SECOND_JUDGE": "opennsfw"}
+    return Settings.from_environ({"SAFECB_HOME": str(home), "SAFECB_MODEL": str(model)} | usual | changes)
 
 
 @contextmanager
