@@ -22,8 +22,7 @@ import psutil
 import pytest
 
 from core.wire import HOPELESS
-from tests.support.raw import everything, raw
-from tests.support.serving import PATIENCE_S, tiny_model, wait_for
+from tests.support.serving import PATIENCE_S, everything, raw, tiny_model, wait_for
 from tests.support.supervised import ROOT, Supervised
 
 EVENTS = {"Accept": "text/event-stream"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -141,3 +142,14 @@ def tiny_model(folder: Path) -> Path:
     """Build the tiny checkpoint, once a folder."""
     torch.set_num_threads(1)
     return folder if (folder / "config.json").exists() else build_tiny(folder)
+
+
+def raw(url: str) -> socket.socket:
+    """A connection to the server at `url`, on which a test writes its own bytes."""
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=PATIENCE_S)
+
+
+def everything(connection: socket.socket) -> bytes:
+    """What comes until the other side ends the connection."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
