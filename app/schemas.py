@@ -57,6 +57,15 @@ class GenerateRequest(RequestBody):
     codebook: Version = Field(default="active", description='Codebook version, or "active".')
 
 
+class Budget(RequestBody):
+    """Limits of a round of an improve job; the tighter one counts."""
+
+    images: int | None = Field(default=None, ge=100, le=1_000_000, description="Images that a round may draw.")
+    minutes: int | None = Field(
+        default=None, ge=1, le=1440, description="Minutes a round may take, by the speed measured at its start."
+    )
+
+
 class ImproveBody(RequestBody):
     """Parameters of an improve job, which makes the active codebook safer in the background."""
 
@@ -78,6 +87,7 @@ class ImproveBody(RequestBody):
     accept_self_judged: bool = Field(
         default=False, description="Activate versions though the second judge does not know every category."
     )
+    budget: Budget | None = Field(default=None, description="Size of a round; about 12,000 images if absent.")
     max_rounds: int | None = Field(default=None, ge=1, le=8, description="Maximum number of rounds.")
     seed: Seed | None = Field(default=None, description="Seed of the job; derived from its id if absent.")
     activate: bool = Field(default=True, description="Activate each accepted version.")

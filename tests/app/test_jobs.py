@@ -43,7 +43,14 @@ def test_improve_is_accepted_and_enqueued_for_the_worker(server: Server, redis: 
     assert answer.status_code == 202
     assert answer.headers["Location"] == body["links"]["self"] == f"/jobs/{body['id']}"
     assert body["status"] == "queued"
-    defaults = {"prompts": None, "policy": None, "second_judge": None, "accept_self_judged": False, "activate": True}
+    defaults = {
+        "prompts": None,
+        "policy": None,
+        "second_judge": None,
+        "accept_self_judged": False,
+        "budget": None,
+        "activate": True,
+    }
     assert body["request"] == {**defaults, "categories": ["weapons"], "max_rounds": 2, "seed": 3}
     assert server.http.get(answer.headers["Location"]).json() == body
     with Redis.from_url(redis.url) as connection:
