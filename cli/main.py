@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from importlib.metadata import version
 
-from cli import demo, serve
-from cli.client import Client
-from core.errors import SafeCBError
-from core.settings import Settings
+from cli import demo, improve, serve
 from core.wire import HOPELESS
 
-EVALUATE = "evaluate"  # has options of its own
+CHECK, EVALUATE, IMPROVE = "check", "evaluate", "improve"  # have options of their own
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,10 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"safecb {version('safecb')}")
     commands = parser.add_subparsers(dest="command")
     for name, (help_text, _) in COMMANDS.items():
-        commands.add_parser(name, help=help_text, add_help=name != EVALUATE)
+        commands.add_parser(name, help=help_text, add_help=name not in OWN_OPTIONS)
     options, rest = parser.parse_known_args(arguments)
-    if options.command == EVALUATE:
-        return evaluate(rest)
+    if options.command in OWN_OPTIONS:
+        return OWN_OPTIONS[options.command](rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if options.command is None:
@@ -50,20 +45,19 @@ def evaluate(arguments: Sequence[str] = ()) -> int:
     return command(arguments)
 
 
-def improve() -> int:
-    """Run an improve job on the running server to its end: 0 if it published a version, else 1."""
-    try:
-        with closing(Client.of(Settings.from_environ(os.environ))) as client:
-            return 1 if demo.improve(client) is None else 0
-    except SafeCBError as error:
-        print(f"safecb: {error}", file=sys.stderr)
-        return 1
+def check(arguments: Sequence[str] = ()) -> int:
+    """Check in this process whether an improve job could begin; imported here, as for `evaluate`."""
+    from cli.check import main as command
+
+    return command(arguments)
 
 
+OWN_OPTIONS: Mapping[str, Callable[[Sequence[str]], int]] = {IMPROVE: improve.main, CHECK: check, EVALUATE: evaluate}
 COMMANDS: Mapping[str, tuple[str, Callable[[], int]]] = {
     "serve": ("start Redis, a worker and the server", serve.main),
     "worker": ("start a worker alone", worker),
-    "improve": ("run an improve job on the running server", improve),
+    IMPROVE: ("run an improve job on the running server", improve.main),
+    CHECK: ("check whether an improve job could begin, without a server", check),
     EVALUATE: ("measure codebooks on a file of prompts", evaluate),
     "demo": ("show the main job on the running server", demo.main),
 }
