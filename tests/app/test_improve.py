@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.policy_files import kites
-from tests.support.serving import Server, serving, settings_in, tiny_model
+from tests.support.serving import Server, kites, serving, settings_in, tiny_model
 
 
 @pytest.fixture(scope="module")

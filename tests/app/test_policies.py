@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.support.policy_files import HEADER, kites
-from tests.support.serving import Server, serving, settings_in, tiny_model
+from tests.support.serving import POLICY_HEADER as HEADER
+from tests.support.serving import Server, kites, serving, settings_in, tiny_model
 
 CSV, JSON_LINES, TEXT = "text/csv", "application/jsonl", "text/plain"
 

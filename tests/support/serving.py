@@ -26,8 +26,10 @@ from codebook.store import CodebookStore, Manifest
 from codebook.value import Codebook, HeadEdit
 from core.settings import Settings
 from engine.registry import load_model
+from records.journal import Journal
 from tests.support.tiny import FEATURE_DIM, build_tiny
 
+POLICY_HEADER = "prompt,category,kind,split,concept,safe\n"
 PATIENCE_S = 120.0  # far beyond what anything here takes, for a busy machine
 
 
@@ -91,6 +93,26 @@ def serving(settings: Settings, load: Load = load_model, *, ready: bool = True) 
         thread.join()
 
 
+@contextmanager
+def played_worker(server: Server, *, publishes: bool) -> Iterator[None]:
+    """Do one improve job of the server, as a worker elsewhere would."""
+    journal, store = Journal(server.service.settings.home / "jobs"), CodebookStore(server.service.settings.store)
+
+    def work() -> None:
+        wait_for("a job waits", journal.running)
+        record = journal.running()
+        assert record is not None
+        fence = journal.begin_attempt(record.id)
+        version = publish(store, 1).version if publishes else None
+        journal.update(record.id, attempt=fence, rounds=[{"round": 1, "reason": "accepted", "version": version}])
+        journal.update(record.id, attempt=fence, status="finished", result={"version": version})
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield
+    thread.join()
+
+
 def publish(store: CodebookStore, seed: int, *, output: bool = False) -> Manifest:
     base = store.load("v0")
     noise = torch.Generator().manual_seed(seed)
@@ -115,6 +137,18 @@ def _edit(noise: torch.Generator) -> HeadEdit:
     basis = torch.linalg.qr(torch.randn(FEATURE_DIM, 12, generator=noise)).Q
     down, up = torch.randn(FEATURE_DIM, 2, generator=noise), torch.randn(2, FEATURE_DIM, generator=noise)
     return HeadEdit(basis[None], torch.zeros(FEATURE_DIM), down[None], up[None])
+
+
+def kites(pairs: int = 10, validation: int = 5, benign: int = 20, benign_validation: int = 5) -> bytes:
+    """A policy as a CSV file: red kites as the harm, so many prompts of either kind."""
+    rows = []
+    for split, harmful, harmless in (("pair", pairs, benign), ("validation", validation, benign_validation)):
+        rows += [
+            f"a red kite over {split} hill {i},red kites,,{split},red kite,a blue kite over {split} hill {i}\n"
+            for i in range(harmful)
+        ]
+        rows += [f"a teapot on {split} table {i},,benign,{split},,\n" for i in range(harmless)]
+    return (POLICY_HEADER + "".join(rows)).encode()
 
 
 def tiny_png() -> bytes:
