@@ -156,7 +156,7 @@ def _memory(facts: ModelFacts, config: LoopConfig) -> str:
     logits = 4 * config.batch * tokens * facts.codes / GIB
     # macOS counts bytes, Linux KiB.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / GIB
-    device = f", {torch.cuda.max_memory_allocated() / GIB:.2f} GiB on the GPU" if torch.cuda.is_initialized() else ""
+    device = f", {torch.cuda.max_memory_allocated() / GIB:.2f} GiB on the GPU" if torch.cuda.is_available() else ""
     return f"memory: peak {peak:.2f} GiB so far{device}; logits {shape} in float32 {logits:.2f} GiB"
 
 

@@ -95,7 +95,7 @@ class Client:
             response = self._http.request(method, path, json=body, content=content, headers=headers)
         except httpx2.TransportError as error:
             raise Unavailable(f"no answer from {self._http.base_url}: {error}; is `safecb serve` running?") from None
-        content: dict[str, Any] = response.json()
+        answer: dict[str, Any] = response.json()
         if response.is_error:
-            raise SafeCBError(f"{method} {path}: {content['title']}: {content['detail']}")
-        return content
+            raise SafeCBError(f"{method} {path}: {answer['title']}: {answer['detail']}")
+        return answer

@@ -75,10 +75,9 @@ def improve(context: RunContext, start: Codebook) -> Iterator[RoundResult]:
 
 def _refused(context: RunContext) -> RoundResult:
     """The result of a run whose preflight failed: nothing was tried."""
-    report, reason = {"preflight": context.preflight.to_dict()}, Reason.PREFLIGHT
-    report["self_judged"] = list(context.self_judged)
-    refused = RoundResult(1, False, reason, None, {}, {}, {**report, "stop": reason}, stop=reason)
-    return replace(refused, self_judged=context.self_judged)
+    reason, self_judged = Reason.PREFLIGHT, context.self_judged
+    report = {"preflight": context.preflight.to_dict(), "self_judged": list(self_judged), "stop": reason}
+    return RoundResult(1, False, reason, None, {}, {}, report, stop=reason, self_judged=self_judged)
 
 
 def improve_once(context: RunContext, state: LoopState, validation: Validation) -> tuple[RoundResult, LoopState]:
