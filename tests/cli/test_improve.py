@@ -36,6 +36,7 @@ def test_a_file_is_uploaded_and_all_options_reach_the_job(server: Server, tmp_pa
     benign.write_text("".join(f"a teapot, number {i}\n" for i in range(100)))
     command = ["improve", "--policy", str(policy), "--benign", str(benign), "--second-judge", "opennsfw@0.4"]
     command += ["--categories", "red kites", "--rounds", "2", "--seed", "7", "--no-activate", "--accept-self-judged"]
+    command += ["--images", "900", "--minutes", "5"]
     with played_worker(server, publishes=True):
         assert main(command) == 0
     assert last_request(server) == {
@@ -43,6 +44,7 @@ def test_a_file_is_uploaded_and_all_options_reach_the_job(server: Server, tmp_pa
         "policy": "kites",
         "second_judge": "opennsfw@0.4",
         "categories": ["red kites"],
+        "budget": {"images": 900, "minutes": 5},
         "max_rounds": 2,
         "seed": 7,
         "activate": False,
