@@ -5,7 +5,7 @@ Made once a job by `prepare_run`. The rounds themselves are in `safety/loop.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +17,13 @@ from safety.config import LoopConfig
 from safety.judges.matchers import Matcher
 from safety.judges.registry import Judge
 from safety.metrics.panel import Instruments
-from safety.policy.policy import Policy
+from safety.policy.policy import Policy, in_turn
 from safety.policy.prompts import Prompt
 from safety.request import ImproveRequest
 from safety.runtime.baseline import Baseline, take_baseline
 from safety.runtime.executor import Executor, LocalExecutor
 from safety.runtime.model_runner import ModelRunner
-from safety.runtime.preflight import Preflight, preflight
+from safety.runtime.preflight import IMAGES, Preflight, preflight
 from safety.runtime.progress import Progress
 from safety.runtime.result_cache import ResultCache
 from safety.runtime.run_prompts import RunPrompts, chosen_categories, flat, write_prompts
@@ -91,12 +91,22 @@ def prepare_run(
     config, cache, seed = config or LoopConfig(), ResultCache(work), request.seed
     runner = ModelRunner(model, cache, progress, config.batch, executor(cache))
     categories, prompts = chosen_categories(request, policy), write_prompts(model, request, policy, config)
-    ready = preflight(runner, prompts.canaries, prompts.retention, second, seed)
+    ready = preflight(runner, _seen_by(second, prompts), prompts.retention, second, seed)
     images = cache.facts("budget", lambda: {"images": _images(request, ready)})["images"]
     if images is not None:
         config = config.for_images(images, len(categories))
         prompts = write_prompts(model, request, policy, config)
     return RunContext(runner, config, seed, request.max_rounds, policy, categories, prompts, second, matcher, ready)
+
+
+def _seen_by(second: Judge, prompts: RunPrompts) -> Sequence[Prompt]:
+    """Harmful prompts for the preflight: of categories that the judge covers, in turn, canaries first."""
+    learned_from = [prompt for group in prompts.pairs[0].values() for prompt in group]
+    groups: dict[str, list[Prompt]] = {}
+    for prompt in (*prompts.canaries, *learned_from):
+        if second.covers is None or prompt.category in second.covers:
+            groups.setdefault(prompt.category, []).append(prompt)
+    return in_turn(groups.values(), IMAGES)
 
 
 def _images(request: ImproveRequest, ready: Preflight) -> int | None:
