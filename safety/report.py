@@ -39,7 +39,8 @@ def figures(before: PanelResult, after: PanelResult) -> dict[str, Any]:
     def by_name(kind: GroupKind) -> dict[str, Any]:
         return {group.name: rates(group) for group in before.panel.of_kind(kind)}
 
-    benign = [BENIGN, *before.panel.of_kind(GroupKind.LOOK_ALIKE)]
+    benign = [group for group in dict.fromkeys(before.panel.groups) if group == BENIGN]
+    benign += before.panel.of_kind(GroupKind.LOOK_ALIKE)
     return {
         "harmful": rates(),
         "categories": by_name(GroupKind.CATEGORY),
@@ -70,11 +71,9 @@ def pictures(runner: ModelRunner, start: Codebook, best: ScoredCandidate, rates:
     """A chart of the figures, and validation prompts before and after: harmful ones, and what should stay as it is."""
     panel = best.result.panel
     alike = torch.tensor([group.kind is GroupKind.LOOK_ALIKE for group in panel.groups])
-    return {
-        "rates.png": rates_png(rates),
-        "before_after.png": _before_after(runner, start, best, panel.harmful),
-        "look_alikes.png": _before_after(runner, start, best, alike),
-    }
+    shown = {"before_after.png": panel.harmful, "look_alikes.png": alike}
+    grids = {name: _before_after(runner, start, best, of) for name, of in shown.items() if of.any()}
+    return {"rates.png": rates_png(rates), **grids}
 
 
 def _before_after(runner: ModelRunner, start: Codebook, best: ScoredCandidate, of: Tensor) -> bytes:

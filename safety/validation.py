@@ -57,7 +57,9 @@ class Validation:
         """Judge the canaries anew, and the gates that do not depend on a candidate: `state`."""
         self._runner, self._panel, self._baseline = context.runner, context.prompts.validation, context.baseline
         self._instruments, baseline = context.instruments, context.baseline
-        sight = judge_canaries(self._runner, baseline.canaries, baseline.harmful)
+        sight = None
+        if baseline.sight is not None:
+            sight = judge_canaries(self._runner, baseline.canaries, baseline.harmful)
         base = self.result(self._runner.base)
         inputs = RoundInput(baseline.spoiled, baseline.degenerate, base, baseline.sight, sight)
         self._rewrites = self._runner.cache.tensors("rewrites", self._draw_rewrites)["features"]

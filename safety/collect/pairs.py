@@ -19,6 +19,7 @@ from safety.policy.prompts import Prompt, changed_words, mentions
 LONGEST_CUT = 6  # words a rewrite may take out of a prompt
 LEAST_SHARED = 0.4  # of the words, where nobody knows which of them say the harm
 LONGEST_FILL = 4  # and put in their place
+LEAST_HALF = 0.25  # of a category's members, in half B
 ARTICLES = {"a", "an", "the", "some"}
 
 
@@ -89,10 +90,18 @@ def pair_confidence(unsafe: Tensor, safe: Tensor) -> list[float]:
 
 
 def first_halves(members: Sequence[Pair | Prompt]) -> Tensor:
-    """Bool [n]: half A. Each concept's members go to A and B in turn, so that both halves hold every concept."""
+    """Bool [n]: half A. Each concept's members go to A and B in turn, so that both halves hold every concept.
+
+    Where a category has too many concepts of one member for that, its members go in turn.
+    """
     counts: Counter[tuple[str, str]] = Counter()
     flags = []
     for member in members:
         flags.append(counts[member.category, member.concept] % 2 == 0)
         counts[member.category, member.concept] += 1
-    return torch.tensor(flags, dtype=torch.bool)
+    halves = torch.tensor(flags, dtype=torch.bool)
+    for category in dict.fromkeys(member.category for member in members):
+        rows = of_kind(members, category).nonzero().flatten()
+        if int((~halves[rows]).sum()) < LEAST_HALF * len(rows):
+            halves[rows] = torch.arange(len(rows)) % 2 == 0
+    return halves

@@ -89,11 +89,12 @@ def contrast(
     positions: Tensor,
     on_step: Callable[[int], None],
 ) -> PromptContrast:
-    """Teacher-force one image a prompt, tokens [n, N] int64 of any origin, under the prompt and its rewrite.
+    """Teacher-force one image a prompt, tokens [n, N] int64 of any origin, under the prompt and its rewrite; n >= 0.
 
     Raises ValueError for a prompt whose rewrite is unknown.
     """
-    sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+    none = torch.zeros(0, 1, len(positions), model.facts.feature_dim)
+    sides: tuple[list[Tensor], list[Tensor]] = ([none], [none])
     for start in range(0, len(prompts), CHUNK):
         some = prompts[start : start + CHUNK]
         unsafe, safe = [prompt.text for prompt in some], [prompt.rewrite for prompt in some]

@@ -32,14 +32,14 @@ class RoundInput:
 
     spoiled: by kind, the share of spoiled images that the detector flags. calibration: bool [n], calibration images
     that it calls degenerate by limits that the other images set. base: the base codebook on the validation set.
-    sight_at_start, sight: the judge on the canaries at round 0 and now.
+    sight_at_start, sight: the judge on the canaries at round 0 and now; None without canaries.
     """
 
     spoiled: Mapping[str, float]
     calibration: Tensor
     base: PanelResult
-    sight_at_start: Sight
-    sight: Sight
+    sight_at_start: Sight | None
+    sight: Sight | None
 
 
 @dataclass(frozen=True)

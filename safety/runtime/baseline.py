@@ -31,7 +31,7 @@ class Baseline:
     use: [K] float32 counts R. features: [B, M] float32 of the fitting half.
     positions: [P] int64, at which features are kept. validity: the detector calibrated on safe images. validity_of_any:
     on harmful ones too, for the unsafe side of a pair: blood makes an image harmful, not degenerate.
-    canaries: [c, 3, H, W]; harmful: bool [c], their labels.
+    canaries: [c, 3, H, W]; harmful: bool [c], their labels; sight: the judge's on them, None without any.
     spoiled: share of spoiled images flagged, by kind. degenerate: bool [s], safe benign images that are so by
     the limits which the other images set.
     """
@@ -47,7 +47,7 @@ class Baseline:
     degenerate: Tensor
     canaries: Tensor
     harmful: Tensor
-    sight: Sight
+    sight: Sight | None
 
     @property
     def mean(self) -> Tensor:
@@ -69,10 +69,12 @@ def take_baseline(
     spoiled = runner.cache.facts("spoiled", lambda: spoiled_found(runner, validity, benign.tokens[safe], generator))
     degenerate = held_out_degenerate(measured.part(safe), _cell(runner))
     harmful = _draw(runner, "canaries", canaries, seed)
-    validity_of_any = calibrate(measured.joined(_measured(runner, "canaries", harmful)), _cell(runner))
+    validity_of_any = validity
+    if canaries:
+        validity_of_any = calibrate(measured.joined(_measured(runner, "canaries", harmful)), _cell(runner))
     fixed = torch.cat([harmful.tokens, benign.tokens[: len(canaries)]])
     images, labels = runner.decode(fixed, runner.base), torch.arange(len(fixed)) < len(canaries)
-    sight = runner.cache.facts("sight", lambda: vars(judge_canaries(runner, images, labels)))
+    sight = runner.cache.facts("sight", lambda: vars(judge_canaries(runner, images, labels))) if canaries else None
     positions = sample_positions(facts.tokens, config.positions, seed)
     fit = torch.arange(len(retention)) % 2 == 0
     features = _features(runner, benign, fit, positions)
@@ -89,7 +91,7 @@ def take_baseline(
         degenerate,
         images,
         labels,
-        Sight(**sight),
+        None if sight is None else Sight(**sight),
     )
 
 

@@ -67,7 +67,8 @@ class ModelRunner:
     def sample(self, phase: str, prompts: Sequence[str], how: Sequence[Sampling], codebook: Codebook) -> Drawing:
         """Draw one image a prompt under the codebook. Each batch is cached, by all that its tokens depend on."""
         parts = self._results(phase, self._draw_tasks(prompts, how, codebook, True), len(prompts))
-        tokens, nll = (torch.cat([part[name] for part in parts]) for name in ("tokens", "nll"))
+        none = {"tokens": self._no_tokens, "nll": torch.zeros(0, 2)}
+        tokens, nll = (torch.cat([part[name] for part in parts] or [none[name]]) for name in none)
         return Drawing(tuple(prompts), tuple(sampling.seed for sampling in how), tokens, nll)
 
     def tokens(self, phase: str, prompts: Sequence[str], seeds: Sequence[int], codebook: Codebook) -> Tensor:
@@ -77,7 +78,11 @@ class ModelRunner:
     def sample_tokens(self, phase: str, prompts: Sequence[str], how: Sequence[Sampling], codebook: Codebook) -> Tensor:
         """The tokens [n, N] int64 that `sample` gives, without their NLL."""
         parts = self._results(phase, self._draw_tasks(prompts, how, codebook, False), len(prompts))
-        return torch.cat([part["tokens"] for part in parts])
+        return torch.cat([part["tokens"] for part in parts] or [self._no_tokens])
+
+    @property
+    def _no_tokens(self) -> Tensor:
+        return torch.zeros(0, self.model.facts.tokens, dtype=torch.int64)
 
     def _draw_tasks(
         self, prompts: Sequence[str], how: Sequence[Sampling], codebook: Codebook, weighed: bool
@@ -95,7 +100,8 @@ class ModelRunner:
         for start in range(0, tokens.shape[0], self.batch):
             self.report("decode", start, tokens.shape[0])
             parts.append(self._decode(tokens[start : start + self.batch], codebook))
-        return torch.cat(parts)
+        size = self.model.facts.image_size
+        return torch.cat(parts or [torch.zeros(0, 3, size, size)])
 
     def judge(self, tokens: Tensor, codebook: Codebook) -> list[Verdict]:
         """The model's verdicts on the images of tokens [n, N] under the codebook. Each batch is cached."""

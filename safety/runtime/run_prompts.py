@@ -17,12 +17,13 @@ from safety.gates.hygiene import refuse_shared
 from safety.gates.result import GateResult
 from safety.metrics.panel import ValidationSet
 from safety.policy.policy import Policy
-from safety.policy.prompts import Prompt, is_readable
-from safety.policy.run_sets import ByCategory, HeldOutSet
+from safety.policy.prompts import PAIR, VALIDATION, Prompt, is_readable
+from safety.policy.run_sets import ByCategory, HeldOutSet, RunSets
 from safety.request import ImproveRequest
 from safety.stopping import CAP
 
 FEWEST = 6  # prompts of a concept: two for each part of the router's
+FEWEST_BENIGN = 16  # prompts, for the limits of degenerate images to mean anything
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,14 @@ class RunPrompts:
 def write_prompts(model: ImageModel, request: ImproveRequest, policy: Policy, config: LoopConfig) -> RunPrompts:
     """Write all prompts of a run.
 
-    Raises BadInput for an unknown category, a prompt the model cannot read, or one that a validation set holds.
+    Raises BadInput for an unknown category, a prompt the model cannot read, or one that a validation set holds, and
+    where the policy has too few prompts to begin with.
     """
     categories, seed = chosen_categories(request, policy), request.seed
     for text in request.prompts or ():
         model.check_prompt(text)
     sets = policy.sets(categories, config, seed, min(request.max_rounds, CAP))
+    _refuse_empty(policy, categories, sets)
     validation = ValidationSet.of(sets.validation, seed)
     held = [*validation.prompts, *sets.heldout.prompts, *sets.retention, *sets.canaries]
     operator = _operator_prompts(model, request, held)
@@ -83,6 +86,19 @@ def write_prompts(model: ImageModel, request: ImproveRequest, policy: Policy, co
         router_benign=[*sets.router_benign, *sets.retention],
         hygiene=hygiene,
     )
+
+
+def _refuse_empty(policy: Policy, categories: Sequence[str], sets: RunSets) -> None:
+    """Raise BadInput where a category has nothing to learn from or to measure on, and where benign prompts lack."""
+    measured = {str(group): prompts for group, prompts in sets.validation if group.harmful}
+    for name in categories:
+        for split, prompts in ((PAIR, sets.pairs[0][name]), (VALIDATION, measured.get(name))):
+            if not prompts:
+                allowed = f"a policy with harmful prompts of the split {split!r} for each category of the request"
+                raise BadInput("policy", f"{policy.name}, which has none for {name}", allowed)
+    if len(sets.retention) < FEWEST_BENIGN:
+        short = f"{policy.name}, which has {len(sets.retention)} benign prompts of the split {PAIR!r}"
+        raise BadInput("policy", short, f"one with {FEWEST_BENIGN} or more")
 
 
 def _by_concept(prompts: Sequence[Prompt], config: LoopConfig) -> list[Prompt]:

