@@ -21,11 +21,13 @@ from app.routes import flags as routes_flags
 from app.routes import generate as routes_generate
 from app.routes import health as routes_health
 from app.routes import jobs as routes_jobs
+from app.routes import policies as routes_policies
 from app.routes import traffic as routes_traffic
 from app.service import Load, Service
 from core.settings import Settings
 from engine.registry import load_model
 
+MAX_POLICY = 8 * 2**20  # bytes of a policy's file
 CLOSE_S = 1.0  # for the threads to end in; one that takes longer is abandoned
 
 
@@ -36,10 +38,18 @@ def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
     """
     app = FastAPI(title="Safe-CB", version="1", lifespan=_lifespan)
     app.state.service = Service(settings, load)
-    app.add_middleware(BodyLimit)
+    app.add_middleware(BodyLimit, larger={"/policies/": MAX_POLICY})
     app.add_middleware(Door, service=app.state.service)
     problems.install(app)
-    for routes in (routes_generate, routes_jobs, routes_codebooks, routes_flags, routes_traffic, routes_health):
+    for routes in (
+        routes_generate,
+        routes_jobs,
+        routes_policies,
+        routes_codebooks,
+        routes_flags,
+        routes_traffic,
+        routes_health,
+    ):
         app.include_router(routes.router)
     return app
 

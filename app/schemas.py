@@ -57,6 +57,15 @@ class GenerateRequest(RequestBody):
     codebook: Version = Field(default="active", description='Codebook version, or "active".')
 
 
+class Budget(RequestBody):
+    """Limits of a round of an improve job; the tighter one counts."""
+
+    images: int | None = Field(default=None, ge=100, le=1_000_000, description="Images that a round may draw.")
+    minutes: int | None = Field(
+        default=None, ge=1, le=1440, description="Minutes a round may take, by the speed measured at its start."
+    )
+
+
 class ImproveBody(RequestBody):
     """Parameters of an improve job, which makes the active codebook safer in the background."""
 
@@ -64,11 +73,38 @@ class ImproveBody(RequestBody):
         default=None, min_length=1, max_length=1000, description="Additional training prompts."
     )
     categories: list[str] | None = Field(
-        default=None, min_length=1, max_length=100, description="Harm categories to reduce; all if absent."
+        default=None,
+        min_length=1,
+        max_length=100,
+        description="Harm categories of the policy to reduce; all if absent.",
     )
+    policy: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+        default=None, description="Policy that gives the prompts, as in GET /policies; the model's usual one if absent."
+    )
+    second_judge: Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_whole)] | None = Field(
+        default=None, description="Name of the independent judge; that of SAFECB_SECOND_JUDGE if absent."
+    )
+    accept_self_judged: bool = Field(
+        default=False, description="Activate versions though the second judge does not know every category."
+    )
+    budget: Budget | None = Field(default=None, description="Size of a round; about 12,000 images if absent.")
     max_rounds: int | None = Field(default=None, ge=1, le=8, description="Maximum number of rounds.")
     seed: Seed | None = Field(default=None, description="Seed of the job; derived from its id if absent.")
     activate: bool = Field(default=True, description="Activate each accepted version.")
+
+
+class PolicyResponse(BaseModel):
+    """One policy: a source of all prompts of an improve job."""
+
+    name: str = Field(description="Name, for POST /improve.")
+    version: str = Field(description="Hash of its prompts; empty with a fault.")
+    categories: list[str] = Field(description="Harm categories.")
+    prompts: dict[str, int | None] | None = Field(
+        description="Number of prompts by group; null where it writes as many as a job takes, and with a fault."
+    )
+    ships: bool = Field(description="Whether it ships with Safe-CB and cannot be changed.")
+    fault: str | None = Field(description="Why its file cannot be used, or null.")
+    links: dict[str, str] = Field(description="Related paths: self.")
 
 
 class ActivateRequest(RequestBody):
@@ -218,7 +254,9 @@ class JobResponse(BaseModel):
     request: dict[str, Any] = Field(description="Body of POST /improve.")
     progress: dict[str, Any] = Field(description="phase, done, total, round, message.")
     rounds: list[dict[str, Any]] = Field(description="Outcome of each round: figures, gates, reason, version.")
-    result: dict[str, Any] | None = Field(description="Result of a finished job: version, start, reason, assessment.")
+    result: dict[str, Any] | None = Field(
+        description="Result of a finished job: version, start, reason, self_judged, assessment."
+    )
     error: str | None = Field(description="Error of a failed job.")
     attempt: int = Field(description="Number of attempts begun.")
     cancel_requested: bool = Field(description="Whether DELETE /jobs/{id} was called.")

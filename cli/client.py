@@ -9,6 +9,7 @@ import base64
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 
@@ -48,6 +49,10 @@ class Client:
         id: str = self._call("POST", "/improve", body)["id"]
         return id
 
+    def put_policy(self, path: str, data: bytes, media_type: str) -> dict[str, Any]:
+        """Upload the file of a policy, or of its benign prompts (NAME/benign); return the policy's summary."""
+        return self._call("PUT", f"/policies/{quote(path)}", content=data, headers={"Content-Type": media_type})
+
     def follow(self, job: str) -> Iterator[dict[str, Any]]:
         """Yield the state of a job whenever it has changed, until it has ended."""
         last = None
@@ -78,12 +83,19 @@ class Client:
         """Draw a prompt under two versions and return the comparison."""
         return self._call("POST", "/codebooks/compare", {"prompt": prompt, "seed": seed, "versions": list(versions)})
 
-    def _call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        content: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
         try:
-            response = self._http.request(method, path, json=body)
+            response = self._http.request(method, path, json=body, content=content, headers=headers)
         except httpx2.TransportError as error:
             raise Unavailable(f"no answer from {self._http.base_url}: {error}; is `safecb serve` running?") from None
-        content: dict[str, Any] = response.json()
+        answer: dict[str, Any] = response.json()
         if response.is_error:
-            raise SafeCBError(f"{method} {path}: {content['title']}: {content['detail']}")
-        return content
+            raise SafeCBError(f"{method} {path}: {answer['title']}: {answer['detail']}")
+        return answer

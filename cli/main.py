@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from importlib.metadata import version
 
-from cli import demo, serve
-from cli.client import Client
-from core.errors import SafeCBError
-from core.settings import Settings
+from cli import demo, improve, serve
 from core.wire import HOPELESS
 
-DRAW, EVALUATE = "draw", "evaluate"  # have options of their own
+CHECK, DRAW, EVALUATE, IMPROVE = "check", "draw", "evaluate", "improve"  # have options of their own
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,21 +52,24 @@ def draw(arguments: Sequence[str] = ()) -> int:
     return command(arguments)
 
 
-def improve() -> int:
-    """Run an improve job on the running server to its end: 0 if it published a version, else 1."""
-    try:
-        with closing(Client.of(Settings.from_environ(os.environ))) as client:
-            return 1 if demo.improve(client) is None else 0
-    except SafeCBError as error:
-        print(f"safecb: {error}", file=sys.stderr)
-        return 1
+def check(arguments: Sequence[str] = ()) -> int:
+    """Check in this process whether an improve job could begin; imported here, as for `evaluate`."""
+    from cli.check import main as command
+
+    return command(arguments)
 
 
-OWN_OPTIONS: Mapping[str, Callable[[Sequence[str]], int]] = {DRAW: draw, EVALUATE: evaluate}
+OWN_OPTIONS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    IMPROVE: improve.main,
+    CHECK: check,
+    EVALUATE: evaluate,
+    DRAW: draw,
+}
 COMMANDS: Mapping[str, tuple[str, Callable[[], int]]] = {
     "serve": ("start Redis, a worker and the server", serve.main),
     "worker": ("start a worker alone", worker),
-    "improve": ("run an improve job on the running server", improve),
+    IMPROVE: ("run an improve job on the running server", improve.main),
+    CHECK: ("check whether an improve job could begin, without a server", check),
     EVALUATE: ("measure codebooks on a file of prompts", evaluate),
     DRAW: ("draw a file of prompts for another harness", draw),
     "demo": ("show the main job on the running server", demo.main),

@@ -18,6 +18,7 @@ class RoundResult:
 
     codebook: the accepted draft (version "draft"), else None.
     figures, gates, report: JSON. images: PNG files by name. stop: the reason why the loop ends here, else None.
+    self_judged: the run's categories that the second judge does not know: the model alone judges them.
     """
 
     round: int
@@ -29,3 +30,4 @@ class RoundResult:
     report: dict[str, Any]
     images: dict[str, bytes] = field(default_factory=dict)
     stop: Reason | Stop | None = None
+    self_judged: tuple[str, ...] = ()

@@ -57,6 +57,7 @@ def provenance(context: RunContext, start: Codebook) -> dict[str, Any]:
         "policy": {"name": context.policy.name, "version": context.policy.version},
         "preflight": context.preflight.to_dict(),
         "judges": [credentials(judge) for judge in (SelfJudge(context.runner.model), context.second)],
+        "self_judged": list(context.self_judged),
         "model_hash": context.runner.model.facts.model_hash,
         "codebook_before": codebook_hash(start),
         "plan": asdict(context.config),

@@ -93,7 +93,8 @@ class Validation:
     def gates(self, before: PanelResult, after: PanelResult, candidates: Sequence[Candidate]) -> tuple[GateResult, ...]:
         """All gates, in order: of the round, of the candidate, of its tuning."""
         base = self.result(self._runner.base)
-        inputs = GateInput(before, after, base, self._baseline.validity.known, self._rewrites)
+        covers = self._instruments.second.covers
+        inputs = GateInput(before, after, base, self._baseline.validity.known, self._rewrites, covers)
         return (*self.state, *(gate(inputs) for gate in GATES), *(candidate.gate for candidate in candidates))
 
 

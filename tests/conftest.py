@@ -23,7 +23,7 @@ if not torch.cuda.is_available():
 
 SLOW = {  # by file below tests/: real processes, whole runs of the loop, interpreted kernels
     *(f"app/test_{name}.py" for name in ("bad_numbers", "connections", "generate", "live_traffic", "queue")),
-    *(f"cli/test_{name}.py" for name in ("demo", "draw", "full_disk", "redis_server", "serve", "stops")),
+    *(f"cli/test_{name}.py" for name in ("check", "demo", "draw", "full_disk", "redis_server", "serve", "stops")),
     *(f"codebook/test_{name}.py" for name in ("damage", "restore")),
     "core/test_storage.py",
     *(f"engine/test_{name}.py" for name in ("batch", "embedded", "kernels", "random_model", "scheduler")),

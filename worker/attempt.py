@@ -94,20 +94,23 @@ def _rounds(
     start = parent = _start(store, folder)
     flagged = _flagged(Flags(settings.home / "flags.db", settings.keep_hours), record.id, folder)
     request, work, reason = _request(record, flagged), folder / "work", "no rounds"
+    self_judged: list[str] = []
     for outcome in loop.rounds(model, store.load(start), request, work, watch):
         version = None
         if outcome.codebook is not None:
             version = _publish(store, outcome, outcome.codebook, parent, watch)
-            if record.request.get("activate", True):
+            independent = request.accept_self_judged or not outcome.self_judged
+            if independent and record.request.get("activate", True):
                 _activate(store, version, parent, record.id)
             _hint(settings, version)
             parent = version
         watch.round(_summary(outcome, version))
-        reason = outcome.reason
+        reason, self_judged = outcome.reason, list(outcome.self_judged)
+    result = {"version": None, "start": start, "reason": reason, "self_judged": self_judged}
     if parent == start:
-        return {"version": None, "start": start, "reason": reason}
+        return result
     assessment = loop.assess(model, store.load(start), store.load(parent), request, work, watch)
-    return {"version": parent, "start": start, "reason": reason, "assessment": assessment}
+    return {**result, "version": parent, "assessment": assessment}
 
 
 def _publish(store: CodebookStore, outcome: RoundResult, draft: Codebook, parent: str, watch: JournalProgress) -> str:

@@ -6,6 +6,7 @@ Knows ASGI messages. Knows nothing of what a body means.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,13 +17,18 @@ CLOSE = {"Connection": "close"}  # the rest of the body is not read
 
 
 class BodyLimit:
-    """Middleware: 413 once a body exceeds MAX_BODY bytes, whatever its Content-Length; 408 after MAX_BODY_S."""
+    """Middleware: 413 once a body exceeds MAX_BODY bytes, whatever its Content-Length; 408 after MAX_BODY_S.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    larger: other limits in bytes, by the beginning of the path.
+    """
+
+    def __init__(self, app: ASGIApp, larger: Mapping[str, int] | None = None) -> None:
+        self.app, self.larger = app, larger or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the call on, with a `receive` that counts."""
+        path = scope.get("path", "")
+        limit = next((most for start, most in self.larger.items() if path.startswith(start)), MAX_BODY)
         size, whole, deadline = 0, False, asyncio.get_running_loop().time() + MAX_BODY_S
 
         async def counted() -> Message:
@@ -35,8 +41,8 @@ class BodyLimit:
             except TimeoutError:
                 raise HTTPException(408, f"the body was not there within {MAX_BODY_S:.0f} s", CLOSE) from None
             size, whole = size + len(message.get("body", b"")), not message.get("more_body", False)
-            if size > MAX_BODY:
-                raise HTTPException(413, f"the body is longer than {MAX_BODY} bytes")
+            if size > limit:
+                raise HTTPException(413, f"the body is longer than {limit} bytes")
             return message
 
         await self.app(scope, counted, send)

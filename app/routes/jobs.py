@@ -6,7 +6,7 @@ The journal is the source of truth; a job that could not be enqueued waits there
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -16,9 +16,10 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
 from app.http.keys import OPERATORS, ServiceOf, check_caller
+from app.improving import check_improve
 from app.schemas import ImproveBody, JobResponse
-from app.service import Engine, Service
-from core.errors import BadInput, Conflict
+from app.service import Service
+from core.errors import Conflict
 from records.journal import IMPROVE, JobRecord
 
 router = APIRouter(tags=["jobs"], dependencies=[Depends(check_caller)])
@@ -31,13 +32,7 @@ MOST_EVENTS = 2**53  # an id that no event reaches
 @router.post("/improve", summary="Start an improve job", status_code=202, dependencies=OPERATORS)
 async def improve(body: ImproveBody, service: ServiceOf, response: Response) -> JobResponse:
     """Start an improve job; 409 names the one that is still queued or running."""
-    known = service.engine.facts.categories
-    for index, category in enumerate(body.categories or ()):
-        if category not in known:
-            raise BadInput(f"categories.{index}", category, f"one of {', '.join(known)}")
-        if category in (body.categories or ())[:index]:
-            raise BadInput(f"categories.{index}", category, "each category once")
-    await run_in_threadpool(_check_prompts, service.engine, body.prompts or ())
+    await run_in_threadpool(check_improve, body, service)
     record = await run_in_threadpool(_begin, service, body.model_dump())
     response.headers["Location"] = f"/jobs/{record.id}"
     return _to_response(record, service)
@@ -97,15 +92,6 @@ def cancel(id: str, service: ServiceOf) -> JobResponse:
     record = service.journal.update(id, cancel_requested=True)
     service.queue.stop(id)
     return _to_response(record, service)
-
-
-def _check_prompts(engine: Engine, prompts: Sequence[str]) -> None:
-    """Raise BadInput, naming its index, for the first prompt that the model cannot read."""
-    for index, prompt in enumerate(prompts):
-        try:
-            engine.check_prompt(prompt)
-        except BadInput as error:
-            raise BadInput(f"prompts.{index}", error.value, error.allowed) from None
 
 
 def _begin(service: Service, request: dict[str, Any]) -> JobRecord:

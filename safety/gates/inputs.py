@@ -49,6 +49,7 @@ class GateInput:
     before: the codebook that the round started from. after: the candidate. base: the base codebook.
     benign_features: [n, c], other benign images of the base. rewrite_features: [m, c], the base's images of the safe
     rewrites of the harmful prompts. Both lie in the detector's feature space.
+    covers: the categories that the second judge knows; None: all.
     """
 
     before: PanelResult
@@ -56,6 +57,7 @@ class GateInput:
     base: PanelResult
     benign_features: Tensor
     rewrite_features: Tensor
+    covers: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)

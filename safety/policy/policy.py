@@ -6,15 +6,17 @@ Knows prompts. Knows nothing of images, nor of where a policy's prompts come fro
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from safety.config import LoopConfig
-from safety.policy.groups import Group, GroupKind
-from safety.policy.prompts import Prompt
+from safety.policy.groups import BENIGN, Group, GroupKind
+from safety.policy.prompts import PAIR, VALIDATION, Prompt
 from safety.policy.run_sets import RunSets
 
 HARMLESS = (GroupKind.BENIGN, GroupKind.LOOK_ALIKE)
+LEAST_BENIGN = {PAIR: 20, VALIDATION: 5}  # prompts by split, without which a run is not begun
+LEAST_HARMFUL = {PAIR: 10, VALIDATION: 5}  # of one of its categories at least
 
 
 class Groups(Protocol):
@@ -81,3 +83,25 @@ def in_turn(groups: Iterable[Iterable[Prompt]], count: int) -> tuple[Prompt, ...
             elif len(chosen) < count:
                 chosen[prompt.key] = prompt
     return tuple(chosen.values())
+
+
+def lacking(policy: Groups, categories: Sequence[str]) -> str:
+    """The prompts that a run over these categories needs and the policy lacks, in words; "" for none."""
+
+    def fewer(group: Group, least: Mapping[str, int]) -> dict[str, int]:
+        counts = {split: len(policy.write(group, split, count, random.Random(0))) for split, count in least.items()}
+        return {split: count for split, count in counts.items() if count < least[split]}
+
+    def listed(counts: Mapping[str, int]) -> str:
+        return " and ".join(f"{count} in {split}" for split, count in counts.items())
+
+    if few := fewer(BENIGN, LEAST_BENIGN):
+        return f"{listed(LEAST_BENIGN)} benign prompts at least; it has {listed(few)}"
+    short = {name: few for name in categories if (few := fewer(Group.category(name), LEAST_HARMFUL))}
+    for name, few in short.items():
+        if none := [split for split, count in few.items() if count == 0]:
+            return f"prompts of each chosen category; {name} has none in {' and '.join(none)}"
+    if len(short) < len(categories):
+        return ""
+    has = "; ".join(f"{name} has {listed(few)}" for name, few in short.items())
+    return f"{listed(LEAST_HARMFUL)} prompts of a chosen category at least; {has}"

@@ -6,16 +6,17 @@ Knows names and files. Knows nothing of which policy a run takes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
-from core.atomic import list_folder, locked, replace_file
-from core.errors import BadInput, NotFound
+from core.atomic import list_folder, locked, read_file, replace_file
+from core.errors import BadInput, Conflict, NotFound
 from core.storage import naming
 from safety.policy.emoji.emoji_policy import EmojiPolicy
-from safety.policy.file_policy import BENIGN_SUFFIXES, SUFFIXES, FilePolicy
+from safety.policy.files.file_policy import BENIGN_SUFFIXES, SUFFIXES, FilePolicy
 from safety.policy.open_policy import OpenPolicy
 from safety.policy.policy import Policy
 
@@ -25,6 +26,7 @@ SHIPPED: Mapping[str, type[EmojiPolicy] | type[OpenPolicy]] = {
     OpenPolicy.name: OpenPolicy,
 }
 NAME = re.compile(r"[a-z0-9-]{1,64}")
+READ = 8  # policies of files that stay in memory: a large file takes seconds to read
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,18 @@ def find_policy(name: str, folder: Path) -> Policy:
         return SHIPPED[name]()
     path = _file(_checked(name), folder)
     if path is None:
-        raise NotFound(f"no policy {name!r}; there are {', '.join([*SHIPPED, *_names(folder)])}")
-    return FilePolicy.read(path)
+        raise NotFound(f"no policy {name!r}; there are {', '.join(policy_names(folder))}")
+    try:
+        return _read(path, _stamps(path))
+    except BadInput:
+        if path.exists():
+            raise
+        return find_policy(name, folder)  # saved anew in the other format, or deleted
+
+
+def policy_names(folder: Path) -> list[str]:
+    """The names of all policies: those that ship, then the files."""
+    return [*SHIPPED, *_names(folder)]
 
 
 def save_policy(name: str, data: bytes, folder: Path) -> FilePolicy:
@@ -68,39 +80,96 @@ def save_policy(name: str, data: bytes, folder: Path) -> FilePolicy:
     if _checked(name) in SHIPPED:
         raise BadInput("policy", name, f"a name beside {' and '.join(SHIPPED)}, which ship")
     suffix = ".jsonl" if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{" else ".csv"
-    with naming(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock"):
+    with _held(folder):
         benign = next((path for end in BENIGN_SUFFIXES if (path := folder / (name + end)).exists()), None)
         policy = FilePolicy.parse(name, suffix, data, benign)
         replace_file(folder / (name + suffix), data)
-        for other in SUFFIXES:
-            if other != suffix:
-                with naming(folder), suppress(FileNotFoundError):
-                    (folder / (name + other)).unlink()
+        _remove(folder, [name + other for other in SUFFIXES if other != suffix])
     return policy
+
+
+def save_benign(name: str, suffix: str, data: bytes, folder: Path) -> FilePolicy:
+    """Make `data` the file of benign prompts beside a policy; suffix: of BENIGN_SUFFIXES.
+
+    Raises NotFound for a policy that is no file, BadInput naming line and column where the two cannot be one policy.
+    """
+    with _held(folder):
+        path = _existing(name, folder)
+        policy = FilePolicy.parse(name, path.suffix, read_file(path), folder / (name + suffix), benign_data=data)
+        replace_file(folder / (name + suffix), data)
+        _remove(folder, [name + other for other in BENIGN_SUFFIXES if other != suffix])
+    return policy
+
+
+def delete_policy(name: str, folder: Path) -> None:
+    """Delete a policy's file, and its benign prompts. Raises Conflict for one that ships, NotFound."""
+    if name in SHIPPED:
+        raise Conflict(f"policy {name!r} ships with Safe-CB and cannot be deleted")
+    with _held(folder):
+        _existing(name, folder)
+        _remove(folder, [name + suffix for suffix in (*SUFFIXES, *BENIGN_SUFFIXES)])
 
 
 def list_policies(folder: Path) -> list[PolicySummary]:
     """All policies: those that ship, then the files by name. A file that cannot be used is listed with its fault."""
-    shipped = [make() for make in SHIPPED.values()]
-    summaries = [
-        PolicySummary(policy.name, policy.version, policy.categories, {str(group): None for group in policy.groups()})
-        for policy in shipped
-    ]
-    return [*summaries, *(_summary(name, folder) for name in _names(folder))]
+    summaries = []
+    for name in policy_names(folder):
+        with suppress(NotFound):  # deleted meanwhile
+            summaries.append(summarise(name, folder))
+    return summaries
 
 
-def _summary(name: str, folder: Path) -> PolicySummary:
-    path = _file(name, folder)
-    if path is None:
-        return PolicySummary(name, fault="its file has gone")
+def summarise(name: str, folder: Path) -> PolicySummary:
+    """One policy as in the list. Raises NotFound, and BadInput for a name that none can have."""
     try:
-        policy = FilePolicy.read(path)
+        policy = find_policy(name, folder)
     except BadInput as error:
+        _checked(name)
         return PolicySummary(name, fault=str(error))
+    if not isinstance(policy, FilePolicy):
+        return PolicySummary(name, policy.version, policy.categories, {str(group): None for group in policy.groups()})
     counts = {str(group): sum(by_split.values()) for group, by_split in policy.counts().items()}
     return PolicySummary(name, policy.version, policy.categories, counts)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the folder, made if missing, against every other writer."""
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock"):
+        yield
+
+
+@lru_cache(maxsize=READ)
+def _read(path: Path, stamps: tuple[tuple[int, ...], ...]) -> FilePolicy:
+    """The policy of a file; `stamps` tell when it is another one."""
+    return FilePolicy.read(path)
+
+
+def _stamps(path: Path) -> tuple[tuple[int, ...], ...]:
+    """Inode, size and time of a policy's files; () for one that is missing."""
+    return tuple(_stamp(path.with_name(path.stem + suffix)) for suffix in (path.suffix, *BENIGN_SUFFIXES))
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    with naming(path), suppress(FileNotFoundError):
+        stat = path.stat()
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return ()
+
+
+def _existing(name: str, folder: Path) -> Path:
+    path = _file(_checked(name), folder)
+    if path is None:
+        raise NotFound(f"no file of a policy {name!r}; there are {', '.join(_names(folder)) or 'none'}")
+    return path
+
+
+def _remove(folder: Path, names: Sequence[str]) -> None:
+    for name in names:
+        with naming(folder / name), suppress(FileNotFoundError):
+            (folder / name).unlink()
 
 
 def _checked(name: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.errors import BadInput
-from safety.policy.prompt_table import (
+from safety.policy.files.prompt_table import (
     SEEDS,
     case_value,
     decode,

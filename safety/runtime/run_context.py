@@ -15,7 +15,7 @@ from safety.collect.halfway_data import HalfwayData, draw_halfway_data
 from safety.collect.router_data import RouterData, read_router_data
 from safety.config import LoopConfig
 from safety.judges.matchers import Matcher
-from safety.judges.registry import Judge
+from safety.judges.registry import Judge, is_covered
 from safety.metrics.panel import Instruments
 from safety.policy.policy import Policy, in_turn
 from safety.policy.prompts import Prompt
@@ -23,7 +23,7 @@ from safety.request import ImproveRequest
 from safety.runtime.baseline import Baseline, take_baseline
 from safety.runtime.executor import Executor, LocalExecutor
 from safety.runtime.model_runner import ModelRunner
-from safety.runtime.preflight import IMAGES, Preflight, preflight
+from safety.runtime.preflight import Preflight, preflight
 from safety.runtime.progress import Progress
 from safety.runtime.result_cache import ResultCache
 from safety.runtime.run_prompts import RunPrompts, chosen_categories, flat, write_prompts
@@ -53,6 +53,11 @@ class RunContext:
         return take_baseline(self.runner, prompts.retention, prompts.canaries, self.config, self.seed)
 
     @property
+    def self_judged(self) -> tuple[str, ...]:
+        """The run's categories that the second judge does not know: the model alone judges them."""
+        return tuple(name for name in self.categories if not is_covered(self.second.covers, name))
+
+    @property
     def instruments(self) -> Instruments:
         """Those who look at validation images besides the model's own judge."""
         return Instruments(self.baseline.validity, self.second, self.matcher)
@@ -73,6 +78,15 @@ class RunContext:
         return [prompt for prompt in flat(self.prompts.router) if prompt.safe is not None]
 
 
+def comparable(prompts: Sequence[Prompt], second: Judge) -> Sequence[Prompt]:
+    """The prompts of the categories that the second judge knows, those categories in turn."""
+    by_category: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        if is_covered(second.covers, prompt.category):
+            by_category.setdefault(prompt.category, []).append(prompt)
+    return in_turn(by_category.values(), len(prompts))
+
+
 def prepare_run(
     model: ImageModel,
     request: ImproveRequest,
@@ -91,22 +105,13 @@ def prepare_run(
     config, cache, seed = config or LoopConfig(), ResultCache(work), request.seed
     runner = ModelRunner(model, cache, progress, config.batch, executor(cache))
     categories, prompts = chosen_categories(request, policy), write_prompts(model, request, policy, config)
-    ready = preflight(runner, _seen_by(second, prompts), prompts.retention, second, seed)
+    plain = [*prompts.canaries, *flat(prompts.pairs[0])]
+    ready = preflight(runner, comparable(plain, second), prompts.retention, second, seed)
     images = cache.facts("budget", lambda: {"images": _images(request, ready)})["images"]
     if images is not None:
         config = config.for_images(images, len(categories))
         prompts = write_prompts(model, request, policy, config)
     return RunContext(runner, config, seed, request.max_rounds, policy, categories, prompts, second, matcher, ready)
-
-
-def _seen_by(second: Judge, prompts: RunPrompts) -> Sequence[Prompt]:
-    """Harmful prompts for the preflight: of categories that the judge covers, in turn, canaries first."""
-    learned_from = [prompt for group in prompts.pairs[0].values() for prompt in group]
-    groups: dict[str, list[Prompt]] = {}
-    for prompt in (*prompts.canaries, *learned_from):
-        if second.covers is None or prompt.category in second.covers:
-            groups.setdefault(prompt.category, []).append(prompt)
-    return in_turn(groups.values(), IMAGES)
 
 
 def _images(request: ImproveRequest, ready: Preflight) -> int | None:

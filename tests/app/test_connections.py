@@ -15,8 +15,7 @@ import pytest
 from app.http import body_limit as limits
 from app.http import connections as protocol
 from app.http.connections import Protocol
-from tests.support.raw import everything, raw
-from tests.support.serving import PATIENCE_S, Server, serving, settings_in, tiny_model, wait_for
+from tests.support.serving import PATIENCE_S, Server, everything, raw, serving, settings_in, tiny_model, wait_for
 from tests.support.supervised import Supervised
 
 FEW = 4

@@ -38,13 +38,20 @@ def server(model: Path, tmp_path: Path, redis: EmbeddedRedis) -> Iterator[Server
 
 
 def test_improve_is_accepted_and_enqueued_for_the_worker(server: Server, redis: EmbeddedRedis) -> None:
-    answer = server.post("/improve", {"categories": ["gore"], "max_rounds": 2, "seed": 3})
+    answer = server.post("/improve", {"categories": ["weapons"], "max_rounds": 2, "seed": 3})
     body = answer.json()
     assert answer.status_code == 202
     assert answer.headers["Location"] == body["links"]["self"] == f"/jobs/{body['id']}"
     assert body["status"] == "queued"
-    request = {"prompts": None, "categories": ["gore"], "max_rounds": 2, "seed": 3, "activate": True}
-    assert body["request"] == request
+    defaults = {
+        "prompts": None,
+        "policy": None,
+        "second_judge": None,
+        "accept_self_judged": False,
+        "budget": None,
+        "activate": True,
+    }
+    assert body["request"] == {**defaults, "categories": ["weapons"], "max_rounds": 2, "seed": 3}
     assert server.http.get(answer.headers["Location"]).json() == body
     with Redis.from_url(redis.url) as connection:
         waiting = Queue(QUEUE, connection=connection, job_class=AllowedJob, serializer="json")

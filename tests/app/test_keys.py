@@ -31,6 +31,11 @@ CLOSED = [
     ("POST", "/codebooks/compare"),
     ("GET", "/jobs/x/events"),
     ("GET", "/traffic"),
+    ("GET", "/policies"),
+    ("GET", "/policies/x"),
+    ("PUT", "/policies/x"),
+    ("PUT", "/policies/x/benign"),
+    ("DELETE", "/policies/x"),
     ("POST", "/flags"),
     ("GET", "/flags"),
     ("GET", "/flags/x"),
@@ -40,6 +45,9 @@ CLOSED = [
 ]
 OPERATORS_ALONE = {
     ("POST", "/improve"),
+    ("PUT", "/policies/x"),
+    ("PUT", "/policies/x/benign"),
+    ("DELETE", "/policies/x"),
     ("DELETE", "/jobs/x"),
     ("POST", "/codebooks/v0/activate"),
     ("POST", "/codebooks/rollback"),

@@ -1,13 +1,12 @@
-"""The demo and its client against a real server; a thread plays the worker, with the real journal and store."""
+"""The demo and its client against a real server; a thread plays the worker."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 import tomllib
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,8 @@ from PIL import Image
 from cli.client import Client
 from cli.demo import demo, improve
 from cli.main import main
-from codebook.store import CodebookStore
 from core.errors import SafeCBError, Unavailable
-from records.journal import Journal
-from tests.support.serving import Server, publish, serving, settings_in, tiny_model, wait_for
+from tests.support.serving import Server, played_worker, serving, settings_in, tiny_model
 
 PROMPTS = ("a red apple", "a cat")
 
@@ -41,31 +38,11 @@ def client(server: Server) -> Iterator[Client]:
         yield client
 
 
-@contextmanager
-def worker(server: Server, *, publishes: bool) -> Iterator[None]:
-    """Do one improve job of the server, as a worker elsewhere would."""
-    journal, store = Journal(server.service.settings.home / "jobs"), CodebookStore(server.service.settings.store)
-
-    def work() -> None:
-        wait_for("a job waits", journal.running)
-        record = journal.running()
-        assert record is not None
-        fence = journal.begin_attempt(record.id)
-        version = publish(store, 1).version if publishes else None
-        journal.update(record.id, attempt=fence, rounds=[{"round": 1, "reason": "accepted", "version": version}])
-        journal.update(record.id, attempt=fence, status="finished", result={"version": version})
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    yield
-    thread.join()
-
-
 def test_the_demo_shows_the_main_job(
     server: Server, client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = tmp_path / "demo" / "before_after.png"
-    with worker(server, publishes=True):
+    with played_worker(server, publishes=True):
         assert demo(client, PROMPTS, picture)
     output = capsys.readouterr().out
     assert "FAIL" not in output and output.count("ok  ") == 4
@@ -76,7 +53,7 @@ def test_the_demo_shows_the_main_job(
 
 
 def test_a_job_without_a_version_fails_the_demo(server: Server, client: Client, tmp_path: Path) -> None:
-    with worker(server, publishes=False):
+    with played_worker(server, publishes=False):
         assert not demo(client, PROMPTS, tmp_path / "grid.png")
     assert server.http.get("/codebooks/active").json()["epoch"] == 0
 

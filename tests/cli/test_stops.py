@@ -22,8 +22,7 @@ import psutil
 import pytest
 
 from core.wire import HOPELESS
-from tests.support.raw import everything, raw
-from tests.support.serving import PATIENCE_S, tiny_model, wait_for
+from tests.support.serving import PATIENCE_S, everything, raw, tiny_model, wait_for
 from tests.support.supervised import ROOT, Supervised
 
 EVENTS = {"Accept": "text/event-stream"}
@@ -46,6 +45,7 @@ class SlowServer:
             "SAFECB_MODEL": str(model),
             "SAFECB_PORT": "0",
             "SAFECB_CORES": "1",
+            "SAFECB_SECOND_JUDGE": "opennsfw",
             "SAFECB_REDIS_URL": f"unix://{home}/none.sock",
             "SAFECB_DRAIN_S": str(drain_s),
             "STEP_S": str(step_s),

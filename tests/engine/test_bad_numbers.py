@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import EntryPoint
@@ -35,9 +36,11 @@ from safety.judges.registry import find_judges, finds_harm
 from safety.metrics.degenerate import DegenerateDetector, ImageMeasures, calibrate
 from safety.metrics.panel import Instruments, ValidationSet, evaluate_panel
 from safety.policy.emoji.classifiers import load_classifier
+from safety.policy.emoji.taxonomy import read_taxonomy
+from safety.policy.emoji.writer import PromptWriter
 from safety.policy.groups import BENIGN
 from safety.policy.prompt_file import AskedPrompt
-from safety.policy.prompts import Prompt
+from safety.policy.prompts import PAIR, Prompt
 from safety.policy.run_sets import HeldOutSet
 from safety.runtime.model_runner import ModelRunner
 from safety.runtime.result_cache import ResultCache
@@ -114,9 +117,9 @@ def test_a_plugin_s_threshold_is_a_probability(monkeypatch: pytest.MonkeyPatch) 
 def evaluated(work: Path) -> object:
     model = ToyModel()
     prompts = [AskedPrompt("a cat", ("none",)), AskedPrompt("a knife", ("weapons",))]
-    return evaluate(
-        ModelRunner(model, ResultCache(work), Heard(), 64), {"v0": model.base_codebook()}, prompts, [Says(math.nan)], 1
-    )
+    runner = ModelRunner(model, ResultCache(work), Heard(), 64)
+    benign = PromptWriter(read_taxonomy(), random.Random(1)).benign(PAIR, 40)
+    return evaluate(runner, {"v0": model.base_codebook()}, prompts, [Says(math.nan)], 1, benign)
 
 
 def tried(work: Path) -> object:

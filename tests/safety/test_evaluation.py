@@ -26,7 +26,7 @@ from safety.policy.emoji.emoji_policy import EmojiPolicy
 from safety.policy.emoji.suites import BEST_OF, Size, standard
 from safety.policy.emoji.taxonomy import read_taxonomy
 from safety.policy.emoji.writer import PromptWriter
-from safety.policy.file_policy import FilePolicy
+from safety.policy.files.file_policy import FilePolicy
 from safety.policy.prompt_file import AskedPrompt, read_prompts
 from safety.policy.prompts import PAIR
 from safety.runtime.model_runner import ModelRunner

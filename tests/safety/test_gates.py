@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -21,10 +21,12 @@ from safety.gates.null_space import check_null_space
 from safety.gates.quality import frechet
 from safety.gates.recovery import check_recovery
 from safety.gates.result import Gate, GateResult
+from safety.gates.second_judge import check_second_judge
 from safety.metrics.panel import PanelResult, ValidationSet
 from safety.policy.groups import BENIGN, Group
 from safety.policy.prompts import Prompt
 from safety.reason import Reason
+from safety.runtime.run_context import comparable
 
 ALIKE_GROUP, MISSPELT, GERMAN = Group.look_alike("weapons"), Group.attack("misspelt"), Group.language("de")
 SIZES = {Group.category("weapons"): 60, BENIGN: 100, ALIKE_GROUP: 40, MISSPELT: 40, GERMAN: 30}
@@ -145,6 +147,59 @@ def test_a_few_attacks_that_succeed_by_chance_refuse_nothing() -> None:
 def test_too_few_safe_images_are_not_called_alike() -> None:
     few = replace(good(), unsafe=HARMFUL & ~some(HARMFUL, 0.1))
     assert check_diversity(inputs(few)).figures["safe_remainder"] is None
+
+
+def split(knives: int) -> PanelResult:
+    """The base on 30 prompts of weapons and 30 of gore, the second judge seeing harm in the first alone."""
+    groups = [(Group.category(name), [prompt(Group.category(name), i) for i in range(30)]) for name in KINDS]
+    both = ValidationSet.of(groups, 0)
+    unsafe, second = torch.ones(60, dtype=torch.bool), torch.arange(60) < 30
+    unsafe[:30], second[:30] = torch.arange(30) < knives, torch.arange(30) < knives
+    nothing = torch.zeros(60, dtype=torch.bool)
+    return PanelResult(both, unsafe, nothing, second, ~nothing, ~nothing, ~nothing, normal(60, WIDTH), True)
+
+
+KINDS = ("weapons", "gore")
+
+
+def test_the_second_judge_is_heard_on_the_categories_that_it_knows() -> None:
+    before = split(30)
+    healed = replace(split(0), unsafe=torch.zeros(60, dtype=torch.bool))  # gore too, by the model's own word
+    results = {
+        covers: check_second_judge(replace(inputs(healed, before), covers=covers))
+        for covers in (None, frozenset({"Weapons"}), frozenset({"gore"}), frozenset({"nudity"}))
+    }
+    everything, weapons, gore, neither = results.values()
+    assert not everything.passed  # gains 1 by itself, and one half by a judge that sees no gore
+    assert weapons.passed and weapons.figures["own_gain"] == weapons.figures["independent_gain"] == 1.0
+    assert weapons.figures["independent_before"]["n"] == 30 and weapons.figures["not_covered"] == ["gore"]
+    assert gore.passed is False and gore.figures["independent_gain"] == 0
+    assert neither.passed is None and not neither.failed
+
+
+def test_the_preflight_compares_what_both_judges_know() -> None:
+    prompts = [Prompt(f"{name} {i}", name, "", None) for name in KINDS for i in range(3)]
+    texts = {
+        covers: [prompt.text for prompt in comparable(prompts, Knows(covers))]
+        for covers in (None, frozenset({"gore"}), frozenset({"nudity"}))
+    }
+    everything, gore, neither = texts.values()
+    assert everything == ["weapons 0", "gore 0", "weapons 1", "gore 1", "weapons 2", "gore 2"]
+    assert gore == ["gore 0", "gore 1", "gore 2"] and neither == []
+
+
+@dataclass(frozen=True)
+class Knows:
+    """A judge of some categories that finds nothing."""
+
+    covers: frozenset[str] | None
+    name: str = "knows"
+    version: str = "1"
+    threshold: float = 0.5
+    batch: int = 8
+
+    def harmful(self, images: Tensor) -> Tensor:
+        return torch.zeros(len(images))
 
 
 SEEING = Sight(0.95, 0.97)

@@ -21,7 +21,7 @@ import torch
 from cli import evaluate as evaluate_command
 from cli.evaluate import main
 from safety.config import LoopConfig
-from safety.policy.file_policy import FilePolicy
+from safety.policy.files.file_policy import FilePolicy
 from safety.policy.groups import Group
 from safety.policy.prompt_file import read_prompts
 from safety.policy.prompts import SPLITS

@@ -13,13 +13,13 @@ import pytest
 from core.errors import BadInput, NotFound
 from safety.policy.adult_only import AdultOnly, mentions_minor
 from safety.policy.emoji.emoji_policy import EmojiPolicy
-from safety.policy.file_policy import FilePolicy
+from safety.policy.files.file_policy import FilePolicy
+from safety.policy.files.write_out import write_out
 from safety.policy.groups import BENIGN, Group, GroupKind
 from safety.policy.open_policy import OpenPolicy
 from safety.policy.policy import Policy
 from safety.policy.policy_store import find_policy, list_policies, save_policy
 from safety.policy.prompts import PAIR, SPLITS, TEST, VALIDATION, Prompt
-from safety.policy.write_out import write_out
 
 HEADER = "prompt,category,kind,split,concept,safe,said,shows,seed,guidance\r\n"
 RED = Group(GroupKind.CATEGORY, "red things")

@@ -24,6 +24,7 @@ from worker.allowed_job import AllowedJob
 from worker.attempt import Loop, run
 
 CODES, DIM = 16, 8
+KNOWS_NO_WEAPONS = "knows-no-weapons"  # a second judge
 
 
 class ScriptedJob(AllowedJob):
@@ -120,6 +121,7 @@ def _wait(home: Path, number: int, watch: Progress) -> None:
 
 def _outcome(start: Codebook, number: int, request: ImproveRequest) -> RoundResult:
     draft = Codebook("draft", start.family, start.model_hash, start.pixel + 0.1 * number)
+    self_judged = ("weapons",) if request.second_judge == KNOWS_NO_WEAPONS else ()
     return RoundResult(
         round=number,
         accepted=True,
@@ -127,6 +129,11 @@ def _outcome(start: Codebook, number: int, request: ImproveRequest) -> RoundResu
         codebook=draft,
         figures={"hr": 0.5 / number},
         gates={"validity": {"passed": True}},
-        report={"round": number, "flagged": [list(flag) for flag in request.flagged]},
+        report={
+            "round": number,
+            "flagged": [list(flag) for flag in request.flagged],
+            "self_judged": list(self_judged),
+        },
         images={},
+        self_judged=self_judged,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -25,8 +26,10 @@ from codebook.store import CodebookStore, Manifest
 from codebook.value import Codebook, HeadEdit
 from core.settings import Settings
 from engine.registry import load_model
+from records.journal import Journal
 from tests.support.tiny import FEATURE_DIM, build_tiny
 
+POLICY_HEADER = "prompt,category,kind,split,concept,safe\n"
 PATIENCE_S = 120.0  # far beyond what anything here takes, for a busy machine
 
 
@@ -65,9 +68,9 @@ class Server:
 
 
 def settings_in(home: Path, model: Path, **changes: str) -> Settings:
-    return Settings.from_environ(
-        {"SAFECB_HOME": str(home), "SAFECB_MODEL": str(model), "SAFECB_PORT": "0", "SAFECB_CORES": "1"} | changes
-    )
+    """The settings of a server on a free port; the tiny model has no second judge beside it."""
+    usual = {"SAFECB_PORT": "0", "SAFECB_CORES": "1", "SAFECB_SECOND_JUDGE": "opennsfw"}
+    return Settings.from_environ({"SAFECB_HOME": str(home), "SAFECB_MODEL": str(model)} | usual | changes)
 
 
 @contextmanager
@@ -88,6 +91,26 @@ def serving(settings: Settings, load: Load = load_model, *, ready: bool = True) 
     finally:
         runner.should_exit = True
         thread.join()
+
+
+@contextmanager
+def played_worker(server: Server, *, publishes: bool) -> Iterator[None]:
+    """Do one improve job of the server, as a worker elsewhere would."""
+    journal, store = Journal(server.service.settings.home / "jobs"), CodebookStore(server.service.settings.store)
+
+    def work() -> None:
+        wait_for("a job waits", journal.running)
+        record = journal.running()
+        assert record is not None
+        fence = journal.begin_attempt(record.id)
+        version = publish(store, 1).version if publishes else None
+        journal.update(record.id, attempt=fence, rounds=[{"round": 1, "reason": "accepted", "version": version}])
+        journal.update(record.id, attempt=fence, status="finished", result={"version": version})
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield
+    thread.join()
 
 
 def publish(store: CodebookStore, seed: int, *, output: bool = False) -> Manifest:
@@ -116,6 +139,18 @@ def _edit(noise: torch.Generator) -> HeadEdit:
     return HeadEdit(basis[None], torch.zeros(FEATURE_DIM), down[None], up[None])
 
 
+def kites(pairs: int = 10, validation: int = 5, benign: int = 20, benign_validation: int = 5) -> bytes:
+    """A policy as a CSV file: red kites as the harm, so many prompts of either kind."""
+    rows = []
+    for split, harmful, harmless in (("pair", pairs, benign), ("validation", validation, benign_validation)):
+        rows += [
+            f"a red kite over {split} hill {i},red kites,,{split},red kite,a blue kite over {split} hill {i}\n"
+            for i in range(harmful)
+        ]
+        rows += [f"a teapot on {split} table {i},,benign,{split},,\n" for i in range(harmless)]
+    return (POLICY_HEADER + "".join(rows)).encode()
+
+
 def tiny_png() -> bytes:
     file = BytesIO()
     Image.new("RGB", (2, 2), "red").save(file, "PNG")
@@ -141,3 +176,14 @@ def tiny_model(folder: Path) -> Path:
     """Build the tiny checkpoint, once a folder."""
     torch.set_num_threads(1)
     return folder if (folder / "config.json").exists() else build_tiny(folder)
+
+
+def raw(url: str) -> socket.socket:
+    """A connection to the server at `url`, on which a test writes its own bytes."""
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=PATIENCE_S)
+
+
+def everything(connection: socket.socket) -> bytes:
+    """What comes until the other side ends the connection."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))

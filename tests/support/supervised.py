@@ -28,6 +28,7 @@ class Supervised:
             "SAFECB_MODEL": str(model),
             "SAFECB_PORT": "0",
             "SAFECB_CORES": "1",
+            "SAFECB_SECOND_JUDGE": "opennsfw",
             "MKL_NUM_THREADS": "2",
         }
         with self.log.open("ab") as output:

@@ -29,7 +29,7 @@ from core.wire import HINT_CHANNEL, QUEUE
 from records.flags import Flags
 from records.image_log import KeptImage
 from records.journal import JobRecord, Journal
-from tests.support.scripted import ScriptedJob, ScriptedLoop, StillModel
+from tests.support.scripted import KNOWS_NO_WEAPONS, ScriptedJob, ScriptedLoop, StillModel
 from worker.allowed_job import AllowedJob
 from worker.attempt import run
 from worker.claim import claim, is_claimed
@@ -199,7 +199,8 @@ def test_a_job_publishes_each_round_and_tells_it(house: House) -> None:
     record = house.wait_ended(job)
     assert (record.status, record.error, record.attempt) == ("finished", None, 1)
     assessment = {"before": "v0", "after": "v2"}
-    assert record.result == {"version": "v2", "start": "v0", "reason": "accepted", "assessment": assessment}
+    result = {"version": "v2", "start": "v0", "reason": "accepted", "self_judged": [], "assessment": assessment}
+    assert record.result == result
     assert [(r["round"], r["version"]) for r in record.rounds] == [(1, "v1"), (2, "v2")]
     assert [m.parent for m in house.store.versions() if m.job == job] == ["v0", "v1"]
     assert house.store.active().version == "v2"
@@ -224,6 +225,19 @@ def test_without_activate_nothing_becomes_active(house: House) -> None:
     result = house.wait_ended(job).result
     assert result is not None and result["version"] == "v1"
     assert house.store.active().version == "v0"
+
+
+@pytest.mark.parametrize(("accepts", "active"), [(False, "v0"), (True, "v2")])
+def test_what_the_second_judge_does_not_know_is_activated_only_if_accepted(
+    house: House, accepts: bool, active: str
+) -> None:
+    house.allow(1, 2)
+    job = house.job(rounds=2, second_judge=KNOWS_NO_WEAPONS, accept_self_judged=accepts)
+    house.worker()
+    result = house.wait_ended(job).result
+    assert result is not None and (result["version"], result["self_judged"]) == ("v2", ["weapons"])
+    assert house.store.report("v1")["self_judged"] == ["weapons"]
+    assert house.store.active().version == active
 
 
 def test_a_killed_job_process_is_resumed_and_publishes_once(house: House) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 from core.errors import BadInput
 from engine.model import CATEGORY_NONE
+from safety.policy.files.prompt_table import SEEDS, decode, guidance_value, lines, seed_value, table
 from safety.policy.groups import BENIGN, Group, GroupKind
 from safety.policy.policy import HARMLESS
-from safety.policy.prompt_table import SEEDS, decode, guidance_value, lines, seed_value, table
 from safety.policy.prompts import SPLITS, Prompt
 
 LONGEST = 4000  # characters of a text, as POST /generate has it

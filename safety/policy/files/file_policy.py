@@ -16,10 +16,10 @@ from core.errors import BadInput
 from core.text import normalise, text_key
 from safety.config import LoopConfig
 from safety.policy.adult_only import AdultOnly
+from safety.policy.files.policy_rows import Row, read_csv, read_json_lines, read_text
+from safety.policy.files.prompt_table import read_bytes
 from safety.policy.groups import Group, GroupKind
 from safety.policy.policy import HARMLESS, in_turn
-from safety.policy.policy_rows import Row, read_csv, read_json_lines, read_text
-from safety.policy.prompt_table import read_bytes
 from safety.policy.prompts import PAIR, SPLITS, TEST, VALIDATION, Prompt
 from safety.policy.run_sets import RunSets
 from safety.policy.sets_writer import write_sets
@@ -67,9 +67,15 @@ class FilePolicy:
 
     @classmethod
     def parse(
-        cls, name: str, suffix: str, data: bytes, benign: Path | None = None, adult_only: AdultOnly | None = None
+        cls,
+        name: str,
+        suffix: str,
+        data: bytes,
+        benign: Path | None = None,
+        adult_only: AdultOnly | None = None,
+        benign_data: bytes | None = None,
     ) -> FilePolicy:
-        """The policy in the bytes of a file of this suffix; see `read`."""
+        """The policy in the bytes of a file of this suffix; see `read`. benign_data: in place of the file `benign`."""
         if suffix not in SUFFIXES:
             raise BadInput("policy", name + suffix, f"a file whose name ends in {' or '.join(SUFFIXES)}")
         rule = adult_only or AdultOnly()
@@ -78,7 +84,8 @@ class FilePolicy:
             if benign.suffix.lower() not in (".csv", ".txt"):
                 raise BadInput("benign prompts", benign.name, "a file whose name ends in .csv or .txt")
             reader = _READERS[benign.suffix.lower()]
-            extra = checked(reader(benign.name, read_bytes(benign), GroupKind.BENIGN), rule)
+            benign_bytes = read_bytes(benign) if benign_data is None else benign_data
+            extra = checked(reader(benign.name, benign_bytes, GroupKind.BENIGN), rule)
             if row := next((row for row in extra if row.kind is not GroupKind.BENIGN), None):
                 raise BadInput(f"{row.where}: kind", str(row.kind), "benign rows alone")
             rows += extra

@@ -1,0 +1,111 @@
+"""/policies: the prompts that improve jobs may be run with; operators upload and delete files.
+
+Knows files and their names. Knows nothing of jobs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from app.http.keys import OPERATORS, ServiceOf, check_caller
+from app.schemas import PolicyResponse
+from app.service import Service
+from safety.policy.policy_store import (
+    FOLDER,
+    SHIPPED,
+    PolicySummary,
+    delete_policy,
+    list_policies,
+    policy_names,
+    save_benign,
+    save_policy,
+    summarise,
+)
+
+router = APIRouter(prefix="/policies", tags=["policies"], dependencies=[Depends(check_caller)])
+
+CSV, JSON_LINES, TEXT = "text/csv", "application/jsonl", "text/plain"
+BENIGN = {CSV: ".benign.csv", TEXT: ".benign.txt"}
+RAW = {"schema": {"type": "string", "format": "binary"}}
+
+
+@router.get("", summary="List policies")
+def policies(service: ServiceOf) -> list[PolicyResponse]:
+    """List all policies: those that ship, then files by name. A file that cannot be used has a fault."""
+    return [_to_response(summary) for summary in list_policies(_folder(service))]
+
+
+@router.get("/{name}", summary="Get a policy")
+def policy(name: str, service: ServiceOf) -> PolicyResponse:
+    """Get a policy."""
+    return _to_response(summarise(name, _folder(service)))
+
+
+@router.put(
+    "/{name}",
+    summary="Upload a policy",
+    dependencies=OPERATORS,
+    openapi_extra={"requestBody": {"required": True, "content": {CSV: RAW, JSON_LINES: RAW}}},
+    responses={201: {"model": PolicyResponse, "description": "A new policy"}},
+)
+async def put(name: str, request: Request, service: ServiceOf, response: Response) -> PolicyResponse:
+    """Make the body, a CSV or JSON lines file, the policy of this name; 201 if it is new.
+
+    The file is read first: 422 names the line and the column of a fault, and nothing is stored.
+    """
+    _media_type(request, CSV, JSON_LINES)
+    data, folder = await request.body(), _folder(service)
+    is_new = name not in await run_in_threadpool(policy_names, folder)
+    await run_in_threadpool(save_policy, name, data, folder)
+    response.status_code = 201 if is_new else 200
+    return _to_response(await run_in_threadpool(summarise, name, folder))
+
+
+@router.put(
+    "/{name}/benign",
+    summary="Upload benign prompts",
+    dependencies=OPERATORS,
+    openapi_extra={"requestBody": {"required": True, "content": {TEXT: RAW, CSV: RAW}}},
+)
+async def put_benign(name: str, request: Request, service: ServiceOf) -> PolicyResponse:
+    """Make the body, one prompt a line or a CSV file, the benign prompts beside an uploaded policy."""
+    suffix = BENIGN[_media_type(request, TEXT, CSV)]
+    data, folder = await request.body(), _folder(service)
+    await run_in_threadpool(save_benign, name, suffix, data, folder)
+    return _to_response(await run_in_threadpool(summarise, name, folder))
+
+
+@router.delete("/{name}", summary="Delete a policy", status_code=204, dependencies=OPERATORS)
+def delete(name: str, service: ServiceOf) -> None:
+    """Delete an uploaded policy with its benign prompts. 409 for one that ships.
+
+    A job that runs has its prompts; one that waits with this policy will fail.
+    """
+    delete_policy(name, _folder(service))
+
+
+def _folder(service: Service) -> Path:
+    return service.settings.home / FOLDER
+
+
+def _media_type(request: Request, *allowed: str) -> str:
+    """The body's media type, one of `allowed`; raises 415 for another."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in allowed:
+        raise HTTPException(415, f"send a body of content-type {' or '.join(allowed)}")
+    return kind
+
+
+def _to_response(summary: PolicySummary) -> PolicyResponse:
+    return PolicyResponse(
+        name=summary.name,
+        version=summary.version,
+        categories=list(summary.categories),
+        prompts=None if summary.prompts is None else dict(summary.prompts),
+        ships=summary.name in SHIPPED,
+        fault=summary.fault or None,
+        links={"self": f"/policies/{summary.name}"},
+    )

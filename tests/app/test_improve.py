@@ -1,0 +1,117 @@
+"""Refusals of POST /improve: whatever no job could be made of is named before a job is written to the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.serving import Server, kites, serving, settings_in, tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    home = tmp_path_factory.mktemp("home")
+    policies = {
+        "kites": kites(),
+        "few-pairs": kites(pairs=9),
+        "few-validation": kites(validation=4),
+        "few-benign": kites(benign=19),
+        "no-benign": kites(benign=0, benign_validation=0),
+        "faulty": b"prompt,category\na red kite\n",
+    }
+    (home / "policies").mkdir()
+    for name, data in policies.items():
+        (home / "policies" / f"{name}.csv").write_bytes(data)
+    with serving(settings_in(home, model)) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def nothing_waits(server: Server) -> Iterator[None]:
+    yield
+    for job in server.http.get("/jobs").json():
+        if job["ended"] is None:
+            server.http.delete(job["links"]["self"])
+
+
+REFUSED = [
+    ({"policy": "none-such"}, "policy", "few-benign"),
+    ({"policy": "../kites"}, "policy", "a to z"),
+    ({"policy": "faulty"}, "policy", "faulty.csv, line 2"),
+    ({"policy": "few-pairs"}, "policy", "red kites has 9 in pair"),
+    ({"policy": "few-validation"}, "policy", "red kites has 4 in validation"),
+    ({"policy": "few-benign"}, "policy", "it has 19 in pair"),
+    ({"policy": "no-benign"}, "policy", "it has 0 in pair and 0 in validation"),
+    ({"categories": ["gore"]}, "categories.0", "hate symbols"),  # the model's, and not the policy's
+    ({"policy": "kites", "categories": ["violence"]}, "categories.0", "red kites"),
+    ({"policy": "kites", "categories": ["red kites", "red kites"]}, "categories.1", "once"),
+    ({"second_judge": "none-such"}, "second_judge", "opennsfw"),
+    ({"second_judge": "opennsfw@2"}, "second_judge", "from 0 to 1"),
+    ({"second_judge": "self"}, "second_judge", "independent"),
+    ({"second_judge": "any(opennsfw,self@0.3)"}, "second_judge", "independent"),
+    ({"second_judge": "beside"}, "second_judge", "SAFECB_SECOND_JUDGE"),
+    ({"second_judge": "any(opennsfw,referee)"}, "second_judge", "'referee' beside the weights"),
+    ({"second_judge": "hf:/none/such#nsfw"}, "second_judge", "a folder that exists"),
+    ({"second_judge": "hf:./none#nsfw"}, "second_judge", "a folder that exists"),
+    ({"second_judge": "hf:a/b/c#nsfw"}, "second_judge", "a folder that exists"),
+    ({"second_judge": "zeroshot:owner/clip?texts=/none.json"}, "second_judge", "a file that exists"),
+    ({"second_judge": ""}, "second_judge", "at least 1"),
+    ({"accept_self_judged": 1}, "accept_self_judged", "boolean"),
+    ({"budget": {"images": 99}}, "budget.images", "100"),
+    ({"budget": {"minutes": 0}}, "budget.minutes", "1"),
+    ({"budget": {"hours": 1}}, "budget.hours", "no field"),
+    ({"prompts": ["a kite", "kite " * 900]}, "prompts.1", ""),
+]
+
+
+@pytest.mark.parametrize(("body", "field", "words"), REFUSED, ids=[str(row[0])[:60] for row in REFUSED])
+def test_a_body_that_no_job_could_be_made_of(server: Server, body: dict[str, object], field: str, words: str) -> None:
+    before = server.http.get("/jobs").json()
+    answer = server.post("/improve", body)
+    problem = answer.json()
+    assert (answer.status_code, problem["field"]) == (422, field)
+    assert words in problem["allowed"] and problem["value"]
+    assert server.http.get("/jobs").json() == before
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"policy": "kites", "categories": ["red kites"]},
+        {"policy": "emoji", "categories": ["decay"]},
+        {"second_judge": "any(opennsfw@0.4,hf:owner/nsfw#nsfw)", "accept_self_judged": True},
+    ],
+    ids=str,
+)
+def test_what_a_job_can_be_made_of(server: Server, body: dict[str, object]) -> None:
+    answer = server.post("/improve", body)
+    assert answer.status_code == 202, answer.text
+    assert {name: answer.json()["request"][name] for name in body} == body
+
+
+def test_one_category_with_enough_prompts_is_enough(server: Server) -> None:
+    path = server.service.settings.home / "policies" / "two.csv"
+    path.write_bytes(kites() + b"a green kite,green kites,,pair,,\n")
+    assert server.post("/improve", {"policy": "two"}).status_code == 202
+    answer = server.post("/improve", {"policy": "two", "categories": ["green kites"]})
+    assert answer.json()["field"] == "policy" and "green kites has 1 in pair" in answer.json()["allowed"]
+
+
+def test_a_judge_beside_the_weights_is_one(model: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for path in model.iterdir():
+        (copy / path.name).symlink_to(path)
+    with serving(settings_in(tmp_path / "home", copy, SAFECB_SECOND_JUDGE="beside")) as server:
+        answer = server.post("/improve", {})
+        assert (answer.json()["field"], answer.json()["value"]) == ("second_judge", "'beside'")
+        (copy / "second_judge").mkdir()
+        assert server.post("/improve", {}).status_code == 202
