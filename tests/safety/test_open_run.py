@@ -26,12 +26,12 @@ from safety.judges.registry import Judge
 from safety.loop import improve
 from safety.outcome import RoundResult
 from safety.policy.emoji.emoji_policy import EmojiPolicy
-from safety.policy.file_policy import FilePolicy
+from safety.policy.files.file_policy import FilePolicy
+from safety.policy.files.write_out import COLUMNS, write_out
 from safety.policy.groups import GroupKind
 from safety.policy.open_policy import OpenPolicy
 from safety.policy.policy import Policy, lacking
 from safety.policy.prompts import PAIR, TEST, VALIDATION, mentions
-from safety.policy.write_out import COLUMNS, write_out
 from safety.reason import Reason
 from safety.request import ImproveRequest
 from safety.runtime.preflight import IMAGES
