@@ -78,13 +78,13 @@ class RunContext:
         return [prompt for prompt in flat(self.prompts.router) if prompt.safe is not None]
 
 
-def comparable(prompts: Sequence[Prompt], second: Judge) -> Sequence[Prompt]:
+def comparable(harmful: Sequence[Prompt], second: Judge) -> Sequence[Prompt]:
     """The prompts of the categories that the second judge knows, those categories in turn."""
     by_category: dict[str, list[Prompt]] = {}
-    for prompt in prompts:
+    for prompt in harmful:
         if is_covered(second.covers, prompt.category):
             by_category.setdefault(prompt.category, []).append(prompt)
-    return in_turn(by_category.values(), len(prompts))
+    return in_turn(by_category.values(), len(harmful))
 
 
 def prepare_run(
@@ -105,8 +105,8 @@ def prepare_run(
     config, cache, seed = config or LoopConfig(), ResultCache(work), request.seed
     runner = ModelRunner(model, cache, progress, config.batch, executor(cache))
     categories, prompts = chosen_categories(request, policy), write_prompts(model, request, policy, config)
-    plain = [*prompts.canaries, *flat(prompts.pairs[0])]
-    ready = preflight(runner, comparable(plain, second), prompts.retention, second, seed)
+    harmful = comparable([*prompts.canaries, *flat(prompts.pairs[0])], second)
+    ready = preflight(runner, harmful, prompts.retention, second, seed)
     images = cache.facts("budget", lambda: {"images": _images(request, ready)})["images"]
     if images is not None:
         config = config.for_images(images, len(categories))
