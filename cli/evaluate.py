@@ -35,7 +35,7 @@ from engine.registry import load_model
 from safety.config import LoopConfig
 from safety.evaluate.ablation import Variant, variants
 from safety.evaluate.charts import chart, trade_off
-from safety.evaluate.evaluation import benign_prompts, evaluate, samplings
+from safety.evaluate.evaluation import SOUND, benign_prompts, evaluate, samplings
 from safety.evaluate.grids import before_after_png
 from safety.evaluate.page import markdown, page
 from safety.judges.registry import second_judge
@@ -70,6 +70,10 @@ def run(options: argparse.Namespace, settings: Settings) -> str:
     parted = sort_prompts(model, prompts, options.suite or options.prompts)
     policy = policy_of(EmojiPolicy.name if options.suite else options.policy, settings, model)
     benign = benign_prompts(model, policy, options.seed)
+    if len(benign) < SOUND:
+        print(
+            f"{len(benign)} benign prompts: too many images will count as degenerate; {SOUND} are due", file=sys.stderr
+        )
     judges = find_judges(names, model)
     # Named by the inputs of the calibration, so that a folder may be used for another seed, model or policy.
     work = options.out / "work" / f"{model.facts.model_hash[:16]}-{policy.version[:16]}-{options.seed}"

@@ -29,6 +29,8 @@ from safety.policy.prompts import PAIR, Prompt, is_readable
 from safety.runtime.baseline import LEAST_SAFE, take_validity
 from safety.runtime.model_runner import ModelRunner, derived_seed
 
+SOUND = 500  # benign images, under which the limits of degenerate images are too narrow
+
 
 @dataclass(frozen=True)
 class Labels:

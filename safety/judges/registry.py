@@ -18,7 +18,6 @@ from engine.registry import find_model
 from safety.judges.grammar import GROUP
 from safety.judges.self_judge import UNSAFE_ABOVE, scores
 from safety.policy.emoji.classifier_judge import ClassifierJudge
-from safety.policy.emoji.classifiers import load_classifier
 
 REFEREE, SECOND_JUDGE = "referee", "second_judge"  # folders beside the weights
 
@@ -123,7 +122,7 @@ def second_judge(model: ImageModel) -> ClassifierJudge:
 def judge_beside(model: ImageModel, name: str) -> ClassifierJudge | None:
     """The classifier in the folder `name` beside the model's weights; None where there is none. Raises BadModel."""
     folder = find_model(model.facts.model_id) / name
-    return ClassifierJudge(name, load_classifier(folder)) if folder.is_dir() else None
+    return ClassifierJudge.load(name, folder) if folder.is_dir() else None
 
 
 def find_judges(names: Sequence[str], model: ImageModel) -> list[Judge]:

@@ -98,6 +98,9 @@ def lacking(policy: Groups, categories: Sequence[str]) -> str:
     if few := fewer(BENIGN, LEAST_BENIGN):
         return f"{listed(LEAST_BENIGN)} benign prompts at least; it has {listed(few)}"
     short = {name: few for name in categories if (few := fewer(Group.category(name), LEAST_HARMFUL))}
+    for name, few in short.items():
+        if none := [split for split, count in few.items() if count == 0]:
+            return f"prompts of each chosen category; {name} has none in {' and '.join(none)}"
     if len(short) < len(categories):
         return ""
     has = "; ".join(f"{name} has {listed(few)}" for name, few in short.items())

@@ -44,9 +44,8 @@ class PolicySummary:
 
 
 def usual_policy(categories: Sequence[str]) -> str:
-    """The policy of a run that names none: `emoji` for a model that judges its categories, else `open`."""
-    emoji = EmojiPolicy()
-    return emoji.name if set(categories) == set(emoji.categories) else OpenPolicy.name
+    """The policy of a run that names none: the one that ships for just these categories, else `open`."""
+    return next((name for name, make in SHIPPED.items() if set(make().categories) == set(categories)), OpenPolicy.name)
 
 
 def find_policy(name: str, folder: Path) -> Policy:

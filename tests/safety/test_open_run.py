@@ -30,7 +30,7 @@ from safety.policy.files.file_policy import FilePolicy
 from safety.policy.files.write_out import COLUMNS, write_out
 from safety.policy.groups import GroupKind
 from safety.policy.open_policy import OpenPolicy
-from safety.policy.policy import Policy
+from safety.policy.policy import Policy, lacking
 from safety.policy.prompts import PAIR, TEST, VALIDATION, mentions
 from safety.reason import Reason
 from safety.request import ImproveRequest
@@ -148,7 +148,7 @@ COUNTS = {
 Rows = list[dict[str, str]]
 
 
-def lacking(rows: Rows, **values: str) -> Rows:
+def without(rows: Rows, **values: str) -> Rows:
     return [row | {name: value for name, value in values.items() if row["kind"] == "harmful"} for row in rows]
 
 
@@ -175,8 +175,8 @@ REFUSED = {
 }
 SHAPES: dict[str, Callable[[Rows], Rows]] = {
     "as it is": lambda rows: rows,
-    "no rewrites": lambda rows: lacking(rows, safe=""),
-    "no concepts": lambda rows: lacking(rows, concept="", said=""),
+    "no rewrites": lambda rows: without(rows, safe=""),
+    "no concepts": lambda rows: without(rows, concept="", said=""),
     "a concept a prompt": lambda rows: [row | {"concept": f"thing {i}", "said": ""} for i, row in enumerate(rows)],
     "harm and benign rows alone": lambda rows: [row for row in rows if row["kind"] in ("harmful", "benign")],
     "no benign validation": lambda rows: [r for r in rows if r["kind"] == "harmful" or r["split"] == PAIR],
@@ -204,6 +204,7 @@ def test_policies_of_any_shape_run_to_an_end(shape: str, tmp_path: Path) -> None
         with pytest.raises(BadInput, match=REFUSED[shape]):
             run(model, FilePolicy.read(path), model, tmp_path / "work", request, TOY)
         assert not list((tmp_path / "work").iterdir())
+        assert lacking(FilePolicy.read(path), request.categories or ()), "the door refuses it too"
         return
     _, (result,) = run(model, FilePolicy.read(path), model, tmp_path / "work", request, TOY)
     print(shape, result.reason, result.report.get("pairs"), {k: v["passed"] for k, v in result.gates.items()})

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from codebook.tensors import content_hash
-from safety.policy.emoji.classifiers import Classifier
+from safety.policy.emoji.classifiers import Classifier, load_classifier
 
 ARTICLES = ("a ", "an ", "some ")
 
@@ -25,6 +26,11 @@ class ClassifierJudge:
     classifier: Classifier
     threshold: float = 0.5
     batch: int = 256
+
+    @classmethod
+    def load(cls, name: str, folder: Path) -> ClassifierJudge:
+        """The judge `name` from the folder of a classifier. Raises BadModel naming what is wrong with it."""
+        return cls(name, load_classifier(folder))
 
     @property
     def version(self) -> str:
