@@ -100,6 +100,9 @@ def test_what_a_job_can_be_made_of(server: Server, body: dict[str, object]) -> N
 def test_one_category_with_enough_prompts_is_enough(server: Server) -> None:
     path = server.service.settings.home / "policies" / "two.csv"
     path.write_bytes(kites() + b"a green kite,green kites,,pair,,\n")
+    answer = server.post("/improve", {"policy": "two"})
+    assert answer.json()["field"] == "policy" and "green kites has none in validation" in answer.json()["allowed"]
+    path.write_bytes(path.read_bytes() + b"one more green kite,green kites,,validation,,\n")
     assert server.post("/improve", {"policy": "two"}).status_code == 202
     answer = server.post("/improve", {"policy": "two", "categories": ["green kites"]})
     assert answer.json()["field"] == "policy" and "green kites has 1 in pair" in answer.json()["allowed"]
