@@ -87,7 +87,7 @@ class FilePolicy:
             benign_bytes = read_bytes(benign) if benign_data is None else benign_data
             extra = checked(reader(benign.name, benign_bytes, GroupKind.BENIGN), rule)
             if row := next((row for row in extra if row.kind is not GroupKind.BENIGN), None):
-                raise BadInput(f"{row.where}: kind", str(row.kind), "benign rows alone")
+                raise BadInput(f"{row.where}: kind", row.kind_word, "benign rows alone")
             rows += extra
         return cls(name, rows)
 
@@ -183,4 +183,4 @@ def _refuse_contradiction(before: Row, row: Row, split: str) -> None:
     if row.split not in ("", split):
         raise BadInput(f"{row.where}: split", row.split, f"{split!r}: the same prompt stands in {before.where}")
     if (row.kind in HARMLESS) != (before.kind in HARMLESS):
-        raise BadInput(f"{row.where}: kind", str(row.kind), f"{str(before.kind)!r}, as {before.where} has it")
+        raise BadInput(f"{row.where}: kind", row.kind_word, f"{before.kind_word!r}, as {before.where} has it")

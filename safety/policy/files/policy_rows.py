@@ -55,6 +55,11 @@ class Row:
         return f"{self.file}, line {self.line}"
 
     @property
+    def kind_word(self) -> str:
+        """The kind as a file has it."""
+        return "harmful" if self.kind is GroupKind.CATEGORY else str(self.kind).replace("_", "-")
+
+    @property
     def texts(self) -> tuple[str, ...]:
         """All that the row says in words."""
         return (self.text, self.safe or "", self.said, self.concept, self.shows)
