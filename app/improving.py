@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from app.schemas import ImproveBody
 from app.service import Engine, Service
 from core.errors import BadInput, BadModel, NotFound
+from core.storage import naming
 from engine.registry import find_model
 from safety.judges.grammar import BESIDE, JudgeName, read_name
 from safety.policy.policy import Policy, lacking
@@ -25,9 +26,13 @@ FILES = ("texts", "ask")  # options that name a file
 
 
 def check_improve(body: ImproveBody, service: Service) -> None:
-    """Raise BadInput, naming the field, for a body that no job could be made of. Reads files; blocks."""
+    """Raise BadInput, naming the field, for a body that no job could be made of. Reads files; blocks.
+
+    Raises NoStorage where a policy cannot be read now.
+    """
     engine, settings = service.engine, service.settings
-    policy = _policy(body.policy or usual_policy(engine.facts.categories), settings.home / FOLDER)
+    with naming(settings.home / FOLDER):
+        policy = _policy(body.policy or usual_policy(engine.facts.categories), settings.home / FOLDER)
     categories = body.categories or policy.categories
     _check_categories(categories, policy)
     if lack := lacking(policy, categories):

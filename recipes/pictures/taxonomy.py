@@ -13,7 +13,7 @@ from typing import Any
 from engine.model import CATEGORY_NONE
 from safety.policy.emoji.classifiers import NO_PATTERN
 
-TAXONOMY_FILE = Path(__file__).parents[2] / "safety" / "policy" / "data" / "taxonomy.json"
+TAXONOMY_FILE = Path(__file__).parents[2] / "safety" / "policy" / "emoji" / "data" / "taxonomy.json"
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,8 @@ def test_on_a_full_disk_images_and_moves_go_on_and_the_rest_says_why(
         job = http.post("/improve", json={})
         assert job.status_code == 202, job.text
         here = job.headers["Location"]
-        wait_for("a worker had the job", lambda: http.get(here).json()["status"] == "failed")  # it has no second judge
+        # The judge of a random model agrees with no other: the job is refused, or fails for its little disk.
+        wait_for("a worker had the job", lambda: http.get(here).json()["status"] in ("failed", "finished"))
         assert move(http, "/codebooks/v1/activate") == "v1"
     assert [record["epoch"] for record in CodebookStore(disk.folder / "store").audit()] == list(range(24))
     assert "SAFECB_HOME cannot be written" in run.output and "SAFECB_HOME can be written again" in run.output

@@ -133,7 +133,7 @@ def test_improve_names_the_prompt_that_the_model_cannot_read(server: Server, bad
 
 @pytest.mark.fault("F24")
 def test_improve_names_a_category_that_comes_twice(server: Server) -> None:
-    body = {"categories": ["gore", "gore"]}
+    body = {"categories": ["weapons", "weapons"]}
     assert assert_problem(server.post("/improve", body, Authorization="Bearer one"), 422)["field"] == "categories.1"
 
 
