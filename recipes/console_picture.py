@@ -3,7 +3,7 @@
     pip install -e '.[browser]'
     python -m recipes.console_picture http://127.0.0.1:8000 --chromium /usr/bin/chromium
 
-Draws through the page as a person would. Take it after an improve job has ended, so that the page shows one.
+Draws through the page as a person would. Take it while an improve job runs, or after, so that the page shows one.
 """
 
 from __future__ import annotations
