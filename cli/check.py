@@ -25,7 +25,6 @@ from engine.registry import load_model
 from safety.config import LoopConfig
 from safety.gates.quality import FEWEST
 from safety.gates.result import Gate
-from safety.judges.matchers import Matcher
 from safety.judges.names import parse_judge
 from safety.judges.registry import is_covered
 from safety.metrics.panel import ValidationSet
@@ -78,10 +77,9 @@ def check(options: argparse.Namespace, settings: Settings) -> str | None:
     if lack := lacking(policy, categories):
         return f"the policy lacks prompts: {lack}"
     second = parse_judge(judge, model, model.base_codebook().pixel.device)
-    matcher = second if isinstance(second, Matcher) else None
     # A folder that holds nothing yet: images out of a cache would take no time.
     with tempfile.TemporaryDirectory(prefix="safecb-check-") as work:
-        context = prepare_run(model, request, policy, second, Path(work), ConsoleProgress(), matcher)
+        context = prepare_run(model, request, policy, second, Path(work), ConsoleProgress())
         for line in _lines(context):
             print(line)
     return context.preflight.fault

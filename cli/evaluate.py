@@ -138,7 +138,7 @@ def _variants(runner: ModelRunner, seed: int, work: Path) -> dict[str, Variant]:
     model = runner.model
     judge, started = second_judge(model), time.monotonic()
     request = ImproveRequest(prompts=None, categories=None, max_rounds=LOOP_ROUNDS, seed=seed)
-    context = prepare_run(model, request, EmojiPolicy(), judge, work, ConsoleProgress(), judge, LoopConfig())
+    context = prepare_run(model, request, EmojiPolicy(), judge, work, ConsoleProgress(), LoopConfig())
     rounds: dict[str, Variant] = {}
     for result in improve(context, context.runner.base):
         name = f"loop-{result.round}"

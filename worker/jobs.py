@@ -16,7 +16,6 @@ from engine.model import ImageModel
 from engine.registry import load_model
 from safety.config import LoopConfig
 from safety.evaluate.assessment import assess
-from safety.judges.matchers import Matcher
 from safety.judges.names import parse_judge
 from safety.judges.registry import REFEREE, judge_beside
 from safety.loop import ImproveRequest, Progress, RoundResult
@@ -66,8 +65,7 @@ class SelfImprovement(Loop):
         policy = find_policy(request.policy or usual_policy(model.facts.categories), self._settings.home / FOLDER)
         device = model.base_codebook().pixel.device
         second = parse_judge(request.second_judge or self._settings.second_judge, model, device)
-        matcher = second if isinstance(second, Matcher) else None
-        self._context = prepare_run(model, request, policy, second, work, watch, matcher, executor=self._executor)
+        self._context = prepare_run(model, request, policy, second, work, watch, executor=self._executor)
         return improve_codebook(self._context, start)
 
     def assess(

@@ -33,7 +33,7 @@ DRAWING_SHARE = 0.7  # of a round's time; the rest is teacher forcing, fitting a
 
 @dataclass(frozen=True)
 class RunContext:
-    """categories: the harm categories of the request. second, matcher: the second judge, and who matches images."""
+    """categories: the harm categories of the request. second: the second judge."""
 
     runner: ModelRunner
     config: LoopConfig
@@ -43,7 +43,6 @@ class RunContext:
     categories: tuple[str, ...]
     prompts: RunPrompts
     second: Judge
-    matcher: Matcher | None
     preflight: Preflight
 
     @cached_property
@@ -56,6 +55,11 @@ class RunContext:
     def self_judged(self) -> tuple[str, ...]:
         """The run's categories that the second judge does not know: the model alone judges them."""
         return tuple(name for name in self.categories if not is_covered(self.second.covers, name))
+
+    @property
+    def matcher(self) -> Matcher | None:
+        """The second judge, if it can also say whether an image shows its prompt."""
+        return self.second if isinstance(self.second, Matcher) else None
 
     @property
     def instruments(self) -> Instruments:
@@ -94,7 +98,6 @@ def prepare_run(
     second: Judge,
     work: Path,
     progress: Progress,
-    matcher: Matcher | None = None,
     config: LoopConfig | None = None,
     executor: Callable[[ResultCache], Executor] = LocalExecutor,
 ) -> RunContext:
@@ -111,7 +114,7 @@ def prepare_run(
     if images is not None:
         config = config.for_images(images, len(categories))
         prompts = write_prompts(model, request, policy, config)
-    return RunContext(runner, config, seed, request.max_rounds, policy, categories, prompts, second, matcher, ready)
+    return RunContext(runner, config, seed, request.max_rounds, policy, categories, prompts, second, ready)
 
 
 def _images(request: ImproveRequest, ready: Preflight) -> int | None:

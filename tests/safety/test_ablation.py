@@ -25,7 +25,7 @@ WAYS = ["pixel-project-all", "pixel-remap", "output-project", "output-suppress",
 def context(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
     torch.set_num_threads(1)
     return prepare_run(
-        ToyModel(), REQUEST, EmojiPolicy(), ToyModel(), tmp_path_factory.mktemp("ablation"), Heard(), ToyModel(), PLAN
+        ToyModel(), REQUEST, EmojiPolicy(), ToyModel(), tmp_path_factory.mktemp("ablation"), Heard(), PLAN
     )
 
 

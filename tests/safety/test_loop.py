@@ -86,7 +86,7 @@ def run(
     work: Path, model: ToyModel | None = None, progress: Heard | None = None, request: ImproveRequest = REQUEST
 ) -> list[RoundResult]:
     model = model or ToyModel()
-    context = prepare_run(model, request, EmojiPolicy(), model, work, progress or Heard(), model, PLAN)
+    context = prepare_run(model, request, EmojiPolicy(), model, work, progress or Heard(), PLAN)
     return list(improve(context, context.runner.base))
 
 
@@ -100,7 +100,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RoundRe
 
 @pytest.fixture(scope="module")
 def context(undisturbed: tuple[Path, RoundResult]) -> RunContext:
-    return prepare_run(ToyModel(), REQUEST, EmojiPolicy(), ToyModel(), undisturbed[0], Heard(), ToyModel(), PLAN)
+    return prepare_run(ToyModel(), REQUEST, EmojiPolicy(), ToyModel(), undisturbed[0], Heard(), PLAN)
 
 
 def test_a_round_makes_the_codebook_safer(undisturbed: tuple[Path, RoundResult]) -> None:
@@ -170,7 +170,7 @@ def always_unsafe(images: Tensor) -> Tensor:
 def test_a_judge_that_finds_nothing_safe_is_refused(tmp_path: Path) -> None:
     model = ToyModel(always_unsafe)
     with pytest.raises(BadModel, match="0 of 260 benign images safe"):
-        _ = prepare_run(model, REQUEST, EmojiPolicy(), model, tmp_path, Heard(), model, PLAN).baseline
+        _ = prepare_run(model, REQUEST, EmojiPolicy(), model, tmp_path, Heard(), PLAN).baseline
 
 
 def by_chance(images: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ def test_a_blind_judge_that_passes_the_preflight_yields_no_version(
     judge: Callable[[Tensor], Tensor], tmp_path: Path
 ) -> None:
     model = ToyModel(judge)
-    context = prepare_run(model, REQUEST, EmojiPolicy(), model, tmp_path, Heard(), model, PLAN)
+    context = prepare_run(model, REQUEST, EmojiPolicy(), model, tmp_path, Heard(), PLAN)
     agreed = replace(context, preflight=Preflight(Rate(40, 40), Rate(40, 40), 1.0))
     outcomes = list(improve(agreed, agreed.runner.base))
     assert not any(outcome.accepted or outcome.codebook for outcome in outcomes)
@@ -274,9 +274,7 @@ def test_flagged_prompts_join_the_pairs_and_never_a_set_to_measure_on(tmp_path: 
     used = [(plain, "weapons"), (also_routed, "weapons")]
     flagged = (*used, (plain.upper(), "gore"), *((text, None) for text in held))
     request = replace(REQUEST, flagged=flagged)
-    operator = prepare_run(
-        ToyModel(), request, EmojiPolicy(), ToyModel(), tmp_path, Heard(), ToyModel(), PLAN
-    ).prompts.operator
+    operator = prepare_run(ToyModel(), request, EmojiPolicy(), ToyModel(), tmp_path, Heard(), PLAN).prompts.operator
     assert [(prompt.text, prompt.category) for prompt in operator] == used
 
 

@@ -102,11 +102,11 @@ def maker(site: Site) -> Callable[[Task], dict[str, Tensor]]:
 
 def test_a_run_with_assistants_makes_the_same_codebook(site: Site, tmp_path: Path) -> None:
     model = ToyModel()
-    own = prepare_run(model, REQUEST, EmojiPolicy(), model, tmp_path / "alone", Heard(), model, PLAN)
+    own = prepare_run(model, REQUEST, EmojiPolicy(), model, tmp_path / "alone", Heard(), PLAN)
     (alone,) = improve(own, own.runner.base)
     site.assistant()
     site.assistant()
-    common = prepare_run(model, REQUEST, EmojiPolicy(), model, site.cache.folder, Heard(), model, PLAN, shared(site))
+    common = prepare_run(model, REQUEST, EmojiPolicy(), model, site.cache.folder, Heard(), PLAN, shared(site))
     (helped,) = improve(common, common.runner.base)
     assert alone.codebook is not None and helped.codebook is not None
     assert codebook_hash(alone.codebook) == codebook_hash(helped.codebook)
