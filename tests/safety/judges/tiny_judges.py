@@ -20,6 +20,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     ShieldGemma2Config,
@@ -68,7 +69,7 @@ def build_vit(folder: Path, labels: tuple[str, ...] = LABELS, multi: bool = Fals
     config = ViTConfig(**_VISION, id2label=dict(enumerate(labels)))
     config.problem_type = "multi_label_classification" if multi else None
     ViTImageProcessorPil(size={"height": size, "width": size}).save_pretrained(folder)
-    return _save(ViTForImageClassification(config), folder)
+    return _save(ViTForImageClassification, config, folder)
 
 
 def build_clip(folder: Path, model: type[PreTrainedModel] = CLIPModel) -> Path:
@@ -77,7 +78,7 @@ def build_clip(folder: Path, model: type[PreTrainedModel] = CLIPModel) -> Path:
     config = CLIPConfig(text_config=text, vision_config={**_VISION, "projection_dim": 8}, projection_dim=8)
     CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size=_SQUARE).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return _save(model(config), folder)
+    return _save(model, config, folder)
 
 
 def build_siglip(folder: Path) -> Path:
@@ -85,7 +86,7 @@ def build_siglip(folder: Path) -> Path:
     config = SiglipConfig(text_config={**_TEXT, "vocab_size": len(tokenizer)}, vision_config=_VISION)
     SiglipImageProcessorPil(size=_SQUARE).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return _save(SiglipModel(config), folder)
+    return _save(SiglipModel, config, folder)
 
 
 def build_shield_gemma(folder: Path) -> Path:
@@ -117,7 +118,7 @@ def build_shield_gemma(folder: Path) -> Path:
     pictures = Gemma3ImageProcessorPil(size=_SQUARE)
     processor = ShieldGemma2Processor(pictures, tokenizer, chat, image_seq_length=4)  # type: ignore[no-untyped-call]
     processor.save_pretrained(folder)
-    return _save(ShieldGemma2ForImageClassification(config), folder)
+    return _save(ShieldGemma2ForImageClassification, config, folder)
 
 
 def build_llava(folder: Path) -> Path:
@@ -135,16 +136,17 @@ def build_llava(folder: Path) -> Path:
         pictures, tokenizer, 8, "default", chat, image_token="<image>", num_additional_image_tokens=1
     )
     processor.save_pretrained(folder)
-    return _save(LlavaForConditionalGeneration(config), folder)
+    return _save(LlavaForConditionalGeneration, config, folder)
 
 
-def _save(model: PreTrainedModel, folder: Path) -> Path:
+def _save(kind: type[PreTrainedModel], config: PreTrainedConfig, folder: Path) -> Path:
     """Draw the weights, the same ones each time, and write them."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = kind(config)  # draws what has one dimension, such as CLIP's class embedding
         for _, weight in sorted(model.named_parameters()):
             if weight.ndim > 1:
-                weight.normal_(0.0, weight[0].numel() ** -0.5, generator=generator)
+                weight.normal_(0.0, weight[0].numel() ** -0.5)
     model.save_pretrained(folder)
     return folder
 
