@@ -25,7 +25,7 @@ if not torch.cuda.is_available():
 os.nice(max(0, NICE - os.nice(0)))
 
 
-SLOW = {  # by file below tests/: real processes, whole runs of the loop, interpreted kernels
+SLOW = {  # whole files below tests/: real processes, runs of the loop, interpreted kernels; other tests are marked
     *(f"app/test_{name}.py" for name in ("bad_numbers", "connections", "generate", "live_traffic", "queue")),
     *(f"cli/test_{name}.py" for name in ("check", "demo", "draw", "full_disk", "redis_server", "serve", "stops")),
     *(f"app/test_{name}.py" for name in ("codebooks", "flags", "improve", "jobs", "keys", "policies", "problems")),

@@ -98,8 +98,7 @@ def test_on_a_full_disk_images_and_moves_go_on_and_the_rest_says_why(
         job = http.post("/improve", json={})
         assert job.status_code == 202, job.text
         here = job.headers["Location"]
-        # The judge of a random model agrees with no other: the job is refused, or fails for its little disk.
-        wait_for("a worker had the job", lambda: http.get(here).json()["status"] in ("failed", "finished"))
+        wait_for("a worker has the job", lambda: http.get(here).json()["status"] != "queued")
         assert move(http, "/codebooks/v1/activate") == "v1"
     assert [record["epoch"] for record in CodebookStore(disk.folder / "store").audit()] == list(range(24))
     assert "SAFECB_HOME cannot be written" in run.output and "SAFECB_HOME can be written again" in run.output

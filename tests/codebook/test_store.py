@@ -124,6 +124,7 @@ def test_before_initialise_there_is_nothing(root: Path) -> None:
     assert not root.exists()
 
 
+@pytest.mark.slow
 def test_the_store_needs_no_redis() -> None:
     code = "import sys, codebook.store, codebook.live, records.journal; sys.exit('redis' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -621,6 +622,7 @@ def _publish_for_ever(root: Path, first: int) -> None:
         publish_active(store, pixel_draft(n), round=n)
 
 
+@pytest.mark.slow
 def test_a_killed_publisher_leaves_whole_versions_only(root: Path) -> None:
     store = open_store(root)
     context = multiprocessing.get_context("spawn")
@@ -675,6 +677,7 @@ def _read_while_others_write(root: Path, role: str) -> None:
             store.load(version)
 
 
+@pytest.mark.slow
 def test_of_many_compare_and_sets_one_wins(root: Path) -> None:
     store = open_store(root, versions=4)
     results = race(_activate, [(root, f"v{n}", 0) for n in range(1, 5)])
@@ -683,6 +686,7 @@ def test_of_many_compare_and_sets_one_wins(root: Path) -> None:
     assert (store.active().version, store.active().epoch) == (winner[0], 1)
 
 
+@pytest.mark.slow
 def test_no_move_is_lost_or_made_twice(root: Path) -> None:
     store = open_store(root, versions=2)
     won = race(_activate_often, [(root, who) for who in range(3)])
@@ -692,6 +696,7 @@ def test_no_move_is_lost_or_made_twice(root: Path) -> None:
     assert all(move["previous"] == before["version"] for before, move in pairwise(moves))
 
 
+@pytest.mark.slow
 def test_one_round_is_published_once_by_racing_processes(root: Path) -> None:
     store = open_store(root)
     results = race(_publish, [(root, 1, {})] * 4)
@@ -699,6 +704,7 @@ def test_one_round_is_published_once_by_racing_processes(root: Path) -> None:
     assert store.names() == ["v0", "v1"]
 
 
+@pytest.mark.slow
 def test_different_rounds_of_racing_processes_all_get_their_own_version(root: Path) -> None:
     store = open_store(root)
     results = race(_publish, [(root, n, {"round": n, "job": f"j{n}"}) for n in range(1, 5)])
@@ -707,6 +713,7 @@ def test_different_rounds_of_racing_processes_all_get_their_own_version(root: Pa
         assert_same(store.load(version), pixel_draft(store.manifest(version).round or 0))
 
 
+@pytest.mark.slow
 def test_stale_attempts_lose_every_race(root: Path) -> None:
     store = open_store(root)
     publish(store, pixel_draft(1), fence=2)
@@ -715,6 +722,7 @@ def test_stale_attempts_lose_every_race(root: Path) -> None:
     assert store.manifest("v2").round == 3
 
 
+@pytest.mark.slow
 def test_a_reader_never_sees_half_a_file(root: Path) -> None:
     open_store(root)
     assert race(_read_while_others_write, [(root, role) for role in ("write", "read", "read")]) == [None] * 3

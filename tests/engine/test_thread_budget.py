@@ -67,6 +67,7 @@ print(torch.get_num_threads())
 """
 
 
+@pytest.mark.slow
 def test_cores_are_of_one_thread_alone() -> None:
     done = subprocess.run(
         [sys.executable, "-c", THREADS], env=server_environ(os.environ), capture_output=True, text=True, check=True

@@ -1,7 +1,7 @@
 """Time of a job's batches by the number of worker processes that share them on one machine.
 
 Draws and judges PROMPTS images of the embedded model through the task folder of an improve job: one process alone, and
-with assistants, each at one thread or at all cores. `python -m benchmarks.workers` writes
+with assistants, each at one thread or at all cores. `python -m benchmarks.jobs.workers` writes
 docs/results/workers.{json,md}. The results of all runs are compared byte for byte.
 """
 
@@ -58,7 +58,7 @@ def help_along(folder: Path) -> None:
 @contextmanager
 def assistants(folder: Path, count: int, threads: int) -> Iterator[None]:
     """Run `count` assistants with `threads` threads each until the block ends."""
-    command = [sys.executable, "-m", "benchmarks.workers", "--assist", str(folder)]
+    command = [sys.executable, "-m", "benchmarks.jobs.workers", "--assist", str(folder)]
     environ = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     processes = [subprocess.Popen(command, env=environ) for _ in range(count)]
     try:
@@ -114,7 +114,7 @@ def main() -> int:
     page = [
         f"# Workers that share a job's batches, {PROMPTS} images",
         "",
-        "Written by `python -m benchmarks.workers`.",
+        "Written by `python -m benchmarks.jobs.workers`.",
         "",
     ]
     page += [f"{key}: {value}  " for key, value in about.items()]
