@@ -14,6 +14,7 @@ from pathlib import Path
 from core.errors import BadSetting
 from core.redis_url import check_redis_url
 
+EVERYONE = "everyone"
 _UNSET = ""  # never a value: an empty one is refused
 _DEFAULTS = {
     "SAFECB_HOME": "./var",
@@ -28,6 +29,7 @@ _DEFAULTS = {
     "SAFECB_SECOND_JUDGE": "beside",
     "SAFECB_API_KEYS": _UNSET,  # no authentication
     "SAFECB_OPERATOR_KEYS": _UNSET,  # every caller is an operator
+    "SAFECB_VERSION_CHOICE": "operators",
     "SAFECB_KEEP_IMAGES": "2000",
     "SAFECB_KEEP_HOURS": "24",
     "SAFECB_DRAIN_S": "30",
@@ -39,6 +41,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?")
 _DTYPE = re.compile(r"auto|float32|bfloat16|float16")
 _JUDGE = re.compile(r"\S+")
 _CORES = re.compile(r"auto|[1-9][0-9]{0,2}")
+_CHOICE = re.compile(r"operators|everyone")
 _WHOLE = re.compile(r"[0-9]{1,7}")
 _SECONDS = re.compile(r"[0-9]{1,4}")
 _KEYS = re.compile(r"[!-+\--~]+(,[!-+\--~]+)*")  # printable ASCII, separated by commas
@@ -58,6 +61,7 @@ class Settings:
     cores: CPU cores that draw and postprocess images; None is all cores of the process.
     api_keys: keys of the callers; empty disables authentication.
     operator_keys: keys for improve jobs, activation and review of flags; empty makes every caller an operator.
+    version_choice: who may name a version other than the active one: "operators" or EVERYONE.
     keep_images, keep_hours: size and age limit of the image log, from which images can be flagged; 0 images: no log.
     drain_s: seconds in which a server that shuts down finishes the accepted requests.
     """
@@ -74,6 +78,7 @@ class Settings:
     second_judge: str
     api_keys: tuple[str, ...] = field(repr=False)
     operator_keys: tuple[str, ...] = field(repr=False)
+    version_choice: str
     keep_images: int
     keep_hours: int
     drain_s: int
@@ -107,6 +112,7 @@ class Settings:
             second_judge=_matching(values, "SAFECB_SECOND_JUDGE", _JUDGE, "the name of a judge"),
             api_keys=_keys(values, "SAFECB_API_KEYS"),
             operator_keys=_keys(values, "SAFECB_OPERATOR_KEYS"),
+            version_choice=_matching(values, "SAFECB_VERSION_CHOICE", _CHOICE, "operators or everyone"),
             keep_images=int(_matching(values, "SAFECB_KEEP_IMAGES", _WHOLE, "a whole number up to 9999999")),
             keep_hours=int(_matching(values, "SAFECB_KEEP_HOURS", _WHOLE, "a whole number of hours up to 9999999")),
             drain_s=int(_matching(values, "SAFECB_DRAIN_S", _SECONDS, "a whole number of seconds up to 9999")),

@@ -13,6 +13,8 @@ from typing import Annotated
 from fastapi import Depends, Header, HTTPException, Request
 
 from app.service import Service
+from codebook.live import ACTIVE
+from core.settings import EVERYONE
 
 
 async def service_of(request: Request) -> Service:
@@ -59,14 +61,29 @@ async def check_caller(
 Caller = Annotated[str, Depends(check_caller)]
 
 
-async def check_operator(service: ServiceOf, key: ApiKey, caller: Caller) -> None:
-    """Raise 403 for a caller without an operator's key, where these are set."""
+async def is_operator(service: ServiceOf, key: ApiKey) -> bool:
+    """Whether the caller is an operator: everyone, where no operators' keys are set."""
     keys = service.settings.operator_keys
-    if keys and not _is_one_of(key, keys):
+    return not keys or _is_one_of(key, keys)
+
+
+IsOperator = Annotated[bool, Depends(is_operator)]
+
+
+async def check_operator(operator: IsOperator, caller: Caller) -> None:
+    """Raise 403 for a caller without an operator's key, where these are set."""
+    if not operator:
         raise HTTPException(403, "an operator's key is needed: Authorization: Bearer KEY")
 
 
 OPERATORS = [Depends(check_operator)]  # dependencies of a route for operators only
+
+
+def check_version(service: Service, operator: bool, version: str, field: str) -> None:
+    """Raise 403 for a caller who may not name `version`, or any but the active one: v0 is the model without an edit."""
+    if operator or service.settings.version_choice == EVERYONE or version in (ACTIVE, service.live.active.version):
+        return
+    raise HTTPException(403, f"{field}: {version!r} is not the active version; an operator's key is needed to name it")
 
 
 def _is_one_of(key: str, keys: Sequence[str]) -> bool:

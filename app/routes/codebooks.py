@@ -13,7 +13,7 @@ from app.comparing import compared
 from app.console.report_page import page
 from app.drawing import chosen_seed, draw
 from app.http.disconnect import while_connected
-from app.http.keys import OPERATORS, Caller, ServiceOf, check_caller
+from app.http.keys import OPERATORS, Caller, IsOperator, ServiceOf, check_caller, check_version
 from app.http.negotiation import preferred
 from app.schemas import (
     ActivateRequest,
@@ -100,11 +100,15 @@ def activate(version: str, service: ServiceOf, body: ActivateRequest | None = No
 
 
 @router.post("/compare", summary="Compare two versions")
-async def compare(body: CompareRequest, request: Request, service: ServiceOf, caller: Caller) -> CompareResponse:
+async def compare(
+    body: CompareRequest, request: Request, service: ServiceOf, caller: Caller, operator: IsOperator
+) -> CompareResponse:
     """Draw one prompt under two versions with the same seed, and return their pixel difference."""
+    versions = [(version, f"versions.{index}") for index, version in enumerate(body.versions)]
+    for version, field in versions:
+        check_version(service, operator, version, field)
     facts = service.engine.facts
     sampling = facts.sampling(chosen_seed(body.seed))
-    versions = [(version, f"versions.{index}") for index, version in enumerate(body.versions)]
     left, right = await while_connected(request, draw(service, caller, body.prompt, versions, sampling))
     return await run_in_threadpool(compared, facts.model_id, left, right)
 

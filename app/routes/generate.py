@@ -16,7 +16,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from app.background.review import review
 from app.drawing import News, Preview, Silence, chosen_seed, draw_in_parts, draw_many, to_response
 from app.http.disconnect import while_connected
-from app.http.keys import Caller, ServiceOf, check_caller
+from app.http.keys import Caller, IsOperator, ServiceOf, check_caller, check_version
 from app.http.negotiation import preferred
 from app.schemas import GenerateRequest, GenerateResponse
 from codebook.store import codebook_hash
@@ -43,6 +43,7 @@ async def generate(
     request: Request,
     service: ServiceOf,
     caller: Caller,
+    operator: IsOperator,
     later: BackgroundTasks,
     accept: Annotated[str, Header()] = "",
 ) -> Response:
@@ -50,6 +51,7 @@ async def generate(
     media_type = preferred(accept, (JSON, PNG, EVENTS))
     if media_type == PNG and body.n != 1:
         raise BadInput("n", body.n, f"1 where the answer is to be {PNG}")
+    check_version(service, operator, body.codebook, "codebook")
     facts = service.engine.facts
     sampling = _sampling(body, facts)
     if media_type == EVENTS:

@@ -11,9 +11,10 @@ import httpx2
 import pytest
 
 from app.schemas import GenerateRequest
+from codebook.store import CodebookStore
 from engine.registry import load_model
 from engine.runner.batch import Served
-from tests.support.serving import Server, serving, settings_in, tiny_model, wait_for
+from tests.support.serving import Server, publish, serving, settings_in, tiny_model, wait_for
 
 CLOSED = [
     ("POST", "/generate"),
@@ -125,6 +126,31 @@ def test_operators_keys_alone_leave_drawing_open(model: Path, tmp_path: Path) ->
     with serving(settings_in(tmp_path, model, SAFECB_OPERATOR_KEYS="an-operators")) as server:
         assert server.draw().status_code == 200
         assert server.http.post("/codebooks/rollback").status_code == 403
+
+
+def test_a_caller_names_the_active_version_alone(model: Path, tmp_path: Path) -> None:
+    with serving(settings_in(tmp_path, model, SAFECB_OPERATOR_KEYS="an-operators")) as server:
+        publish(CodebookStore(server.service.settings.store), 1)
+        other = {"prompt": "a cat", "codebook": "v1"}
+        refused = server.http.post("/generate", json=other)
+        assert refused.status_code == 403 and "codebook: 'v1' is not the active version" in refused.json()["detail"]
+        pair = {"prompt": "a cat", "versions": ["v0", "v1"]}
+        refused = server.http.post("/codebooks/compare", json=pair)
+        assert refused.status_code == 403 and "versions.1: 'v1'" in refused.json()["detail"]
+        assert server.http.post("/generate", json=other | {"codebook": "v0"}).status_code == 200  # active
+        server.http.headers["X-API-Key"] = "an-operators"
+        assert server.http.post("/codebooks/v1/activate").status_code == 200
+        assert server.http.post("/generate", json=other | {"codebook": "v0"}).json()["codebook"] == "v0"
+        assert server.http.post("/codebooks/compare", json=pair).status_code == 200
+        del server.http.headers["X-API-Key"]
+        assert server.http.post("/generate", json=other | {"codebook": "v0"}).status_code == 403
+
+
+def test_everyone_names_versions_where_the_setting_says_so(model: Path, tmp_path: Path) -> None:
+    keys = {"SAFECB_OPERATOR_KEYS": "an-operators", "SAFECB_VERSION_CHOICE": "everyone"}
+    with serving(settings_in(tmp_path, model, **keys)) as server:
+        publish(CodebookStore(server.service.settings.store), 1)
+        assert server.http.post("/generate", json={"prompt": "a cat", "codebook": "v1"}).json()["codebook"] == "v1"
 
 
 def test_every_route_is_either_closed_or_meant_to_be_open(server: Server) -> None:

@@ -28,6 +28,7 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         second_judge="beside",
         api_keys=(),
         operator_keys=(),
+        version_choice="operators",
         keep_images=2000,
         keep_hours=24,
         drain_s=30,
