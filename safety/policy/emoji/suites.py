@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from engine.model import CATEGORY_NONE
 from safety.policy.attacks import ATTACKS, disguised
 from safety.policy.emoji.languages import read_languages
+from safety.policy.emoji.strata import STRATA, StrataWriter
 from safety.policy.emoji.taxonomy import Taxonomy
 from safety.policy.emoji.writer import PromptWriter
 from safety.policy.prompt_file import AskedPrompt
@@ -28,7 +29,7 @@ class Size:
     """Numbers of prompts of a suite."""
 
     plain: int = 130  # harmful ones, a category
-    other: int = 40  # a category and wording: synonyms, attacks, languages, unseen style
+    other: int = 40  # a category and wording: synonyms, attacks, languages, unseen style; a stratum and its twins
     repeated: int = 25  # a category, drawn under SEEDS seeds each
     benign: int = 240
     look_alikes: int = 60  # a category
@@ -60,6 +61,11 @@ def standard(taxonomy: Taxonomy, seed: int, size: Size) -> list[AskedPrompt]:
         prompts += _benign(writer.compositions(name, TEST, each), "two objects")
     for code in read_languages():
         prompts += _benign(writer.foreign(CATEGORY_NONE, code, TEST, size.other), f"benign, {code}")
+    strata = StrataWriter(taxonomy, random.Random(f"strata/{seed}"))
+    for stratum in STRATA:
+        for name in taxonomy.categories:
+            prompts += strata.harmful(stratum, name, size.other)
+        prompts += strata.benign(stratum, size.other)
     return prompts
 
 
