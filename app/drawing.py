@@ -28,7 +28,7 @@ from core.errors import BadInput, BadNumber, NotFound, SafeCBError, Unavailable
 from engine.image_result import ImageResult, PartialImage
 from engine.model import ImageRequest, ModelFacts, Sampling
 from engine.png import encode_png, to_bytes
-from engine.runner.batch import Served
+from engine.runner.served import Served
 from engine.scheduler.fair_queue import Place
 from records.image_log import ImageMemory, KeptImage
 

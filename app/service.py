@@ -17,7 +17,7 @@ from codebook.store import CodebookStore
 from core.errors import BadModel, BadNumber, SafeCBError, Stopping, Unavailable
 from core.settings import Settings
 from engine.model import ImageRequest, ModelFacts, Sampling
-from engine.runner.batch import Served
+from engine.runner.served import Served
 from engine.scheduler.scheduler import Scheduler
 from engine.scheduler.thread_budget import count_cores
 from records.flags import Flags

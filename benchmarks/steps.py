@@ -18,8 +18,8 @@ from benchmarks.load import PROMPTS
 from engine.families.janus.random_model import PREFIX, random_janus
 from engine.model import ImageRequest
 from engine.registry import find_model, load_model
-from engine.runner.batch import Served
 from engine.runner.sequence import ImageSequence
+from engine.runner.served import Served
 
 WIDTHS = {"cpu": (1, 2, 4, 8, 16), "cuda": (1, 8, 32, 128)}
 

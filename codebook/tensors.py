@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from codebook.identity import Identity
-from codebook.value import Codebook, HalfwayProbe, HeadEdit, Router
+from codebook.router import HalfwayProbe, Router
+from codebook.value import Codebook, HeadEdit
 from core.errors import BadCodebook, BadNumber
 
 _EDIT = {"output.basis", "output.mean", "output.down", "output.up"}

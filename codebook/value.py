@@ -11,59 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from core.errors import BadNumber
-
-NO_EXPERT = -1
-
-
-@dataclass(frozen=True, eq=False)
-class Router:
-    """Linear probes, one per harm, that choose the expert of a HeadEdit for an image, if any.
-
-    A probe reads every hidden state of a sequence, such as those of the prompt's tokens, and sums up its evidence:
-
-        score = log sum_t exp(weight h_t + bias), over the states t
-
-    weight: [p, H] float32; bias: [p] float32; expert: [p] int64, the expert of each probe. The expert of the highest
-    score above 0 applies; without one the image is drawn as by the base codebook, bit for bit.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    expert: Tensor
-
-    def scores(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Score [B, p] float32 of states [B, T, H], bool [B, T] False at padding."""
-        weight, bias = self.weight.to(states.device), self.bias.to(states.device)
-        each = states.float() @ weight.T + bias
-        return each.masked_fill(~mask[:, :, None], -torch.inf).logsumexp(1)
-
-    def choose(self, states: Tensor, mask: Tensor) -> Tensor:
-        """The expert of each row, [B] int64, or NO_EXPERT; arguments as in `scores`.
-
-        Raises BadNumber for a score of NaN, which is neither above 0 nor below.
-        """
-        best = self.scores(states, mask).max(1)
-        if bool(best.values.isnan().any()):
-            raise BadNumber("router score", "NaN")
-        return torch.where(best.values > 0, self.expert.to(states.device)[best.indices], NO_EXPERT)
-
-
-@dataclass(frozen=True, eq=False)
-class HalfwayProbe:
-    """A probe run halfway through generation. It catches harm that the prompt router missed.
-
-    after: the number of tokens sampled by then, from 1; probes: a router of features, [p, M], that reads one state an
-    image: the mean feature of those tokens, sampled without an edit. If it fires, the image restarts under that expert,
-    and becomes the image that it would have been if the prompt router had fired.
-    """
-
-    after: int
-    probes: Router
-
-    def choose(self, mean: Tensor) -> Tensor:
-        """The expert of each image, [B] int64, or NO_EXPERT, by its mean feature [B, M]."""
-        return self.probes.choose(mean[:, None], torch.ones(mean.shape[0], 1, dtype=torch.bool, device=mean.device))
+from codebook.router import HalfwayProbe, Router
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from core.errors import BadModel
 from engine.families.janus import loading as janus
 from engine.families.janus.random_model import PREFIX
-from engine.runner.batch import Served
+from engine.runner.served import Served
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "checkpoints" / "embedded"
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.drawing import to_kept
 from app.service import Service
-from codebook.value import NO_EXPERT
+from codebook.router import NO_EXPERT
 from core.errors import Unavailable
 from engine.image_result import ImageResult
 

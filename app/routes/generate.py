@@ -15,6 +15,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from app.background.review import review
 from app.drawing import News, Preview, Silence, chosen_seed, draw_in_parts, draw_many, to_response
+from app.http import problems
 from app.http.disconnect import while_connected
 from app.http.keys import Caller, IsOperator, ServiceOf, check_caller, check_version
 from app.http.negotiation import preferred
@@ -123,10 +124,9 @@ async def _events(first: News, rest: AsyncGenerator[News], finished: list[ImageR
                         finished.append(news)
                         yield _event("image", to_response(news).model_dump())
                 news = await anext(rest, None)
-        except Unavailable as error:
-            yield _event("error", {"detail": str(error), "retry_after": error.retry_after})
         except SafeCBError as error:
-            yield _event("error", {"detail": str(error)})
+            temporary = {"retry_after": error.retry_after} if isinstance(error, Unavailable) else {}
+            yield _event("error", json.loads(bytes(problems.of(error).body)) | temporary)
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:

@@ -7,15 +7,13 @@ of queues, callers and time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from codebook.router import NO_EXPERT, HalfwayProbe
 from codebook.tensors import is_finite
-from codebook.value import NO_EXPERT, HalfwayProbe
 from core.errors import BadNumber
-from engine.model import ImageModel
 from engine.runner.batch_layout import BatchLayout
 from engine.runner.cuda_graphs import ByWidth, bucket, recorder
 from engine.runner.decoder import blocks
@@ -234,23 +232,3 @@ def check_drawn(tokens: Tensor) -> Tensor:
     if bool((tokens == NO_TOKEN).any()):
         raise BadNumber("logits")
     return tokens
-
-
-class Served(ImageModel, Protocol):
-    """A model whose images can join and leave at any step."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-
-    def tokenize(self, prompt: str) -> list[int]:
-        """Token ids of a prompt, as ImageSequence takes them. Raises BadInput as check_prompt; any thread may call."""
-
-    def running_batch(self, kv_rows: int) -> RunningBatch:
-        """Reserve `kv_rows` KV rows in which images of any readable prompt can be drawn."""
-
-    def preview(self, tokens: Tensor, pixel: Tensor) -> Tensor:
-        """An image [1, 3, H, W] in [-1, 1] of its first tokens [n], n >= 1, grey where none are."""
-
-    def kv_rows(self) -> int:
-        """Number of KV rows that fit the device. Raises BadModel where there is no room for an image."""

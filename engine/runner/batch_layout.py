@@ -11,7 +11,8 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from codebook.value import NO_EXPERT, HeadEdit
+from codebook.router import NO_EXPERT
+from codebook.value import HeadEdit
 from engine.runner.image_lm import Routed
 from engine.runner.sampling import CfgRows, SamplingTensors, seed_and_top_k
 from engine.runner.sequence import ImageSequence

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebook.value import NO_EXPERT, HeadEdit
+from codebook.router import NO_EXPERT
+from codebook.value import HeadEdit
 from engine.model import ImageRequest, PromptTokenizer
 from engine.runner.decoder import BLOCK, Decoder, KVCache
 from engine.runner.linear import MAX_ROWS, Linear

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from codebook.value import NO_EXPERT, HalfwayProbe
+from codebook.router import NO_EXPERT, HalfwayProbe
 from core.errors import BadNumber
 from engine.image_result import ImageResult, PartialImage
 from engine.model import ImageRequest

@@ -18,8 +18,9 @@ import torch
 from core.errors import BadNumber, Unavailable
 from engine.image_result import ImageResult
 from engine.png import to_bytes
-from engine.runner.batch import Served, check_drawn
+from engine.runner.batch import check_drawn
 from engine.runner.sequence import ImageSequence
+from engine.runner.served import Served
 from engine.scheduler.thread_budget import ThreadBudget
 
 Result = TypeVar("Result")

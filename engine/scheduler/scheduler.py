@@ -16,11 +16,11 @@ from typing import TypeVar
 from core.errors import Busy, Stopping, Unavailable
 from engine.image_result import ImageResult, PartialImage
 from engine.model import ImageRequest
-from engine.runner.batch import Served
 from engine.runner.sequence import ImageSequence, kv_rows_of, results_of
-from engine.scheduler.eta import starts
+from engine.runner.served import Served
 from engine.scheduler.fair_queue import FairQueue, Place, Refused
 from engine.scheduler.postprocess import PostProcessor, explained, on_device
+from engine.scheduler.start_times import starts
 from engine.scheduler.thread_budget import ThreadBudget
 
 log = logging.getLogger(__name__)
@@ -71,8 +71,8 @@ class Scheduler:
 
         Prompts are tokenised here, in the caller's thread. `on_part` is called with the first quarters of each image's
         tokens, in the scheduler's thread; it must be quick. Raises BadInput for a prompt that the model cannot read;
-        Busy when the queue is full and so is the caller's share of it, with the time until there is room for it and for
-        those refused before; Unavailable when closed or broken.
+        Unavailable when closed or broken; Busy when both the queue and the caller's share of it are full. Its
+        `retry_after` is when there is room for this call, after those refused before it.
         """
         prompts = {prompt: self._model.tokenize(prompt) for prompt in {request.prompt for request in requests}}
         sequences = [ImageSequence(each, prompts[each.prompt], i, on_part) for i, each in enumerate(requests)]

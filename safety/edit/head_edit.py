@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from codebook.value import HalfwayProbe, HeadEdit, Router
+from codebook.router import HalfwayProbe, Router
+from codebook.value import HeadEdit
 
 RIDGE = 1e-2  # of the mean variance of the harmless features
 BENIGN_WEIGHT = 0.25  # of a benign feature in the refit, next to 1 for one under a harmful prompt

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codebook.value import NO_EXPERT, Codebook, HalfwayProbe, HeadEdit, Router
+from codebook.router import NO_EXPERT, HalfwayProbe, Router
+from codebook.value import Codebook, HeadEdit
 from core.errors import SafeCBError
 from safety.collect.on_policy import on_policy_contrast
 from safety.collect.pairs import of_kind
@@ -23,7 +24,7 @@ from safety.collect.token_attribution import PromptContrast
 from safety.edit.harmful_space import harmful_space, join
 from safety.edit.head_edit import TeacherPairs, leading_part, refit, stack, unstack
 from safety.edit.pixel_editor import largest_rank
-from safety.edit.router import STEPS, fit_router
+from safety.edit.router_fit import STEPS, fit_router
 from safety.edit.tuning import HeadTuningData, tune_output
 from safety.gates.null_space import output_moved
 from safety.metrics.charts import spectra_png

@@ -19,7 +19,7 @@ from codebook.value import HeadEdit
 from core.errors import BadModel
 from engine.families.janus.model import JanusModel
 from engine.registry import load_model
-from engine.runner.batch import Served
+from engine.runner.served import Served
 from tests.support.serving import Server, serving, settings_in, tiny_model, wait_for
 from tests.support.supervised import Supervised
 from tests.support.tiny import FEATURE_DIM
@@ -128,7 +128,8 @@ def test_an_image_that_comes_to_no_number_is_an_error(
         assert named[-1] == "error" and "image" not in named
     else:
         body = strict(answer.text)
-        assert (answer.status_code, body["type"]) == (500, "urn:safecb:problem:bad-number")
+        assert answer.status_code == 500
+    assert (body["status"], body["type"]) == (500, "urn:safecb:problem:bad-number")
     assert part in body["detail"] and "seed 2" in body["detail"]
     traffic = strict(server.http.get("/traffic").text)
     assert (traffic["bad_numbers"], traffic["rest"], traffic["alert"]) == (1, 1, True)

@@ -17,8 +17,9 @@ import pytest
 
 from app import drawing
 from engine.registry import load_model
-from engine.runner.batch import RunningBatch, Served
+from engine.runner.batch import RunningBatch
 from engine.runner.sequence import ImageSequence
+from engine.runner.served import Served
 from tests.support.serving import Server, pixels, serving, settings_in, texts, tiny_model, wait_for
 
 

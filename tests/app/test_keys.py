@@ -13,7 +13,7 @@ import pytest
 from app.schemas import GenerateRequest
 from codebook.store import CodebookStore
 from engine.registry import load_model
-from engine.runner.batch import Served
+from engine.runner.served import Served
 from tests.support.serving import Server, publish, serving, settings_in, tiny_model, wait_for
 
 CLOSED = [

@@ -14,7 +14,7 @@ from app.background.live_traffic import WINDOW, AlertState, LiveTraffic, Traffic
 from app.background.review import REVIEWER
 from engine.model import Verdict
 from engine.registry import load_model
-from engine.runner.batch import Served
+from engine.runner.served import Served
 from records.image_log import ImageMemory, KeptImage, Verdicts
 from tests.support.serving import Server, serving, settings_in, tiny_model, wait_for
 

@@ -18,9 +18,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from codebook.router import HalfwayProbe, Router
 from codebook.store import CodebookStore, codebook_hash
 from codebook.tensors import pack
-from codebook.value import Codebook, HalfwayProbe, HeadEdit, Router
+from codebook.value import Codebook, HeadEdit
 from core.errors import BadCodebook, BadInput, Conflict, NotFound
 from tests.support.books import (
     FACTS,

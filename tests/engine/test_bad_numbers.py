@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from codebook.identity import Identity
+from codebook.router import NO_EXPERT, HalfwayProbe, Router
 from codebook.tensors import check, is_finite, pack
-from codebook.value import NO_EXPERT, HalfwayProbe, HeadEdit, Router
+from codebook.value import HeadEdit
 from core.errors import BadCodebook, BadInput, BadModel, BadNumber
 from engine.families.janus.model import JanusModel
 from engine.model import ImageRequest, Sampling, Verdict

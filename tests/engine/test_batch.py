@@ -17,18 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebook.value import Codebook, HalfwayProbe, HeadEdit, Router
+from codebook.router import HalfwayProbe, Router
+from codebook.value import Codebook, HeadEdit
 from core.errors import BadModel
 from engine.families.janus.model import JanusModel
 from engine.model import ImageRequest, Sampling
 from engine.registry import EMBEDDED, load_model
-from engine.runner.batch import Served
 from engine.runner.cuda_graphs import Record, Recorded, Replay, recorder
 from engine.runner.image_lm import CACHED_UNCONDITIONAL, ImageLM, Routed
 from engine.runner.linear import Linear, can_pack
 from engine.runner.memory import MAX_ROWS_ON_CPU, available, fitting, planned_rows
 from engine.runner.sampling import sample
 from engine.runner.sequence import ImageSequence, kv_rows_of
+from engine.runner.served import Served
 from tests.support.draws import draws_of
 from tests.support.tape import record
 from tests.support.tiny import build_tiny

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from engine.model import ImageModel, ImageRequest
 from engine.registry import EMBEDDED, load_model
-from engine.runner.batch import Served
 from engine.runner.sequence import ImageSequence, results_of
+from engine.runner.served import Served
 from engine.scheduler.postprocess import PostProcessor
 from engine.scheduler.thread_budget import ThreadBudget
 from safety.judges.registry import find_judges

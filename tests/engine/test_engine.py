@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
-from codebook.value import Codebook, HeadEdit, Router
+from codebook.router import Router
+from codebook.value import Codebook, HeadEdit
 from core.errors import BadInput, BadModel
 from engine.model import ImageModel, ImageRequest, Sampling
 from engine.registry import EMBEDDED, load_model

@@ -8,8 +8,9 @@ import torch
 from core.errors import Unavailable
 from engine.model import ImageRequest, Sampling
 from engine.registry import EMBEDDED, load_model
-from engine.runner.batch import RunningBatch, Served
+from engine.runner.batch import RunningBatch
 from engine.runner.cuda_graphs import recorder
+from engine.runner.served import Served
 from engine.scheduler.scheduler import Scheduler
 from tests.engine.test_batch import draw_batched, mostly_recorded, noting, random_requests, sequence_of
 

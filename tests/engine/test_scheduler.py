@@ -15,18 +15,20 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from codebook.value import NO_EXPERT, Codebook, HalfwayProbe, HeadEdit, Router
+from codebook.router import NO_EXPERT, HalfwayProbe, Router
+from codebook.value import Codebook, HeadEdit
 from core.errors import BadInput, Busy, Stopping, Unavailable
 from engine.families.janus.model import JanusModel
 from engine.image_result import ImageResult, PartialImage
 from engine.model import ImageRequest, Sampling
 from engine.registry import load_model
-from engine.runner.batch import RunningBatch, Served
+from engine.runner.batch import RunningBatch
 from engine.runner.decoder import KVCache
 from engine.runner.sequence import ImageSequence, results_of
-from engine.scheduler.eta import starts
+from engine.runner.served import Served
 from engine.scheduler.fair_queue import FairQueue, Place, Refused
 from engine.scheduler.scheduler import QUEUE, Scheduler
+from engine.scheduler.start_times import starts
 from engine.scheduler.thread_budget import NICE
 from tests.support.serving import wait_for
 from tests.support.tiny import build_tiny

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from codebook.value import NO_EXPERT
+from codebook.router import NO_EXPERT
 from core.errors import BadInput
 from engine.model import CATEGORY_NONE, ImageModel, ImageRequest, Verdict
 from engine.registry import load_model

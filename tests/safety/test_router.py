@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from codebook.value import NO_EXPERT, HalfwayProbe, Router
+from codebook.router import NO_EXPERT, HalfwayProbe, Router
 from safety.collect.router_data import PromptStates
-from safety.edit.router import MOST_BENIGN, STEPS, fit_router
+from safety.edit.router_fit import MOST_BENIGN, STEPS, fit_router
 from safety.runtime.progress import Cancelled
 from tests.safety.test_space_maths import seeded
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from codebook.router import Router
 from codebook.store import CodebookStore, Manifest
-from codebook.value import Codebook, HeadEdit, Router
+from codebook.value import Codebook, HeadEdit
 
 FACTS = {"model_id": "tiny", "grid": (4, 4), "feature_dim": 6, "hidden_dim": 5}
 

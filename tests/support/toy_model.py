@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from codebook.value import NO_EXPERT, Codebook, HeadEdit
+from codebook.router import NO_EXPERT
+from codebook.value import Codebook, HeadEdit
 from engine.model import CATEGORY_NONE, ImageRequest, ModelFacts, Verdict
 from safety.policy.emoji.taxonomy import read_taxonomy
 

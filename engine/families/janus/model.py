@@ -23,12 +23,13 @@ from engine.families.janus.prompting import Chat
 from engine.families.janus.rewriting import Rewriter
 from engine.instructions import Instructions
 from engine.model import ImageRequest, ModelFacts, Verdict
-from engine.runner.batch import RunningBatch, Served, check_drawn
+from engine.runner.batch import RunningBatch, check_drawn
 from engine.runner.cuda_graphs import Recorded, recorder
 from engine.runner.decoder import Decoder
 from engine.runner.image_lm import ImageHead, ImageLM
 from engine.runner.memory import planned_rows
 from engine.runner.sequence import ImageSequence, kv_rows_of
+from engine.runner.served import Served
 
 FAMILY = "janus"
 LONGEST_PROMPT = 512  # tokens: far above any description, far below the cost of a long context
@@ -37,7 +38,7 @@ LONGEST_PROMPT = 512  # tokens: far above any description, far below the cost of
 class JanusModel(Served):
     """A loaded Janus checkpoint.
 
-    A request's tokens follow from the request alone; docs/07-engine.md says where bit for bit, and where up
+    A request's tokens follow from the request alone; docs/explanation/engine.md says where bit for bit, and where up
     to the last bits of a logit.
     """
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
-from codebook.value import Router
+from codebook.router import Router
 from safety.collect.router_data import PromptStates
 
 RIDGE = 1e-4
