@@ -21,6 +21,7 @@ from app.routes import flags as routes_flags
 from app.routes import generate as routes_generate
 from app.routes import health as routes_health
 from app.routes import jobs as routes_jobs
+from app.routes import judges as routes_judges
 from app.routes import policies as routes_policies
 from app.routes import traffic as routes_traffic
 from app.service import Load, Service
@@ -45,6 +46,7 @@ def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
         routes_generate,
         routes_jobs,
         routes_policies,
+        routes_judges,
         routes_codebooks,
         routes_flags,
         routes_traffic,

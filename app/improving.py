@@ -5,7 +5,8 @@ Knows policies and names of judges. Knows nothing of images, nor of how a job ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub.errors import HFValidationError
@@ -16,12 +17,12 @@ from app.service import Engine, Service
 from core.errors import BadInput, BadModel, NotFound
 from core.storage import naming
 from engine.registry import find_model
-from safety.judges.grammar import BESIDE, JudgeName, read_name
+from safety.judges.grammar import BESIDE, JudgeName, check_installed, is_covered, read_second_judge, registered_names
+from safety.policy.emoji.classifiers import read_categories
 from safety.policy.policy import Policy, lacking
-from safety.policy.policy_store import FOLDER, find_policy, policy_names, usual_policy
+from safety.policy.policy_store import find_policy, policy_names, usual_policy
 
-SELF, REFEREE = "self", "referee"  # names of judges
-BESIDE_FOLDERS = {BESIDE: "second_judge", REFEREE: REFEREE}  # beside the weights, by the name of the judge
+SECOND_JUDGE = "second_judge"  # the field, and the folder beside the weights
 FILES = ("texts", "ask")  # options that name a file
 
 
@@ -31,13 +32,16 @@ def check_improve(body: ImproveBody, service: Service) -> None:
     Raises NoStorage where a policy cannot be read now.
     """
     engine, settings = service.engine, service.settings
-    with naming(settings.home / FOLDER):
-        policy = _policy(body.policy or usual_policy(engine.facts.categories), settings.home / FOLDER)
+    with naming(settings.policies):
+        policy = _policy(body.policy or usual_policy(engine.facts.categories), settings.policies)
     categories = body.categories or policy.categories
     _check_categories(categories, policy)
     if lack := lacking(policy, categories):
         raise BadInput("policy", policy.name, lack)
-    check_judge(body.second_judge or settings.second_judge, settings.model)
+    judge = body.second_judge or settings.second_judge
+    check_judge(judge, settings.model)
+    if not body.accept_self_judged:
+        check_covers(judge, settings.model, categories)
     _check_prompts(engine, body.prompts or ())
 
 
@@ -59,45 +63,62 @@ def _check_categories(categories: Sequence[str], policy: Policy) -> None:
 
 
 def check_judge(name: str, model: str) -> None:
-    """Raise BadInput for a second judge that is none, is not independent, or whose folder or file is missing."""
-    try:
-        parts = list(_parts(read_name(name)))
-    except BadInput as error:
-        raise BadInput("second_judge", error.value, error.allowed) from None
-    for part in parts:
-        if part.kind == SELF:
-            raise BadInput("second_judge", name, "a judge that is independent of the model, which 'self' is not")
-        if part.kind in BESIDE_FOLDERS:
-            _check_beside(name, BESIDE_FOLDERS[part.kind], model)
+    """Raise BadInput for a second judge that is none, may not be one, is not installed, or lacks its folder or file."""
+    for part in read_second_judge(name).leaves():
+        try:
+            check_installed(part.kind)
+        except BadInput as error:
+            raise BadInput(SECOND_JUDGE, error.value, error.allowed) from None
+        if part.kind == BESIDE:
+            _check_beside(name, model)
         if part.source and not _may_be(part.source):
-            raise BadInput("second_judge", part.source, "a folder that exists, or a repository OWNER/NAME of the hub")
+            allowed = "a folder that exists and has a config.json, or a repository OWNER/NAME of the hub"
+            raise BadInput(SECOND_JUDGE, part.source, allowed)
         for option in FILES:
             if option in part.options and not Path(part.options[option]).is_file():
-                raise BadInput("second_judge", part.options[option], f"a file that exists, after {option}=")
+                raise BadInput(SECOND_JUDGE, part.options[option], f"a file that exists, after {option}=")
 
 
-def _parts(name: JudgeName) -> Iterator[JudgeName]:
-    """The name, or the names that it is made of."""
-    for part in name.parts:
-        yield from _parts(part)
-    if not name.parts:
-        yield name
+def second_judges(model: str) -> list[str]:
+    """The names without a colon that a job of this model may have as its second judge."""
+    names = []
+    for name in (BESIDE, *registered_names()):
+        with suppress(BadInput):
+            check_judge(name, model)
+            names.append(name)
+    return names
 
 
-def _check_beside(name: str, folder: str, model: str) -> None:
+def check_covers(name: str, model: str, categories: Sequence[str]) -> None:
+    """Raise BadInput for a second judge, good by `check_judge`, that is known to cover none of these categories."""
+    covers = [_covers(part, model) for part in read_second_judge(name).leaves()]
+    if not any(is_covered(part, category) for part in covers for category in categories):
+        known = ", ".join(sorted({category for part in covers for category in part or ()}))
+        raise BadInput(
+            SECOND_JUDGE,
+            name,
+            f"a judge that knows one of {', '.join(categories)}, where this one knows {known}; or accept_self_judged",
+        )
+
+
+def _covers(part: JudgeName, model: str) -> frozenset[str] | None:
+    """The categories of a judge as far as they can be read without its weights; None: all, or not known yet."""
+    return read_categories(find_model(model) / SECOND_JUDGE) if part.kind == BESIDE else part.known_covers
+
+
+def _check_beside(name: str, model: str) -> None:
     try:
-        if (find_model(model) / folder).is_dir():
-            return
-    except BadModel:  # random weights have no folder
-        pass
-    allowed = f"a folder {folder!r} beside the weights of {model}, which has none; name another judge"
-    raise BadInput("second_judge", name, f"{allowed} here or in SAFECB_SECOND_JUDGE: opennsfw, hf:FOLDER#LABEL, ...")
+        read_categories(find_model(model) / SECOND_JUDGE)
+    except BadModel:  # of the classifier, or of random weights, which have no folder
+        allowed = f"a classifier in a folder {SECOND_JUDGE!r} beside the weights of {model}, which has none that can be"
+        others = "read; name another judge here or in SAFECB_SECOND_JUDGE: opennsfw, hf:FOLDER#LABEL, ..."
+        raise BadInput(SECOND_JUDGE, name, f"{allowed} {others}") from None
 
 
 def _may_be(source: str) -> bool:
-    """Whether a source of weights is a folder that exists, or may be a repository of the hub."""
-    if Path(source).is_dir():
-        return True
+    """Whether a source of weights is the folder of a checkpoint, or may be a repository of the hub."""
+    if Path(source).exists():
+        return (Path(source) / "config.json").is_file()
     try:
         validate_repo_id(source)
     except HFValidationError:

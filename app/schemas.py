@@ -103,8 +103,17 @@ class PolicyResponse(BaseModel):
         description="Number of prompts by group; null where it writes as many as a job takes, and with a fault."
     )
     ships: bool = Field(description="Whether it ships with Safe-CB and cannot be changed.")
+    usual: bool = Field(description="Whether a job takes it that names none; false while the model loads.")
     fault: str | None = Field(description="Why its file cannot be used, or null.")
     links: dict[str, str] = Field(description="Related paths: self.")
+
+
+class JudgesResponse(BaseModel):
+    """Names that the second judge of an improve job may have."""
+
+    usual: str = Field(description="The second judge of a job that names none.")
+    names: list[str] = Field(description="Judges that this server could use as they are.")
+    shapes: list[str] = Field(description="Shapes of all other names.")
 
 
 class ActivateRequest(RequestBody):
@@ -253,9 +262,10 @@ class JobResponse(BaseModel):
     ended: str | None = Field(description="End of the job.")
     request: dict[str, Any] = Field(description="Body of POST /improve.")
     progress: dict[str, Any] = Field(description="phase, done, total, round, message.")
-    rounds: list[dict[str, Any]] = Field(description="Outcome of each round: figures, gates, reason, version.")
+    rounds: list[dict[str, Any]] = Field(description="Outcome of each round: figures, gates, reason, fault, version.")
     result: dict[str, Any] | None = Field(
-        description="Result of a finished job: version, start, reason, self_judged, assessment."
+        description="Result of a finished job: version, start, reason, policy, second_judge, covered, self_judged, "
+        "assessment."
     )
     error: str | None = Field(description="Error of a failed job.")
     attempt: int = Field(description="Number of attempts begun.")

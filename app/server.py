@@ -26,6 +26,7 @@ from app.service import Service
 from core.errors import BadSetting, NoRoom, NoStorage, SafeCBError
 from core.settings import Settings
 from core.wire import HOPELESS, last_words
+from safety.judges.grammar import check_setting
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     try:
         settings = Settings.from_environ(os.environ)
+        check_setting(settings.second_judge)
         with bound(settings) as listener:
             return asyncio.run(_serve(settings, listener))
     except NoStorage as error:

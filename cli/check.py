@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from app.improving import check_judge
+from app.improving import check_covers, check_judge
 from cli.improve import add_options, is_file, names
 from cli.own_process import ConsoleProgress
 from core.errors import BadInput, SafeCBError
@@ -25,14 +25,14 @@ from engine.registry import load_model
 from safety.config import LoopConfig
 from safety.gates.quality import FEWEST
 from safety.gates.result import Gate
-from safety.judges.names import parse_judge
-from safety.judges.registry import is_covered
+from safety.judges.grammar import is_covered
+from safety.judges.names import parse_second_judge
 from safety.metrics.panel import ValidationSet
 from safety.metrics.rates import Rate
 from safety.policy.files.file_policy import FilePolicy
 from safety.policy.groups import BENIGN, GroupKind
 from safety.policy.policy import HARMLESS, Policy, lacking
-from safety.policy.policy_store import FOLDER, find_policy, usual_policy
+from safety.policy.policy_store import find_policy, usual_policy
 from safety.request import ImproveRequest
 from safety.runtime.model_runner import LOGITS_BYTES
 from safety.runtime.preflight import LEAST, Preflight
@@ -63,12 +63,13 @@ def check(options: argparse.Namespace, settings: Settings) -> str | None:
     judge = options.second_judge or settings.second_judge
     check_judge(judge, settings.model)
     model = load_model(settings.model, settings.device, settings.dtype)
-    policy = named or find_policy(usual_policy(model.facts.categories), settings.home / FOLDER)
+    policy = named or find_policy(usual_policy(model.facts.categories), settings.policies)
     request = ImproveRequest(
         prompts=None,
         categories=None if options.categories is None else tuple(names(options.categories)),
         max_rounds=options.rounds or 1,
         seed=options.seed or 0,
+        accept_self_judged=options.accept_self_judged,
         images=options.images,
         minutes=options.minutes,
     )
@@ -76,7 +77,9 @@ def check(options: argparse.Namespace, settings: Settings) -> str | None:
     print(f"policy: {policy.name} ({policy.version[:12]}), {', '.join(categories)}")
     if lack := lacking(policy, categories):
         return f"the policy lacks prompts: {lack}"
-    second = parse_judge(judge, model, model.base_codebook().pixel.device)
+    if not options.accept_self_judged:
+        check_covers(judge, settings.model, categories)
+    second = parse_second_judge(judge, model, model.base_codebook().pixel.device)
     # A folder that holds nothing yet: images out of a cache would take no time.
     with tempfile.TemporaryDirectory(prefix="safecb-check-") as work:
         context = prepare_run(model, request, policy, second, Path(work), ConsoleProgress())
@@ -105,14 +108,14 @@ def _policy(name: str, benign: Path | None, settings: Settings) -> Policy:
         return FilePolicy.read(Path(name), benign)
     if benign is not None:
         raise BadInput("--benign", str(benign), "a policy that is a file too")
-    return find_policy(name, settings.home / FOLDER)
+    return find_policy(name, settings.policies)
 
 
 def _lines(context: RunContext) -> Iterator[str]:
     """The report on a run that is prepared, a line a subject."""
     prompts, ready, facts = context.prompts, context.preflight, context.runner.model.facts
-    known = [name for name in context.categories if name not in context.self_judged]
-    yield f"second judge: {context.second.name}, knows {', '.join(known) or 'none of the categories'}"
+    run = context.facts
+    yield f"second judge: {run.second_judge}, knows {', '.join(run.covered) or 'none of the categories'}"
     yield from _agreement(ready)
     yield f"speed: {ready.images_per_s:.2f} images a second, drawn, decoded and judged by both"
     counts = {
@@ -130,13 +133,15 @@ def _lines(context: RunContext) -> Iterator[str]:
     yield f"gates not measured: {', '.join(gates) or 'none'}"
     if context.matcher is None:
         yield "no matcher: quality and look_alikes cannot see whether images still show their prompts"
-    if context.self_judged:
-        names = ", ".join(context.self_judged)
-        yield f"self-judged: {names}; versions stay inactive without --accept-self-judged"
+    if run.self_judged:
+        yield f"self-judged: {', '.join(run.self_judged)}; versions stay inactive without --accept-self-judged"
 
 
 def _agreement(ready: Preflight) -> Iterator[str]:
     """The own judge against the second one, on either kind of image."""
+    if not ready.compared:
+        yield "agreement: not measured, since the second judge knows none of the categories"
+        return
     for rate, word in ((ready.seen, "harmful"), (ready.quiet, "harmless")):
         yield f"agreement: of {rate.n} images {word} to the second judge the model finds {_share(rate)} so"
     if ready.seen.n and ready.quiet.n:

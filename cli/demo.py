@@ -75,7 +75,7 @@ def improve(client: Client, **request: object) -> str | None:
         progress = state["progress"]
         print(f"  {state['status']:9} {progress['message']} {progress['done']}/{progress['total']}", flush=True)
     for row in state["rounds"]:
-        print(f"  round {row['round']}: {row['reason']} {row['version'] or ''}")
+        print(f"  round {row['round']}: {row['reason']} {row['version'] or row.get('fault') or ''}")
     version: str | None = (state["result"] or {}).get("version")
     if version is None:
         print(f"  the job {state['status']} without a new version: {state['error'] or state['result']}")

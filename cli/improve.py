@@ -92,6 +92,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", metavar="NAME|FILE", help="a policy of the server, or a .csv or .jsonl file")
     parser.add_argument("--benign", type=Path, metavar="FILE", help="benign prompts beside it: .txt or .csv")
     parser.add_argument("--second-judge", metavar="NAME", help="the independent judge, such as opennsfw")
+    parser.add_argument(
+        "--accept-self-judged", action="store_true", help="activate though the second judge knows not every category"
+    )
     parser.add_argument("--categories", metavar="A,B", help="categories of the policy; all without it")
     parser.add_argument("--rounds", type=int, help="the most rounds, 1 to 8; 1 without it")
     parser.add_argument("--seed", type=int, help="of all randomness")
@@ -112,7 +115,4 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="safecb improve", description="Run an improve job on the running server.")
     add_options(parser)
     parser.add_argument("--no-activate", action="store_true", help="publish versions without activating them")
-    parser.add_argument(
-        "--accept-self-judged", action="store_true", help="activate though the second judge knows not every category"
-    )
     return parser

@@ -22,7 +22,7 @@ from safety.judges.names import parse_judge
 from safety.judges.registry import Judge
 from safety.policy.adult_only import AdultOnly
 from safety.policy.policy import Policy
-from safety.policy.policy_store import FOLDER, find_policy, usual_policy
+from safety.policy.policy_store import find_policy, usual_policy
 from safety.policy.prompt_file import AskedPrompt
 from safety.policy.prompts import is_readable
 
@@ -88,7 +88,7 @@ def find_codebooks(settings: Settings, model: ImageModel, names: Sequence[str]) 
 
 def policy_of(name: str | None, settings: Settings, model: ImageModel) -> Policy:
     """The policy of this name, or the usual one of the model. Raises BadInput and NotFound."""
-    return find_policy(name or usual_policy(model.facts.categories), settings.home / FOLDER)
+    return find_policy(name or usual_policy(model.facts.categories), settings.policies)
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,13 @@ class Manifest:
             raise BadCodebook(version, "manifest", f"names another version, {manifest.version}")
         return manifest
 
+    @property
+    def self_judged(self) -> list[str]:
+        """The job's categories that its second judge does not know, as the gate of that name says; else []."""
+        gate = self.gates.get("second_judge")
+        figures = gate.get("figures") if isinstance(gate, Mapping) else None
+        return list(figures.get("not_covered", ())) if isinstance(figures, Mapping) else []
+
     def check(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise BadCodebook (dtype, shape, tables) unless the manifest describes these tensors."""
         if self.dtype != _dtype(tensors["pixel"]):

@@ -18,9 +18,10 @@ body{color:#1d2430;background:#fbfaf7}
 h1,h2{font-weight:650;line-height:1.2}table{border-collapse:collapse;margin:.3rem 0}
 th,td{text-align:left;vertical-align:top;padding:.2rem .8rem .2rem 0;border-bottom:1px solid #e4e1d8}
 th{font-weight:600}.yes{color:#17703c}.no{color:#a3262a}.dim{color:#6c7280}
+.mark{color:#8a5a00;border:1px solid;border-radius:9px;padding:0 .5rem}
 img{max-width:100%;image-rendering:pixelated;border:1px solid #e4e1d8}details{margin:1rem 0}
 @media(prefers-color-scheme:dark){body{color:#e8e6e1;background:#16181d}th,td{border-color:#31343c}
-.yes{color:#6fce95}.no{color:#f08c8c}}
+.yes{color:#6fce95}.no{color:#f08c8c}.mark{color:#e0b35c}}
 """
 
 
@@ -57,6 +58,11 @@ def verdict(passed: bool | None) -> str:
     if passed is None:
         return '<span class="dim">not measured</span>'
     return '<span class="yes">passed</span>' if passed else '<span class="no">failed</span>'
+
+
+def mark(words: str) -> str:
+    """Words that should not be overlooked, as a badge."""
+    return f'<span class="mark">{text(words)}</span>'
 
 
 def rate(value: Mapping[str, Any], *, with_n: bool = False) -> str:

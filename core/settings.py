@@ -118,6 +118,11 @@ class Settings:
             drain_s=int(_matching(values, "SAFECB_DRAIN_S", _SECONDS, "a whole number of seconds up to 9999")),
         )
 
+    @property
+    def policies(self) -> Path:
+        """Folder of the uploaded policies."""
+        return self.home / "policies"
+
     def place(self, path: Path) -> str:
         """Return the name of a file relative to its setting: for callers, who may not see the server's paths."""
         for setting, folder in (("SAFECB_STORE", self.store), ("SAFECB_HOME", self.home)):

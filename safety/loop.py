@@ -75,9 +75,9 @@ def improve(context: RunContext, start: Codebook) -> Iterator[RoundResult]:
 
 def _refused(context: RunContext) -> RoundResult:
     """The result of a run whose preflight failed: nothing was tried."""
-    reason, untested = Reason.PREFLIGHT, context.self_judged
-    report = {"preflight": context.preflight.to_dict(), "self_judged": list(untested), "stop": reason}
-    return RoundResult(1, False, reason, None, {}, {}, report, stop=reason, self_judged=untested)
+    reason, ready = Reason.PREFLIGHT, context.preflight
+    report = {"preflight": ready.to_dict(), "self_judged": list(context.facts.self_judged), "stop": reason}
+    return RoundResult(1, False, reason, None, {}, {}, report, stop=reason, run=context.facts, fault=ready.fault)
 
 
 def improve_once(context: RunContext, state: LoopState, validation: Validation) -> tuple[RoundResult, LoopState]:
@@ -166,8 +166,8 @@ def _conclude(
     images = {} if best is None else pictures(context.runner, state.codebook, best, rates)
     after_hash = None if best is None else codebook_hash(best.codebook)
     report = {**report, "codebook_after": after_hash, "gates": gates}
-    result = RoundResult(context.runner.round, accepted, reason, codebook, rates, gates, report, images)
-    result = replace(result, self_judged=context.self_judged)
+    number, run = context.runner.round, context.facts
+    result = RoundResult(number, accepted, reason, codebook, rates, gates, report, images, run=run)
     return result, state if codebook is None or best is None else _moved(state, codebook, best.candidates)
 
 

@@ -13,12 +13,25 @@ from safety.reason import Reason, Stop
 
 
 @dataclass(frozen=True)
+class RunFacts:
+    """The names of a run's policy and second judge, and its categories: those that this judge knows, and the others.
+
+    self_judged: the model alone judges them.
+    """
+
+    policy: str = ""
+    second_judge: str = ""
+    covered: tuple[str, ...] = ()
+    self_judged: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class RoundResult:
     """One round, accepted or not.
 
     codebook: the accepted draft (version "draft"), else None.
     figures, gates, report: JSON. images: PNG files by name. stop: the reason why the loop ends here, else None.
-    self_judged: the run's categories that the second judge does not know: the model alone judges them.
+    fault: why the preflight refused the run, in words; None where it did not.
     """
 
     round: int
@@ -30,4 +43,5 @@ class RoundResult:
     report: dict[str, Any]
     images: dict[str, bytes] = field(default_factory=dict)
     stop: Reason | Stop | None = None
-    self_judged: tuple[str, ...] = ()
+    run: RunFacts = RunFacts()
+    fault: str | None = None

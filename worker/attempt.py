@@ -26,6 +26,7 @@ from engine.model import ImageModel
 from records.flags import Flags
 from records.journal import JobRecord, Journal
 from safety.loop import Cancelled, ImproveRequest, Progress, RoundResult
+from safety.outcome import RunFacts
 from worker.claim import claim, is_claimed
 from worker.progress import JournalProgress
 
@@ -94,19 +95,19 @@ def _rounds(
     start = parent = _start(store, folder)
     flagged = _flagged(Flags(settings.home / "flags.db", settings.keep_hours), record.id, folder)
     request, work, reason = _request(record, flagged), folder / "work", "no rounds"
-    self_judged: list[str] = []
+    facts = RunFacts()
     for outcome in loop.rounds(model, store.load(start), request, work, watch):
         version = None
         if outcome.codebook is not None:
             version = _publish(store, outcome, outcome.codebook, parent, watch)
-            independent = request.accept_self_judged or not outcome.self_judged
+            independent = request.accept_self_judged or not outcome.run.self_judged
             if independent and record.request.get("activate", True):
                 _activate(store, version, parent, record.id)
             _hint(settings, version)
             parent = version
         watch.round(_summary(outcome, version))
-        reason, self_judged = outcome.reason, list(outcome.self_judged)
-    result = {"version": None, "start": start, "reason": reason, "self_judged": self_judged}
+        reason, facts = outcome.reason, outcome.run
+    result = {"version": None, "start": start, "reason": reason, **asdict(facts)}
     if parent == start:
         return result
     assessment = loop.assess(model, store.load(start), store.load(parent), request, work, watch)
@@ -203,6 +204,7 @@ def _summary(outcome: RoundResult, version: str | None) -> dict[str, Any]:
         "round": outcome.round,
         "accepted": outcome.accepted,
         "reason": outcome.reason,
+        "fault": outcome.fault,
         "version": version,
         "figures": outcome.figures,
         "gates": outcome.gates,

@@ -16,11 +16,11 @@ from engine.model import ImageModel
 from engine.registry import load_model
 from safety.config import LoopConfig
 from safety.evaluate.assessment import assess
-from safety.judges.names import parse_judge
+from safety.judges.names import parse_second_judge
 from safety.judges.registry import REFEREE, judge_beside
 from safety.loop import ImproveRequest, Progress, RoundResult
 from safety.loop import improve as improve_codebook
-from safety.policy.policy_store import FOLDER, find_policy, usual_policy
+from safety.policy.policy_store import find_policy, usual_policy
 from safety.runtime.executor import Executor
 from safety.runtime.result_cache import ResultCache
 from safety.runtime.run_context import RunContext, prepare_run
@@ -62,9 +62,9 @@ class SelfImprovement(Loop):
         Raises BadInput for the name of a policy or a judge that is none, BadModel where the second judge cannot be had:
         its gate cannot be left out.
         """
-        policy = find_policy(request.policy or usual_policy(model.facts.categories), self._settings.home / FOLDER)
+        policy = find_policy(request.policy or usual_policy(model.facts.categories), self._settings.policies)
         device = model.base_codebook().pixel.device
-        second = parse_judge(request.second_judge or self._settings.second_judge, model, device)
+        second = parse_second_judge(request.second_judge or self._settings.second_judge, model, device)
         self._context = prepare_run(model, request, policy, second, work, watch, executor=self._executor)
         return improve_codebook(self._context, start)
 

@@ -19,6 +19,7 @@ from core import wire
 from core.errors import BadSetting
 from core.settings import Settings
 from records.journal import Journal
+from safety.judges.grammar import check_setting
 from worker.allowed_job import AllowedJob
 from worker.rq_worker import open_worker
 
@@ -44,8 +45,10 @@ def main() -> int:
 def work(settings: Settings, job_class: type[AllowedJob] = AllowedJob) -> int:
     """Run jobs until a signal (returns 0) or until RQ gives up (returns 1; its log has the reason).
 
-    Raises BadSetting if no Redis is set: `safecb serve` starts the embedded one and sets its address.
+    Raises BadSetting if no Redis is set (`safecb serve` starts the embedded one and sets its address), and for a second
+    judge that is none.
     """
+    check_setting(settings.second_judge)
     if settings.redis_url is None:
         raise BadSetting("SAFECB_REDIS_URL", None, "the address of the queue's Redis")
     journal, patience = Journal(settings.home / "jobs"), Patience()

@@ -5,13 +5,14 @@ Knows the shape of rates and gates, and shows the rest as it is; names of groups
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from codebook.store import Manifest
 from core import html
 
 _SIDES = ("before", "after")
+SHORT = 12  # of the digits of a hash
 
 
 def page(manifest: Manifest, report: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
@@ -22,11 +23,32 @@ def page(manifest: Manifest, report: Mapping[str, Any], images: Mapping[str, byt
     pictures = "".join(html.image(name, png, level=3) for name, png in images.items())
     body = (
         f"<h1>Codebook {version}</h1><p>{html.text(origin)}, {html.text(manifest.created)}; it edits: {tables}.</p>"
+        f"{_run(report, manifest.self_judged)}"
         f"<h2>Rates</h2>{_figures(manifest.figures)}<h2>Gates</h2>{_gates(manifest.gates)}"
         f"<h2>Pictures</h2>{pictures or '<p>none</p>'}"
         f"<details><summary>All of the report</summary>{html.json_value(report)}</details>"
     )
     return html.document(f"Codebook {manifest.version}", body)
+
+
+def _run(report: Mapping[str, Any], self_judged: Sequence[str]) -> str:
+    """The policy, the second judge, and the categories by whether that judge knows them; "" where nothing is known."""
+    rows = []
+    policy, judges, covered = report.get("policy"), report.get("judges"), report.get("covered")
+    if isinstance(policy, Mapping):
+        rows.append(("policy", _named(policy)))
+    if isinstance(judges, list) and judges and isinstance(judges[-1], Mapping):  # the first is the model
+        rows.append(("second judge", _named(judges[-1])))
+    if isinstance(covered, list):
+        rows.append(("it knows", html.text(", ".join(map(str, covered)) or "none of the categories")))
+    if self_judged:
+        rows.append(("it does not know", f"{html.mark('self-judged')} {html.text(', '.join(self_judged))}"))
+    return f"<h2>Run</h2>{html.table(rows, named=True)}" if rows else ""
+
+
+def _named(value: Mapping[str, Any]) -> str:
+    """A name with the beginning of its version."""
+    return f'{html.text(value.get("name"))} <span class="dim">{html.text(str(value.get("version"))[:SHORT])}</span>'
 
 
 def _figures(figures: Mapping[str, Any]) -> str:

@@ -119,7 +119,8 @@ def _active(service: Service) -> ActiveCodebook:
 
 
 def _to_response(manifest: Manifest, active: str) -> dict[str, Any]:
-    return {**asdict(manifest), "state": "active" if manifest.version == active else "published"}
+    state = "active" if manifest.version == active else "published"
+    return {**asdict(manifest), "self_judged": manifest.self_judged, "state": state}
 
 
 def _moved(moved: Moved) -> ActivationResponse:

@@ -5,7 +5,7 @@ Knows files and their names. Knows nothing of jobs.
 
 from __future__ import annotations
 
-from pathlib import Path
+from contextlib import suppress
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -13,8 +13,8 @@ from starlette.concurrency import run_in_threadpool
 from app.http.keys import OPERATORS, ServiceOf, check_caller
 from app.schemas import PolicyResponse
 from app.service import Service
+from core.errors import SafeCBError
 from safety.policy.policy_store import (
-    FOLDER,
     SHIPPED,
     PolicySummary,
     delete_policy,
@@ -23,6 +23,7 @@ from safety.policy.policy_store import (
     save_benign,
     save_policy,
     summarise,
+    usual_policy,
 )
 
 router = APIRouter(prefix="/policies", tags=["policies"], dependencies=[Depends(check_caller)])
@@ -35,13 +36,13 @@ RAW = {"schema": {"type": "string", "format": "binary"}}
 @router.get("", summary="List policies")
 def policies(service: ServiceOf) -> list[PolicyResponse]:
     """List all policies: those that ship, then files by name. A file that cannot be used has a fault."""
-    return [_to_response(summary) for summary in list_policies(_folder(service))]
+    return [_to_response(summary, service) for summary in list_policies(service.settings.policies)]
 
 
 @router.get("/{name}", summary="Get a policy")
 def policy(name: str, service: ServiceOf) -> PolicyResponse:
     """Get a policy."""
-    return _to_response(summarise(name, _folder(service)))
+    return _to_response(summarise(name, service.settings.policies), service)
 
 
 @router.put(
@@ -57,11 +58,11 @@ async def put(name: str, request: Request, service: ServiceOf, response: Respons
     The file is read first: 422 names the line and the column of a fault, and nothing is stored.
     """
     _media_type(request, CSV, JSON_LINES)
-    data, folder = await request.body(), _folder(service)
+    data, folder = await request.body(), service.settings.policies
     is_new = name not in await run_in_threadpool(policy_names, folder)
     await run_in_threadpool(save_policy, name, data, folder)
     response.status_code = 201 if is_new else 200
-    return _to_response(await run_in_threadpool(summarise, name, folder))
+    return _to_response(await run_in_threadpool(summarise, name, folder), service)
 
 
 @router.put(
@@ -73,9 +74,9 @@ async def put(name: str, request: Request, service: ServiceOf, response: Respons
 async def put_benign(name: str, request: Request, service: ServiceOf) -> PolicyResponse:
     """Make the body, one prompt a line or a CSV file, the benign prompts beside an uploaded policy."""
     suffix = BENIGN[_media_type(request, TEXT, CSV)]
-    data, folder = await request.body(), _folder(service)
+    data, folder = await request.body(), service.settings.policies
     await run_in_threadpool(save_benign, name, suffix, data, folder)
-    return _to_response(await run_in_threadpool(summarise, name, folder))
+    return _to_response(await run_in_threadpool(summarise, name, folder), service)
 
 
 @router.delete("/{name}", summary="Delete a policy", status_code=204, dependencies=OPERATORS)
@@ -84,11 +85,7 @@ def delete(name: str, service: ServiceOf) -> None:
 
     A job that runs has its prompts; one that waits with this policy will fail.
     """
-    delete_policy(name, _folder(service))
-
-
-def _folder(service: Service) -> Path:
-    return service.settings.home / FOLDER
+    delete_policy(name, service.settings.policies)
 
 
 def _media_type(request: Request, *allowed: str) -> str:
@@ -99,13 +96,17 @@ def _media_type(request: Request, *allowed: str) -> str:
     return kind
 
 
-def _to_response(summary: PolicySummary) -> PolicyResponse:
+def _to_response(summary: PolicySummary, service: Service) -> PolicyResponse:
+    usual = ""
+    with suppress(SafeCBError):  # there is no model now
+        usual = usual_policy(service.engine.facts.categories)
     return PolicyResponse(
         name=summary.name,
         version=summary.version,
         categories=list(summary.categories),
         prompts=None if summary.prompts is None else dict(summary.prompts),
         ships=summary.name in SHIPPED,
+        usual=summary.name == usual,
         fault=summary.fault or None,
         links={"self": f"/policies/{summary.name}"},
     )

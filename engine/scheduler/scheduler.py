@@ -37,12 +37,20 @@ SMOOTHING = 0.02  # weight of the last step in the mean time of a step: prompts 
 class Scheduler:
     """Serves a model to many threads. Futures may be cancelled at any time: the image is dropped at the next step."""
 
-    def __init__(self, model: Served, kv_rows: int, cores: int, queue_limit: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Served,
+        kv_rows: int,
+        cores: int,
+        queue_limit: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Warm up and start the threads, which share `cores` cores. At most `kv_rows` KV rows are in use.
 
         `queue_limit` images may wait, shared by all callers: if None, QUEUE, or as many as there are rows, if more.
+        clock: seconds, by which steps are timed.
         """
-        self._model, self._kv_rows = model, kv_rows
+        self._model, self._kv_rows, self._clock = model, kv_rows, clock
         self._limit = max(QUEUE, kv_rows) if queue_limit is None else queue_limit
         self._budget = ThreadBudget(cores)
         with on_device(model.device):
@@ -140,7 +148,7 @@ class Scheduler:
 
     def _busy(self, caller: str, sequences: Sequence[ImageSequence], own_over: int, over: int) -> Busy:
         """The refusal of a call, until there is room for it after those refused before. Called with the lock."""
-        now, rows = time.monotonic(), sum(kv_rows_of(sequence.request) for sequence in sequences)
+        now, rows = self._clock(), sum(kv_rows_of(sequence.request) for sequence in sequences)
         self._refused.forget(now)
         turns = self._refused.before(caller, rows) / self._kv_rows * self._model.facts.tokens * self._step_s
         wait = min(self._until_room(caller, own_over, over) + turns, MAX_RETRY_S)
@@ -190,14 +198,14 @@ class Scheduler:
 
     def _draw_all(self) -> None:
         """Draw until no image is left."""
-        began = time.monotonic()
+        began = self._clock()
         while self._batch.sequences or self.waiting():
             self._budget.take_to_draw()
             self._drop_settled()
             self._admit_next()
             if self._batch.sequences:
                 self._step()
-                ended = time.monotonic()
+                ended = self._clock()
                 self._step_s += (ended - began - self._step_s) * (SMOOTHING if self._step_s else 1.0)
                 began = ended
             else:

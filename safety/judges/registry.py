@@ -49,11 +49,6 @@ class Judge(Protocol):
         """Probability of harm [B] float32 in [0, 1] of images [B, 3, H, W] in [-1, 1]."""
 
 
-def is_covered(covers: frozenset[str] | None, category: str) -> bool:
-    """Whether a judge that covers these categories knows this one, in whatever letters."""
-    return covers is None or category.casefold() in {name.casefold() for name in covers}
-
-
 def credentials(judge: Judge) -> dict[str, str | float]:
     """The judge in a report, as JSON."""
     return {"name": judge.name, "version": judge.version, "threshold": judge.threshold}

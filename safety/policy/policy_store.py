@@ -20,7 +20,6 @@ from safety.policy.files.file_policy import BENIGN_SUFFIXES, SUFFIXES, FilePolic
 from safety.policy.open_policy import OpenPolicy
 from safety.policy.policy import Policy
 
-FOLDER = "policies"  # under SAFECB_HOME
 SHIPPED: Mapping[str, type[EmojiPolicy] | type[OpenPolicy]] = {
     EmojiPolicy.name: EmojiPolicy,
     OpenPolicy.name: OpenPolicy,

@@ -14,9 +14,11 @@ from engine.model import ImageModel
 from safety.collect.halfway_data import HalfwayData, draw_halfway_data
 from safety.collect.router_data import RouterData, read_router_data
 from safety.config import LoopConfig
+from safety.judges.grammar import is_covered
 from safety.judges.matchers import Matcher
-from safety.judges.registry import Judge, is_covered
+from safety.judges.registry import Judge
 from safety.metrics.panel import Instruments
+from safety.outcome import RunFacts
 from safety.policy.policy import Policy, in_turn
 from safety.policy.prompts import Prompt
 from safety.request import ImproveRequest
@@ -52,9 +54,11 @@ class RunContext:
         return take_baseline(self.runner, prompts.retention, prompts.canaries, self.config, self.seed)
 
     @property
-    def self_judged(self) -> tuple[str, ...]:
-        """The run's categories that the second judge does not know: the model alone judges them."""
-        return tuple(name for name in self.categories if not is_covered(self.second.covers, name))
+    def facts(self) -> RunFacts:
+        """The names of policy and second judge, and the categories by whether that judge knows them."""
+        covered = tuple(name for name in self.categories if is_covered(self.second.covers, name))
+        self_judged = tuple(name for name in self.categories if name not in covered)
+        return RunFacts(self.policy.name, self.second.name, covered, self_judged)
 
     @property
     def matcher(self) -> Matcher | None:
@@ -109,7 +113,7 @@ def prepare_run(
     runner = ModelRunner(model, cache, progress, config.batch, executor(cache))
     categories, prompts = chosen_categories(request, policy), write_prompts(model, request, policy, config)
     harmful = comparable([*prompts.canaries, *flat(prompts.pairs[0])], second)
-    ready = preflight(runner, harmful, prompts.retention, second, seed)
+    ready = preflight(runner, harmful, prompts.retention, second, seed, request.accept_self_judged)
     images = cache.facts("budget", lambda: {"images": _images(request, ready)})["images"]
     if images is not None:
         config = config.for_images(images, len(categories))

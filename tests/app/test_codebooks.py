@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -168,6 +170,34 @@ def test_the_report_as_a_page_escapes_what_it_shows(server: Server) -> None:
     assert "passed" in answer.text and 'src="data:image/png;base64,' in answer.text
     assert "<script>" not in answer.text and "<b>few" not in answer.text
     assert "&lt;script&gt;" in answer.text
+
+
+def test_what_the_model_alone_judged_is_marked(server: Server) -> None:
+    base = server.service.store.load("v0")
+    gates = {
+        "second_judge": {"name": "second_judge", "passed": None, "figures": {"not_covered": ["gore", "<i>"]}},
+        "languages": {"name": "languages", "passed": None, "figures": {}},
+    }
+    report = {
+        "policy": {"name": "kites", "version": "abc"},
+        "judges": [{"name": "self"}, {"name": "opennsfw", "version": "1", "threshold": 0.5}],
+        "covered": ["nudity"],
+    }
+    by_job: dict[str, Any] = {"plain": {}, "self-judged": gates, "odd": {"second_judge": [1]}}
+    for job, its_gates in by_job.items():
+        draft = replace(base, version="draft", pixel=base.pixel + len(job))
+        server.service.store.publish(
+            draft, parent="v0", job=job, round=1, figures={}, gates=its_gates, report=report, fence=1
+        )
+    versions = {book["job"]: book for book in server.http.get("/codebooks").json()["versions"]}
+    assert [versions[job]["self_judged"] for job in by_job] == [[], ["gore", "<i>"], []]
+    path = f"/codebooks/{versions['self-judged']['version']}/report"
+    shown = server.http.get(path, headers={"Accept": "text/html"}).text
+    assert "kites" in shown and "opennsfw" in shown and "nudity" in shown
+    assert '<span class="mark">self-judged</span> gore, &lt;i&gt;' in shown
+    assert shown.count('<span class="dim">not measured</span>') == 2 and "passed" not in shown
+    plain = server.http.get(f"/codebooks/{versions['plain']['version']}/report", headers={"Accept": "text/html"})
+    assert "opennsfw" in plain.text and 'class="mark"' not in plain.text
 
 
 def test_the_page_takes_any_report(server: Server) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.serving import Server, kites, serving, settings_in, tiny_model
+from app.server import main
+from core.wire import HOPELESS
+from engine.registry import EMBEDDED
+from safety.judges.grammar import EXTRAS
+from tests.support.serving import SECOND_JUDGE, Server, kites, serving, settings_in, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +62,16 @@ REFUSED = [
     ({"second_judge": "self"}, "second_judge", "independent"),
     ({"second_judge": "any(opennsfw,self@0.3)"}, "second_judge", "independent"),
     ({"second_judge": "beside"}, "second_judge", "SAFECB_SECOND_JUDGE"),
-    ({"second_judge": "any(opennsfw,referee)"}, "second_judge", "'referee' beside the weights"),
+    ({"second_judge": "referee@0.5"}, "second_judge", "only measures"),
+    ({"second_judge": "any(opennsfw,referee)"}, "second_judge", "only measures"),
+    ({"policy": "kites", "second_judge": "opennsfw"}, "second_judge", "nudity, sexual; or accept_self_judged"),
+    ({"categories": ["violence"], "second_judge": "any(opennsfw,hf:owner/x#x?covers=hate)"}, "second_judge", "hate,"),
+    ({"categories": ["weapons"], "second_judge": "guard:owner/x?policies=violence+sexual"}, "second_judge", "gore"),
     ({"second_judge": "hf:/none/such#nsfw"}, "second_judge", "a folder that exists"),
     ({"second_judge": "hf:./none#nsfw"}, "second_judge", "a folder that exists"),
     ({"second_judge": "hf:a/b/c#nsfw"}, "second_judge", "a folder that exists"),
+    ({"second_judge": "guard:~/guard"}, "second_judge", "a folder that exists"),
+    ({"second_judge": f"hf:{Path(__file__).parent}#nsfw"}, "second_judge", "config.json"),  # a folder of something else
     ({"second_judge": "zeroshot:owner/clip?texts=/none.json"}, "second_judge", "a file that exists"),
     ({"second_judge": ""}, "second_judge", "at least 1"),
     ({"accept_self_judged": 1}, "accept_self_judged", "boolean"),
@@ -87,7 +98,10 @@ def test_a_body_that_no_job_could_be_made_of(server: Server, body: dict[str, obj
         {},
         {"policy": "kites", "categories": ["red kites"]},
         {"policy": "emoji", "categories": ["decay"]},
-        {"second_judge": "any(opennsfw@0.4,hf:owner/nsfw#nsfw)", "accept_self_judged": True},
+        {"policy": "kites", "second_judge": "opennsfw", "accept_self_judged": True},
+        {"categories": ["violence", "nudity"], "second_judge": "opennsfw"},
+        {"categories": ["violence"], "second_judge": "any(opennsfw@0.4,hf:owner/nsfw#nsfw)"},
+        {"categories": ["violence"], "second_judge": "guard:owner/x?policies=violence"},
     ],
     ids=str,
 )
@@ -117,4 +131,39 @@ def test_a_judge_beside_the_weights_is_one(model: Path, tmp_path: Path) -> None:
         answer = server.post("/improve", {})
         assert (answer.json()["field"], answer.json()["value"]) == ("second_judge", "'beside'")
         (copy / "second_judge").mkdir()
+        assert server.post("/improve", {}).json()["field"] == "second_judge"  # without a config.json
+        config = EMBEDDED / "second_judge" / "config.json"
+        (copy / "second_judge" / "config.json").symlink_to(config)
+        assert server.http.get("/judges").json()["names"][0] == "beside"
+        answer = server.post("/improve", {"categories": ["nudity"]})
+        assert "this one knows decay, gore, substances, weapons" in answer.json()["allowed"]
         assert server.post("/improve", {}).status_code == 202
+
+
+@pytest.mark.parametrize(("name", "module"), EXTRAS.items())
+def test_a_judge_that_is_not_installed_is_refused(
+    server: Server, name: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    for judge in (f"{name}@0.4", f"any(hf:owner/nsfw#nsfw,{name})"):
+        problem = server.post("/improve", {"second_judge": judge, "accept_self_judged": True}).json()
+        assert (problem["field"], problem["value"]) == ("second_judge", repr(name))
+        assert f"pip install safecb[{name}]" in problem["allowed"]
+    assert name not in server.http.get("/judges").json()["names"]
+
+
+def test_judges_are_listed_that_a_job_could_have(server: Server) -> None:
+    body = server.http.get("/judges").json()
+    assert body["usual"] == SECOND_JUDGE and "opennsfw" in body["names"]
+    assert not {"self", "referee", "beside"} & set(body["names"])
+    assert server.post("/improve", {"second_judge": body["names"][0]}).status_code == 202
+
+
+@pytest.mark.parametrize("name", ["self", "any(opennsfw,referee)", "none-such"])
+def test_a_setting_that_names_no_second_judge_stops_the_server(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SAFECB_HOME", str(tmp_path))
+    monkeypatch.setenv("SAFECB_SECOND_JUDGE", name)
+    assert main() == HOPELESS
+    assert "SAFECB_SECOND_JUDGE" in caplog.text

@@ -13,6 +13,7 @@ import pytest
 from app.schemas import GenerateRequest
 from codebook.store import CodebookStore
 from engine.registry import load_model
+from engine.runner.batch import RunningBatch
 from engine.runner.served import Served
 from tests.support.serving import Server, publish, serving, settings_in, tiny_model, wait_for
 
@@ -32,6 +33,7 @@ CLOSED = [
     ("POST", "/codebooks/compare"),
     ("GET", "/jobs/x/events"),
     ("GET", "/traffic"),
+    ("GET", "/judges"),
     ("GET", "/policies"),
     ("GET", "/policies/x"),
     ("PUT", "/policies/x"),
@@ -175,6 +177,10 @@ def test_the_console_is_whole(server: Server) -> None:
     page = server.http.get("/").text
     assert "Safe-CB" in page
     assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?(https?:)?//""", page)
+    fields = set(re.findall(r'name="(\w+)"', page))
+    assert {"policy", "second_judge", "images", "minutes", "accept_self_judged"} <= fields
+    assert set(re.findall(r"at\('([\w-]+)'\)", page)) <= set(re.findall(r'id="([\w-]+)"', page))
+    assert page.count("<script>") == 1 and not re.search(r" on\w+=", page)
 
 
 def test_until_the_model_is_there_calls_get_a_retry_after(model: Path, tmp_path: Path) -> None:
@@ -197,8 +203,7 @@ def test_until_the_model_is_there_calls_get_a_retry_after(model: Path, tmp_path:
 
 def test_an_engine_that_fails_is_reported(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(settings_in(tmp_path, model)) as server:
-        scheduler = server.service.engine.scheduler
-        monkeypatch.setattr(scheduler, "_admit_next", lambda: 1 / 0)
+        monkeypatch.setattr(RunningBatch, "free", property(lambda batch: 1 / 0))
         assert server.draw().status_code == 500
         wait_for("the engine has failed", lambda: server.service.is_broken)
         with httpx2.Client(base_url=server.url) as http:  # after an error the server ends the connection

@@ -43,6 +43,7 @@ def test_policies_are_uploaded_listed_and_deleted(server: Server) -> None:
     body = answer.json()
     assert answer.status_code == 201
     assert (body["categories"], body["prompts"]) == (["red kites"], {"red kites": 15, "benign": 25})
+    assert [policy["name"] for policy in server.http.get("/policies").json() if policy["usual"]] == ["open"]
     assert (body["ships"], body["fault"], body["links"]) == (False, None, {"self": "/policies/kites"})
     assert server.http.get("/policies/kites").json() == body == server.http.get("/policies").json()[2]
     again = put(server, "kites", b'{"prompt": "a red kite", "category": "red kites"}\n', JSON_LINES)

@@ -54,16 +54,20 @@ def test_a_job_on_the_embedded_model_could_begin(
     assert not home.exists()
 
 
-def test_a_judge_that_knows_no_category_refuses_the_job(
+def test_a_judge_that_knows_no_category_refuses_the_job_unless_that_is_accepted(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "kites.csv").write_bytes(kites())
-    assert main(["check", "--policy", str(tmp_path / "kites.csv")]) == 1
+    command = ["check", "--policy", str(tmp_path / "kites.csv")]
+    assert main(command) == 1
+    verdict = "verdict: refused: second_judge: 'opennsfw' is not allowed; expected a judge that knows one of red kites"
+    assert verdict in capsys.readouterr().out
+    assert main([*command, "--accept-self-judged"]) == 0
     output = capsys.readouterr().out
     assert "second judge: opennsfw, knows none of the categories" in output
     assert "self-judged: red kites; versions stay inactive" in output
     assert "gates not measured: second_judge, recovery, languages" in output and "no matcher" in output
-    assert "verdict: refused: the second judge finds 0 of the images harmful" in output
+    assert "agreement: not measured" in output and output.endswith("verdict: a job can begin\n")
 
 
 def test_what_no_job_could_be_made_of(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +82,7 @@ def test_what_no_job_could_be_made_of(tiny: Path, tmp_path: Path, capsys: pytest
         (["--policy", str(tmp_path / "kites.csv"), "--categories", "violence"], "red kites"),
         (["--policy", "emoji", "--benign", "lamps.txt"], "--benign"),
         (["--second-judge", "self"], "independent"),
+        (["--second-judge", "any(opennsfw,referee)"], "only measures"),
         (["--second-judge", "beside"], "SAFECB_SECOND_JUDGE"),
     ]
     for options, words in cases:

@@ -76,6 +76,7 @@ def test_what_is_refused_is_said_and_no_job_is_made(
         (["--benign", "none.txt"], "--policy too"),
         (["--policy", "none-such"], "emoji, open"),
         (["--second-judge", "self"], "independent"),
+        (["--second-judge", "referee"], "only measures"),
         (["--rounds", "9"], "max_rounds"),
     ]
     for options, words in cases:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
+from itertools import count
 from threading import get_ident
 from typing import Any, cast
 
@@ -76,6 +77,15 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 @pytest.fixture
 def scheduler(model: Served) -> Iterator[Scheduler]:
     scheduler = Scheduler(model, ROWS, cores=1, queue_limit=16)
+    yield scheduler
+    scheduler.close()
+
+
+@pytest.fixture
+def timed(model: Served, base: Codebook) -> Iterator[Scheduler]:
+    """A scheduler whose steps take half a second by its clock; to be made before a gate stops them."""
+    scheduler = Scheduler(model, ROWS, cores=1, queue_limit=16, clock=count(0.0, 0.5).__next__)
+    scheduler.submit_draw(requests_for(base, 0)).result(60)
     yield scheduler
     scheduler.close()
 
@@ -168,35 +178,33 @@ def test_each_image_is_decoded_under_its_own_version(scheduler: Scheduler, base:
     assert not torch.equal(one.image, two.image)
 
 
-def test_a_full_queue_says_when_there_is_room(gate: Gate, scheduler: Scheduler, base: Codebook) -> None:
-    drawing = scheduler.submit_draw(requests_for(base, *range(4)))
+def test_a_full_queue_says_when_there_is_room(timed: Scheduler, gate: Gate, base: Codebook) -> None:
+    drawing = timed.submit_draw(requests_for(base, *range(4)))
     gate.allowed.release(6)
     wait_for("seven steps have begun", lambda: len(gate.steps) == 7)
-    waiting = scheduler.submit_draw(requests_for(base, *range(16)))
-    scheduler._step_s = 0.5
+    waiting = timed.submit_draw(requests_for(base, *range(16)))
     # 6 of 16 steps are done, and four images fit at once; those refused before are to come first, four steps an image.
     for more, steps in ((2, 10), (4, 10 + 4 * 2), (6, 26 + 4 * 6), (16, 58 + 4 * 12)):
         with pytest.raises(Busy) as refused:
-            scheduler.submit_draw(requests_for(base, *range(more)))
+            timed.submit_draw(requests_for(base, *range(more)))
         assert refused.value.retry_after == 0.5 * steps
     with pytest.raises(Busy) as refused:
-        scheduler.submit_draw(requests_for(base, *range(17)))
+        timed.submit_draw(requests_for(base, *range(17)))
     assert refused.value.retry_after == 60.0  # in place of 0.5 * (58 + 4 * 28)
     gate.let_all()
     assert len(drawing.result(60)) == 4 and len(waiting.result(60)) == 16
 
 
 @pytest.mark.fault("F11")
-def test_a_call_knows_its_place(gate: Gate, scheduler: Scheduler, base: Codebook) -> None:
-    drawing = scheduler.submit_draw(requests_for(base, *range(4)), "a")
+def test_a_call_knows_its_place(timed: Scheduler, gate: Gate, base: Codebook) -> None:
+    drawing = timed.submit_draw(requests_for(base, *range(4)), "a")
     wait_for("the first step", lambda: gate.steps)
-    behind = scheduler.submit_draw(requests_for(base, *range(6)), "a")
-    turns = scheduler.submit_draw(requests_for(base, *range(2)), "b")
-    scheduler._step_s = 0.5
+    behind = timed.submit_draw(requests_for(base, *range(6)), "a")
+    turns = timed.submit_draw(requests_for(base, *range(2)), "b")
     # Four images fit at once and take 16 steps; "a" and "b" take turns.
-    assert scheduler.place(drawing) == Place(0, 0.5 * 16)
-    assert scheduler.place(behind) == Place(0, 0.5 * (16 + 16 + 16))
-    assert scheduler.place(turns) == Place(1, 0.5 * (16 + 16))
+    assert timed.place(drawing) == Place(0, 0.5 * 16)
+    assert timed.place(behind) == Place(0, 0.5 * (16 + 16 + 16))
+    assert timed.place(turns) == Place(1, 0.5 * (16 + 16))
     gate.let_all()
     assert [len(call.result(60)) for call in (drawing, behind, turns)] == [4, 6, 2]
 
@@ -219,24 +227,23 @@ def test_what_is_given_up_fails_and_what_is_finished_stays(gate: Gate, scheduler
     assert len(gate.steps) == 1 and not scheduler.broken
 
 
-def test_a_caller_who_fills_the_queue_keeps_nobody_else_out(gate: Gate, scheduler: Scheduler, base: Codebook) -> None:
-    drawing = scheduler.submit_draw(requests_for(base, *range(4)), "a")
+def test_a_caller_who_fills_the_queue_keeps_nobody_else_out(timed: Scheduler, gate: Gate, base: Codebook) -> None:
+    drawing = timed.submit_draw(requests_for(base, *range(4)), "a")
     wait_for("the first step", lambda: gate.steps)
     calls = [
-        scheduler.submit_draw(requests_for(base, *range(16)), "a"),
-        scheduler.submit_draw(requests_for(base, *range(8)), "b"),
+        timed.submit_draw(requests_for(base, *range(16)), "a"),
+        timed.submit_draw(requests_for(base, *range(8)), "b"),
     ]
-    scheduler._step_s = 0.5
     for caller in ("a", "b"):
         with pytest.raises(Busy):
-            scheduler.submit_draw(requests_for(base, 1), caller)
+            timed.submit_draw(requests_for(base, 1), caller)
     with pytest.raises(Busy) as refused:
-        scheduler.submit_draw(
+        timed.submit_draw(
             requests_for(base, *range(8)), "c"
         )  # a third of 16 is 5: three too many, and none of them wait
     # Until 16 of 24 have begun, four at a time; and one each of those who have just been refused.
     assert refused.value.retry_after == 0.5 * (4 * 16 + 2 * 4)
-    calls.append(scheduler.submit_draw(requests_for(base, *range(5)), "c"))
+    calls.append(timed.submit_draw(requests_for(base, *range(5)), "c"))
     gate.let_all()
     assert [len(call.result(60)) for call in (drawing, *calls)] == [4, 16, 8, 5]
 
@@ -266,20 +273,19 @@ def test_who_is_refused_comes_after_those_refused_before() -> None:
     assert refused.before("c", 9) == 0
 
 
-def test_callers_of_one_image_each_get_different_times(gate: Gate, scheduler: Scheduler, base: Codebook) -> None:
-    calls = [scheduler.submit_draw(requests_for(base, 0), "0")]
+def test_callers_of_one_image_each_get_different_times(timed: Scheduler, gate: Gate, base: Codebook) -> None:
+    calls = [timed.submit_draw(requests_for(base, 0), "0")]
     wait_for("the first step", lambda: gate.steps)
-    calls += [scheduler.submit_draw(requests_for(base, number), str(number)) for number in range(1, 4)]
+    calls += [timed.submit_draw(requests_for(base, number), str(number)) for number in range(1, 4)]
     gate.allowed.release()
     wait_for("four are drawn", lambda: gate.steps[-1] == [0, 1, 2, 3])
-    calls += [scheduler.submit_draw(requests_for(base, number), str(number)) for number in range(4, 20)]
-    scheduler._step_s = 0.25
+    calls += [timed.submit_draw(requests_for(base, number), str(number)) for number in range(4, 20)]
     waits = []
     for number in range(20, 26):
         with pytest.raises(Busy) as refused:
-            scheduler.submit_draw(requests_for(base, number), str(number))
+            timed.submit_draw(requests_for(base, number), str(number))
         waits.append(refused.value.retry_after)
-    assert waits == [4.0, 5.0, 6.0, 7.0, 8.0, 9.0]  # 16 steps until one begins, and four more for each before
+    assert waits == [8.0, 10.0, 12.0, 14.0, 16.0, 18.0]  # 16 steps until one begins, and four more for each before
     gate.let_all()
     assert all(len(call.result(60)) == 1 for call in calls)
 
@@ -417,7 +423,7 @@ def test_a_thread_that_dies_fails_every_call_and_is_reported(
     wait_for("the first step", lambda: gate.steps)
     waiting = scheduler.submit_draw(requests_for(base, 5))
     assert not scheduler.broken
-    monkeypatch.setattr(scheduler, "_drop_settled", lambda: 1 / 0)
+    monkeypatch.setattr(RunningBatch, "free", property(lambda batch: 1 / 0))
     gate.let_all()
     for future in (drawing, waiting):
         with pytest.raises(ZeroDivisionError):

@@ -174,7 +174,7 @@ def test_the_second_judge_is_heard_on_the_categories_that_it_knows() -> None:
     assert weapons.passed and weapons.figures["own_gain"] == weapons.figures["independent_gain"] == 1.0
     assert weapons.figures["independent_before"]["n"] == 30 and weapons.figures["not_covered"] == ["gore"]
     assert gore.passed is False and gore.figures["independent_gain"] == 0
-    assert neither.passed is None and not neither.failed
+    assert neither.passed is None and not neither.failed and neither.figures["not_covered"] == ["weapons", "gore"]
 
 
 def test_the_preflight_compares_what_both_judges_know() -> None:

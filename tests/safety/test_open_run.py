@@ -24,7 +24,7 @@ from safety.gates.canaries import check_canaries
 from safety.judges.names import parse_judge
 from safety.judges.registry import Judge
 from safety.loop import improve
-from safety.outcome import RoundResult
+from safety.outcome import RoundResult, RunFacts
 from safety.policy.emoji.emoji_policy import EmojiPolicy
 from safety.policy.files.file_policy import FilePolicy
 from safety.policy.files.write_out import COLUMNS, write_out
@@ -34,7 +34,7 @@ from safety.policy.policy import Policy, lacking
 from safety.policy.prompts import PAIR, TEST, VALIDATION, mentions
 from safety.reason import Reason
 from safety.request import ImproveRequest
-from safety.runtime.preflight import IMAGES
+from safety.runtime.preflight import IMAGES, KNOWS_NONE
 from safety.runtime.run_context import RunContext, prepare_run
 from tests.safety.test_loop import Heard
 from tests.support.tiny import build_tiny
@@ -225,6 +225,28 @@ def test_a_judge_that_has_learned_nothing_is_refused_before_anything_is_spent(
     assert "second judge" in str(context.preflight.fault) and result.report["preflight"]["fault"]
     assert context.preflight.seen.n + context.preflight.quiet.n > IMAGES
     assert not list(tmp_path.glob("drawn-*"))
+
+
+class KnowsOthers(ToyModel):
+    """A second judge of categories that no policy here has."""
+
+    covers = frozenset({"nudity"})
+
+
+def test_a_second_judge_that_knows_no_category_is_refused_or_accepted(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    categories = ("gore", "weapons")
+    request = replace(REQUEST, categories=categories)
+    _, (refused,) = run(ToyModel(), EmojiPolicy(), KnowsOthers(), tmp_path / "refused", request, TOY)
+    assert (refused.reason, refused.fault) == (Reason.PREFLIGHT, KNOWS_NONE)
+    assert refused.run == RunFacts("emoji", "toy", (), categories)
+    accepted = replace(request, accept_self_judged=True)
+    context, (result,) = run(ToyModel(), EmojiPolicy(), KnowsOthers(), tmp_path / "accepted", accepted, TOY)
+    assert context.preflight.images_per_s > 0 and result.report["preflight"]["compared"] is False
+    assert (result.reason, result.run, result.fault) == (Reason.ACCEPTED, refused.run, None)
+    assert (result.report["covered"], result.report["self_judged"]) == ([], list(categories))
+    gate = result.gates["second_judge"]
+    assert gate["passed"] is None and gate["figures"]["not_covered"] == list(categories)
 
 
 def test_every_phase_runs_on_a_janus(janus: ImageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

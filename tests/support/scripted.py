@@ -19,6 +19,7 @@ from codebook.value import Codebook
 from core.settings import Settings
 from engine.model import ImageModel, ImageRequest, ModelFacts, Verdict
 from safety.loop import ImproveRequest, Progress, RoundResult
+from safety.outcome import RunFacts
 from safety.reason import Reason
 from worker.allowed_job import AllowedJob
 from worker.attempt import Loop, run
@@ -121,7 +122,8 @@ def _wait(home: Path, number: int, watch: Progress) -> None:
 
 def _outcome(start: Codebook, number: int, request: ImproveRequest) -> RoundResult:
     draft = Codebook("draft", start.family, start.model_hash, start.pixel + 0.1 * number)
-    self_judged = ("weapons",) if request.second_judge == KNOWS_NO_WEAPONS else ()
+    judge = request.second_judge or "beside"
+    self_judged = ("weapons",) if judge == KNOWS_NO_WEAPONS else ()
     return RoundResult(
         round=number,
         accepted=True,
@@ -135,5 +137,5 @@ def _outcome(start: Codebook, number: int, request: ImproveRequest) -> RoundResu
             "self_judged": list(self_judged),
         },
         images={},
-        self_judged=self_judged,
+        run=RunFacts(request.policy or "open", judge, ("gore",), self_judged),
     )

@@ -30,6 +30,7 @@ from records.journal import Journal
 from tests.support.tiny import FEATURE_DIM, build_tiny
 
 POLICY_HEADER = "prompt,category,kind,split,concept,safe\n"
+SECOND_JUDGE = "hf:owner/harm#harm"  # a repository, which by its name may know every category
 PATIENCE_S = 120.0  # far beyond what anything here takes, for a busy machine
 
 
@@ -68,8 +69,8 @@ class Server:
 
 
 def settings_in(home: Path, model: Path, **changes: str) -> Settings:
-    """The settings of a server on a free port; the tiny model has no second judge beside it."""
-    usual = {"SAFECB_PORT": "0", "SAFECB_CORES": "1", "SAFECB_SECOND_JUDGE": "opennsfw"}
+    """The settings of a server on a free port; the tiny model has no second judge beside it, and nobody loads this."""
+    usual = {"SAFECB_PORT": "0", "SAFECB_CORES": "1", "SAFECB_SECOND_JUDGE": SECOND_JUDGE}
     return Settings.from_environ({"SAFECB_HOME": str(home), "SAFECB_MODEL": str(model)} | usual | changes)
 
 

@@ -37,7 +37,8 @@ class ToyModel:
     """See the module. `judge` may be replaced by a function of images in the tests of bad judges."""
 
     name, version, threshold = "toy", "1", 0.5  # as a second judge
-    covers, batch = None, 32
+    covers: frozenset[str] | None = None
+    batch = 32
 
     def __init__(self, judge: Callable[[Tensor], Tensor] | None = None, seed: int = 0) -> None:
         self._taxonomy = read_taxonomy()

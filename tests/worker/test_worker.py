@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
@@ -30,6 +29,7 @@ from records.flags import Flags
 from records.image_log import KeptImage
 from records.journal import JobRecord, Journal
 from tests.support.scripted import KNOWS_NO_WEAPONS, ScriptedJob, ScriptedLoop, StillModel
+from tests.support.serving import PATIENCE_S, wait_for
 from worker.allowed_job import AllowedJob
 from worker.attempt import run
 from worker.claim import claim, is_claimed
@@ -44,15 +44,6 @@ WORKER = (
     "sys.exit(work(Settings.from_environ(os.environ), ScriptedJob))"
 )
 WAITS, OVER = "waiting for a Redis that can be used", "Redis can be used again"
-PATIENCE_S = 90.0  # far beyond what anything here takes, for a busy machine
-
-
-def wait_for(what: str, true: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not true():
-        if time.monotonic() > end:
-            pytest.fail(f"waited in vain until {what}")
-        time.sleep(0.02)
 
 
 class RedisProcess:
@@ -199,8 +190,8 @@ def test_a_job_publishes_each_round_and_tells_it(house: House) -> None:
     record = house.wait_ended(job)
     assert (record.status, record.error, record.attempt) == ("finished", None, 1)
     assessment = {"before": "v0", "after": "v2"}
-    result = {"version": "v2", "start": "v0", "reason": "accepted", "self_judged": [], "assessment": assessment}
-    assert record.result == result
+    run = {"policy": "open", "second_judge": "beside", "covered": ["gore"], "self_judged": []}
+    assert record.result == {"version": "v2", "start": "v0", "reason": "accepted", **run, "assessment": assessment}
     assert [(r["round"], r["version"]) for r in record.rounds] == [(1, "v1"), (2, "v2")]
     assert [m.parent for m in house.store.versions() if m.job == job] == ["v0", "v1"]
     assert house.store.active().version == "v2"
@@ -549,6 +540,8 @@ def test_a_claim_ends_with_its_block(tmp_path: Path) -> None:
     assert not is_claimed(tmp_path, 3)
 
 
-def test_a_worker_without_redis_url_names_the_setting(tmp_path: Path) -> None:
+def test_a_setting_that_no_worker_can_work_with_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadSetting, match="SAFECB_REDIS_URL"):
         work(Settings.from_environ({"SAFECB_HOME": str(tmp_path)}))
+    with pytest.raises(BadSetting, match=r"SAFECB_SECOND_JUDGE.*only measures"):
+        work(Settings.from_environ({"SAFECB_HOME": str(tmp_path), "SAFECB_SECOND_JUDGE": "referee"}))

@@ -27,8 +27,9 @@ from safety.judges.combined import AnyJudge, AtThreshold
 from safety.judges.contrastive import read_texts
 from safety.judges.grammar import read_name, split_names
 from safety.judges.guards import GuardQuestion, read_question
-from safety.judges.names import parse_judge
+from safety.judges.names import parse_judge, parse_second_judge
 from safety.judges.registry import Judge, finds_harm
+from safety.policy.emoji.classifiers import read_categories
 from tests.safety.judges import tiny_judges as tiny
 from tests.support.toy_model import ToyModel
 
@@ -427,12 +428,16 @@ def test_a_part_of_a_model_is_no_judge(home: Path, tmp_path: Path) -> None:
 
 
 def test_beside_is_the_second_judge_of_the_embedded_model() -> None:
-    from engine.registry import load_model
+    from engine.registry import EMBEDDED, load_model
 
     model = load_model("embedded", "cpu", "float32")
     named = parse_judge("any(beside@0.6,referee)", model, CPU)
     assert named.covers == frozenset({"gore", "decay", "weapons", "substances"})
     size = model.facts.image_size
     assert named.harmful(torch.zeros(2, 3, size, size)).shape == (2,)
+    assert read_categories(EMBEDDED / "second_judge") == parse_second_judge("beside", model, CPU).covers
+    for name in ("referee", "any(beside@0.6,referee)", "self"):
+        with pytest.raises(BadInput, match="second_judge"):
+            parse_second_judge(name, model, CPU)
     with pytest.raises(BadModel):
         judge("beside")
