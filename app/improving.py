@@ -13,9 +13,9 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from app.schemas import ImproveBody
 from app.service import Engine, Service
-from core.errors import BadInput, BadModel, NotFound
+from core.errors import BadInput, NotFound
 from core.storage import naming
-from engine.registry import find_model
+from engine.registry import has_beside
 from safety.judges.grammar import BESIDE, JudgeName, read_name
 from safety.policy.policy import Policy, lacking
 from safety.policy.policy_store import FOLDER, find_policy, policy_names, usual_policy
@@ -25,8 +25,8 @@ BESIDE_FOLDERS = {BESIDE: "second_judge", REFEREE: REFEREE}  # beside the weight
 FILES = ("texts", "ask")  # options that name a file
 
 
-def check_improve(body: ImproveBody, service: Service) -> None:
-    """Raise BadInput, naming the field, for a body that no job could be made of. Reads files; blocks.
+def check_improve(body: ImproveBody, service: Service) -> Policy:
+    """The policy of a body. Raises BadInput, naming the field, where no job could be made of it. Reads files; blocks.
 
     Raises NoStorage where a policy cannot be read now.
     """
@@ -39,6 +39,7 @@ def check_improve(body: ImproveBody, service: Service) -> None:
         raise BadInput("policy", policy.name, lack)
     check_judge(body.second_judge or settings.second_judge, settings.model)
     _check_prompts(engine, body.prompts or ())
+    return policy
 
 
 def _policy(name: str, folder: Path) -> Policy:
@@ -85,11 +86,8 @@ def _parts(name: JudgeName) -> Iterator[JudgeName]:
 
 
 def _check_beside(name: str, folder: str, model: str) -> None:
-    try:
-        if (find_model(model) / folder).is_dir():
-            return
-    except BadModel:  # random weights have no folder
-        pass
+    if has_beside(model, folder):
+        return
     allowed = f"a folder {folder!r} beside the weights of {model}, which has none; name another judge"
     raise BadInput("second_judge", name, f"{allowed} here or in SAFECB_SECOND_JUDGE: opennsfw, hf:FOLDER#LABEL, ...")
 
