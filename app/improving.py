@@ -26,8 +26,8 @@ SECOND_JUDGE = "second_judge"  # the field, and the folder beside the weights
 FILES = ("texts", "ask")  # options that name a file
 
 
-def check_improve(body: ImproveBody, service: Service) -> None:
-    """Raise BadInput, naming the field, for a body that no job could be made of. Reads files; blocks.
+def check_improve(body: ImproveBody, service: Service) -> Policy:
+    """The policy of a body. Raises BadInput, naming the field, where no job could be made of it. Reads files; blocks.
 
     Raises NoStorage where a policy cannot be read now.
     """
@@ -43,6 +43,7 @@ def check_improve(body: ImproveBody, service: Service) -> None:
     if not body.accept_self_judged:
         check_covers(judge, settings.model, categories)
     _check_prompts(engine, body.prompts or ())
+    return policy
 
 
 def _policy(name: str, folder: Path) -> Policy:
@@ -110,8 +111,8 @@ def _check_beside(name: str, model: str) -> None:
     try:
         read_categories(find_model(model) / SECOND_JUDGE)
     except BadModel:  # of the classifier, or of random weights, which have no folder
-        allowed = f"a classifier in a folder {SECOND_JUDGE!r} beside the weights of {model}, which has none that can be"
-        others = "read; name another judge here or in SAFECB_SECOND_JUDGE: opennsfw, hf:FOLDER#LABEL, ..."
+        allowed = f"a classifier in a folder {SECOND_JUDGE!r} beside the weights of {model}, which has none that can"
+        others = "be read; name another judge here or in SAFECB_SECOND_JUDGE: opennsfw, hf:FOLDER#LABEL, ..."
         raise BadInput(SECOND_JUDGE, name, f"{allowed} {others}") from None
 
 

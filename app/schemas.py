@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from app.plan_schemas import PlanResponse
 from records.flags import State
 
 SEEDS = 2**63  # a seed is in [0, SEEDS)
@@ -88,6 +89,7 @@ class ImproveBody(RequestBody):
         default=False, description="Activate versions though the second judge does not know every category."
     )
     budget: Budget | None = Field(default=None, description="Size of a round; about 12,000 images if absent.")
+    dry_run: bool = Field(default=False, description="Answer with the plan of the job and begin none.")
     max_rounds: int | None = Field(default=None, ge=1, le=8, description="Maximum number of rounds.")
     seed: Seed | None = Field(default=None, description="Seed of the job; derived from its id if absent.")
     activate: bool = Field(default=True, description="Activate each accepted version.")
@@ -262,6 +264,7 @@ class JobResponse(BaseModel):
     ended: str | None = Field(description="End of the job.")
     request: dict[str, Any] = Field(description="Body of POST /improve.")
     progress: dict[str, Any] = Field(description="phase, done, total, round, message.")
+    plan: PlanResponse | None = Field(description="Phases with their price; null before the job has one.")
     rounds: list[dict[str, Any]] = Field(description="Outcome of each round: figures, gates, reason, fault, version.")
     result: dict[str, Any] | None = Field(
         description="Result of a finished job: version, start, reason, policy, second_judge, covered, self_judged, "

@@ -18,28 +18,25 @@ import torch
 from app.improving import check_covers, check_judge
 from cli.improve import add_options, is_file, names
 from cli.own_process import ConsoleProgress
+from cli.plans import GIB, plan_lines
 from core.errors import BadInput, SafeCBError
 from core.settings import Settings
-from engine.model import ModelFacts
-from engine.registry import load_model
-from safety.config import LoopConfig
+from engine.registry import has_beside, load_model
 from safety.gates.quality import FEWEST
 from safety.gates.result import Gate
-from safety.judges.grammar import is_covered
+from safety.judges.grammar import REFEREE, is_covered
 from safety.judges.names import parse_second_judge
 from safety.metrics.panel import ValidationSet
 from safety.metrics.rates import Rate
 from safety.policy.files.file_policy import FilePolicy
 from safety.policy.groups import BENIGN, GroupKind
+from safety.policy.plan import rates_of
 from safety.policy.policy import HARMLESS, Policy, lacking
 from safety.policy.policy_store import find_policy, usual_policy
 from safety.request import ImproveRequest
-from safety.runtime.model_runner import LOGITS_BYTES
 from safety.runtime.preflight import LEAST, Preflight
 from safety.runtime.run_context import RunContext, prepare_run
 from safety.runtime.run_prompts import chosen_categories, flat
-
-GIB = 2**30
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -83,7 +80,7 @@ def check(options: argparse.Namespace, settings: Settings) -> str | None:
     # A folder that holds nothing yet: images out of a cache would take no time.
     with tempfile.TemporaryDirectory(prefix="safecb-check-") as work:
         context = prepare_run(model, request, policy, second, Path(work), ConsoleProgress())
-        for line in _lines(context):
+        for line in _lines(context, has_beside(settings.model, REFEREE)):
             print(line)
     return context.preflight.fault
 
@@ -111,8 +108,8 @@ def _policy(name: str, benign: Path | None, settings: Settings) -> Policy:
     return find_policy(name, settings.policies)
 
 
-def _lines(context: RunContext) -> Iterator[str]:
-    """The report on a run that is prepared, a line a subject."""
+def _lines(context: RunContext, tested: bool) -> Iterator[str]:
+    """The report on a run that is prepared, a line a subject. tested: whether a referee measures its end."""
     prompts, ready, facts = context.prompts, context.preflight, context.runner.model.facts
     run = context.facts
     yield f"second judge: {run.second_judge}, knows {', '.join(run.covered) or 'none of the categories'}"
@@ -128,7 +125,9 @@ def _lines(context: RunContext) -> Iterator[str]:
         "router, benign": len(prompts.router_benign),
     }
     yield f"prompts: {'; '.join(f'{name} {count}' for name, count in counts.items())}"
-    yield _memory(facts, context.config)
+    plan = prompts.plan if tested else prompts.plan.without_test()
+    yield from plan_lines({**plan.to_dict(rates_of(ready.images_per_s)), "memory": plan.memory(facts)})
+    yield _memory()
     gates = unmeasured(prompts.validation, context.second.covers)
     yield f"gates not measured: {', '.join(gates) or 'none'}"
     if context.matcher is None:
@@ -155,14 +154,12 @@ def _share(rate: Rate) -> str:
     return f"{rate.count} ({rate.value:.2f}, 95 % interval {low:.2f}-{high:.2f})"
 
 
-def _memory(facts: ModelFacts, config: LoopConfig) -> str:
-    """The peak so far, and the largest tensor that a job would hold."""
-    tokens = facts.grid[0] * facts.grid[1]
-    logits = min(4 * config.batch * tokens * facts.codes, LOGITS_BYTES) / GIB
+def _memory() -> str:
+    """The peak of this process so far."""
     # macOS counts bytes, Linux KiB.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / GIB
     device = f", {torch.cuda.max_memory_allocated() / GIB:.2f} GiB on the GPU" if torch.cuda.is_available() else ""
-    return f"memory: peak {peak:.2f} GiB so far{device}; logits held together {logits:.2f} GiB"
+    return f"memory: peak {peak:.2f} GiB so far, the model included{device}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -49,6 +49,10 @@ class Client:
         id: str = self._call("POST", "/improve", body)["id"]
         return id
 
+    def plan(self, **body: object) -> dict[str, Any]:
+        """Return the plan of an improve job, and start none."""
+        return self._call("POST", "/improve", {**body, "dry_run": True})
+
     def put_policy(self, path: str, data: bytes, media_type: str) -> dict[str, Any]:
         """Upload the file of a policy, or of its benign prompts (NAME/benign); return the policy's summary."""
         return self._call("PUT", f"/policies/{quote(path)}", content=data, headers={"Content-Type": media_type})

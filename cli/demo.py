@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from cli.client import Client
+from cli.plans import duration, plan_lines
 from core.errors import SafeCBError
 from core.settings import Settings
 from core.storage import naming
@@ -71,9 +72,15 @@ def demo(client: Client, prompts: Sequence[str], picture: Path) -> bool:
 
 def improve(client: Client, **request: object) -> str | None:
     """Run an improve job to its end, printing its progress; return the version it published last, or None."""
+    is_priced = False
     for state in client.follow(client.improve(**request)):
-        progress = state["progress"]
-        print(f"  {state['status']:9} {progress['message']} {progress['done']}/{progress['total']}", flush=True)
+        progress, plan, left = state["progress"], state["plan"], ""
+        if plan is not None and progress["round"] > 0 and not is_priced:  # the preflight has measured the speed
+            print("\n".join(f"  {line}" for line in plan_lines(plan)))
+            is_priced = True
+        if plan is not None and plan["seconds_left"] is not None:
+            left = f", about {duration(plan['seconds_left'])} left"
+        print(f"  {state['status']:9} {progress['message']} {progress['done']}/{progress['total']}{left}", flush=True)
     for row in state["rounds"]:
         print(f"  round {row['round']}: {row['reason']} {row['version'] or row.get('fault') or ''}")
     version: str | None = (state["result"] or {}).get("version")

@@ -11,9 +11,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from cli import demo
 from cli.client import Client
+from cli.plans import plan_lines
 from core.errors import BadInput, SafeCBError
 from core.settings import Settings
 
@@ -22,18 +24,21 @@ BENIGN_TYPES = {".csv": "text/csv", ".txt": "text/plain"}
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Run an improve job to its end: 0 if it published a version, else 1."""
+    """Run an improve job to its end: 0 if it published a version, else 1. A dry run prints its plan: 0."""
     options = _parser().parse_args(arguments)
     try:
         with closing(Client.of(Settings.from_environ(os.environ))) as client:
-            return 1 if improve(client, options) is None else 0
+            if options.dry_run:
+                print("\n".join(plan_lines(client.plan(**request(client, options)))))
+                return 0
+            return 1 if demo.improve(client, **request(client, options)) is None else 0
     except SafeCBError as error:
         print(f"safecb: {error}", file=sys.stderr)
         return 1
 
 
-def improve(client: Client, options: argparse.Namespace) -> str | None:
-    """Upload the policy if it is a file, run the job; return the version it published last, or None."""
+def request(client: Client, options: argparse.Namespace) -> dict[str, Any]:
+    """The body of POST /improve; uploads the policy if it is a file."""
     body = {
         "policy": upload(client, options.policy, options.benign),
         "second_judge": options.second_judge,
@@ -41,11 +46,10 @@ def improve(client: Client, options: argparse.Namespace) -> str | None:
         "max_rounds": options.rounds,
         "seed": options.seed,
         "budget": budget(options),
+        "activate": not options.no_activate,
+        "accept_self_judged": options.accept_self_judged,
     }
-    chosen = {name: value for name, value in body.items() if value is not None}
-    return demo.improve(
-        client, **chosen, activate=not options.no_activate, accept_self_judged=options.accept_self_judged
-    )
+    return {name: value for name, value in body.items() if value is not None}
 
 
 def budget(options: argparse.Namespace) -> dict[str, int] | None:
@@ -114,5 +118,6 @@ def _read(option: str, path: Path, types: dict[str, str]) -> bytes:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="safecb improve", description="Run an improve job on the running server.")
     add_options(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the plan of the job and begin none")
     parser.add_argument("--no-activate", action="store_true", help="publish versions without activating them")
     return parser

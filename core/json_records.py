@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from functools import cache
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -55,12 +55,14 @@ def encode(record: DataclassInstance) -> bytes:
 def decode(kind: type[Record], data: bytes) -> Record:
     """Return the record of `kind` held by `data`.
 
-    `kind` has only JSON types: str, int, float, bool, None, list, dict, Any, Literal and unions of them. Raises
-    ValueError, naming the field, where a field is missing, unknown or of another type.
+    `kind` has only JSON types: str, int, float, bool, None, list, dict, Any, Literal and unions of them. A field with a
+    default may be missing: the record was written before there was such a field. Raises ValueError, naming the field,
+    where another is missing, and where one is unknown or of another type.
     """
     raw, names = from_json(data), {field.name for field in fields(kind)}
-    if raw.keys() != names:
-        raise ValueError(f"fields missing or unknown: {', '.join(sorted(raw.keys() ^ names))}")
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
+    if wrong := (raw.keys() - names) | (needed - raw.keys()):
+        raise ValueError(f"fields missing or unknown: {', '.join(sorted(wrong))}")
     if (name := misfit(kind, raw)) is not None:
         raise ValueError(f"{name} has a wrong value: {raw[name]!r}")
     return kind(**raw)

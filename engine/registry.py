@@ -60,6 +60,14 @@ def find_model(name: str) -> Path:
         raise BadModel(f"{name}: no such folder, and the model hub does not give it: {error}") from error
 
 
+def has_beside(name: str, folder: str) -> bool:
+    """Whether there is a folder of this name beside the weights of model `name`."""
+    try:
+        return (find_model(name) / folder).is_dir()
+    except BadModel:  # random weights have no folder
+        return False
+
+
 def hash_weights(folder: Path) -> str:
     """Sha256 over the folder's safetensors files, in the order of their names. Raises BadModel if there are none."""
     files = sorted(folder.glob("*.safetensors"))

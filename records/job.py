@@ -29,6 +29,7 @@ class Changes(TypedDict, total=False):
 
     status: Status
     progress: dict[str, Any]
+    plan: dict[str, Any] | None
     rounds: list[dict[str, Any]]
     result: dict[str, Any] | None
     error: str | None
@@ -42,6 +43,7 @@ class JobRecord:
     created, started, ended: UTC, ISO 8601; None until then.
     progress: phase, done, total, round, message. rounds: one JSON object per round. result: of a finished job.
     attempt: number of attempts begun; it is the fencing token of all that the attempt writes.
+    plan: phases with images and seconds, images_done, seconds_left, eta, rates; None before there is one.
     """
 
     id: str
@@ -57,6 +59,7 @@ class JobRecord:
     error: str | None
     attempt: int
     cancel_requested: bool
+    plan: dict[str, Any] | None = None
 
     @classmethod
     def queued(cls, id: str, kind: str, request: dict[str, Any]) -> JobRecord:

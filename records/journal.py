@@ -103,6 +103,13 @@ class Journal:
         """Return the improve job that is queued or running, if any."""
         return next((job for job in self.list() if job.kind == IMPROVE and not job.ended), None)
 
+    def rates(self) -> dict[str, float]:
+        """Return the rates of the last finished improve job, as its plan has them; empty where there is none."""
+        for job in self.list():
+            if job.kind == IMPROVE and job.status == "finished" and job.plan is not None:
+                return dict(job.plan["rates"])
+        return {}
+
     def begin_attempt(self, id: str) -> int:
         """Begin the next attempt of a job and return its number: the fencing token of all that it writes.
 

@@ -11,6 +11,8 @@ IMAGES = 12_000  # images that a first round draws with the default sizes and US
 USUAL = 4
 FEW = 2_000  # images, under which a round is kept simple
 LEAST_SHARE = 0.02  # of the default sizes; with less no gate can say anything
+LOGITS_BYTES = 1 << 28  # of float32 logits held together: at 576 tokens of 16,384 codes a batch would have 2.4 GB
+DRAWING_SHARE = 0.7  # of a round's time; the rest is teacher forcing, fitting and tuning
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,17 @@ class LoopConfig:
         counts = {name: max(least, round(getattr(self, name) * share)) for name, least in _LEAST.items()}
         enough = images >= FEW
         return replace(self, **counts, halfway=self.halfway and enough, by_concept=self.by_concept and enough)
+
+
+def images_within(images: int | None, minutes: int | None, images_per_s: float | None) -> int | None:
+    """The images that a round may draw, by the tighter of both limits; None for no limit, or for an unknown speed.
+
+    images_per_s: drawn, decoded and judged by both judges.
+    """
+    limits = [] if images is None else [images]
+    if minutes is not None and images_per_s is not None:
+        limits.append(int(minutes * 60 * images_per_s * DRAWING_SHARE))
+    return min(limits, default=None)
 
 
 # What a count may shrink to: two halves of pairs, three parts of the router's prompts, rates that mean something.

@@ -149,7 +149,7 @@ def loaded(*names: str) -> set[str]:
 
 def test_the_app_loads_neither_worker_nor_safety_but_policies_and_names_of_judges() -> None:
     server = loaded("app.factory", "cli.main", "app.server")
-    text = loaded("safety.policy.policy_store", "safety.judges.grammar")
+    text = loaded("safety.policy.policy_store", "safety.policy.plan", "safety.judges.grammar")
     apart = {name for name in server if name.partition(".")[0] in ("worker", "safety", "recipes")}
     assert apart == {name for name in text if name.partition(".")[0] == "safety"}
     barred = ("safety.runtime", "safety.collect", "safety.edit", "safety.policy.emoji.classifier")

@@ -41,9 +41,9 @@ class Loop(Protocol):
     """The loop of a job. All its results are kept in `work`, so that a resume computes only the missing ones."""
 
     def rounds(
-        self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Progress
+        self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: JournalProgress
     ) -> Iterable[RoundResult]:
-        """Improve the codebook `start` round by round; a resume yields the same rounds."""
+        """Improve the codebook `start` round by round, its plan first; a resume yields the same rounds."""
 
     def assess(
         self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Progress

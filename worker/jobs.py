@@ -13,19 +13,22 @@ from typing import Any
 from codebook.value import Codebook
 from core.settings import Settings
 from engine.model import ImageModel
-from engine.registry import load_model
+from engine.registry import has_beside, load_model
 from safety.config import LoopConfig
 from safety.evaluate.assessment import assess
+from safety.judges.grammar import REFEREE
 from safety.judges.names import parse_second_judge
-from safety.judges.registry import REFEREE, judge_beside
+from safety.judges.registry import judge_beside
 from safety.loop import ImproveRequest, Progress, RoundResult
 from safety.loop import improve as improve_codebook
+from safety.policy.plan import Plan
 from safety.policy.policy_store import find_policy, usual_policy
 from safety.runtime.executor import Executor
 from safety.runtime.result_cache import ResultCache
 from safety.runtime.run_context import RunContext, prepare_run
 from worker.assistant import Caller, help_with
 from worker.attempt import Loop, run
+from worker.progress import JournalProgress
 from worker.shared_tasks import SharedExecutor
 
 
@@ -55,7 +58,7 @@ class SelfImprovement(Loop):
         self._context: RunContext | None = None  # of the job, once its rounds have begun
 
     def rounds(
-        self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Progress
+        self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: JournalProgress
     ) -> Iterable[RoundResult]:
         """See Loop.
 
@@ -65,7 +68,21 @@ class SelfImprovement(Loop):
         policy = find_policy(request.policy or usual_policy(model.facts.categories), self._settings.policies)
         device = model.base_codebook().pixel.device
         second = parse_second_judge(request.second_judge or self._settings.second_judge, model, device)
-        self._context = prepare_run(model, request, policy, second, work, watch, executor=self._executor)
+        tested = has_beside(model.facts.model_id, REFEREE)
+
+        def take(plan: Plan) -> None:
+            watch.plan(plan if tested else plan.without_test(), plan.memory(model.facts))
+
+        self._context = prepare_run(
+            model,
+            request,
+            policy,
+            second,
+            work,
+            watch,
+            executor=self._executor,
+            on_plan=take,
+        )
         return improve_codebook(self._context, start)
 
     def assess(

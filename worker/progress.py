@@ -1,4 +1,4 @@
-"""Progress of an attempt in the journal: steps, rounds and the end, each written under the attempt's fencing token.
+"""Progress of an attempt in the journal: plan, steps, rounds and the end, each written under its fencing token.
 
 A superseded attempt can write nothing: every call raises Conflict.
 """
@@ -10,8 +10,11 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
+from core.clock import utc_now
 from core.errors import Conflict
 from records.journal import JobRecord, Journal
+from safety.policy.plan import Plan
+from safety.runtime.pace import Pace
 from safety.runtime.progress import Cancelled
 
 LONGEST_PAUSE_S = 60.0  # between two events; a longer gap means that the worker was dead
@@ -25,6 +28,17 @@ class JournalProgress:
         self.journal, self.job_id, self.fence = journal, job_id, fence
         self._phase = ("", -1)
         self._written = 0.0  # monotonic seconds
+        self._pace: Pace | None = None
+        self._memory = 0
+
+    def plan(self, plan: Plan, memory: int) -> None:
+        """Record the plan of the run, or the one that takes its place; what was measured so far stays.
+
+        memory: bytes that the run holds beside the model. The first estimate is at the rates of the last finished job.
+        """
+        self._memory = memory
+        self._pace = Pace(plan, self.journal.rates()) if self._pace is None else self._pace.on(plan)
+        self._write(**self._plan())
 
     def report(self, phase: str, done: int, total: int, round: int) -> None:
         """Say that `done` of `total` steps of `phase` are over in `round` (0 before the first).
@@ -33,13 +47,15 @@ class JournalProgress:
         """
         record = self.journal.get(self.job_id)
         self._check(record)
+        if self._pace is not None:
+            self._pace.report(phase, done, total, round)
         now = time.monotonic()
         if self._phase == (phase, round) and done < total and now - self._written < WRITE_EVERY_S:
             return
         self._phase, self._written = (phase, round), now
         message = f"round {round}: {phase}" if round else phase
         report = {"phase": phase, "done": done, "total": total, "round": round, "message": message}
-        self._write(progress=report)
+        self._write(progress=report, **self._plan())
         self.journal.append_event(self.job_id, {"event": "progress", **report})
 
     def round(self, summary: dict[str, Any]) -> None:
@@ -60,7 +76,20 @@ class JournalProgress:
 
     def end(self, status: str, *, result: dict[str, Any] | None = None, error: str | None = None) -> None:
         """Close the record with `status`: "finished", "failed" or "cancelled"."""
-        self._write(status=status, result=result, error=error)
+        if self._pace is not None and status == "finished":
+            self._pace.end()
+        self._write(status=status, result=result, error=error, **self._plan())
+
+    def _plan(self) -> dict[str, Any]:
+        """The field `plan` of the record, once there is one."""
+        if self._pace is None:
+            return {}
+        left = self._pace.seconds_left
+        times: dict[str, Any] = {"seconds_left": None, "eta": None}
+        if left is not None:
+            times = {"seconds_left": round(left, 1), "eta": utc_now(ahead=left)}
+        facts = {"memory": self._memory, "rates": dict(self._pace.rates)}
+        return {"plan": {**self._pace.to_dict(), **times, **facts}}
 
     def _check(self, record: JobRecord) -> None:
         if record.attempt != self.fence:

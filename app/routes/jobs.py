@@ -17,6 +17,8 @@ from starlette.concurrency import run_in_threadpool
 
 from app.http.keys import OPERATORS, ServiceOf, check_caller
 from app.improving import check_improve
+from app.plan_schemas import PlanResponse
+from app.planning import plan_improve
 from app.schemas import ImproveBody, JobResponse
 from app.service import Service
 from core.errors import Conflict
@@ -29,11 +31,21 @@ RECONNECT_MS = 2000  # after which a browser reconnects when the server has ende
 MOST_EVENTS = 2**53  # an id that no event reaches
 
 
-@router.post("/improve", summary="Start an improve job", status_code=202, dependencies=OPERATORS)
-async def improve(body: ImproveBody, service: ServiceOf, response: Response) -> JobResponse:
-    """Start an improve job; 409 names the one that is still queued or running."""
+@router.post(
+    "/improve",
+    summary="Start an improve job",
+    status_code=202,
+    response_model=JobResponse,
+    responses={200: {"model": PlanResponse, "description": "The plan of a dry run"}},
+    dependencies=OPERATORS,
+)
+async def improve(body: ImproveBody, service: ServiceOf, response: Response) -> Any:  # noqa: ANN401  (see responses)
+    """Start an improve job; 409 names the one that is still queued or running. A dry run begins none."""
+    if body.dry_run:
+        plan = await run_in_threadpool(plan_improve, body, service)
+        return Response(plan.model_dump_json(), media_type="application/json")
     await run_in_threadpool(check_improve, body, service)
-    record = await run_in_threadpool(_begin, service, body.model_dump())
+    record = await run_in_threadpool(_begin, service, body.model_dump(exclude={"dry_run"}))
     response.headers["Location"] = f"/jobs/{record.id}"
     return _to_response(record, service)
 
@@ -105,7 +117,9 @@ def _to_response(record: JobRecord, service: Service) -> JobResponse:
     links = {"self": here, "events": f"{here}/events"}
     if (version := (record.result or {}).get("version")) is not None:
         links["report"] = f"/codebooks/{version}/report"
-    progress = record.progress
+    progress, plan = record.progress, record.plan
+    if record.ended is not None and plan is not None:
+        plan = {**plan, "seconds_left": None, "eta": None}
     if record.ended is None:
         progress = {**progress, "message": service.queue.state.message(record.status, progress["message"])}
-    return JobResponse(**{**asdict(record), "progress": progress}, links=links)
+    return JobResponse(**{**asdict(record), "progress": progress, "plan": plan}, links=links)

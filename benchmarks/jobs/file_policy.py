@@ -19,8 +19,9 @@ from codebook.value import Codebook
 from engine.model import ImageModel
 from engine.registry import load_model
 from safety.evaluate.assessment import assess
+from safety.judges.grammar import REFEREE
 from safety.judges.names import parse_judge
-from safety.judges.registry import REFEREE, judge_beside
+from safety.judges.registry import judge_beside
 from safety.loop import ImproveRequest, improve
 from safety.policy.emoji.emoji_policy import EmojiPolicy
 from safety.policy.files.file_policy import FilePolicy

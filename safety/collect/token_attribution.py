@@ -13,10 +13,10 @@ from torch import Tensor
 
 from engine.model import ImageModel
 from safety.collect.pairs import Pair, first_halves, of_kind
+from safety.config import LOGITS_BYTES
 from safety.edit.head_edit import TeacherPairs
 from safety.edit.pixel_table import Partners
 from safety.policy.prompts import Prompt
-from safety.runtime.model_runner import LOGITS_BYTES
 
 BLAMED = 1.0  # nats by which the unsafe prompt makes a token likelier than the safe one does
 PARTNERS = 8  # likeliest codes of the safe prompt, kept for each blamed token

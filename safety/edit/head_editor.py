@@ -166,12 +166,13 @@ def head_editors(
         return []
     concepts = [(category, concept) for category in spaces for concept in read.harmful[category]]
     harmful = {category: read.harmful[category] for category in spaces}
-    router = _fit(read, concepts, runner.steps("router", 2 * STEPS))
+    steps = STEPS * (1 + context.config.halfway)
+    router = _fit(read, concepts, runner.steps("router", steps))
     report["router"] = _fires(router, harmful, read.benign)
     probe = None
     if context.config.halfway:
         halfway = context.halfway_data
-        probe = HalfwayProbe(halfway.after, _fit(halfway.states, concepts, runner.steps("router", 2 * STEPS, STEPS)))
+        probe = HalfwayProbe(halfway.after, _fit(halfway.states, concepts, runner.steps("router", steps, STEPS)))
         drawn = {category: halfway.states.harmful[category] for category in spaces}
         report["halfway_probe"] = _fires(probe.probes, drawn, halfway.states.benign)
     return [HeadEditor(runner, start, round_data, spaces, concepts, router, probe, context.tuning_prompts, report)]

@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from core.errors import BadInput, BadSetting
 
 GROUP = "safecb.judges"  # of entry points
+REFEREE = "referee"  # its name, and its folder beside the weights
 HF, ZEROSHOT, GUARD, ANY, BESIDE = "hf", "zeroshot", "guard", "any", "beside"
 OPTIONS = {HF: ("covers",), ZEROSHOT: ("texts",), GUARD: ("policies", "ask", "covers")}
 SHAPES = ("hf:FOLDER#LABEL", "zeroshot:FOLDER?texts=FILE", "guard:FOLDER", "any(NAME,NAME)")
@@ -37,7 +38,7 @@ POLICY_CATEGORIES = {
 # Judges that are no second judge, and what is one instead.
 NOT_SECOND = {
     "self": "a judge that is independent of the model, which 'self' is not",
-    "referee": "a judge that may take part in a run; the referee only measures what runs have made",
+    REFEREE: "a judge that may take part in a run; the referee only measures what runs have made",
 }
 _THRESHOLD = re.compile(r"@([^@/\\#?()&]*)$")
 _NUMBER = re.compile(r"\d+(\.\d*)?|\.\d+")

@@ -15,11 +15,11 @@ from torch import Tensor
 from core.errors import BadInput, BadModel, BadNumber
 from engine.model import ImageModel
 from engine.registry import find_model
-from safety.judges.grammar import GROUP
+from safety.judges.grammar import GROUP, REFEREE
 from safety.judges.self_judge import UNSAFE_ABOVE, scores
 from safety.policy.emoji.classifier_judge import ClassifierJudge
 
-REFEREE, SECOND_JUDGE = "referee", "second_judge"  # folders beside the weights
+SECOND_JUDGE = "second_judge"  # a folder beside the weights, as REFEREE is
 
 
 class Judge(Protocol):

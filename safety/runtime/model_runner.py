@@ -15,12 +15,11 @@ from torch import Tensor
 from codebook.tensors import codebook_hash, content_hash
 from codebook.value import Codebook
 from engine.model import CATEGORY_NONE, ImageModel, ImageRequest, Sampling, Verdict
+from safety.config import LOGITS_BYTES
 from safety.judges.self_judge import scores
 from safety.runtime.executor import DrawTask, Executor, JudgeTask, LocalExecutor, Task
 from safety.runtime.progress import Progress
 from safety.runtime.result_cache import ResultCache
-
-LOGITS_BYTES = 1 << 28  # of float32 logits held together: at 576 tokens of 16,384 codes a batch would have 2.4 GB
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from pathlib import Path
 from engine.model import ImageModel
 from safety.collect.halfway_data import HalfwayData, draw_halfway_data
 from safety.collect.router_data import RouterData, read_router_data
-from safety.config import LoopConfig
+from safety.config import LoopConfig, images_within
 from safety.judges.grammar import is_covered
 from safety.judges.matchers import Matcher
 from safety.judges.registry import Judge
 from safety.metrics.panel import Instruments
 from safety.outcome import RunFacts
+from safety.policy.plan import Plan
 from safety.policy.policy import Policy, in_turn
 from safety.policy.prompts import Prompt
 from safety.request import ImproveRequest
@@ -29,8 +30,6 @@ from safety.runtime.preflight import Preflight, preflight
 from safety.runtime.progress import Progress
 from safety.runtime.result_cache import ResultCache
 from safety.runtime.run_prompts import RunPrompts, chosen_categories, flat, write_prompts
-
-DRAWING_SHARE = 0.7  # of a round's time; the rest is teacher forcing, fitting and tuning
 
 
 @dataclass(frozen=True)
@@ -104,26 +103,31 @@ def prepare_run(
     progress: Progress,
     config: LoopConfig | None = None,
     executor: Callable[[ResultCache], Executor] = LocalExecutor,
+    on_plan: Callable[[Plan], None] = lambda _: None,
 ) -> RunContext:
     """Write the prompts and compare the judges; everything made is kept in the folder `work`.
 
+    on_plan: takes the plan before anything is drawn, and again where a budget in minutes makes the run smaller.
     Raises BadInput for a request that cannot be met, and whatever `progress` raises (Cancelled).
     """
-    config, cache, seed = config or LoopConfig(), ResultCache(work), request.seed
+    cache, seed = ResultCache(work), request.seed
+    config = config or LoopConfig()
     runner = ModelRunner(model, cache, progress, config.batch, executor(cache))
     categories, prompts = chosen_categories(request, policy), write_prompts(model, request, policy, config)
+
+    def sized(images: int | None) -> tuple[LoopConfig, RunPrompts]:
+        if images is None:
+            return config, prompts
+        small = config.for_images(images, len(categories))
+        return small, write_prompts(model, request, policy, small)
+
+    size, chosen = sized(request.images)
+    on_plan(chosen.plan)
     harmful = comparable([*prompts.canaries, *flat(prompts.pairs[0])], second)
     ready = preflight(runner, harmful, prompts.retention, second, seed, request.accept_self_judged)
-    images = cache.facts("budget", lambda: {"images": _images(request, ready)})["images"]
-    if images is not None:
-        config = config.for_images(images, len(categories))
-        prompts = write_prompts(model, request, policy, config)
-    return RunContext(runner, config, seed, request.max_rounds, policy, categories, prompts, second, ready)
-
-
-def _images(request: ImproveRequest, ready: Preflight) -> int | None:
-    """The images that a round may draw, by the tighter of both limits; None for no limit."""
-    limits = [] if request.images is None else [request.images]
-    if request.minutes is not None:
-        limits.append(int(request.minutes * 60 * ready.images_per_s * DRAWING_SHARE))
-    return min(limits, default=None)
+    limit = images_within(request.images, request.minutes, ready.images_per_s)
+    images = cache.facts("budget", lambda: {"images": limit})["images"]
+    if images != request.images:
+        size, chosen = sized(images)
+        on_plan(chosen.plan)
+    return RunContext(runner, size, seed, request.max_rounds, policy, categories, chosen, second, ready)

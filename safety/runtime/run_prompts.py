@@ -16,6 +16,7 @@ from safety.config import LoopConfig
 from safety.gates.hygiene import refuse_shared
 from safety.gates.result import GateResult
 from safety.metrics.panel import ValidationSet
+from safety.policy.plan import Plan, plan_of
 from safety.policy.policy import Policy
 from safety.policy.prompts import PAIR, VALIDATION, Prompt, is_readable
 from safety.policy.run_sets import ByCategory, HeldOutSet, RunSets
@@ -32,6 +33,7 @@ class RunPrompts:
 
     retention: benign prompts whose images must stay. canaries: harmful ones. router, router_benign: for the router and
     the tuning of the head edit; router_benign includes the retention prompts. hygiene: the gate over all of these.
+    plan: of a run with these prompts.
     """
 
     operator: tuple[Prompt, ...]
@@ -43,6 +45,7 @@ class RunPrompts:
     router: ByCategory
     router_benign: Sequence[Prompt]
     hygiene: GateResult
+    plan: Plan
 
 
 def write_prompts(model: ImageModel, request: ImproveRequest, policy: Policy, config: LoopConfig) -> RunPrompts:
@@ -85,6 +88,7 @@ def write_prompts(model: ImageModel, request: ImproveRequest, policy: Policy, co
         router={name: _by_concept(prompts, config) for name, prompts in sets.router.items()},
         router_benign=[*sets.router_benign, *sets.retention],
         hygiene=hygiene,
+        plan=plan_of(sets, config, policy.patterns, len(operator)),
     )
 
 

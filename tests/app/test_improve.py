@@ -111,6 +111,45 @@ def test_what_a_job_can_be_made_of(server: Server, body: dict[str, object]) -> N
     assert {name: answer.json()["request"][name] for name in body} == body
 
 
+def test_a_dry_run_answers_with_a_plan_and_makes_no_job(server: Server) -> None:
+    before = server.http.get("/jobs").json()
+    answer = server.post("/improve", {"policy": "kites", "max_rounds": 2, "dry_run": True})
+    plan = answer.json()
+    assert answer.status_code == 200 and server.http.get("/jobs").json() == before
+    assert [(row["phase"], row["round"]) for row in plan["phases"][:3]] == [
+        ("preflight", 0),
+        ("baseline", 1),
+        ("start", 1),
+    ]
+    assert {row["round"] for row in plan["phases"]} == {0, 1, 2}
+    assert plan["phases"][1]["images"] == 20 + 2  # all benign prompts, and a fifth of the harmful ones as canaries
+    assert plan["images_planned"] == sum(row["images"] for row in plan["phases"])
+    assert (plan["seconds"], plan["seconds_left"], plan["images_done"]) == (None, None, 0)  # no job has ended yet
+    assert plan["memory"] > 0
+    sizes = [
+        server.post("/improve", {"policy": "emoji", "dry_run": True, **body}).json()["images_planned"]
+        for body in ({"budget": {"images": 800}}, {"budget": {"images": 3000}}, {}, {"prompts": ["a kite"]})
+    ]
+    assert sizes == sorted(sizes) and 8_000 < sizes[2] < 14_000
+    assert sizes[0] < sizes[1] < sizes[2] < sizes[3]
+    refused = server.post("/improve", {"policy": "none-such", "dry_run": True})
+    assert (refused.status_code, refused.json()["field"]) == (422, "policy")
+
+
+def test_a_dry_run_is_priced_at_the_rates_of_the_last_finished_job(server: Server) -> None:
+    journal, body = server.service.journal, {"policy": "emoji", "dry_run": True}
+    plans = []
+    for rate in (1.0, 3.0):
+        job = server.post("/improve", {}).json()["id"]
+        fence = journal.begin_attempt(job)
+        plan = {"phases": [], "images_planned": 0, "seconds": 0.0, "memory": 0, "rates": {"all": rate, "judge": rate}}
+        journal.update(job, attempt=fence, plan=plan, status="finished")
+        plans.append(server.post("/improve", body).json())
+    assert plans[1]["seconds"] == pytest.approx(3 * plans[0]["seconds"], abs=1) and plans[0]["seconds"] > 60
+    short = server.post("/improve", {**body, "budget": {"minutes": 1}}).json()
+    assert short["images_planned"] < plans[0]["images_planned"]
+
+
 def test_one_category_with_enough_prompts_is_enough(server: Server) -> None:
     path = server.service.settings.home / "policies" / "two.csv"
     path.write_bytes(kites() + b"a green kite,green kites,,pair,,\n")

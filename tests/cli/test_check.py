@@ -48,7 +48,8 @@ def test_a_job_on_the_embedded_model_could_begin(
     assert "policy: small (" in output and "second judge: second_judge, knows weapons" in output
     assert "95 % interval" in output and "balanced accuracy: " in output
     assert "prompts: pairs 32; validation " in output and "canaries 8" in output
-    assert "logits held together 0.06 GiB" in output and "memory: peak " in output
+    assert "GiB of features and logits" in output and "memory: peak " in output
+    assert "plan:\n  preflight" in output and "unknown" not in output
     assert "gates not measured: look_alikes" not in output and "recovery, languages" in output
     assert output.endswith("verdict: a job can begin\n")
     assert not home.exists()

@@ -61,6 +61,14 @@ def test_a_policy_of_the_server_is_named(server: Server) -> None:
     assert (request["activate"], request["accept_self_judged"], request["seed"]) == (True, False, None)
 
 
+def test_a_dry_run_prints_the_plan_and_makes_no_job(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["improve", "--policy", "emoji", "--images", "800", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "plan:" and lines[1].split() == ["preflight", "80", "images", "unknown"]
+    assert any(line.startswith("  in all") for line in lines) and lines[-1].startswith("memory: about ")
+    assert server.http.get("/jobs").json() == []
+
+
 def test_what_is_refused_is_said_and_no_job_is_made(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
