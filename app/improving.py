@@ -17,8 +17,15 @@ from app.service import Engine, Service
 from core.errors import BadInput, BadModel, NotFound
 from core.storage import naming
 from engine.registry import find_model
-from safety.judges.grammar import BESIDE, JudgeName, check_installed, is_covered, read_second_judge, registered_names
-from safety.policy.emoji.classifiers import read_categories
+from safety.judges.grammar import (
+    BESIDE,
+    JudgeName,
+    check_installed,
+    is_covered,
+    read_categories,
+    read_second_judge,
+    registered_names,
+)
 from safety.policy.policy import Policy, lacking
 from safety.policy.policy_store import find_policy, policy_names, usual_policy
 

@@ -12,13 +12,16 @@ FOLDER is a folder or a repository of the model hub. Any name may end in @THRESH
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
-from core.errors import BadInput, BadSetting
+from core.errors import BadInput, BadModel, BadSetting
 
 GROUP = "safecb.judges"  # of entry points
 REFEREE = "referee"  # its name, and its folder beside the weights
@@ -128,6 +131,15 @@ def check_installed(kind: str) -> None:
 def is_covered(covers: frozenset[str] | None, category: str) -> bool:
     """Whether a judge that covers these categories knows this one, in whatever letters."""
     return covers is None or category.casefold() in {name.casefold() for name in covers}
+
+
+def read_categories(folder: Path) -> frozenset[str]:
+    """The categories of the classifier in a folder, by its config.json. Raises BadModel where there is none."""
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return frozenset(config["categories"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadModel(f"classifier folder {folder}: {error}") from error
 
 
 def policy_categories(policies: Iterable[str]) -> frozenset[str]:

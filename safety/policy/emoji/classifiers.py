@@ -117,15 +117,6 @@ class Classifier(nn.Module):
         save_file({n: t.contiguous() for n, t in weights.items()}, folder / "model.safetensors")
 
 
-def read_categories(folder: Path) -> frozenset[str]:
-    """The harm categories of a classifier's labels, without its weights. Raises BadModel for a folder that has none."""
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return frozenset(config["categories"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadModel(f"classifier folder {folder}: {error}") from error
-
-
 def load_classifier(folder: Path) -> Classifier:
     """Load a classifier for inference on the CPU, float32. Raises BadModel naming what is wrong with the folder."""
     try:

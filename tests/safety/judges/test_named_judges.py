@@ -25,11 +25,10 @@ from core.errors import BadInput, BadModel, BadNumber
 from safety.judges.checkpoints import load_image_processor, to_pictures
 from safety.judges.combined import AnyJudge, AtThreshold
 from safety.judges.contrastive import read_texts
-from safety.judges.grammar import read_name, split_names
+from safety.judges.grammar import read_categories, read_name, split_names
 from safety.judges.guards import GuardQuestion, read_question
 from safety.judges.names import parse_judge, parse_second_judge
 from safety.judges.registry import Judge, finds_harm
-from safety.policy.emoji.classifiers import read_categories
 from tests.safety.judges import tiny_judges as tiny
 from tests.support.toy_model import ToyModel
 
