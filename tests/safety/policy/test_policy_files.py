@@ -73,7 +73,7 @@ def test_rows_fall_into_groups_and_splits() -> None:
 
 
 def test_the_example_of_the_docs_is_a_policy() -> None:
-    page = (Path(__file__).parents[2] / "docs/how-to/write-a-policy.md").read_text("utf-8")
+    page = (Path(__file__).parents[3] / "docs/how-to/write-a-policy.md").read_text("utf-8")
     read = policy(page.split("```csv\n")[1].split("```")[0])
     assert {group.kind for group in read.groups()} == set(GroupKind) and read.terms() == ("red kite",)
     assert sum(sum(by.values()) for by in read.counts().values()) == 10
