@@ -22,21 +22,21 @@ PRICES: Mapping[str, float] = {
         ("benign", "canaries", "base", "rewrites", "unsafe", "safe", "strength", "validate", "test"), 0.058
     ),
     **dict.fromkeys(("preflight", "sketches", "practice"), 0.040),
-    "judge": 0.032,
-    "decode": 0.020,
+    "judge": 0.038,
+    "decode": 0.015,
     "features": 0.0125,
     "evidence": 0.040,
-    "contexts": 0.014,
+    "contexts": 0.005,
     "read sketches": 0.0137,
     "read practice": 0.025,
     "router": 2.4e-5,  # a prompt and step
-    "tune categories": 0.030,
-    "tune concepts": 0.030,
+    "tune categories": 0.050,
+    "tune concepts": 0.038,
 }
 DRAWN = frozenset(("benign", "canaries", "base", "rewrites", "unsafe", "safe", "strength", "validate", "test"))
 DRAWN |= {"preflight", "sketches", "practice"}
-MEASURED, OBSERVED = 0.030, 0.036  # a decoded image with the detector; with second judge and matcher too
-REWRITTEN = 0.042  # a judged image whose prompt is rewritten too
+MEASURED, OBSERVED = 0.022, 0.027  # a decoded image with the detector; with second judge and matcher too
+REWRITTEN = 0.048  # a judged image whose prompt is rewritten too
 YIELD = 0.9  # share of prompts that become a pair
 STRENGTHS, WAYS = 4, 2  # tried of either table; ways to edit the pixel table
 DEV_BENIGN = 40  # benign images, at most, on which strengths are tried
