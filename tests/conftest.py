@@ -31,7 +31,7 @@ SLOW = {  # whole files below tests/: real processes, runs of the loop, interpre
     *(f"app/test_{name}.py" for name in ("codebooks", "flags", "improve", "jobs", "keys", "policies", "problems")),
     *(f"codebook/test_{name}.py" for name in ("damage", "restore")),
     *(f"safety/judges/test_{name}.py" for name in ("matchers", "named_judges")),
-    *(f"safety/policy/test_{name}.py" for name in ("long_files", "policies")),
+    *(f"safety/policy/test_{name}.py" for name in ("long_files", "plan", "policies")),
     "engine/test_engine.py",
     "engine/test_linear.py",
     "safety/test_router.py",
@@ -39,7 +39,7 @@ SLOW = {  # whole files below tests/: real processes, runs of the loop, interpre
     "core/test_storage.py",
     *(f"engine/test_{name}.py" for name in ("batch", "embedded", "kernels", "random_model", "scheduler")),
     *(f"safety/test_{name}.py" for name in ("ablation", "budget", "evaluation", "loop", "open_run")),
-    *(f"worker/test_{name}.py" for name in ("shared_tasks", "worker")),
+    *(f"worker/test_{name}.py" for name in ("job_plan", "shared_tasks", "worker")),
     "test_benchmarks.py",
     "test_recipes.py",
 }

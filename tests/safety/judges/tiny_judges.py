@@ -35,6 +35,7 @@ from transformers import (
 )
 
 SIZE = 32
+SEED = 3  # of weights under which CLIP finds some pairs alike, and judges disagree
 LABELS = ("drawing", "gore", "weapon+knife")
 MARKS = ["<pad>", "<bos>", "<eos>", "<image>", "<boi>", "<eoi>"]
 WORDS = "Yes No yes no unsafe safe a picture of blood flowers weapon image policy violate rating"
@@ -142,7 +143,7 @@ def build_llava(folder: Path) -> Path:
 def _save(kind: type[PreTrainedModel], config: PreTrainedConfig, folder: Path) -> Path:
     """Draw the weights, the same ones each time, and write them."""
     with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
+        torch.manual_seed(SEED)
         model = kind(config)  # draws what has one dimension, such as CLIP's class embedding
         for _, weight in sorted(model.named_parameters()):
             if weight.ndim > 1:
