@@ -61,7 +61,7 @@ class GenerateRequest(RequestBody):
 class Budget(RequestBody):
     """Limits of a round of an improve job; the tighter one counts."""
 
-    images: int | None = Field(default=None, ge=100, le=1_000_000, description="Images that a round may draw.")
+    images: int | None = Field(default=None, ge=100, le=1_000_000, description="Images that a round may draw, about.")
     minutes: int | None = Field(
         default=None, ge=1, le=1440, description="Minutes a round may take, by the speed measured at its start."
     )
