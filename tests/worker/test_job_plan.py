@@ -24,7 +24,7 @@ BODY = {"policy": "open", "categories": ["nudity"], "budget": {"images": 800}, "
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return settings_in(tmp_path / "home", tiny_model(tmp_path / "model"))
+    return settings_in(tmp_path / "home", tiny_model(tmp_path / "model"), SAFECB_SECOND_JUDGE="opennsfw")
 
 
 def attempt(settings: Settings) -> JobRecord:
