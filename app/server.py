@@ -21,7 +21,7 @@ from typing import NoReturn
 import uvicorn
 
 from app.factory import create_app
-from app.http.connections import configured
+from app.http.connections import Protocol, configured
 from app.service import Service
 from core.errors import BadSetting, NoRoom, NoStorage, SafeCBError
 from core.settings import Settings
@@ -65,6 +65,9 @@ class Server(uvicorn.Server):
     async def drain(self, seconds: float) -> None:
         """Wait for the accepted requests, up to `seconds` or until a second signal; then abort the rest."""
         left, deadline = set(self.server_state.tasks), time.monotonic() + seconds
+        for connection in self.server_state.connections:  # or a stream's caller would call again as its connection ends
+            if isinstance(connection, Protocol):
+                connection.close_after_response()
         log.info("%s: the server stops; %d requests are being finished", self.signals[0].name, len(left))
         while left and time.monotonic() < deadline and len(self.signals) == 1:
             _, left = await asyncio.wait(left, timeout=POLL_EVERY_S)

@@ -155,6 +155,25 @@ def test_what_was_accepted_is_finished_and_nothing_else(slow: SlowServer) -> Non
 
 
 @pytest.mark.fault("F10")
+@pytest.mark.parametrize("slow", [(120, 0.3)], indirect=True)
+def test_a_stream_that_ends_takes_its_connection_along(slow: SlowServer) -> None:
+    body = b'{"prompt": "a cat"}'
+    head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAccept: text/event-stream\r\n"
+    request = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    with raw(slow.url) as first, raw(slow.url) as second:
+        first.sendall(request)
+        while b"event: progress" not in first.recv(65536):
+            pass
+        second.sendall(request)
+        assert second.recv(65536).startswith(b"HTTP/1.1 200 ")
+        slow.signal()
+        assert b"event: image" in everything(first)  # to the end of the connection
+        assert "Shutting down" not in slow.output  # the other is still being drawn
+        assert b"event: image" in everything(second)
+    slow.end()
+
+
+@pytest.mark.fault("F10")
 @pytest.mark.parametrize("slow", [(1, 0.5)], indirect=True)
 def test_what_the_bound_leaves_unfinished_gets_a_retry_after(slow: SlowServer) -> None:
     with ThreadPoolExecutor(32) as callers:
