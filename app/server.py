@@ -10,6 +10,7 @@ import asyncio
 import errno
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 BIND_PATIENCE_S = 5.0  # beyond the drain time of a predecessor without a supervisor
 TURN_S = 0.0005  # GIL switch interval: neither decode steps nor PNG encoding may hold up the other
 POLL_EVERY_S = 0.1  # for a signal, and for the state of the engine
+SETTLE_S = 1.0  # for a last request on connections that are open when the listeners close
 BACKLOG = 1024  # connections that wait in the kernel
 
 
@@ -56,18 +58,27 @@ class Server(uvicorn.Server):
             listener.listen(BACKLOG)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the listeners and, POLL_EVERY_S later, the connections: those just accepted get a response first."""
+        """Close the listeners, then the connections: whoever has connected gets a response first, within SETTLE_S.
+
+        A listener that closes resets the connections that the kernel holds for it, and a connection that closes resets
+        a request that is on its way. Every answer of a server that stops ends its connection; what is open then is new,
+        or had a response whose head was out before: a stream's.
+        """
+        deadline = time.monotonic() + SETTLE_S
+        while any(_is_waited_for(listener) for listener in sockets or ()) and time.monotonic() < deadline:
+            await asyncio.sleep(0)  # the event loop accepts them
         for listener in self.servers:
             listener.close()
         await asyncio.sleep(POLL_EVERY_S)
+        while any(isinstance(c, Protocol) and c.is_open for c in self.server_state.connections):
+            if time.monotonic() >= deadline:
+                break
+            await asyncio.sleep(POLL_EVERY_S)
         await super().shutdown(sockets)
 
     async def drain(self, seconds: float) -> None:
         """Wait for the accepted requests, up to `seconds` or until a second signal; then abort the rest."""
         left, deadline = set(self.server_state.tasks), time.monotonic() + seconds
-        for connection in self.server_state.connections:  # or a stream's caller would call again as its connection ends
-            if isinstance(connection, Protocol):
-                connection.close_after_response()
         log.info("%s: the server stops; %d requests are being finished", self.signals[0].name, len(left))
         while left and time.monotonic() < deadline and len(self.signals) == 1:
             _, left = await asyncio.wait(left, timeout=POLL_EVERY_S)
@@ -93,6 +104,13 @@ def main() -> int:
         log.error("%s", error)
         last_words(str(error))
         return HOPELESS
+
+
+def _is_waited_for(listener: socket.socket) -> bool:
+    """Whether the kernel holds a connection that is not accepted yet."""
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def end_process(code: int) -> NoReturn:

@@ -49,10 +49,10 @@ class Protocol(H11Protocol):
         self.conn.receive_data(data)
         self.handle_events()
 
-    def close_after_response(self) -> None:
-        """Close the connection behind the response that is on its way, if any: its head is out and does not say so."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.keep_alive = False
+    @property
+    def is_open(self) -> bool:
+        """Whether a request may still come on it."""
+        return not self.transport.is_closing()
 
     @property
     def is_gone(self) -> bool:

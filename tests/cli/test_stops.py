@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -154,22 +154,34 @@ def test_what_was_accepted_is_finished_and_nothing_else(slow: SlowServer) -> Non
     slow.end()
 
 
+def is_closed(url: str) -> bool:
+    """Whether nobody can connect to the server any more."""
+    with suppress(ConnectionRefusedError), raw(url):
+        return False
+    return True
+
+
 @pytest.mark.fault("F10")
-@pytest.mark.parametrize("slow", [(120, 0.3)], indirect=True)
-def test_a_stream_that_ends_takes_its_connection_along(slow: SlowServer) -> None:
+@pytest.mark.parametrize("slow", [(120, 0.1)], indirect=True)
+@pytest.mark.parametrize("streams", [False, True])
+def test_who_is_connected_at_the_stop_gets_an_answer(slow: SlowServer, streams: bool) -> None:
     body = b'{"prompt": "a cat"}'
     head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAccept: text/event-stream\r\n"
-    request = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
-    with raw(slow.url) as first, raw(slow.url) as second:
-        first.sendall(request)
-        while b"event: progress" not in first.recv(65536):
-            pass
-        second.sendall(request)
-        assert second.recv(65536).startswith(b"HTTP/1.1 200 ")
+    with raw(slow.url) as caller:
+        if streams:  # its head is out before the stop, and says keep-alive
+            caller.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            assert caller.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert slow.http.get("/health/live", headers={"Connection": "close"}).status_code == 200
         slow.signal()
-        assert b"event: image" in everything(first)  # to the end of the connection
-        assert "Shutting down" not in slow.output  # the other is still being drawn
-        assert b"event: image" in everything(second)
+        stream = b""
+        while streams and not stream.endswith(b"0\r\n\r\n"):
+            stream += caller.recv(65536)
+        wait_for("nobody can connect any more", lambda: is_closed(slow.url))
+        time.sleep(0.3)  # a busy caller
+        caller.sendall(b"GET /codebooks HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = everything(caller)
+    assert answer.startswith(b"HTTP/1.1 503 ") and b"connection: close\r\n" in answer.lower()
+    assert (b"event: image" in stream) == streams
     slow.end()
 
 
