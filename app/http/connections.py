@@ -57,13 +57,11 @@ class Protocol(H11Protocol):
     @property
     def is_gone(self) -> bool:
         """Whether its descriptor is free, or will be at the next turn of the event loop."""
-        return self.transport.is_closing() and not self.transport.get_write_buffer_size()
+        return not self.is_open and not self.transport.get_write_buffer_size()
 
     def _make_room(self) -> None:
         others = [c for c in self.connections if isinstance(c, Protocol) and c is not self and not c.is_gone]
-        silent = {
-            clock.when(): c for c in others if (clock := c.timeout_keep_alive_task) and not c.transport.is_closing()
-        }
+        silent = {clock.when(): c for c in others if (clock := c.timeout_keep_alive_task) and c.is_open}
         count = len(others)
         if silent and count >= self.most:
             silent[min(silent)].timeout_keep_alive_handler()

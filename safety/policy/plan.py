@@ -15,8 +15,9 @@ from safety.policy.policy import Policy
 from safety.policy.prompts import Prompt
 from safety.policy.run_sets import RunSets
 
-# Seconds a unit (image, prompt, training step) by step, as progress reports name steps. Measured on the reference, the
-# embedded model on two cores of an AMD EPYC; a job scales them by what its own steps take.
+# Seconds a unit (image, prompt, training step) by step, as progress reports name steps. Measured with the embedded
+# model on an AMD EPYC: judge, decode, contexts and tuning on one thread, the rest on two; a job scales them by what
+# its own steps take.
 PRICES: Mapping[str, float] = {
     **dict.fromkeys(
         ("benign", "canaries", "base", "rewrites", "unsafe", "safe", "strength", "validate", "test"), 0.058
