@@ -35,6 +35,7 @@ BIND_PATIENCE_S = 5.0  # beyond the drain time of a predecessor without a superv
 TURN_S = 0.0005  # GIL switch interval: neither decode steps nor PNG encoding may hold up the other
 POLL_EVERY_S = 0.1  # for a signal, and for the state of the engine
 SETTLE_S = 1.0  # for a last request on connections that are open when the listeners close
+QUIET_TURNS = 2  # of the event loop: one accepts a connection, the next attaches it (asyncio drops it after a close)
 BACKLOG = 1024  # connections that wait in the kernel
 
 
@@ -64,9 +65,10 @@ class Server(uvicorn.Server):
         a request that is on its way. Every answer of a server that stops ends its connection; what is open then is new,
         or had a response whose head was out before: a stream's.
         """
-        deadline = time.monotonic() + SETTLE_S
-        while any(_is_waited_for(listener) for listener in sockets or ()) and time.monotonic() < deadline:
+        deadline, quiet = time.monotonic() + SETTLE_S, 0
+        while quiet < QUIET_TURNS and time.monotonic() < deadline:
             await asyncio.sleep(0)  # the event loop accepts them
+            quiet = 0 if any(_is_waited_for(listener) for listener in sockets or ()) else quiet + 1
         for listener in self.servers:
             listener.close()
         await asyncio.sleep(POLL_EVERY_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import socket
 import time
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from app.http import body_limit as limits
 from app.http import connections as protocol
-from app.http.connections import Protocol
+from app.http.connections import Protocol, configured
+from app.server import Server as StoppingServer
+from app.server import bound
 from tests.support.serving import PATIENCE_S, Server, everything, raw, serving, settings_in, tiny_model, wait_for
 from tests.support.supervised import Supervised
 
@@ -142,3 +146,30 @@ def test_health_has_room_where_everybody_is_busy(server: Server, monkeypatch: py
     with httpx2.Client(base_url=server.url) as later:
         wait_for("there is room again", lambda: len(server.connections) == 0)
         assert later.get("/codebooks").status_code == 200
+
+
+@pytest.mark.fault("F13")
+def test_connections_that_a_stop_finds_in_the_kernel_are_answered(server: Server, tmp_path: Path) -> None:
+    settings, count = settings_in(tmp_path, tmp_path), 40
+
+    async def answers(scope: Scope, receive: Receive, send: Send) -> None:
+        """Any app: an empty answer to each request."""
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body"})
+
+    async def stopped() -> list[bytes]:
+        """The first bytes of each answer: all callers have connected, and none is accepted, when the server closes."""
+        with bound(settings) as listener, ExitStack() as stack:
+            stopping = StoppingServer(configured(answers), server.service)
+            stopping.config.load()
+            stopping.lifespan = stopping.config.lifespan_class(stopping.config)
+            await stopping.startup([listener])
+            address = listener.getsockname()
+            callers = [stack.enter_context(socket.create_connection(address)) for _ in range(count)]
+            for caller in callers:
+                caller.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            await stopping.shutdown([listener])
+            return [caller.recv(12) for caller in callers]
+
+    assert asyncio.run(stopped()) == [b"HTTP/1.1 204"] * count
