@@ -18,7 +18,7 @@ from app.http import body_limit as limits
 from app.http import connections as protocol
 from app.http.connections import Protocol, configured
 from app.server import Server as StoppingServer
-from app.server import bound
+from app.server import address, bound
 from tests.support.serving import PATIENCE_S, Server, everything, raw, serving, settings_in, tiny_model, wait_for
 from tests.support.supervised import Supervised
 
@@ -165,8 +165,7 @@ def test_connections_that_a_stop_finds_in_the_kernel_are_answered(server: Server
             stopping.config.load()
             stopping.lifespan = stopping.config.lifespan_class(stopping.config)
             await stopping.startup([listener])
-            address = listener.getsockname()
-            callers = [stack.enter_context(socket.create_connection(address)) for _ in range(count)]
+            callers = [stack.enter_context(raw(address(listener))) for _ in range(count)]
             for caller in callers:
                 caller.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             await stopping.shutdown([listener])
