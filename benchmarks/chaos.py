@@ -3,7 +3,7 @@
 Stops: SIGTERM to `safecb serve` under 32 callers, half of the time with a second to drain. Kills: `kill -9` of server,
 worker or Redis under callers while improve jobs run one after the other. Faults: the tests marked `fault`, by line.
 
-`python -m benchmarks.chaos` writes docs/benchmarks/chaos.{json,md}; it exits with 1 where a bar is missed.
+`python -m benchmarks.chaos` writes docs/results/chaos.{json,md}; it exits with 1 where a bar is missed.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A call that is refused (429) is retried after its Retry-After.
 
-`python -m benchmarks.overload` writes docs/benchmarks/overload.{json,md,png}.
+`python -m benchmarks.overload` writes docs/results/overload.{json,md,png}.
 """
 
 from __future__ import annotations

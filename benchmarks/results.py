@@ -31,7 +31,7 @@ def circumstances(device: str = "cpu") -> dict[str, Any]:
 
 
 def write(name: str, results: Mapping[str, Any], page: Sequence[str], picture: Figure | None = None) -> None:
-    """Write NAME.json, NAME.md and, if there is a plot, NAME.png into docs/benchmarks."""
+    """Write NAME.json, NAME.md and, if there is a plot, NAME.png into docs/results."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (FOLDER / f"{name}.md").write_text("\n".join(page) + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ with the language model compiled; (c) Safe-CB, which also judges every image. Ea
 callers and Poisson arrivals at 50, 80 and 95 % of the capacity of (b). On a GPU, where (a) and (b) are far slower than
 (c), each serves only the closed loops that the figures need, (c) also of 64 and 128 callers.
 
-`python -m benchmarks.serving` writes docs/benchmarks/serving.{json,md,png}; with `--model random:janus-pro-1b --device
+`python -m benchmarks.serving` writes docs/results/serving.{json,md,png}; with `--model random:janus-pro-1b --device
 cuda`, serving-janus-pro-1b.*: the published geometry on one GPU, in bfloat16.
 """
 

@@ -3,7 +3,7 @@
 At that load the queue is full at times: a call that is refused (429) is retried after its Retry-After, and counts as
 lost if it has no image after ten minutes.
 
-`python -m benchmarks.soak` writes docs/benchmarks/soak.{json,md,png}.
+`python -m benchmarks.soak` writes docs/results/soak.{json,md,png}.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Every version has a pixel table of its own, and every image is decoded again here, under the version that it names, and
 compared. The server is loaded in turn without and with swaps; without, the same publisher writes to another store, so
-that its own load is equal. `python -m benchmarks.swap` writes docs/benchmarks/swap.{json,md,png}.
+that its own load is equal. `python -m benchmarks.swap` writes docs/results/swap.{json,md,png}.
 """
 
 from __future__ import annotations
