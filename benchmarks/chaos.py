@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -40,6 +41,7 @@ from records.journal import Journal
 
 CALLERS, KILL_CALLERS = 32, 16
 DRAINS_S = ("30", "1")  # in turn
+LANES = 2  # one service starts, on one core, while the other is stopped
 VICTIMS = ("redis-server", "benchmarks.short_job", "app.server")  # by a part of the command line
 PATIENCE_S = 180.0
 ROOT = Path(__file__).parent.parent
@@ -76,25 +78,27 @@ def _wait(true: Any, what: str) -> None:  # noqa: ANN401 - any call
 
 
 def stops(folder: Path, runs: int) -> dict[str, Any]:
-    """Stop the service under load, `runs` times, at different moments."""
-    tally, took, codes = Tally(), list[float](), Counter[int]()
-    home = folder / "stops"
-    for run in range(runs):
-        drain_s = DRAINS_S[run % len(DRAINS_S)]
-        with supervisor(["cli.main", "serve"], home, SAFECB_DRAIN_S=drain_s) as (process, url, _):
-            after_s = random.Random(run).uniform(0.2, 2.0)
-            took.append(asyncio.run(_stop_under_load(process, url, tally, after_s)))
-            codes[process.returncode] += 1
-    log = home.with_suffix(".log").read_text(encoding="utf-8", errors="replace")
+    """Stop the service under load, `runs` times, at different moments; LANES services at a time."""
+    with ThreadPoolExecutor(LANES) as lanes:
+        each = list(lanes.map(lambda run: _stop(folder / f"stop-{run}", run), range(runs)))
+    kinds = sum((tally.kinds for tally, _, _, _ in each), Counter[str]())
     return {
         "runs": runs,
-        "answers": dict(tally.kinds),
-        "other than 200 or a problem": sum(tally.broken.values()),
-        "cut": tally.kinds[CUT],
-        "tracebacks": log.count("Traceback"),
-        "exit codes other than 0": runs - codes[0],
-        "longest stop, s": max(took),
+        "answers": dict(kinds),
+        "other than 200 or a problem": sum(sum(tally.broken.values()) for tally, _, _, _ in each),
+        "cut": kinds[CUT],
+        "tracebacks": sum(log.count("Traceback") for _, _, _, log in each),
+        "exit codes other than 0": sum(code != 0 for _, _, code, _ in each),
+        "longest stop, s": max(took_s for _, took_s, _, _ in each),
     }
+
+
+def _stop(home: Path, run: int) -> tuple[Tally, float, int, str]:
+    """Stop one service under load; return the responses, the seconds it took, its exit code and its log."""
+    tally, after_s = Tally(), random.Random(run).uniform(0.2, 2.0)
+    with supervisor(["cli.main", "serve"], home, SAFECB_DRAIN_S=DRAINS_S[run % len(DRAINS_S)]) as (process, url, log):
+        took_s = asyncio.run(_stop_under_load(process, url, tally, after_s))
+    return tally, took_s, process.returncode, log.read_text(encoding="utf-8", errors="replace")
 
 
 async def _stop_under_load(process: subprocess.Popen[bytes], url: str, tally: Tally, after_s: float) -> float:
@@ -264,9 +268,10 @@ def main() -> int:
     began = time.monotonic()
     results: dict[str, Any] = {"about": circumstances()}
     with tempfile.TemporaryDirectory() as folder:
-        for part in (stops, kills):
-            results[part.__name__] = part(Path(folder), runs)
-            print(part.__name__, results[part.__name__], flush=True)
+        with ThreadPoolExecutor() as together:  # either waits now and then
+            parts = {part.__name__: together.submit(part, Path(folder), runs) for part in (stops, kills)}
+        results |= {name: part.result() for name, part in parts.items()}
+        print(results, flush=True)
         results["faults"] = faults(Path(folder))
     results["about"]["minutes"] = round((time.monotonic() - began) / 60, 1)
     write("chaos", results, page(results))
