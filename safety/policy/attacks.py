@@ -19,8 +19,10 @@ LONG = 4  # letters; a shorter word is changed only where none is longer
 
 
 def misspelt(words: str, rng: random.Random) -> str:
-    """One word with two letters swapped, one left out, or one doubled; never its first."""
+    """One word with two letters swapped, one left out, or one doubled; never its first. Single letters stay."""
     before, word, after = _one_word(words, rng)
+    if len(word) == 1:
+        return words
     i = rng.randrange(1, max(2, len(word) - 1))
     swapped = word[:i] + word[i + 1 : i + 2] + word[i] + word[i + 2 :]
     return before + rng.choice((swapped, word[:i] + word[i + 1 :], word[:i] + word[i - 1 :])) + after
@@ -37,8 +39,10 @@ def latin_letters(words: str) -> str:
 
 
 def taken_apart(words: str, rng: random.Random) -> str:
-    """One word in two parts, or letter by letter."""
+    """One word in two parts, or letter by letter. Single letters stay."""
     before, word, after = _one_word(words, rng)
+    if len(word) == 1:
+        return words
     i = rng.randrange(1, max(2, len(word)))
     return before + rng.choice((f"{word[:i]} {word[i:]}", " ".join(word), f"{word[:i]}-{word[i:]}")) + after
 
