@@ -9,6 +9,7 @@ from app.improving import check_improve
 from app.plan_schemas import PlanResponse
 from app.schemas import ImproveBody
 from app.service import Service
+from core.wire import DEFAULT_ROUNDS
 from engine.registry import has_beside
 from safety.judges.grammar import REFEREE
 from safety.policy.plan import plan_job
@@ -25,7 +26,7 @@ def plan_improve(body: ImproveBody, service: Service) -> PlanResponse:
         policy,
         body.categories or policy.categories,
         rates,
-        rounds=body.max_rounds or 1,
+        rounds=body.max_rounds or DEFAULT_ROUNDS,
         seed=body.seed or 0,
         operator=len(body.prompts or ()),
         **budget,

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from app.plan_schemas import PlanResponse
+from core.wire import DEFAULT_ROUNDS
 from records.flags import State
 
 SEEDS = 2**63  # a seed is in [0, SEEDS)
@@ -90,7 +91,9 @@ class ImproveBody(RequestBody):
     )
     budget: Budget | None = Field(default=None, description="Size of a round; about 12,000 images if absent.")
     dry_run: bool = Field(default=False, description="Answer with the plan of the job and begin none.")
-    max_rounds: int | None = Field(default=None, ge=1, le=8, description="Maximum number of rounds.")
+    max_rounds: int | None = Field(
+        default=None, ge=1, le=8, description=f"Maximum number of rounds; {DEFAULT_ROUNDS} if absent."
+    )
     seed: Seed | None = Field(default=None, description="Seed of the job; derived from its id if absent.")
     activate: bool = Field(default=True, description="Activate each accepted version.")
 

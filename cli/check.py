@@ -21,6 +21,7 @@ from cli.own_process import ConsoleProgress
 from cli.plans import GIB, plan_lines
 from core.errors import BadInput, SafeCBError
 from core.settings import Settings
+from core.wire import DEFAULT_ROUNDS
 from engine.registry import has_beside, load_model
 from safety.gates.quality import FEWEST
 from safety.gates.result import Gate
@@ -64,7 +65,7 @@ def check(options: argparse.Namespace, settings: Settings) -> str | None:
     request = ImproveRequest(
         prompts=None,
         categories=None if options.categories is None else tuple(names(options.categories)),
-        max_rounds=options.rounds or 1,
+        max_rounds=options.rounds or DEFAULT_ROUNDS,
         seed=options.seed or 0,
         accept_self_judged=options.accept_self_judged,
         images=options.images,

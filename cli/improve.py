@@ -18,6 +18,7 @@ from cli.client import Client
 from cli.plans import plan_lines
 from core.errors import BadInput, SafeCBError
 from core.settings import Settings
+from core.wire import DEFAULT_ROUNDS
 
 POLICY_TYPES = {".csv": "text/csv", ".jsonl": "application/jsonl"}
 BENIGN_TYPES = {".csv": "text/csv", ".txt": "text/plain"}
@@ -100,7 +101,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--accept-self-judged", action="store_true", help="activate though the second judge knows not every category"
     )
     parser.add_argument("--categories", metavar="A,B", help="categories of the policy; all without it")
-    parser.add_argument("--rounds", type=int, help="the most rounds, 1 to 8; 1 without it")
+    parser.add_argument("--rounds", type=int, help=f"the most rounds, 1 to 8; {DEFAULT_ROUNDS} without it")
     parser.add_argument("--seed", type=int, help="of all randomness")
     parser.add_argument("--images", type=int, help="the most images that a round draws; about 12,000 without it")
     parser.add_argument("--minutes", type=int, help="the most minutes that a round takes, by the speed measured")

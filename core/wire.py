@@ -18,6 +18,8 @@ KEEP_S: Final = 3600  # of RQ's own row; the journal has the record
 # RQ's options for an improve job.
 LIFETIME: Final[Mapping[str, Any]] = {"timeout": TIMEOUT_S, "result_ttl": KEEP_S, "failure_ttl": KEEP_S}
 
+DEFAULT_ROUNDS: Final = 1  # of a job that does not name them: no referee has seen a later one gain
+
 UNFINISHED: Final = ("queued", "running")  # states of a job
 
 HINT_CHANNEL: Final = "safecb:codebook"  # pub/sub: the name of a version that was just published or activated

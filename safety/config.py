@@ -11,6 +11,7 @@ IMAGES = 12_000  # images that a first round draws with the default sizes and US
 USUAL = 4
 FEW = 2_000  # images, under which a round is kept simple
 LEAST_SHARE = 0.02  # of the default sizes; with less no gate can say anything
+LEAST_CONFIRMED = 64  # prompts of a step of the confirmation
 LOGITS_BYTES = 1 << 28  # of float32 logits held together: at 576 tokens of 16,384 codes a batch would have 2.4 GB
 DRAWING_SHARE = 0.7  # of a round's time; the rest is teacher forcing, fitting and tuning
 
@@ -48,6 +49,11 @@ class LoopConfig:
     halfway: bool = True  # whether a halfway probe is fitted
     by_concept: bool = True  # whether concepts have experts of their own, or categories alone
     tuning_rows: int = 384  # features a step for the head edit
+    probes: int = 640  # harmful prompts that a mined round draws to find failures
+    harmless_probes: int = 160  # and harmless ones, to find those whose tokens change
+    mined_images: int = 2  # images of each tuning prompt of a failing concept, in a mined round
+    mined_steps: int = 300  # a failing concept
+    confirmed: tuple[int, ...] = (192, 576, 1152)  # prompts after which a mined round's candidate may be accepted
 
     def for_images(self, images: int, categories: int) -> LoopConfig:
         """The sizes of a run that may draw about `images` images a round, over so many categories.
@@ -57,8 +63,11 @@ class LoopConfig:
         """
         share = min(1.0, max(LEAST_SHARE, images * USUAL / (IMAGES * max(categories, 1))))
         counts = {name: max(least, round(getattr(self, name) * share)) for name, least in _LEAST.items()}
+        confirmed = tuple(min(step, max(LEAST_CONFIRMED, round(step * share))) for step in self.confirmed)
         enough = images >= FEW
-        return replace(self, **counts, halfway=self.halfway and enough, by_concept=self.by_concept and enough)
+        return replace(
+            self, **counts, confirmed=confirmed, halfway=self.halfway and enough, by_concept=self.by_concept and enough
+        )
 
 
 def images_within(images: int | None, minutes: int | None, images_per_s: float | None) -> int | None:
@@ -76,5 +85,6 @@ def images_within(images: int | None, minutes: int | None, images_per_s: float |
 _LEAST = {
     "pairs": 12, "least_pairs": 8, "pair_prompts": 24, "retention": 40, "router_prompts": 12, "disguised": 2,
     "foreign": 2, "strewn": 6, "canaries": 24, "harmful": 16, "benign": 24, "look_alikes": 6, "attacks": 3,
-    "languages": 2, "test_harmful": 12, "test_benign": 16, "test_look_alikes": 6, "dev_pairs": 4,
+    "languages": 2, "probes": 64, "harmless_probes": 16, "test_harmful": 12, "test_benign": 16, "test_look_alikes": 6,
+    "dev_pairs": 4,
 }  # fmt: skip

@@ -6,27 +6,22 @@ that was killed and is called again goes on to the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
-from torch import Tensor
-
 from codebook.tensors import codebook_hash
 from codebook.value import Codebook
-from safety.collect.collection import collect
-from safety.collect.pairs import Pair
-from safety.collect.round_data import RoundData, enough, gather_round_data
 from safety.edit.candidate import Candidate, propose, tuned
-from safety.edit.editor import DevSet, Editor
-from safety.edit.head_editor import head_editors
-from safety.edit.pixel_editor import pixel_editors
+from safety.edit.editor import DevSet
+from safety.edit.head_editor import HeadEditor
+from safety.metrics.charts import rounds_png
 from safety.outcome import RoundResult
 from safety.reason import Reason
-from safety.report import figures, pictures, provenance
+from safety.report import figures, pictures, point, provenance
 from safety.request import ImproveRequest
-from safety.runtime.model_runner import derived_seed
+from safety.rounds import LoopState, prepare
 from safety.runtime.progress import Cancelled, Progress
 from safety.runtime.run_context import RunContext
 from safety.stopping import stop_reason
@@ -35,19 +30,6 @@ from safety.validation import ScoredCandidate, Validation
 __all__ = ["Cancelled", "ImproveRequest", "Progress", "RoundResult", "improve"]
 
 HALVINGS = 2
-
-
-@dataclass(frozen=True)
-class LoopState:
-    """The state between rounds: the best codebook so far, all pairs, and the spaces removed, by table and name.
-
-    full: whether no direction is left to remove.
-    """
-
-    codebook: Codebook
-    pairs: tuple[Pair, ...]
-    spaces: dict[str, Mapping[str, Tensor]]
-    full: bool = False
 
 
 def improve(context: RunContext, start: Codebook) -> Iterator[RoundResult]:
@@ -61,14 +43,17 @@ def improve(context: RunContext, start: Codebook) -> Iterator[RoundResult]:
         return
     state = LoopState(start, (), {"pixel": {}, "output": {}})
     reasons: list[Reason] = []
+    curve: list[dict[str, Any]] = []
     for number in count(1):
         context.runner.round = number
         validation = Validation(context)
         result, state = improve_once(context, state, validation)
         reasons.append(result.reason)
-        harmful_rate = validation.result(state.codebook).rates().harmful.value
-        stop = stop_reason(reasons, harmful_rate, state.full, context.max_rounds)
-        yield replace(result, stop=stop, report={**result.report, "stop": stop})
+        curve.append(point(number, result.accepted, validation.result(state.codebook), result.report))
+        stop = stop_reason(reasons, state.full, context.max_rounds)
+        report = {**result.report, "rounds": [*curve], "stop": stop}
+        images = {**result.images, "rounds.png": rounds_png(curve)} if number > 1 else result.images
+        yield replace(result, stop=stop, report=report, images=images)
         if stop is not None:
             return
 
@@ -86,35 +71,22 @@ def improve_once(context: RunContext, state: LoopState, validation: Validation) 
     broken = next((gate.name for gate in validation.state if gate.failed), None)
     if broken is not None:
         return _conclude(context, state, validation, None, Reason.of_gate(broken), report)
-    collection = collect(context, state.codebook)
-    state = replace(state, pairs=state.pairs + collection.pairs)
-    report["pairs"] = collection.log
-    round_data = make_round_data(context, state)
-    if round_data is None:
-        return _conclude(context, state, validation, None, Reason.NO_PAIRS, report)
-    editors = find_edits(context, state, round_data)
-    if not any(editors.values()):
-        return _conclude(context, state, validation, None, Reason.NO_DIRECTION, report)
-    dev_set = DevSet(context.runner, round_data, len(collection.pairs), context.baseline.validity)
+    prepared = prepare(context, state)
+    state, report = prepared.state, report | prepared.report
+    if prepared.round_data is None:
+        return _conclude(context, state, validation, None, prepared.failed or Reason.NO_PAIRS, report)
+    dev_set = DevSet(context.runner, prepared.round_data, prepared.fresh, context.baseline.validity)
+    editors = prepared.editors
     proposals = (propose(context.runner, editors[table], dev_set) for table in editors)
     candidates = [candidate for candidate in proposals if candidate is not None]
     report["found"] = {candidate.editor.table: candidate.report for candidate in candidates}
     if not candidates:
         return _conclude(context, state, validation, None, Reason.GAIN, report)
+    validation = validation.confirmed_by(prepared.confirmation)
     best = validate(context, state, validation, candidates, dev_set, report)
     result, moved = _conclude(context, state, validation, best, best.decision.reason, report)
     charts = {name: png for table in editors.values() for e in table[:1] for name, png in e.pictures().items()}
     return replace(result, images={**result.images, **charts}), moved
-
-
-def find_edits(context: RunContext, state: LoopState, round_data: RoundData) -> dict[str, Sequence[Editor]]:
-    """The editors of either table; none for a table where the pairs show no direction."""
-    start, spaces = state.codebook, state.spaces
-    patterns = [name for name in context.categories if name in context.policy.patterns]
-    return {
-        "pixel": pixel_editors(context.runner, start, round_data, patterns, spaces["pixel"]),
-        "output": head_editors(context, start, round_data, spaces["output"]),
-    }
 
 
 def validate(
@@ -141,13 +113,6 @@ def validate(
     return ranked[0]
 
 
-def make_round_data(context: RunContext, state: LoopState) -> RoundData | None:
-    """The data of the round; None where no category has enough pairs."""
-    pairs = enough(state.pairs, context.config.least_pairs)
-    seed = derived_seed(context.seed, "round", context.runner.round)
-    return gather_round_data(context.runner, context.baseline, pairs, context.config, seed) if pairs else None
-
-
 def _conclude(
     context: RunContext,
     state: LoopState,
@@ -167,13 +132,16 @@ def _conclude(
     after_hash = None if best is None else codebook_hash(best.codebook)
     report = {**report, "codebook_after": after_hash, "gates": gates}
     number, run = context.runner.round, context.facts
-    result = RoundResult(number, accepted, reason, codebook, rates, gates, report, images, run=run)
+    failing = report.get("mined", {}).get("even")
+    result = RoundResult(number, accepted, reason, codebook, rates, gates, report, images, run=run, failing=failing)
     return result, state if codebook is None or best is None else _moved(state, codebook, best.candidates)
 
 
 def _moved(state: LoopState, codebook: Codebook, candidates: Sequence[Candidate]) -> LoopState:
-    spaces = dict(state.spaces)
+    spaces, lesson = dict(state.spaces), state.lesson
     for candidate in candidates:
         spaces[candidate.editor.table] = candidate.editor.spaces
+        if isinstance(candidate.editor, HeadEditor):
+            lesson = replace(lesson, concepts=tuple(candidate.editor.concepts))
     full = all(candidate.editor.full for candidate in candidates) and len(candidates) == len(spaces)
-    return LoopState(codebook, state.pairs, spaces, full)
+    return replace(state, codebook=codebook, spaces=spaces, full=full, lesson=lesson)

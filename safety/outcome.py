@@ -31,7 +31,8 @@ class RoundResult:
 
     codebook: the accepted draft (version "draft"), else None.
     figures, gates, report: JSON. images: PNG files by name. stop: the reason why the loop ends here, else None.
-    fault: why the preflight refused the run, in words; None where it did not.
+    fault: why the preflight refused the run, in words; None where it did not. failing: the rate at which images of
+    fresh prompts, evenly over all strata, failed before the round, as JSON; None for a round that mined nothing.
     """
 
     round: int
@@ -45,3 +46,4 @@ class RoundResult:
     stop: Reason | Stop | None = None
     run: RunFacts = RunFacts()
     fault: str | None = None
+    failing: dict[str, float] | None = None

@@ -19,6 +19,7 @@ class Reason(StrEnum):
     PREFLIGHT = "preflight"  # the model's own judge does not see what the second judge sees
     NO_PAIRS = "no_pairs"
     NO_DIRECTION = "no_direction"
+    NO_FAILURES = "no_failures"  # hardly any fresh prompt gives an image that the model finds unsafe
     GATE_DETECTOR = f"gate:{Gate.DETECTOR}"
     GATE_CANARIES = f"gate:{Gate.CANARIES}"
     GATE_HYGIENE = f"gate:{Gate.HYGIENE}"
@@ -45,7 +46,6 @@ class Reason(StrEnum):
 class Stop(StrEnum):
     """The reason to end the loop, beside those of the last round."""
 
-    TARGET = "target"
     NO_IMPROVEMENT = "no_improvement"
     SPACE_EXHAUSTED = "space_exhausted"
     CAP = "cap"

@@ -50,6 +50,17 @@ def figures(before: PanelResult, after: PanelResult) -> dict[str, Any]:
     }
 
 
+def point(number: int, accepted: bool, after: PanelResult, report: Mapping[str, Any]) -> dict[str, Any]:
+    """A round in the curve over all rounds.
+
+    harmful: the harmful rate of the codebook after the round, on plain validation prompts. failing: of the one before
+    it, on the fresh prompts of a mined round, evenly over all strata; None for a round that mined nothing.
+    """
+    mined = report.get("mined")
+    failing = None if mined is None else mined["even"]
+    return {"round": number, "accepted": accepted, "harmful": after.rates().harmful.to_dict(), "failing": failing}
+
+
 def provenance(context: RunContext, start: Codebook) -> dict[str, Any]:
     """The provenance of every figure: seed, judges and thresholds, hashes of model and codebook, sizes."""
     return {

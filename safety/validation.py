@@ -6,6 +6,7 @@ A table whose edit does not help stays as it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from codebook.value import Codebook
 from safety.acceptance import Decision, decide
+from safety.confirmation import Confirmation, Confirmed
 from safety.edit.candidate import Candidate
 from safety.gates import GATES, ROUND_GATES
 from safety.gates.inputs import GateInput, RoundInput
@@ -33,6 +35,7 @@ class ScoredCandidate:
     result: PanelResult
     gates: tuple[GateResult, ...]
     decision: Decision
+    confirmed: Confirmed | None = None
 
     def order(self) -> tuple[bool, int]:
         """The rank of a candidate: accepted or not, then the number of safe and valid images."""
@@ -47,6 +50,7 @@ class ScoredCandidate:
             "strengths": strengths,
             "rates": self.result.rates().to_dict(),
             **self.decision.to_dict(),
+            **({} if self.confirmed is None else {"confirmed": self.confirmed.to_dict()}),
         }
 
 
@@ -57,6 +61,7 @@ class Validation:
         """Judge the canaries anew, and the gates that do not depend on a candidate: `state`."""
         self._runner, self._panel, self._baseline = context.runner, context.prompts.validation, context.baseline
         self._instruments, baseline = context.instruments, context.baseline
+        self._confirmation: Confirmation | None = None
         sight = None
         if baseline.sight is not None:
             sight = judge_canaries(self._runner, baseline.canaries, baseline.harmful)
@@ -73,6 +78,12 @@ class Validation:
         tokens = runner.draw("rewrites", texts, seeds, runner.base).tokens
         return {"features": self._baseline.validity.features(runner.decode(tokens, runner.base))}
 
+    def confirmed_by(self, confirmation: Confirmation | None) -> Validation:
+        """The same, but that candidates are decided on by a confirmation too, if there is one."""
+        other = copy(self)
+        other._confirmation = confirmation
+        return other
+
     def result(self, codebook: Codebook) -> PanelResult:
         """The result of one codebook."""
         return evaluate_panel(self._runner, self._panel, codebook, self._instruments)
@@ -88,7 +99,11 @@ class Validation:
         candidate = combine(start, candidates)
         before, after = self.result(start), self.result(candidate)
         gates = self.gates(before, after, candidates)
-        return ScoredCandidate(candidate, candidates, after, gates, decide(before, after, gates))
+        confirmed = None
+        if self._confirmation is not None and not any(gate.failed for gate in gates):
+            confirmed = self._confirmation.run(start, candidate)
+        decision = decide(before, after, gates, confirmed)
+        return ScoredCandidate(candidate, candidates, after, gates, decision, confirmed)
 
     def gates(self, before: PanelResult, after: PanelResult, candidates: Sequence[Candidate]) -> tuple[GateResult, ...]:
         """All gates, in order: of the round, of the candidate, of its tuning."""

@@ -21,7 +21,7 @@ from codebook.value import Codebook
 from core.atomic import replace_file
 from core.errors import BadCodebook, Conflict, NoStorage
 from core.settings import Settings
-from core.wire import HINT_CHANNEL, UNFINISHED
+from core.wire import DEFAULT_ROUNDS, HINT_CHANNEL, UNFINISHED
 from engine.model import ImageModel
 from records.flags import Flags
 from records.journal import JobRecord, Journal
@@ -31,8 +31,6 @@ from worker.claim import claim, is_claimed
 from worker.progress import JournalProgress
 
 log = logging.getLogger(__name__)
-
-DEFAULT_ROUNDS = 1  # rounds are long: minutes on a CPU
 
 Load = Callable[[Settings], ImageModel]
 
@@ -205,6 +203,7 @@ def _summary(outcome: RoundResult, version: str | None) -> dict[str, Any]:
         "accepted": outcome.accepted,
         "reason": outcome.reason,
         "fault": outcome.fault,
+        "failing": outcome.failing,
         "version": version,
         "figures": outcome.figures,
         "gates": outcome.gates,

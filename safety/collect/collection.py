@@ -35,11 +35,17 @@ class Collection:
 
 def collect(context: RunContext, codebook: Codebook) -> Collection:
     """The pairs of this round, drawn under the codebook; cached for a resume."""
-    runner, terms = context.runner, context.policy.terms()
-    baseline = context.baseline
-    limits = (baseline.validity_of_any, baseline.validity)
-    collector = Collector(runner, codebook, limits, terms, context.config, context.seed)
-    return collector.collect(context.prompts.pairs[runner.round - 1], context.prompts.operator)
+    collector = Collector.of(context, codebook)
+    return collector.collect(context.prompts.pairs[context.runner.round - 1], context.prompts.operator)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Images of prompts, and the pairs among them. unsafe, categories: the judge's verdict on each image."""
+
+    pairs: list[Pair]
+    unsafe: list[bool]
+    categories: list[str]
 
 
 @dataclass(frozen=True)
@@ -56,31 +62,43 @@ class Collector:
     config: LoopConfig
     seed: int
 
+    @classmethod
+    def of(cls, context: RunContext, codebook: Codebook) -> Collector:
+        """The collector of a run under a codebook."""
+        limits = (context.baseline.validity_of_any, context.baseline.validity)
+        return cls(context.runner, codebook, limits, context.policy.terms(), context.config, context.seed)
+
     def collect(self, prompts: Mapping[str, Sequence[Prompt]], operator: Sequence[Prompt]) -> Collection:
         """Collect from each category's prompts until it has enough, and from all of the operator's prompts.
 
         The result is cached for a resume.
         """
         facts = self.runner.cache.facts(f"pairs-{self.runner.round}", lambda: self._collect(prompts, operator))
-        return Collection(tuple(_from_dict(row) for row in facts["pairs"]), facts["log"])
+        return Collection(tuple(pair_from_dict(row) for row in facts["pairs"]), facts["log"])
 
     def _collect(self, prompts: Mapping[str, Sequence[Prompt]], operator: Sequence[Prompt]) -> dict[str, Any]:
         pairs: list[Pair] = []
         log: dict[str, Counter[str]] = {name: Counter() for name in (*prompts, UNPLACED)}
         for start in range(0, len(operator), self.config.batch):
-            pairs += self._try(operator[start : start + self.config.batch], log)
+            pairs += self.draw_pairs(operator[start : start + self.config.batch], log).pairs
         for group in prompts.values():
             first, drawn = len(pairs), 0
             while len(pairs) - first < self.config.pairs and drawn < len(group):
                 size = min(self.config.batch, 2 * (self.config.pairs - (len(pairs) - first)))
-                pairs += self._try(group[drawn : drawn + size], log)
+                pairs += self.draw_pairs(group[drawn : drawn + size], log).pairs
                 drawn += size
         counts = {name: dict(log[name]) for name in log if name in prompts or log[name]}
-        return {"pairs": [_to_dict(pair) for pair in pairs], "log": counts}
+        return {"pairs": [pair_to_dict(pair) for pair in pairs], "log": counts}
 
-    def _try(self, prompts: Sequence[Prompt], log: Mapping[str, Counter[str]]) -> list[Pair]:
-        """The pairs from these prompts; the outcome of each prompt is counted in the log of its category."""
-        seeds = [derived_seed(self.seed, "pairs", self.runner.round, prompt.text) for prompt in prompts]
+    def draw_pairs(self, prompts: Sequence[Prompt], log: Mapping[str, Counter[str]]) -> Tried:
+        """Draw and judge the prompts, and pair those that are unsafe with their rewrites.
+
+        The outcome of each prompt is counted in the log of its category.
+        """
+        seeds = [
+            derived_seed(self.seed, "pairs", self.runner.round, prompt.text) if prompt.seed is None else prompt.seed
+            for prompt in prompts
+        ]
         unsafe = self._judge("unsafe", self.validity[0], [prompt.text for prompt in prompts], seeds)
         rewrites = self.runner.model.rewrite([prompt.text for prompt in prompts])
         halves: list[_Half] = []
@@ -97,7 +115,8 @@ class Collector:
                 log[named]["no_rewrite" if safe is None else "not_unsafe"] += 1
             else:
                 halves.append(_Half(i, named, safe))
-        return self._finish(prompts, seeds, unsafe, halves, log) if halves else []
+        pairs = self._finish(prompts, seeds, unsafe, halves, log) if halves else []
+        return Tried(pairs, unsafe.unsafe.tolist(), unsafe.categories)
 
     def _finish(
         self,
@@ -155,9 +174,11 @@ class _Half:
     safe: str
 
 
-def _to_dict(pair: Pair) -> dict[str, Any]:
+def pair_to_dict(pair: Pair) -> dict[str, Any]:
+    """The pair as JSON."""
     return vars(pair) | {"tokens": pair.tokens.tolist(), "safe_tokens": pair.safe_tokens.tolist()}
 
 
-def _from_dict(row: dict[str, Any]) -> Pair:
+def pair_from_dict(row: dict[str, Any]) -> Pair:
+    """The pair of `pair_to_dict`."""
     return Pair(**row | {name: torch.tensor(row[name]) for name in ("tokens", "safe_tokens")})

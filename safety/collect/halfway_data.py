@@ -27,14 +27,19 @@ class HalfwayData:
 
 
 def draw_halfway_data(
-    runner: ModelRunner, harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt], seed: int
+    runner: ModelRunner,
+    harmful: Mapping[str, Sequence[Prompt]],
+    benign: Sequence[Prompt],
+    seed: int,
+    every: int = EVERY,
 ) -> HalfwayData:
     """Half-drawn images of harmful prompts and of as many harmless ones, rewrites among them.
 
-    A concept needs an image for each of the router's PARTS: more than EVERY (PARTS - 1) prompts.
+    Each `every`th prompt of a concept is drawn, the first one always. For a probe's own data a concept needs an image
+    for each of the router's PARTS.
     """
     groups = by_concept(harmful)
-    sets = [texts[::EVERY] for texts in groups.values()]
+    sets = [texts[::every] for texts in groups.values()]
     sets.append(mixed(harmful, benign, seed)[: sum(map(len, sets))])
     after = runner.model.facts.tokens // 2
     means = _mean_features(runner, [text for texts in sets for text in texts], after, seed)

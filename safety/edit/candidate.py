@@ -12,7 +12,7 @@ from typing import Any
 from codebook.identity import Identity
 from codebook.tensors import pack, unpack
 from codebook.value import Codebook
-from safety.edit.editor import STRENGTHS, DevSet, Editor, choose_strength
+from safety.edit.editor import DevSet, Editor, choose_strength
 from safety.gates.inputs import TuningMove
 from safety.gates.null_space import check_null_space
 from safety.gates.result import GateResult
@@ -31,11 +31,16 @@ class Candidate:
 
 
 def propose(runner: ModelRunner, editors: Sequence[Editor], dev_set: DevSet) -> Candidate | None:
-    """The candidate of the editor whose chosen strength scores best on half B; None where no strength helps."""
+    """The candidate of the editor whose chosen strength scores best on half B; None where no strength helps.
+
+    An editor of a single strength, which is then the only one, is tuned at that.
+    """
+    if len(editors) == 1 and len(editors[0].strengths) == 1:
+        return tuned(runner, editors[0], editors[0].strengths[0], dev_set, {"tried": [editors[0].to_dict()]})
     best: tuple[float, float, Editor] | None = None
     curves = []
     for editor in editors:
-        scores = {strength: dev_set.run(editor.draft(strength)) for strength in STRENGTHS}
+        scores = {strength: dev_set.run(editor.draft(strength)) for strength in editor.strengths}
         curves.append({**editor.to_dict(), "curve": {str(b): asdict(score) for b, score in scores.items()}})
         strength = choose_strength(scores)
         if strength is not None and (best is None or scores[strength].svr > best[0]):

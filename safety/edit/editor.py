@@ -38,6 +38,10 @@ class Editor(Protocol):
         """The Harmful Spaces so far, [D or M, k] by name."""
 
     @property
+    def strengths(self) -> tuple[float, ...]:
+        """The strengths to choose from on half B; a single one is taken as it is."""
+
+    @property
     def full(self) -> bool:
         """Whether the space holds as many directions as it may."""
 

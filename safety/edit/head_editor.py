@@ -21,6 +21,7 @@ from safety.collect.pairs import of_kind
 from safety.collect.round_data import RoundData
 from safety.collect.router_data import PromptStates, RouterData
 from safety.collect.token_attribution import PromptContrast
+from safety.edit.editor import STRENGTHS
 from safety.edit.harmful_space import harmful_space, join
 from safety.edit.head_edit import TeacherPairs, leading_part, refit, stack, unstack
 from safety.edit.pixel_editor import largest_rank
@@ -53,6 +54,7 @@ class HeadEditor:
     tuning_prompts: Sequence[Prompt]
     report: dict[str, Any]
     table: str = "output"
+    strengths: tuple[float, ...] = STRENGTHS
 
     @property
     def full(self) -> bool:
@@ -91,37 +93,24 @@ class HeadEditor:
     def by_category(self, draft: Codebook) -> Codebook:
         """The draft after the tuning by category."""
         of, steps = [category for category, _ in self.concepts], self.round_data.config.output_steps
-        experts = unstack(_edit_of(draft))
+        experts, head = unstack(edit_of(draft)), self.runner.model.head
         for i, category in enumerate(self.spaces):
             on_step = self.runner.steps("tune categories", steps * len(self.spaces), steps * i)
             halves = self.round_data.attribution.contrast.halves(category)
-            learned = self._tuned(experts[of.index(category)], halves, steps, category, on_step)
+            learned = tune_expert(self.round_data, head, experts[of.index(category)], halves, steps, category, on_step)
             experts = [learned if name == category else old for name, old in zip(of, experts, strict=True)]
         return self.with_experts(experts)
 
     def by_concept(self, codebook: Codebook, images: PromptContrast) -> Codebook:
         """The codebook after the tuning by concept on these images; concepts with fewer than LEAST_TAUGHT stay."""
-        steps, experts = self.round_data.config.concept_steps, unstack(_edit_of(codebook))
+        steps, experts, head = self.round_data.config.concept_steps, unstack(edit_of(codebook)), self.runner.model.head
         for i, (category, concept) in enumerate(self.concepts):
             if len(of_kind(images.members, category, concept).nonzero()) >= LEAST_TAUGHT:
                 on_step = self.runner.steps("tune concepts", steps * len(self.concepts), steps * i)
                 halves = images.halves(category, concept)
-                experts[i] = self._tuned(experts[i], halves, steps, f"{category}/{concept}", on_step)
+                name = f"{category}/{concept}"
+                experts[i] = tune_expert(self.round_data, head, experts[i], halves, steps, name, on_step)
         return self.with_experts(experts)
-
-    def _tuned(
-        self,
-        expert: HeadEdit,
-        halves: tuple[TeacherPairs, TeacherPairs],
-        steps: int,
-        name: str,
-        on_step: Callable[[int], None],
-    ) -> HeadEdit:
-        """The expert after training on half A, checked on half B."""
-        train, check = halves
-        data = HeadTuningData(train, self.round_data.baseline.features, check)
-        generator, rows = self.round_data.generator("tune", self.table, name), self.round_data.config.tuning_rows
-        return tune_output(expert, self.runner.model.head, data, steps, rows, generator, on_step)
 
     def with_experts(self, experts: Sequence[HeadEdit]) -> Codebook:
         """The start with these experts, one a concept, behind router and probe."""
@@ -129,7 +118,7 @@ class HeadEditor:
 
     def moved(self, draft: Codebook, tuned: Codebook) -> float:
         """The most that any tuned part reads of its space."""
-        return max(output_moved(_edit_of(draft)), output_moved(_edit_of(tuned)))
+        return max(output_moved(edit_of(draft)), output_moved(edit_of(tuned)))
 
     def to_dict(self) -> dict[str, Any]:
         """Ranks by category, and the firing rates of router and probe."""
@@ -140,7 +129,24 @@ class HeadEditor:
         return {"spectrum_output.png": spectra_png(self.report)}
 
 
-def _edit_of(codebook: Codebook) -> HeadEdit:
+def tune_expert(
+    round_data: RoundData,
+    head: Callable[[Tensor], Tensor],
+    expert: HeadEdit,
+    halves: tuple[TeacherPairs, TeacherPairs],
+    steps: int,
+    name: str,
+    on_step: Callable[[int], None],
+) -> HeadEdit:
+    """The expert after training on half A, checked on half B. name: of its randomness."""
+    train, check = halves
+    data = HeadTuningData(train, round_data.baseline.features, check)
+    generator, rows = round_data.generator("tune", "output", name), round_data.config.tuning_rows
+    return tune_output(expert, head, data, steps, rows, generator, on_step)
+
+
+def edit_of(codebook: Codebook) -> HeadEdit:
+    """The head edit of a codebook. Raises SafeCBError where it has none."""
     if codebook.output is None:
         raise SafeCBError(f"codebook {codebook.version} has no head edit to tune")
     return codebook.output
@@ -167,23 +173,25 @@ def head_editors(
     concepts = [(category, concept) for category in spaces for concept in read.harmful[category]]
     harmful = {category: read.harmful[category] for category in spaces}
     steps = STEPS * (1 + context.config.halfway)
-    router = _fit(read, concepts, runner.steps("router", steps))
-    report["router"] = _fires(router, harmful, read.benign)
+    router = fit(read, concepts, runner.steps("router", steps))
+    report["router"] = firing_rates(router, harmful, read.benign)
     probe = None
     if context.config.halfway:
         halfway = context.halfway_data
-        probe = HalfwayProbe(halfway.after, _fit(halfway.states, concepts, runner.steps("router", steps, STEPS)))
+        probe = HalfwayProbe(halfway.after, fit(halfway.states, concepts, runner.steps("router", steps, STEPS)))
         drawn = {category: halfway.states.harmful[category] for category in spaces}
-        report["halfway_probe"] = _fires(probe.probes, drawn, halfway.states.benign)
+        report["halfway_probe"] = firing_rates(probe.probes, drawn, halfway.states.benign)
     return [HeadEditor(runner, start, round_data, spaces, concepts, router, probe, context.tuning_prompts, report)]
 
 
-def _fit(data: RouterData, concepts: Sequence[tuple[str, str]], step: Callable[[int], None]) -> Router:
+def fit(data: RouterData, concepts: Sequence[tuple[str, str]], step: Callable[[int], None]) -> Router:
     """A router with a probe for each concept."""
     return fit_router([data.harmful[category][concept] for category, concept in concepts], data.benign, step)
 
 
-def _fires(router: Router, harmful: Mapping[str, Mapping[str, PromptStates]], benign: PromptStates) -> dict[str, float]:
+def firing_rates(
+    router: Router, harmful: Mapping[str, Mapping[str, PromptStates]], benign: PromptStates
+) -> dict[str, float]:
     """The share of its training data on which a router fires: of each category, and of the benign part."""
     rates = {}
     for name, sets in {**{name: [*group.values()] for name, group in harmful.items()}, "benign": [benign]}.items():

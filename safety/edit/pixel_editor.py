@@ -14,6 +14,7 @@ from torch import Tensor
 
 from codebook.value import Codebook
 from safety.collect.round_data import RoundData
+from safety.edit.editor import STRENGTHS
 from safety.edit.harmful_space import harmful_space, interleave, join
 from safety.edit.harmfulness import LEAST_RATIO, shuffled_ratio, weights
 from safety.edit.pixel_table import remap_pixels, update_pixels
@@ -38,6 +39,7 @@ class PixelEditor:
     way: str
     report: dict[str, Any]
     table: str = "pixel"
+    strengths: tuple[float, ...] = STRENGTHS
 
     @property
     def spaces(self) -> dict[str, Tensor]:

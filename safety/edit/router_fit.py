@@ -32,7 +32,7 @@ def fit_router(harmful: Sequence[PromptStates], benign: PromptStates, step: Call
     which places its thresholds. A set needs PARTS prompts. `step` is called with each of STEPS iterations.
     """
     centre, spread = benign.states[benign.seen].mean(0), benign.states[benign.seen].std(0).clamp(min=1e-6)
-    *scaled, quiet = [PromptStates((one.states - centre) / spread, one.seen) for one in (*harmful, benign)]
+    *scaled, quiet = [replace(one, states=(one.states - centre) / spread) for one in (*harmful, benign)]
     routers = [_fit_but_one(scaled, quiet, part, step) for part in range(PARTS)]
     weight = torch.stack([router.weight for router in routers]).mean(0) / spread
     bias = torch.stack([router.bias for router in routers]).mean(0)
@@ -73,16 +73,23 @@ def _logistic(
         step(min(next(tried), ITERATIONS))  # a search along a line may try more than once
         optimiser.zero_grad()
         router = Router(weight, bias, torch.arange(probes))
-        total = softplus(router.scores(benign.states, benign.seen)).mean(0).sum() + RIDGE * weight.square().sum()
+        total = benign.mean(softplus(router.scores(benign.states, benign.seen))).sum() + RIDGE * weight.square().sum()
         for i, one in enumerate(harmful):
             scores = router.scores(one.states, one.seen)
-            right = torch.full((len(scores),), i)
-            total = total + softplus(-scores[:, i]).mean() + cross_entropy(scores, right)
+            total = total + _missed(scores, i, one)
         torch.autograd.backward(total)
         return total.item()
 
     optimiser.step(loss)  # type: ignore[no-untyped-call]
     return weight.detach(), bias.detach()
+
+
+def _missed(scores: Tensor, i: int, prompts: PromptStates) -> Tensor:
+    """The loss of harmful prompts, scores [n, p], whose probe is i: a scalar."""
+    right = torch.full((len(scores),), i)
+    if prompts.weight is None:
+        return softplus(-scores[:, i]).mean() + cross_entropy(scores, right)
+    return prompts.mean(softplus(-scores[:, i]) + cross_entropy(scores, right, reduction="none"))
 
 
 def _thresholds(router: Router, harmful: Sequence[PromptStates], benign: PromptStates) -> Tensor:

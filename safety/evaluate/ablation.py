@@ -17,12 +17,12 @@ from codebook.identity import Identity
 from codebook.tensors import pack, unpack
 from codebook.value import Codebook, HeadEdit
 from safety.collect.collection import collect
-from safety.collect.round_data import RoundData
+from safety.collect.round_data import RoundData, enough
 from safety.edit.harmful_space import harmful_space, join
 from safety.edit.harmfulness import weights
 from safety.edit.head_editor import GUIDANCE, HeadEditor
 from safety.edit.pixel_editor import REMAP, PixelEditor
-from safety.loop import LoopState, find_edits, make_round_data
+from safety.rounds import LoopState, find_edits, make_round_data
 from safety.runtime.run_context import RunContext
 
 SUPPRESSION = 6.0  # l: nats by which a code of weight 1 is made less likely
@@ -46,7 +46,7 @@ def variants(context: RunContext) -> Iterator[tuple[str, Variant]]:
     runner = context.runner
     runner.round = 1
     state = LoopState(runner.base, collect(context, runner.base).pairs, {"pixel": {}, "output": {}})
-    round_data = make_round_data(context, state)
+    round_data = make_round_data(context, enough(state.pairs, context.config.least_pairs))
     if round_data is None:
         return
     makers: Makers = {}

@@ -67,6 +67,34 @@ def rates_png(figures: Mapping[str, Any]) -> bytes:
     return figure_png(figure)
 
 
+def rounds_png(curve: Sequence[Mapping[str, Any]]) -> bytes:
+    """The harmful rate after each round, and the failure rate of fresh prompts before each mined one; see report.point.
+
+    A rate before round t stands at t - 1: it is of the same codebook as the rate after that round.
+    """
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    series = [
+        ("plain validation prompts", "#a3262a", [(p["round"], p["harmful"]) for p in curve]),
+        ("fresh prompts of all strata", "#1d2430", [(p["round"] - 1, p["failing"]) for p in curve[1:]]),
+    ]
+    for shift, (label, colour, points) in zip((-0.04, 0.04), series, strict=True):
+        shown = [(place + shift, rate) for place, rate in points if rate is not None]
+        rates = [rate for _, rate in shown]
+        axes.errorbar(
+            [place for place, _ in shown], [rate["value"] for rate in rates], yerr=error_bars(rates), color=colour,
+            marker="o", linewidth=1, capsize=2, label=label,
+        )  # fmt: skip
+    axes.set_xticks(
+        [p["round"] for p in curve], [f"{p['round']}{'' if p['accepted'] else ' (not accepted)'}" for p in curve]
+    )
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("after round")
+    axes.set_ylabel("judged unsafe, Wilson 95 %")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    return figure_png(figure)
+
+
 def error_bars(rates: Sequence[Mapping[str, float]]) -> list[list[float]]:
     """The lengths of the intervals below and above the values, as matplotlib's xerr and yerr."""
     return [[r["value"] - r["low"] for r in rates], [r["high"] - r["value"] for r in rates]]

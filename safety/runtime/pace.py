@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from copy import copy
 from typing import Any
 
-from safety.policy.plan import ALL, DRAWN, Plan, Rates
+from safety.policy.phases import ALL, DRAWN, Rates
+from safety.policy.plan import Plan
 
 OWN = 2.0  # priced seconds, after which a step's own speed counts as much as that of all steps
 REPEATED = ("decode", "contexts")  # steps whose calls may follow each other with the same numbers

@@ -35,6 +35,7 @@ def test_counts_shrink_with_the_budget_and_none_grows(images: int) -> None:
     assert (small.halfway, small.by_concept) == (images >= FEW, images >= FEW)
     assert small.retention < default.retention and small.batch == default.batch
     assert small.pairs >= small.least_pairs
+    assert all(step <= most for step, most in zip(small.confirmed, default.confirmed, strict=True))
 
 
 def test_a_run_is_as_large_as_its_budget_and_a_resume_as_the_first_attempt(tmp_path: Path) -> None:

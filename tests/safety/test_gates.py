@@ -177,6 +177,13 @@ def test_the_second_judge_is_heard_on_the_categories_that_it_knows() -> None:
     assert neither.passed is None and not neither.failed and neither.figures["not_covered"] == ["weapons", "gore"]
 
 
+def test_a_late_round_with_little_left_to_gain_is_measured_from_the_base_codebook() -> None:
+    before, after = split(1), split(1)  # one knife is left, and stays
+    late = replace(inputs(after, before), base=split(30), covers=frozenset({"weapons"}))
+    assert check_second_judge(late).passed
+    assert check_second_judge(replace(late, before=split(0))).passed is False  # one more of 30 than before the round
+
+
 def test_the_preflight_compares_what_both_judges_know() -> None:
     prompts = [Prompt(f"{name} {i}", name, "", None) for name in KINDS for i in range(3)]
     texts = {

@@ -175,10 +175,10 @@ def test_directions_have_a_fixed_sign() -> None:
 
 def test_when_the_loop_ends() -> None:
     accepted, gain = Reason.ACCEPTED, Reason.GAIN
-    assert stop_reason([accepted], 0.5, False, 8) is None
-    assert stop_reason([accepted], 0.01, False, 8) is Stop.TARGET
-    assert stop_reason([accepted, gain, Reason.GATE_LOOK_ALIKES], 0.5, False, 8) is Stop.NO_IMPROVEMENT
-    assert stop_reason([accepted, gain], 0.5, False, 2) is Stop.CAP
-    assert stop_reason([accepted], 0.5, True, 8) is Stop.SPACE_EXHAUSTED
-    assert stop_reason([Reason.GATE_CANARIES], 0.5, False, 8) is Reason.GATE_CANARIES
-    assert stop_reason([accepted] * 8, 0.5, False, 50) is Stop.CAP
+    assert stop_reason([accepted], False, 8) is None
+    assert stop_reason([accepted, Reason.NO_FAILURES], False, 8) is Reason.NO_FAILURES
+    assert stop_reason([accepted, gain, Reason.GATE_LOOK_ALIKES], False, 8) is Stop.NO_IMPROVEMENT
+    assert stop_reason([accepted, gain], False, 2) is Stop.CAP
+    assert stop_reason([accepted], True, 8) is Stop.SPACE_EXHAUSTED
+    assert stop_reason([Reason.GATE_CANARIES], False, 8) is Reason.GATE_CANARIES
+    assert stop_reason([accepted] * 8, False, 50) is Stop.CAP

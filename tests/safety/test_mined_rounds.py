@@ -1,0 +1,168 @@
+"""Rounds that mine failures: a way of asking that the first round never met is found, learned and confirmed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from codebook.tensors import codebook_hash
+from safety.collect.proposals import VARIANTS
+from safety.loop import Cancelled, RoundResult, improve
+from safety.policy.emoji.emoji_policy import EmojiPolicy
+from safety.policy.emoji.taxonomy import read_taxonomy
+from safety.policy.plan import Plan
+from safety.policy.prompts import PAIR, VALIDATION
+from safety.runtime.run_context import prepare_run
+from tests.safety.test_loop import PLAN, REQUEST, Heard
+from tests.support.toy_model import CLASS, HARMS, ToyModel
+
+SIZES = replace(PLAN, strewn=0, halfway=False, probes=256, harmless_probes=32, confirmed=(64, 128), mined_steps=40)
+ROUNDS = replace(REQUEST, max_rounds=3)
+STRAY = "attack:stray words"
+TAXONOMY = read_taxonomy()
+PLAIN = (*TAXONOMY.articles, *TAXONOMY.styles, *TAXONOMY.colours, *TAXONOMY.benign_patterns, *TAXONOMY.terms())
+FORMS = (*TAXONOMY.templates[PAIR], *TAXONOMY.templates[VALIDATION], *TAXONOMY.style_forms)
+STRAYS = {word for word in TAXONOMY.fillers if " " not in word} - {w for said in PLAIN + FORMS for w in said.split()}
+HARM, SPARE = slice(17, 21), slice(94, 96)  # of the features before turning
+ELSEWHERE = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])  # of each harm
+
+
+class Distracted(ToyModel):
+    """Among stray words a harm is drawn by other features, which no expert of a first round has learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rows = torch.zeros_like(self._rows)
+        for i in range(len(HARMS)):
+            rows[HARM.start + i == CLASS, SPARE] = 9.0 * ELSEWHERE[i]
+        self._rows = self._rows + rows @ self._turn.T
+
+    def _say(self, row: Tensor, prompt: str) -> None:
+        super()._say(row, prompt)
+        if STRAYS & set(prompt.split()):
+            row[:, SPARE] = row[:, HARM] @ ELSEWHERE
+            row[:, HARM] = 0.0
+
+
+@dataclass
+class InRound(Heard):
+    """Progress that ends the run when `phase` begins in `round`."""
+
+    round: int = 2
+
+    def report(self, phase: str, done: int, total: int, round: int) -> None:
+        assert 0 <= done <= total
+        if round == self.round and phase == self.phase:
+            raise self.error()
+
+
+@dataclass
+class Noting(Heard):
+    """Notes the plan of a run, and its steps by round."""
+
+    plans: list[Plan] = field(default_factory=list)
+    steps: set[tuple[int, str]] = field(default_factory=set)
+
+    def report(self, phase: str, done: int, total: int, round: int) -> None:
+        self.steps.add((round, phase))
+
+
+def run(work: Path, progress: Heard, on_plan: Callable[[Plan], None] = lambda _: None) -> Iterator[RoundResult]:
+    model = Distracted()
+    context = prepare_run(model, ROUNDS, EmojiPolicy(), model, work, progress, SIZES, on_plan=on_plan)
+    return improve(context, context.runner.base)
+
+
+Results = tuple[Path, list[RoundResult], Noting]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """The results of a whole run, and its folder as it was after the first round."""
+    torch.set_num_threads(1)
+    work, after_first = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("copy") / "work"
+    noting = Noting()
+    rounds = run(work, noting, noting.plans.append)
+    first = next(rounds)
+    shutil.copytree(work, after_first)
+    return after_first, [first, *rounds], noting
+
+
+def test_every_step_of_a_mined_round_is_planned(undisturbed: Results) -> None:
+    noting, (plan,) = undisturbed[2], undisturbed[2].plans
+    steps = {step for number, step in noting.steps if number == 2}
+    planned = {work.step for phase in plan.phases if phase.round == 2 for work in phase.work if work.count}
+    assert steps >= {"harmless", "confirm", "tune concepts"}
+    assert steps <= planned
+    mining = next(phase for phase in plan.phases if (phase.name, phase.round) == ("mining", 2))
+    assert {work.step: work.count for work in mining.work}["unsafe"] == SIZES.probes
+    assert undisturbed[1][1].report["plan"]["probes"] == SIZES.probes
+
+
+def test_a_later_round_finds_what_the_first_could_not_know(undisturbed: Results) -> None:
+    first, second, third = undisturbed[1]
+    assert first.accepted and "mined" not in first.report
+    failed = {name for name, count in second.report["mined"]["strata"].items() if count["failed"]}
+    assert failed == {VARIANTS, *(f"{STRAY}, {name}" for name in HARMS)}
+    assert second.accepted
+    confirmed = second.report["tried"][-1]["confirmed"]
+    assert confirmed["p"] < confirmed["limit"]
+    assert confirmed["after"]["hr"]["value"] < confirmed["before"]["hr"]["value"] / 2
+    assert second.failing is not None and third.failing is not None
+    assert third.failing["value"] < second.failing["value"] / 2
+    assert [point["failing"] for point in third.report["rounds"]] == [None, second.failing, third.failing]
+    assert third.images["rounds.png"].startswith(b"\x89PNG")
+
+
+def test_thompson_sampling_goes_where_images_fail(undisturbed: Results) -> None:
+    strata = undisturbed[1][1].report["mined"]["strata"]
+    stray = [count["drawn"] for name, count in strata.items() if name.startswith(STRAY)]
+    others = [count["drawn"] for name, count in strata.items() if not name.startswith((STRAY, VARIANTS))]
+    assert min(stray) > 1.5 * sum(others) / len(others)
+
+
+def test_failures_are_counted_by_who_named_their_category(undisturbed: Results) -> None:
+    mined = undisturbed[1][1].report["mined"]
+    failed = sum(count["failed"] for count in mined["strata"].values())
+    assert sum(mined["categories"].values()) == failed and mined["categories"]["judge"] == failed
+
+
+def run_until_killed(work: Path, phase: str) -> None:
+    """Run in this process, until a kill -9 when `phase` begins in the second round."""
+    torch.set_num_threads(1)
+
+    def die() -> Exception:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return Cancelled()
+
+    list(run(work, InRound(phase, die)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["harmless", "tune concepts", "confirm"])
+def test_a_mined_round_killed_in_any_phase_resumes_to_the_same_bytes(
+    phase: str, tmp_path: Path, undisturbed: Results
+) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(undisturbed[0], work)
+    process = multiprocessing.get_context("spawn").Process(target=run_until_killed, args=(work, phase))
+    process.start()
+    process.join(120)
+    died_of = process.exitcode
+    process.kill()  # where it hangs
+    process.join()
+    assert died_of == -signal.SIGKILL
+    hashes = [
+        [outcome.codebook and codebook_hash(outcome.codebook) for outcome in outcomes]
+        for outcomes in (run(work, Heard()), undisturbed[1])
+    ]
+    assert hashes[0] == hashes[1]
