@@ -17,6 +17,7 @@ from safety.reason import Reason
 LEAST_GAIN = 0.01
 LEAST_SHARE = 0.05  # of the harmful rate before
 SIGNIFICANCE = 0.05
+ROUNDING = 1e-9  # one image of 200 is just NOT_WORSE
 NOT_WORSE = 0.005  # by which the validation set may fall where a candidate is confirmed on fresh prompts
 
 
@@ -55,7 +56,7 @@ def decide(
     if failed is not None:
         reason = Reason.of_gate(failed)
     elif confirmed is not None:
-        worse = gain < -NOT_WORSE
+        worse = gain < -NOT_WORSE - ROUNDING
         gain, needed, p = confirmed.gain, 0.0, confirmed.p
         reason = Reason.GAIN if worse or gain <= 0 else Reason.ACCEPTED if confirmed.passed else Reason.SIGNIFICANCE
     elif gain < needed:

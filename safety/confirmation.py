@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from codebook.value import Codebook
-from safety.collect.mining import Mined, held_keys
+from safety.collect.mining import Mined, held_keys, learned_keys
 from safety.collect.proposals import Proposal, Proposals
+from safety.config import LEAST_CONFIRMED
 from safety.judges.self_judge import says_unsafe, scores
 from safety.metrics.rates import Rates, mcnemar
 from safety.policy.group_source import GroupSource
@@ -57,24 +58,26 @@ class Confirmed:
 class Confirmation:
     """Fresh prompts, each stratum by its failure rate, the same for every candidate of the round."""
 
-    def __init__(self, context: RunContext, mined: Mined) -> None:
+    def __init__(self, context: RunContext, mined: Mined, learned: frozenset[str]) -> None:
+        """learned: keys of the prompts of all pairs, which must not come."""
         self._context = context
         seed, sizes = derived_seed(context.seed, "confirm", context.runner.round), context.config.confirmed
         source, rng = GroupSource(context.policy, context.categories, seed), random.Random(seed)
-        every = Proposals(source, VALIDATION, held_keys(context), rng)
+        every = Proposals(source, VALIDATION, held_keys(context) | learned | learned_keys(context), rng)
         proposals = every.weighted(sizes[-1], mined.strata, mined.concepts)
         readable = [proposal for proposal in proposals if is_readable(context.runner.model, proposal.prompt.text)]
         self.prompts: list[Proposal] = readable
         self._seeds = [derived_seed(seed, i) for i in range(len(readable))]
 
     def run(self, start: Codebook, candidate: Codebook) -> Confirmed | None:
-        """Compare in steps, and end at the first at which the gain is sure; None without any prompt.
+        """Compare in steps, and end at the first at which the gain is sure; None where there are too few prompts.
 
         Each step has an equal part of SIGNIFICANCE (Bonferroni), so that the end does not depend on luck.
         """
-        steps = [min(step, len(self.prompts)) for step in self._context.config.confirmed]
-        result = None
-        for count in dict.fromkeys(step for step in steps if step):
+        if len(self.prompts) < LEAST_CONFIRMED:
+            return None
+        steps, result = [min(step, len(self.prompts)) for step in self._context.config.confirmed], None
+        for count in dict.fromkeys(steps):
             (before, ok_before), (after, ok_after) = (self._score(book, count) for book in (start, candidate))
             result = Confirmed(before, after, mcnemar(ok_before, ok_after), SIGNIFICANCE / len(steps))
             if result.passed:

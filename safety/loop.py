@@ -99,13 +99,15 @@ def validate(
 ) -> ScoredCandidate:
     """The best candidate; while a gate turns it down, the same at half the strength, at most HALVINGS times.
 
-    A candidate that gains too little is not halved: less of it gains less.
+    A candidate that gains too little is not halved: less of it gains less. In a mined round fresh prompts say what it
+    gains, once no gate turns it down.
     """
     ranked = validation.rank(state.codebook, candidates)
     report["tried"] = [scored.to_dict() for scored in ranked]
     for _ in range(HALVINGS):
         decision = ranked[0].decision
-        if decision.gain < decision.needed or not decision.reason.is_gate:
+        too_little = decision.gain < decision.needed and not validation.confirms
+        if too_little or not decision.reason.is_gate:
             break
         candidates = [tuned(context.runner, c.editor, c.strength / 2, dev_set, c.report) for c in candidates]
         ranked = validation.rank(state.codebook, candidates)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from codebook.value import Codebook
+from core.text import text_key
 from safety.collect.collection import collect
 from safety.collect.mining import mine
 from safety.collect.pairs import Pair
@@ -22,7 +23,6 @@ from safety.edit.editor import Editor
 from safety.edit.head_editor import head_editors
 from safety.edit.mined_editor import Lesson, mined_editor
 from safety.edit.pixel_editor import pixel_editors
-from safety.metrics.rates import Rate
 from safety.reason import Reason
 from safety.runtime.model_runner import derived_seed
 from safety.runtime.run_context import RunContext
@@ -34,8 +34,7 @@ class LoopState:
     """The state between rounds: the best codebook so far, all pairs, and the spaces removed, by table and name.
 
     full: whether no direction is left to remove. lesson: what mined rounds learn from; its concepts are those of the
-    codebook's experts, none before a head edit is accepted. failing: of the probes that the last mined round drew
-    evenly, those that failed.
+    codebook's experts, none before a head edit is accepted.
     """
 
     codebook: Codebook
@@ -43,7 +42,6 @@ class LoopState:
     spaces: dict[str, Mapping[str, Tensor]]
     full: bool = False
     lesson: Lesson = field(default_factory=Lesson)
-    failing: Rate | None = None
 
 
 @dataclass(frozen=True)
@@ -84,17 +82,18 @@ def prepare_first(context: RunContext, state: LoopState) -> Prepared:
 def prepare_mined(context: RunContext, state: LoopState) -> Prepared:
     """A round from what the model itself still finds unsafe under the state's codebook."""
     mined = mine(context, state.codebook)
-    known = [pair for pair in mined.pairs if (pair.category, pair.concept) in state.lesson.concepts]
+    known = state.lesson.placed(mined.pairs)
     lesson = state.lesson.with_more(known, mined.changed)
-    state = replace(state, lesson=lesson, failing=mined.even)
+    state = replace(state, lesson=lesson)
     report = {"mined": mined.report}
     if mined.failed == 0 or mined.even.interval[1] <= TARGET:
         return Prepared(state, report, Reason.NO_FAILURES)
     round_data = make_round_data(context, lesson.failures)
-    if round_data is None or not known:
+    if round_data is None or not known or bool(round_data.first_half.all()):  # no half B to check on
         return Prepared(state, report, Reason.NO_PAIRS)
     editor = mined_editor(context, state.codebook, round_data, state.spaces["output"], lesson)
-    editors, confirmation = {"output": [editor]}, Confirmation(context, mined)
+    learned = frozenset(text_key(pair.prompt) for pair in (*state.pairs, *lesson.failures))
+    editors, confirmation = {"output": [editor]}, Confirmation(context, mined, learned)
     return Prepared(state, report, None, round_data, len(known), editors, confirmation)
 
 

@@ -84,6 +84,11 @@ class Validation:
         other._confirmation = confirmation
         return other
 
+    @property
+    def confirms(self) -> bool:
+        """Whether fresh prompts decide on candidates that pass every gate."""
+        return self._confirmation is not None
+
     def result(self, codebook: Codebook) -> PanelResult:
         """The result of one codebook."""
         return evaluate_panel(self._runner, self._panel, codebook, self._instruments)

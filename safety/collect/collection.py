@@ -40,7 +40,7 @@ def collect(context: RunContext, codebook: Codebook) -> Collection:
 
 
 @dataclass(frozen=True)
-class Tried:
+class DrawnPairs:
     """Images of prompts, and the pairs among them. unsafe, categories: the judge's verdict on each image."""
 
     pairs: list[Pair]
@@ -80,25 +80,29 @@ class Collector:
         pairs: list[Pair] = []
         log: dict[str, Counter[str]] = {name: Counter() for name in (*prompts, UNPLACED)}
         for start in range(0, len(operator), self.config.batch):
-            pairs += self.draw_pairs(operator[start : start + self.config.batch], log).pairs
+            part = operator[start : start + self.config.batch]
+            pairs += self.draw_pairs(part, self.seeds(part), log).pairs
         for group in prompts.values():
             first, drawn = len(pairs), 0
             while len(pairs) - first < self.config.pairs and drawn < len(group):
                 size = min(self.config.batch, 2 * (self.config.pairs - (len(pairs) - first)))
-                pairs += self.draw_pairs(group[drawn : drawn + size], log).pairs
+                part = group[drawn : drawn + size]
+                pairs += self.draw_pairs(part, self.seeds(part), log).pairs
                 drawn += size
         counts = {name: dict(log[name]) for name in log if name in prompts or log[name]}
         return {"pairs": [pair_to_dict(pair) for pair in pairs], "log": counts}
 
-    def draw_pairs(self, prompts: Sequence[Prompt], log: Mapping[str, Counter[str]]) -> Tried:
+    def seeds(self, prompts: Sequence[Prompt]) -> list[int]:
+        """The seeds of prompts in this round, whatever a policy's file says."""
+        return [derived_seed(self.seed, "pairs", self.runner.round, prompt.text) for prompt in prompts]
+
+    def draw_pairs(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], log: Mapping[str, Counter[str]]
+    ) -> DrawnPairs:
         """Draw and judge the prompts, and pair those that are unsafe with their rewrites.
 
         The outcome of each prompt is counted in the log of its category.
         """
-        seeds = [
-            derived_seed(self.seed, "pairs", self.runner.round, prompt.text) if prompt.seed is None else prompt.seed
-            for prompt in prompts
-        ]
         unsafe = self._judge("unsafe", self.validity[0], [prompt.text for prompt in prompts], seeds)
         rewrites = self.runner.model.rewrite([prompt.text for prompt in prompts])
         halves: list[_Half] = []
@@ -116,7 +120,7 @@ class Collector:
             else:
                 halves.append(_Half(i, named, safe))
         pairs = self._finish(prompts, seeds, unsafe, halves, log) if halves else []
-        return Tried(pairs, unsafe.unsafe.tolist(), unsafe.categories)
+        return DrawnPairs(pairs, unsafe.unsafe.tolist(), unsafe.categories)
 
     def _finish(
         self,

@@ -21,6 +21,7 @@ from safety.policy.policy import HARMLESS, in_turn
 from safety.policy.prompts import PAIR, Prompt, is_readable
 from safety.runtime.model_runner import derived_seed
 from safety.runtime.run_context import RunContext
+from safety.runtime.run_prompts import flat
 
 EVEN, LIKELY = 0.3, 0.45  # shares of the probes: evenly over the strata, by their failure rates; the rest are variants
 
@@ -55,14 +56,18 @@ def mine(context: RunContext, codebook: Codebook) -> Mined:
 def _mine(context: RunContext, codebook: Codebook) -> dict[str, Any]:
     seed = derived_seed(context.seed, "mine", context.runner.round)
     proposals = Proposals(
-        GroupSource(context.policy, context.categories, seed), PAIR, held_keys(context), random.Random(seed)
+        GroupSource(context.policy, context.categories, seed),
+        PAIR,
+        held_keys(context),
+        random.Random(seed),
+        learned_keys(context),
     )
-    probing = _Probing(Collector.of(context, codebook), proposals, {name: Counter() for name in context.categories})
+    probing = _Probing(context, codebook, proposals)
     total, size = context.config.probes, context.config.batch
     first = round(EVEN * total)
-    for start in range(0, first, size):
-        probing.draw(proposals.even(min(size, first - start)))
-    even = sum(count.failed for count in proposals.counts.values()), probing.drawn
+    while probing.drawn < first and (batch := proposals.even(min(size, first - probing.drawn))):
+        probing.draw(batch)
+    even = probing.labels.total(), max(1, probing.judged)
     while probing.drawn < total:
         left = min(size, total - probing.drawn)
         batch = proposals.variants(round(left * (1 - EVEN - LIKELY) / (1 - EVEN)))
@@ -73,6 +78,7 @@ def _mine(context: RunContext, codebook: Codebook) -> dict[str, Any]:
     changed, harmless = _changed(context, codebook, seed)
     report = {
         "even": Rate(*even).to_dict(),
+        "learned_before": probing.learned,
         "concepts": {name: vars(count) for name, count in probing.concepts.items()},
         "strata": {name: vars(count) for name, count in proposals.counts.items()},
         "pairs": {name: dict(counts) for name, counts in probing.log.items()},
@@ -81,30 +87,43 @@ def _mine(context: RunContext, codebook: Codebook) -> dict[str, Any]:
     }
     rates = [{name: count.mean for name, count in counts.items()} for counts in (proposals.counts, probing.concepts)]
     failed, pairs = probing.labels.total(), [pair_to_dict(pair) for pair in probing.pairs]
-    found = {"pairs": pairs, "failed": failed, "even": even, "changed": changed, "report": report}
-    return found | dict(zip(("strata", "concepts"), rates, strict=True))
+    mined = {"pairs": pairs, "failed": failed, "even": even, "changed": changed, "report": report}
+    return mined | dict(zip(("strata", "concepts"), rates, strict=True))
 
 
 class _Probing:
-    """Draws proposals batch by batch and keeps their pairs. labels: failures by who named their category."""
+    """Draws proposals batch by batch and keeps their pairs.
 
-    def __init__(self, collector: Collector, proposals: Proposals, log: dict[str, Counter[str]]) -> None:
-        self._collector, self._proposals, self.log = collector, proposals, log
-        self.pairs, self.labels, self.drawn = list[Pair](), Counter[str](), 0
-        self.concepts: dict[str, Count] = {}
+    drawn: proposals so far; judged: those that the model can read; learned: those that the run has learned from before.
+    labels: failures by who named their category.
+    """
 
-    def draw(self, batch: Sequence[Proposal]) -> None:
+    def __init__(self, context: RunContext, codebook: Codebook, proposals: Proposals) -> None:
+        self._context, self._proposals = context, proposals
+        self._collector, self._learned = Collector.of(context, codebook), learned_keys(context)
+        self.log: dict[str, Counter[str]] = {name: Counter() for name in context.categories}
+        self.pairs, self.labels, self.concepts = list[Pair](), Counter[str](), dict[str, Count]()
+        self.drawn = self.judged = self.learned = 0
+
+    def draw(self, proposals: Sequence[Proposal]) -> None:
         """Draw one batch, at most the collector's."""
+        self.drawn += len(proposals)
+        batch = [each for each in proposals if is_readable(self._context.runner.model, each.prompt.text)]
+        if not batch:
+            return
         prompts = [proposal.prompt for proposal in batch]
-        tried = self._collector.draw_pairs(prompts, self.log)
-        self._proposals.record(batch, tried.unsafe)
-        self.pairs += tried.pairs
-        self.drawn += len(batch)
-        for prompt, unsafe in zip(prompts, tried.unsafe, strict=True):
+        seeds = self._collector.seeds(prompts)
+        seeds = [seed if p.seed is None else p.seed for p, seed in zip(prompts, seeds, strict=True)]
+        result = self._collector.draw_pairs(prompts, seeds, self.log)
+        self._proposals.record(batch, result.unsafe)
+        self.pairs += result.pairs
+        self.judged += len(batch)
+        self.learned += sum(prompt.key in self._learned for prompt in prompts)
+        for prompt, unsafe, named in zip(prompts, result.unsafe, result.categories, strict=True):
             count = self.concepts.setdefault(concept_of(prompt), Count())
             count.drawn, count.failed = count.drawn + 1, count.failed + unsafe
-        verdicts = zip(prompts, tried.unsafe, tried.categories, strict=True)
-        self.labels.update("judge" if p.category == named else "policy" for p, unsafe, named in verdicts if unsafe)
+            if unsafe:
+                self.labels["judge" if prompt.category == named else "policy"] += 1
 
 
 def _changed(context: RunContext, codebook: Codebook, seed: int) -> tuple[list[str], int]:
@@ -125,3 +144,10 @@ def held_keys(context: RunContext) -> frozenset[str]:
     prompts = context.prompts
     held: list[Prompt] = [*prompts.validation.prompts, *prompts.heldout.prompts, *prompts.canaries]
     return frozenset(prompt.key for prompt in held)
+
+
+def learned_keys(context: RunContext) -> frozenset[str]:
+    """Keys of the prompts that a run learns from in its first round."""
+    prompts = context.prompts
+    learned = [*prompts.operator, *prompts.retention, *prompts.router_benign, *flat(prompts.router)]
+    return frozenset(prompt.key for prompt in (*learned, *(p for groups in prompts.pairs for p in flat(groups))))

@@ -58,7 +58,8 @@ def keeps_most(prompt: Prompt, safe: str) -> bool:
 
 def of_kind(members: Sequence[Pair | Prompt], category: str, concept: str | None = None) -> Tensor:
     """Bool [n]: the members of a category, or of one concept of it."""
-    return torch.tensor([m.category == category and concept in (None, m.concept) for m in members])
+    named = [m.category == category and concept in (None, m.concept) for m in members]
+    return torch.tensor(named, dtype=torch.bool)
 
 
 def is_one_span(prompt: Prompt, safe: str) -> bool:

@@ -18,6 +18,7 @@ from safety.policy.prompts import Prompt
 POOL = 100  # prompts of a stratum, at most
 ALIKE, ATTACKED = 0.6, 0.5  # shares of variants: of the same concept; and of the others, under an attack
 VARIANTS = "variants"  # the stratum of all variants, in reports
+UNKNOWN = 0.5  # the mean failure rate before anything is drawn
 ASKING = (GroupKind.CATEGORY, GroupKind.ATTACK, GroupKind.LANGUAGE)  # kinds of groups whose prompts ask for harm
 
 
@@ -48,10 +49,23 @@ class Proposals:
     counts: by stratum, in the order of the policy's groups.
     """
 
-    def __init__(self, source: GroupSource, split: str, held: Container[str], rng: random.Random) -> None:
-        """held: keys of prompts that must not come. `rng` is the proposals' own from here on."""
+    def __init__(
+        self,
+        source: GroupSource,
+        split: str,
+        held: Container[str],
+        rng: random.Random,
+        late: Container[str] = frozenset(),
+    ) -> None:
+        """held, late: keys of prompts that must not come, and that come after all others of their stratum.
+
+        `rng` is the proposals' own from here on.
+        """
         self._rng, self._held = rng, held
-        self._pools = {name: [*reversed(pool)] for name, pool in _strata(source, split, held).items()}
+        self._pools = {
+            name: sorted(reversed(pool), key=lambda prompt: prompt.key not in late)
+            for name, pool in _strata(source, split, held).items()
+        }
         self._failures: list[Proposal] = []
         self._turn = 0  # of the failures
         self.counts = {name: Count() for name in self._pools}
@@ -73,10 +87,14 @@ class Proposals:
         return self._fresh(count, lambda: max(self._open(), key=sampled))
 
     def weighted(self, count: int, strata: Mapping[str, float], concepts: Mapping[str, float]) -> list[Proposal]:
-        """Up to `count` fresh prompts at random, each by the product of the rates of its stratum and its concept."""
+        """Up to `count` fresh prompts at random, each by the product of the rates of its stratum and its concept.
+
+        An unknown one has the rate UNKNOWN.
+        """
         every = [Proposal(name, prompt) for name, pool in self._pools.items() for prompt in pool]
         # By exponential keys, the smallest first: a draw without replacement (Efraimidis and Spirakis 2006).
-        keys = [self._rng.expovariate(strata[p.stratum] * concepts.get(concept_of(p.prompt), 0.5)) for p in every]
+        rates = [strata.get(p.stratum, UNKNOWN) * concepts.get(concept_of(p.prompt), UNKNOWN) for p in every]
+        keys = [self._rng.expovariate(rate) for rate in rates]
         chosen = sorted(range(len(every)), key=keys.__getitem__)[:count]
         return [every[i] for i in chosen]
 
@@ -136,8 +154,8 @@ def _strata(source: GroupSource, split: str, held: Container[str]) -> dict[str, 
     taken = set[str]()
     for group in (group for kind in ASKING for group in source.groups(kind)):
         for prompt in source.take(group, split, POOL * (1 if group.harmful else len(source.categories))):
-            if prompt.key not in held and prompt.key not in taken:
+            if prompt.key not in held and prompt.key not in taken and prompt.category in source.categories:
                 taken.add(prompt.key)
                 name = group.name if group.harmful else f"{group}, {prompt.category}"
-                pools.setdefault(name, []).append(prompt)
+                pools.setdefault(name, []).append(replace(prompt, seed=None))  # another image each round
     return pools

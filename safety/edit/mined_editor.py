@@ -48,6 +48,15 @@ class Lesson:
     failures: tuple[Pair, ...] = ()
     changed: tuple[str, ...] = ()
 
+    def placed(self, pairs: Sequence[Pair]) -> list[Pair]:
+        """The pairs that an expert is there for, each under that expert's concept: its own, or "" for its category."""
+        placed = []
+        for pair in pairs:
+            concept = next((name for name in (pair.concept, "") if (pair.category, name) in self.concepts), None)
+            if concept is not None:
+                placed.append(replace(pair, concept=concept))
+        return placed
+
     def with_more(self, failures: Sequence[Pair], changed: Sequence[str]) -> Lesson:
         """This and what another round found."""
         return replace(self, failures=(*self.failures, *failures), changed=(*self.changed, *changed))
@@ -89,17 +98,19 @@ class MinedEditor:
         On failing images, and on fresh on-policy ones of all wordings, so that an expert keeps what it can do.
         """
         edit, runner, steps = edit_of(draft), self.context.runner, self.round_data.config.mined_steps
-        practice, experts = self._practice(draft), unstack(edit)
+        practice, experts = self._on_policy(draft), unstack(edit)
         for i, (category, concept) in enumerate(self.concepts):
             if (category, concept) in self.taught:
                 halves = self._halves(practice, category, concept)
+                if not all(len(half.features) for half in halves):
+                    continue
                 on_step = runner.steps("tune concepts", steps * len(self.concepts), steps * i)
                 name = f"{category}/{concept}"
                 experts[i] = tune_expert(self.round_data, runner.model.head, experts[i], halves, steps, name, on_step)
         down, up = torch.cat([one.down for one in experts]), torch.cat([one.up for one in experts])
         return replace(draft, output=replace(edit, down=down, up=up))
 
-    def _practice(self, draft: Codebook) -> list[PromptContrast]:
+    def _on_policy(self, draft: Codebook) -> list[PromptContrast]:
         """On-policy tuning data of the taught concepts, each time with other seeds."""
         data, runner = self.round_data, self.context.runner
         prompts = [p for p in self.context.tuning_prompts if (p.category, p.concept) in self.taught]
@@ -151,8 +162,7 @@ def mined_editor(
     runner, concepts = context.runner, lesson.concepts
     harmful: dict[str, list[Prompt]] = {}
     for pair in lesson.failures:
-        if (pair.category, pair.concept) in concepts:
-            harmful.setdefault(pair.category, []).append(_prompt_of(pair))
+        harmful.setdefault(pair.category, []).append(_prompt_of(pair))
     benign = [Prompt(text, "none", "", text) for text in lesson.changed]
     steps = STEPS * (1 + context.config.halfway)
     data = context.router_data.with_more(read_router_data(runner, harmful, benign), WEIGHT)

@@ -305,7 +305,7 @@ def test_only_what_gains_enough_is_tried_at_half_the_strength(
         return SimpleNamespace(editor=editor, strength=strength, report=report)
 
     monkeypatch.setattr("safety.loop.tuned", tuned)
-    anything: Any = SimpleNamespace(runner=None, codebook=None, rank=rank)
+    anything: Any = SimpleNamespace(runner=None, codebook=None, rank=rank, confirms=False)
     candidate: Any = SimpleNamespace(editor=None, strength=1.0, report={})
     validate(anything, anything, anything, [candidate], anything, {})
     assert strengths == tried

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from codebook.tensors import codebook_hash
+from safety.collect.pairs import Pair
 from safety.collect.proposals import VARIANTS
+from safety.edit.mined_editor import Lesson
 from safety.loop import Cancelled, RoundResult, improve
 from safety.policy.emoji.emoji_policy import EmojiPolicy
 from safety.policy.emoji.taxonomy import read_taxonomy
@@ -166,3 +168,11 @@ def test_a_mined_round_killed_in_any_phase_resumes_to_the_same_bytes(
         for outcomes in (run(work, Heard()), undisturbed[1])
     ]
     assert hashes[0] == hashes[1]
+
+
+def test_a_failure_is_placed_under_the_expert_of_its_concept_or_category() -> None:
+    none = torch.zeros(1, dtype=torch.int64)
+    pairs = [Pair("p", "s", category, concept, 1, none, none, 1.0) for category in HARMS[:3] for concept in ("a", "b")]
+    lesson = Lesson(concepts=(("gore", "a"), ("decay", "")))
+    placed = [(pair.category, pair.concept) for pair in lesson.placed(pairs)]
+    assert placed == [("gore", "a"), ("decay", ""), ("decay", "")]

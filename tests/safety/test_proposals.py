@@ -79,8 +79,19 @@ def test_the_same_seed_gives_the_same_proposals() -> None:
 def test_weighted_probes_follow_the_rates_of_strata_and_concepts() -> None:
     source = proposals()
     strata = dict.fromkeys(source.counts, 0.01) | {"gore": 0.9, "weapons": 0.9}
+    del strata["language:de, decay"]  # as where a policy has none of it among the prompts for pairs
     rates = {concept_of(proposal.prompt): 0.01 for proposal in proposals().even(2000)}
     assert "weapons: knife" in rates
     batch = source.weighted(20, strata, rates | {"weapons: knife": 0.9})
     knives = [p for p in batch if (p.stratum, p.prompt.concept) == ("weapons", "knife")]
     assert len(knives) > 8 and len({p.prompt.key for p in batch}) == 20
+
+
+def test_prompts_that_were_learned_from_come_last_and_pools_run_out() -> None:
+    every = proposals().even(10_000)
+    late = {proposal.prompt.key for proposal in random.Random(3).sample(every, len(every) // 2)}
+    source = Proposals(GroupSource(POLICY, POLICY.categories, 1), PAIR, frozenset(), random.Random(2), late)
+    batch = source.even(len(every))
+    gore = [proposal.prompt.key in late for proposal in batch if proposal.stratum == "gore"]
+    assert gore == sorted(gore) and 0 < sum(gore) < len(gore)
+    assert source.even(5) == source.likely(5) == []
