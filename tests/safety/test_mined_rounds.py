@@ -27,6 +27,7 @@ from safety.runtime.run_context import prepare_run
 from tests.safety.test_loop import PLAN, REQUEST, Heard
 from tests.support.toy_model import CLASS, HARMS, ToyModel
 
+pytestmark = pytest.mark.slow
 SIZES = replace(PLAN, strewn=0, halfway=False, probes=256, harmless_probes=32, confirmed=(64, 128), mined_steps=40)
 ROUNDS = replace(REQUEST, max_rounds=3)
 STRAY = "attack:stray words"
@@ -149,7 +150,6 @@ def run_until_killed(work: Path, phase: str) -> None:
     list(run(work, InRound(phase, die)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["harmless", "tune concepts", "confirm"])
 def test_a_mined_round_killed_in_any_phase_resumes_to_the_same_bytes(
     phase: str, tmp_path: Path, undisturbed: Results
