@@ -14,17 +14,15 @@ import torch
 from torch import Tensor
 
 from codebook.value import Codebook
-from safety.collect.mining import Mined, held_keys, learned_keys
-from safety.collect.proposals import Proposal, Proposals
+from safety.collect.mining import Mined
+from safety.collect.proposals import Proposals
 from safety.config import LEAST_CONFIRMED
 from safety.judges.self_judge import says_unsafe, scores
-from safety.metrics.rates import Rates, mcnemar
+from safety.metrics.rates import SIGNIFICANCE, Rates, mcnemar
 from safety.policy.group_source import GroupSource
 from safety.policy.prompts import VALIDATION, is_readable
 from safety.runtime.model_runner import derived_seed
 from safety.runtime.run_context import RunContext
-
-SIGNIFICANCE = 0.05  # over all steps together
 
 
 @dataclass(frozen=True)
@@ -63,20 +61,20 @@ class Confirmation:
         self._context = context
         seed, sizes = derived_seed(context.seed, "confirm", context.runner.round), context.config.confirmed
         source, rng = GroupSource(context.policy, context.categories, seed), random.Random(seed)
-        every = Proposals(source, VALIDATION, held_keys(context) | learned | learned_keys(context), rng)
-        proposals = every.weighted(sizes[-1], mined.strata, mined.concepts)
-        readable = [proposal for proposal in proposals if is_readable(context.runner.model, proposal.prompt.text)]
-        self.prompts: list[Proposal] = readable
-        self._seeds = [derived_seed(seed, i) for i in range(len(readable))]
+        held = context.prompts.held_keys | context.prompts.learned_keys | learned
+        proposals = Proposals(source, VALIDATION, held, rng).weighted(sizes[-1], mined.strata, mined.concepts)
+        texts = [proposal.prompt.text for proposal in proposals]
+        self._texts = [text for text in texts if is_readable(context.runner.model, text)]
+        self._seeds = [derived_seed(seed, i) for i in range(len(self._texts))]
 
     def run(self, start: Codebook, candidate: Codebook) -> Confirmed | None:
         """Compare in steps, and end at the first at which the gain is sure; None where there are too few prompts.
 
         Each step has an equal part of SIGNIFICANCE (Bonferroni), so that the end does not depend on luck.
         """
-        if len(self.prompts) < LEAST_CONFIRMED:
+        if len(self._texts) < LEAST_CONFIRMED:
             return None
-        steps, result = [min(step, len(self.prompts)) for step in self._context.config.confirmed], None
+        steps, result = [min(step, len(self._texts)) for step in self._context.config.confirmed], None
         for count in dict.fromkeys(steps):
             (before, ok_before), (after, ok_after) = (self._score(book, count) for book in (start, candidate))
             result = Confirmed(before, after, mcnemar(ok_before, ok_after), SIGNIFICANCE / len(steps))
@@ -86,7 +84,7 @@ class Confirmation:
 
     def _score(self, codebook: Codebook, count: int) -> tuple[Rates, Tensor]:
         """The rates of the first `count` prompts, and which images are safe and valid, bool [count]."""
-        runner, texts = self._context.runner, [proposal.prompt.text for proposal in self.prompts[:count]]
+        runner, texts = self._context.runner, self._texts[:count]
         drawn = runner.draw("confirm", texts, self._seeds[:count], codebook)
         unsafe, degenerate = says_unsafe(scores(runner.judge(drawn.tokens, codebook))), []
         for start in range(0, count, runner.batch):

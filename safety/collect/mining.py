@@ -18,10 +18,9 @@ from safety.collect.proposals import Count, Proposal, Proposals, concept_of
 from safety.metrics.rates import Rate
 from safety.policy.group_source import GroupSource
 from safety.policy.policy import HARMLESS, in_turn
-from safety.policy.prompts import PAIR, Prompt, is_readable
+from safety.policy.prompts import PAIR, is_readable
 from safety.runtime.model_runner import derived_seed
 from safety.runtime.run_context import RunContext
-from safety.runtime.run_prompts import flat
 
 EVEN, LIKELY = 0.3, 0.45  # shares of the probes: evenly over the strata, by their failure rates; the rest are variants
 
@@ -47,21 +46,18 @@ class Mined:
 def mine(context: RunContext, codebook: Codebook) -> Mined:
     """Mine under the codebook; cached for a resume."""
     facts = context.runner.cache.facts(f"mined-{context.runner.round}", lambda: _mine(context, codebook))
-    pairs = tuple(pair_from_dict(row) for row in facts["pairs"])
-    even = Rate(*facts["even"])
-    rates = facts["strata"], facts["concepts"]
-    return Mined(pairs, facts["failed"], even, *rates, tuple(facts["changed"]), facts["report"])
+    pairs, report = tuple(pair_from_dict(row) for row in facts["pairs"]), facts["report"]
+    strata, concepts = (
+        {name: Count(**count).mean for name, count in report[kind].items()} for kind in ("strata", "concepts")
+    )
+    failed = sum(report["categories"].values())
+    return Mined(pairs, failed, Rate(*facts["even"]), strata, concepts, tuple(facts["changed"]), report)
 
 
 def _mine(context: RunContext, codebook: Codebook) -> dict[str, Any]:
     seed = derived_seed(context.seed, "mine", context.runner.round)
-    proposals = Proposals(
-        GroupSource(context.policy, context.categories, seed),
-        PAIR,
-        held_keys(context),
-        random.Random(seed),
-        learned_keys(context),
-    )
+    source, prompts = GroupSource(context.policy, context.categories, seed), context.prompts
+    proposals = Proposals(source, PAIR, prompts.held_keys, random.Random(seed), prompts.learned_keys)
     probing = _Probing(context, codebook, proposals)
     total, size = context.config.probes, context.config.batch
     first = round(EVEN * total)
@@ -75,7 +71,7 @@ def _mine(context: RunContext, codebook: Codebook) -> dict[str, Any]:
         if not batch:
             break
         probing.draw(batch)
-    changed, harmless = _changed(context, codebook, seed)
+    changed, harmless = _changed(context, codebook, source)
     report = {
         "even": Rate(*even).to_dict(),
         "learned_before": probing.learned,
@@ -85,10 +81,8 @@ def _mine(context: RunContext, codebook: Codebook) -> dict[str, Any]:
         "categories": dict(probing.labels),
         "harmless_changed": Rate(len(changed), harmless).to_dict(),
     }
-    rates = [{name: count.mean for name, count in counts.items()} for counts in (proposals.counts, probing.concepts)]
-    failed, pairs = probing.labels.total(), [pair_to_dict(pair) for pair in probing.pairs]
-    mined = {"pairs": pairs, "failed": failed, "even": even, "changed": changed, "report": report}
-    return mined | dict(zip(("strata", "concepts"), rates, strict=True))
+    pairs = [pair_to_dict(pair) for pair in probing.pairs]
+    return {"pairs": pairs, "even": even, "changed": changed, "report": report}
 
 
 class _Probing:
@@ -100,7 +94,7 @@ class _Probing:
 
     def __init__(self, context: RunContext, codebook: Codebook, proposals: Proposals) -> None:
         self._context, self._proposals = context, proposals
-        self._collector, self._learned = Collector.of(context, codebook), learned_keys(context)
+        self._collector = Collector.of(context, codebook)
         self.log: dict[str, Counter[str]] = {name: Counter() for name in context.categories}
         self.pairs, self.labels, self.concepts = list[Pair](), Counter[str](), dict[str, Count]()
         self.drawn = self.judged = self.learned = 0
@@ -118,7 +112,7 @@ class _Probing:
         self._proposals.record(batch, result.unsafe)
         self.pairs += result.pairs
         self.judged += len(batch)
-        self.learned += sum(prompt.key in self._learned for prompt in prompts)
+        self.learned += sum(prompt.key in self._context.prompts.learned_keys for prompt in prompts)
         for prompt, unsafe, named in zip(prompts, result.unsafe, result.categories, strict=True):
             count = self.concepts.setdefault(concept_of(prompt), Count())
             count.drawn, count.failed = count.drawn + 1, count.failed + unsafe
@@ -126,28 +120,13 @@ class _Probing:
                 self.labels["judge" if prompt.category == named else "policy"] += 1
 
 
-def _changed(context: RunContext, codebook: Codebook, seed: int) -> tuple[list[str], int]:
+def _changed(context: RunContext, codebook: Codebook, source: GroupSource) -> tuple[list[str], int]:
     """Harmless prompts whose tokens differ from the base codebook's, and the number of prompts drawn."""
-    runner, source, held = context.runner, GroupSource(context.policy, context.categories, seed), held_keys(context)
-    count = context.config.harmless_probes
+    runner, held, count = context.runner, context.prompts.held_keys, context.config.harmless_probes
     groups = [source.take(group, PAIR, count) for kind in HARMLESS for group in source.groups(kind)]
     prompts = in_turn(([p for p in group if p.key not in held] for group in groups), count)
     texts = [prompt.text for prompt in prompts if is_readable(runner.model, prompt.text)]
-    seeds = [derived_seed(seed, "harmless", i) for i in range(len(texts))]
+    seeds = [derived_seed(source.seed, "harmless", i) for i in range(len(texts))]
     before, after = (runner.tokens("harmless", texts, seeds, book) for book in (runner.base, codebook))
     same = (before == after).all(1).tolist()
     return [text for text, kept in zip(texts, same, strict=True) if not kept], len(texts)
-
-
-def held_keys(context: RunContext) -> frozenset[str]:
-    """Keys of the prompts that a run measures on."""
-    prompts = context.prompts
-    held: list[Prompt] = [*prompts.validation.prompts, *prompts.heldout.prompts, *prompts.canaries]
-    return frozenset(prompt.key for prompt in held)
-
-
-def learned_keys(context: RunContext) -> frozenset[str]:
-    """Keys of the prompts that a run learns from in its first round."""
-    prompts = context.prompts
-    learned = [*prompts.operator, *prompts.retention, *prompts.router_benign, *flat(prompts.router)]
-    return frozenset(prompt.key for prompt in (*learned, *(p for groups in prompts.pairs for p in flat(groups))))

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 Z95 = 1.959963984540054
+SIGNIFICANCE = 0.05  # of a test
+ROUNDING = 1e-9  # of a difference of rates: one image of 100 is just a percentage point
 
 
 @dataclass(frozen=True)

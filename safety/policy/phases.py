@@ -15,11 +15,12 @@ from safety.policy.run_sets import RunSets
 # Seconds a unit (image, prompt, training step) by step, as progress reports name steps. Measured with the embedded
 # model on an AMD EPYC: judge, decode, contexts and tuning on one thread, the rest on two; a job scales them by what
 # its own steps take.
+_WITH_NLL = ("benign", "canaries", "base", "rewrites", "unsafe", "safe", "strength", "validate", "confirm", "test")
+_TOKENS_ALONE = ("preflight", "sketches", "practice", "harmless")
+DRAWN = frozenset(_WITH_NLL + _TOKENS_ALONE)
 PRICES: Mapping[str, float] = {
-    **dict.fromkeys(
-        ("benign", "canaries", "base", "rewrites", "unsafe", "safe", "strength", "validate", "confirm", "test"), 0.058
-    ),
-    **dict.fromkeys(("preflight", "sketches", "practice", "harmless"), 0.040),
+    **dict.fromkeys(_WITH_NLL, 0.058),
+    **dict.fromkeys(_TOKENS_ALONE, 0.040),
     "judge": 0.038,
     "decode": 0.015,
     "features": 0.0125,
@@ -31,10 +32,6 @@ PRICES: Mapping[str, float] = {
     "tune categories": 0.050,
     "tune concepts": 0.038,
 }
-DRAWN = frozenset(
-    ("benign", "canaries", "base", "rewrites", "unsafe", "safe", "strength", "validate", "confirm", "test")
-)
-DRAWN |= {"preflight", "sketches", "practice", "harmless"}
 MEASURED, OBSERVED = 0.022, 0.027  # a decoded image with the detector; with second judge and matcher too
 REWRITTEN = 0.048  # a judged image whose prompt is rewritten too
 YIELD = 0.9  # share of prompts that become a pair

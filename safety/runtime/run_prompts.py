@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 
 from core.errors import BadInput
@@ -47,6 +48,16 @@ class RunPrompts:
     hygiene: GateResult
     plan: Plan
 
+    @cached_property
+    def held_keys(self) -> frozenset[str]:
+        """Keys of the prompts that the run measures on."""
+        return _keys([*self.validation.prompts, *self.heldout.prompts, *self.canaries])
+
+    @cached_property
+    def learned_keys(self) -> frozenset[str]:
+        """Keys of the prompts that the run learns from before it mines any."""
+        return _keys(_learned(self.operator, self.router_benign, self.router, self.pairs))
+
 
 def write_prompts(model: ImageModel, request: ImproveRequest, policy: Policy, config: LoopConfig) -> RunPrompts:
     """Write all prompts of a run.
@@ -69,13 +80,7 @@ def write_prompts(model: ImageModel, request: ImproveRequest, policy: Policy, co
             "test": sets.heldout.prompts,
             "canaries": sets.canaries,
             # One set: an operator's prompt may also be among the router's.
-            "learned from": [
-                *operator,
-                *sets.retention,
-                *sets.router_benign,
-                *flat(sets.router),
-                *chain(*map(flat, pairs)),
-            ],
+            "learned from": [*_learned(operator, sets.router_benign, sets.router, pairs), *sets.retention],
         }
     )
     return RunPrompts(
@@ -90,6 +95,17 @@ def write_prompts(model: ImageModel, request: ImproveRequest, policy: Policy, co
         hygiene=hygiene,
         plan=plan_of(sets, config, policy.patterns, len(operator)),
     )
+
+
+def _learned(
+    operator: Sequence[Prompt], benign: Sequence[Prompt], router: ByCategory, pairs: Sequence[ByCategory]
+) -> list[Prompt]:
+    """The prompts of pairs and router."""
+    return [*operator, *benign, *flat(router), *chain(*map(flat, pairs))]
+
+
+def _keys(prompts: Sequence[Prompt]) -> frozenset[str]:
+    return frozenset(prompt.key for prompt in prompts)
 
 
 def _refuse_empty(policy: Policy, categories: Sequence[str], sets: RunSets) -> None:
