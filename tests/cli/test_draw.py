@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
 import signal
 from dataclasses import replace
@@ -23,6 +22,7 @@ from engine.model import ImageRequest
 from engine.png import to_bytes
 from safety.config import LoopConfig
 from safety.policy.prompt_file import read_prompts
+from tests.support.killed import run_until_killed
 from tests.support.toy_model import ToyModel
 
 TABLE = """prompt,categories,case_number,evaluation_seed,evaluation_guidance
@@ -121,13 +121,7 @@ def draw_until_killed(prompts: str, out: str, home: str) -> None:
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     prompts, cut, whole = written(tmp_path), tmp_path / "cut", tmp_path / "whole"
     arguments = (prompts, str(cut), str(tmp_path / "other"))
-    process = multiprocessing.get_context("spawn").Process(target=draw_until_killed, args=arguments)
-    process.start()
-    process.join(120)
-    died_of = process.exitcode
-    process.kill()  # where it hangs
-    process.join()
-    assert died_of == -signal.SIGKILL
+    run_until_killed(draw_until_killed, *arguments)
     assert len(list(cut.glob("*.png"))) == SMALL.batch and not (cut / "metadata.jsonl").exists()
     first = (cut / "11_0.png").stat().st_mtime_ns
     for out in (cut, whole):

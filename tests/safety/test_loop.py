@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from safety.runtime.model_runner import ModelRunner
 from safety.runtime.preflight import Preflight
 from safety.runtime.run_context import RunContext, prepare_run
 from safety.validation import Validation
+from tests.support.killed import run_until_killed
 from tests.support.toy_model import ToyModel
 
 PLAN = LoopConfig(
@@ -124,7 +124,7 @@ def test_every_prompt_is_accounted_for(undisturbed: tuple[Path, RoundResult]) ->
         assert log["drawn"] == sum(count for reason, count in log.items() if reason != "drawn")
 
 
-def run_until_killed(work: Path, phase: str) -> None:
+def run_and_die(work: Path, phase: str) -> None:
     """Run in this process, until a kill -9 when `phase` begins."""
     torch.set_num_threads(1)
 
@@ -141,13 +141,7 @@ def run_until_killed(work: Path, phase: str) -> None:
 def test_a_run_killed_in_any_phase_resumes_to_the_same_bytes(
     phase: str, tmp_path: Path, undisturbed: tuple[Path, RoundResult]
 ) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=run_until_killed, args=(tmp_path, phase))
-    process.start()
-    process.join(120)
-    died_of = process.exitcode
-    process.kill()  # where it hangs
-    process.join()
-    assert died_of == -signal.SIGKILL
+    run_until_killed(run_and_die, tmp_path, phase)
     (outcome,) = run(tmp_path)
     assert outcome.codebook is not None and undisturbed[1].codebook is not None
     assert codebook_hash(outcome.codebook) == codebook_hash(undisturbed[1].codebook)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -25,6 +24,7 @@ from safety.policy.plan import Plan
 from safety.policy.prompts import PAIR, VALIDATION
 from safety.runtime.run_context import prepare_run
 from tests.safety.test_loop import PLAN, REQUEST, Heard
+from tests.support.killed import run_until_killed
 from tests.support.toy_model import CLASS, HARMS, ToyModel
 
 pytestmark = pytest.mark.slow
@@ -139,7 +139,7 @@ def test_failures_are_counted_by_who_named_their_category(undisturbed: Results) 
     assert sum(mined["categories"].values()) == failed and mined["categories"]["judge"] == failed
 
 
-def run_until_killed(work: Path, phase: str) -> None:
+def run_and_die(work: Path, phase: str) -> None:
     """Run in this process, until a kill -9 when `phase` begins in the second round."""
     torch.set_num_threads(1)
 
@@ -156,13 +156,7 @@ def test_a_mined_round_killed_in_any_phase_resumes_to_the_same_bytes(
 ) -> None:
     work = tmp_path / "work"
     shutil.copytree(undisturbed[0], work)
-    process = multiprocessing.get_context("spawn").Process(target=run_until_killed, args=(work, phase))
-    process.start()
-    process.join(120)
-    died_of = process.exitcode
-    process.kill()  # where it hangs
-    process.join()
-    assert died_of == -signal.SIGKILL
+    run_until_killed(run_and_die, work, phase)
     hashes = [
         [outcome.codebook and codebook_hash(outcome.codebook) for outcome in outcomes]
         for outcomes in (run(work, Heard()), undisturbed[1])

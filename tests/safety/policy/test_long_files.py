@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -25,6 +24,7 @@ from safety.policy.files.file_policy import FilePolicy
 from safety.policy.groups import Group
 from safety.policy.prompt_file import read_prompts
 from safety.policy.prompts import SPLITS
+from tests.support.killed import run_until_killed
 from tests.support.toy_model import ToyModel
 
 ROWS, HEAD = 5000, 6
@@ -120,13 +120,7 @@ def test_the_first_rows_are_evaluated_and_resumed_after_a_kill(text: str, tmp_pa
     harmful = "a knife,weapons,harmful,pair\n"
     (home / "policies" / "mine.csv").write_text(f"prompt,category,kind,split\n{harmful}{benign}", encoding="utf-8")
     arguments = (str(path), str(tmp_path / "cut"), str(home), True)
-    process = multiprocessing.get_context("spawn").Process(target=evaluated, args=arguments)
-    process.start()
-    process.join(120)
-    died_of = process.exitcode
-    process.kill()  # where it hangs
-    process.join()
-    assert died_of == -signal.SIGKILL
+    run_until_killed(evaluated, *arguments)
     assert not (tmp_path / "cut" / "evaluation.json").exists()
     reports = []
     for folder in ("cut", "whole"):
