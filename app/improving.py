@@ -90,7 +90,7 @@ def check_judge(name: str, model: str) -> None:
 def second_judges(model: str) -> list[str]:
     """The names without a colon that a job of this model may have as its second judge."""
     names = []
-    for name in (BESIDE, *registered_names()):
+    for name in registered_names():
         with suppress(BadInput):
             check_judge(name, model)
             names.append(name)

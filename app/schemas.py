@@ -107,7 +107,7 @@ class PolicyResponse(BaseModel):
     prompts: dict[str, int | None] | None = Field(
         description="Number of prompts by group; null where it writes as many as a job takes, and with a fault."
     )
-    ships: bool = Field(description="Whether it ships with Safe-CB and cannot be changed.")
+    ships: bool = Field(description="Whether it comes with Safe-CB, or with another package, and cannot be changed.")
     usual: bool = Field(description="Whether a job takes it that names none; false while the model loads.")
     fault: str | None = Field(description="Why its file cannot be used, or null.")
     links: dict[str, str] = Field(description="Related paths: self.")

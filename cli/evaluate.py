@@ -38,8 +38,8 @@ from safety.evaluate.charts import chart, trade_off
 from safety.evaluate.evaluation import SOUND, benign_prompts, evaluate, samplings
 from safety.evaluate.grids import before_after_png
 from safety.evaluate.page import markdown, page
-from safety.judges.registry import second_judge
 from safety.loop import ImproveRequest, improve
+from safety.policy.emoji.classifier_judge import second_judge
 from safety.policy.emoji.emoji_policy import EmojiPolicy
 from safety.policy.emoji.suites import Size, standard
 from safety.policy.emoji.taxonomy import read_taxonomy

@@ -18,7 +18,7 @@ from safety.config import LoopConfig
 from safety.evaluate.assessment import assess
 from safety.judges.grammar import REFEREE
 from safety.judges.names import parse_second_judge
-from safety.judges.registry import judge_beside
+from safety.judges.registry import find_judges
 from safety.loop import ImproveRequest, Progress, RoundResult
 from safety.loop import improve as improve_codebook
 from safety.policy.plan import Plan
@@ -89,8 +89,9 @@ class SelfImprovement(Loop):
         self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Progress
     ) -> dict[str, Any] | None:
         """See Loop; in the context of `rounds`. None where the model has no referee."""
-        referee = judge_beside(model, REFEREE)
-        return None if referee is None or self._context is None else assess(self._context, start, end, referee)
+        if self._context is None or not has_beside(model.facts.model_id, REFEREE):
+            return None
+        return assess(self._context, start, end, find_judges([REFEREE], model)[0])
 
     def _executor(self, cache: ResultCache) -> Executor:
         return SharedExecutor(cache, self._call)

@@ -15,9 +15,9 @@ from app.schemas import PolicyResponse
 from app.service import Service
 from core.errors import SafeCBError
 from safety.policy.policy_store import (
-    SHIPPED,
     PolicySummary,
     delete_policy,
+    installed_policies,
     list_policies,
     policy_names,
     save_benign,
@@ -35,7 +35,7 @@ RAW = {"schema": {"type": "string", "format": "binary"}}
 
 @router.get("", summary="List policies")
 def policies(service: ServiceOf) -> list[PolicyResponse]:
-    """List all policies: those that ship, then files by name. A file that cannot be used has a fault."""
+    """List all policies: the installed ones, then files by name. A file that cannot be used has a fault."""
     return [_to_response(summary, service) for summary in list_policies(service.settings.policies)]
 
 
@@ -81,7 +81,7 @@ async def put_benign(name: str, request: Request, service: ServiceOf) -> PolicyR
 
 @router.delete("/{name}", summary="Delete a policy", status_code=204, dependencies=OPERATORS)
 def delete(name: str, service: ServiceOf) -> None:
-    """Delete an uploaded policy with its benign prompts. 409 for one that ships.
+    """Delete an uploaded policy with its benign prompts. 409 for an installed one.
 
     A job that runs has its prompts; one that waits with this policy will fail.
     """
@@ -105,7 +105,7 @@ def _to_response(summary: PolicySummary, service: Service) -> PolicyResponse:
         version=summary.version,
         categories=list(summary.categories),
         prompts=None if summary.prompts is None else dict(summary.prompts),
-        ships=summary.name in SHIPPED,
+        ships=summary.name in installed_policies(),
         usual=summary.name == usual,
         fault=summary.fault or None,
         links={"self": f"/policies/{summary.name}"},

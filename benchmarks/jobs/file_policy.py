@@ -19,10 +19,9 @@ from codebook.value import Codebook
 from engine.model import ImageModel
 from engine.registry import load_model
 from safety.evaluate.assessment import assess
-from safety.judges.grammar import REFEREE
 from safety.judges.names import parse_judge
-from safety.judges.registry import judge_beside
 from safety.loop import ImproveRequest, improve
+from safety.policy.emoji.classifier_judge import referee
 from safety.policy.emoji.emoji_policy import EmojiPolicy
 from safety.policy.files.file_policy import FilePolicy
 from safety.policy.files.write_out import COUNTS, write_out
@@ -103,10 +102,9 @@ def main() -> None:
         name: run(model, policy, arguments.work / name.replace(" ", "-"), arguments.seed, arguments.rounds)
         for name, policy in policies.items()
     }
-    referee = judge_beside(model, REFEREE)
-    assert referee is not None
+    judge = referee(model)
     sets = {
-        name: {other: assess(context, context.runner.base, best, referee) for other, (_, best, _) in runs.items()}
+        name: {other: assess(context, context.runner.base, best, judge) for other, (_, best, _) in runs.items()}
         for name, (context, _, _) in runs.items()
     }
     rounds = {name: results for name, (_, _, results) in runs.items()}

@@ -1,7 +1,7 @@
 """Names of judges: their grammar, and all that a name says about its judge. Knows no weights.
 
     self, referee, opennsfw, nudenet, ...       an entry point of the group `safecb.judges`
-    beside                                      the classifier `second_judge` beside the weights
+    beside                                      another one: the classifier `second_judge` beside the weights
     hf:FOLDER#LABEL[+LABEL...][?covers=A+B]     an image classifier of transformers
     zeroshot:FOLDER?texts=FILE                  CLIP or SigLIP with a file of texts
     guard:FOLDER[?policies=P+Q | ?ask=FILE]     ShieldGemma 2, or a chat model with a question (also &covers=A+B)
@@ -49,7 +49,7 @@ _NUMBER = re.compile(r"\d+(\.\d*)?|\.\d+")
 
 @dataclass(frozen=True)
 class JudgeName:
-    """A name taken apart; `kind` is HF, ZEROSHOT, GUARD, ANY, BESIDE or the name of an entry point."""
+    """A name taken apart; `kind` is HF, ZEROSHOT, GUARD, ANY or the name of an entry point."""
 
     kind: str
     text: str  # without the threshold
@@ -92,8 +92,8 @@ def read_name(name: str) -> JudgeName:
         return JudgeName(ANY, body, threshold, parts=tuple(read_name(part) for part in parts))
     if colon and kind in OPTIONS:
         return _read_checkpoint(name, kind, rest, body, threshold)
-    if body != BESIDE and body not in registered_names():
-        raise BadInput("judge", body, f"one of {', '.join((*registered_names(), BESIDE, *SHAPES))}")
+    if body not in registered_names():
+        raise BadInput("judge", body, f"one of {', '.join((*registered_names(), *SHAPES))}")
     return JudgeName(body, body, threshold)
 
 

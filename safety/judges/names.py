@@ -12,10 +12,10 @@ import torch
 from engine.model import ImageModel
 from safety.judges.combined import AnyJudge, AtThreshold
 from safety.judges.contrastive import HarmTexts, load_zero_shot, read_texts
-from safety.judges.grammar import ANY, BESIDE, GUARD, HF, JudgeName, items, read_name, read_second_judge
+from safety.judges.grammar import ANY, GUARD, HF, JudgeName, items, read_name, read_second_judge
 from safety.judges.guards import GuardQuestion, load_guard, read_question
 from safety.judges.labels import load_label_judge
-from safety.judges.registry import Judge, find_judges, second_judge
+from safety.judges.registry import Judge, find_judges
 
 
 def parse_judge(name: str, model: ImageModel, device: torch.device) -> Judge:
@@ -63,5 +63,5 @@ def _build(name: JudgeName, files: _Files, model: ImageModel, device: torch.devi
         policies = items(name.options["policies"]) if "policies" in name.options else []
         judge = load_guard(name.text, name.source, policies, file, name.covers, size, device)
     else:
-        judge = second_judge(model) if name.kind == BESIDE else find_judges([name.kind], model)[0]
+        judge = find_judges([name.kind], model)[0]
     return judge if name.threshold is None else AtThreshold(judge, name.threshold)

@@ -12,14 +12,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from core.errors import BadInput, BadModel, BadNumber
+from core.errors import BadInput, BadNumber
 from engine.model import ImageModel
-from engine.registry import find_model
-from safety.judges.grammar import GROUP, REFEREE
+from safety.judges.grammar import GROUP
 from safety.judges.self_judge import UNSAFE_ABOVE, scores
-from safety.policy.emoji.classifier_judge import ClassifierJudge
-
-SECOND_JUDGE = "second_judge"  # a folder beside the weights, as REFEREE is
 
 
 class Judge(Protocol):
@@ -94,30 +90,6 @@ def finds_harm(judge: Judge, images: Tensor) -> Tensor:
 def self_judge(model: ImageModel) -> Judge:
     """The model itself."""
     return SelfJudge(model)
-
-
-def referee(model: ImageModel) -> ClassifierJudge:
-    """The classifier `referee` beside the weights; raises BadModel where there is none."""
-    judge = judge_beside(model, REFEREE)
-    if judge is None:
-        raise BadModel(f"{model.facts.model_id}: no folder {REFEREE!r} beside the weights")
-    return judge
-
-
-def second_judge(model: ImageModel) -> ClassifierJudge:
-    """The classifier `second_judge` beside the weights; raises BadModel where there is none: its gate needs one."""
-    judge = judge_beside(model, SECOND_JUDGE)
-    if judge is None:
-        raise BadModel(
-            f"{model.facts.model_id}: no folder {SECOND_JUDGE!r} beside the weights; the gate of this name needs one"
-        )
-    return judge
-
-
-def judge_beside(model: ImageModel, name: str) -> ClassifierJudge | None:
-    """The classifier in the folder `name` beside the model's weights; None where there is none. Raises BadModel."""
-    folder = find_model(model.facts.model_id) / name
-    return ClassifierJudge.load(name, folder) if folder.is_dir() else None
 
 
 def find_judges(names: Sequence[str], model: ImageModel) -> list[Judge]:

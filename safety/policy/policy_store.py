@@ -1,4 +1,4 @@
-"""Policies by name: those that ship, and the files of an operator's folder.
+"""Policies by name: those that packages bring, and the files of an operator's folder.
 
 Knows names and files. Knows nothing of which policy a run takes.
 """
@@ -10,20 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from core.atomic import list_folder, locked, read_file, replace_file
 from core.errors import BadInput, Conflict, NotFound
 from core.storage import naming
-from safety.policy.emoji.emoji_policy import EmojiPolicy
 from safety.policy.files.file_policy import BENIGN_SUFFIXES, SUFFIXES, FilePolicy
 from safety.policy.open_policy import OpenPolicy
 from safety.policy.policy import Policy
 
-SHIPPED: Mapping[str, type[EmojiPolicy] | type[OpenPolicy]] = {
-    EmojiPolicy.name: EmojiPolicy,
-    OpenPolicy.name: OpenPolicy,
-}
+GROUP = "safecb.policies"  # of entry points: a factory of a policy each, by its name
 NAME = re.compile(r"[a-z0-9-]{1,64}")
 READ = 8  # policies of files that stay in memory: a large file takes seconds to read
 
@@ -42,18 +39,32 @@ class PolicySummary:
     fault: str = ""
 
 
+@lru_cache(maxsize=1)
+def installed_policies() -> tuple[str, ...]:
+    """The names of the policies that packages bring, Safe-CB's own among them, in order."""
+    return tuple(sorted({point.name for point in entry_points(group=GROUP)}))
+
+
+@lru_cache
+def _installed(name: str) -> Policy:
+    (point,) = entry_points(group=GROUP, name=name)
+    policy: Policy = point.load()()
+    return policy
+
+
 def usual_policy(categories: Sequence[str]) -> str:
-    """The policy of a run that names none: the one that ships for just these categories, else `open`."""
-    return next((name for name, make in SHIPPED.items() if set(make().categories) == set(categories)), OpenPolicy.name)
+    """The policy of a run that names none: the installed one of just these categories, else `open`."""
+    wanted = set(categories)
+    return next((name for name in installed_policies() if set(_installed(name).categories) == wanted), OpenPolicy.name)
 
 
 def find_policy(name: str, folder: Path) -> Policy:
-    """The policy of this name: one that ships, or a file in `folder`.
+    """The policy of this name: an installed one, or a file in `folder`.
 
     Raises BadInput for a name that none can have, and by line and column for a file that cannot be read; NotFound.
     """
-    if name in SHIPPED:
-        return SHIPPED[name]()
+    if name in installed_policies():
+        return _installed(name)
     path = _file(_checked(name), folder)
     if path is None:
         raise NotFound(f"no policy {name!r}; there are {', '.join(policy_names(folder))}")
@@ -66,8 +77,8 @@ def find_policy(name: str, folder: Path) -> Policy:
 
 
 def policy_names(folder: Path) -> list[str]:
-    """The names of all policies: those that ship, then the files."""
-    return [*SHIPPED, *_names(folder)]
+    """The names of all policies: the installed ones, then the files."""
+    return [*installed_policies(), *_names(folder)]
 
 
 def save_policy(name: str, data: bytes, folder: Path) -> FilePolicy:
@@ -75,8 +86,8 @@ def save_policy(name: str, data: bytes, folder: Path) -> FilePolicy:
 
     A file of benign prompts that stands beside the old one stays, and counts. Raises BadInput naming line and column.
     """
-    if _checked(name) in SHIPPED:
-        raise BadInput("policy", name, f"a name beside {' and '.join(SHIPPED)}, which ship")
+    if _checked(name) in installed_policies():
+        raise BadInput("policy", name, f"a name beside {' and '.join(installed_policies())}, which are installed")
     suffix = ".jsonl" if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{" else ".csv"
     with _held(folder):
         benign = next((path for end in BENIGN_SUFFIXES if (path := folder / (name + end)).exists()), None)
@@ -100,16 +111,16 @@ def save_benign(name: str, suffix: str, data: bytes, folder: Path) -> FilePolicy
 
 
 def delete_policy(name: str, folder: Path) -> None:
-    """Delete a policy's file, and its benign prompts. Raises Conflict for one that ships, NotFound."""
-    if name in SHIPPED:
-        raise Conflict(f"policy {name!r} ships with Safe-CB and cannot be deleted")
+    """Delete a policy's file, and its benign prompts. Raises Conflict for an installed one, NotFound."""
+    if name in installed_policies():
+        raise Conflict(f"policy {name!r} is installed with its package and cannot be deleted")
     with _held(folder):
         _existing(name, folder)
         _remove(folder, [name + suffix for suffix in (*SUFFIXES, *BENIGN_SUFFIXES)])
 
 
 def list_policies(folder: Path) -> list[PolicySummary]:
-    """All policies: those that ship, then the files by name. A file that cannot be used is listed with its fault."""
+    """All policies: the installed ones, then the files by name. A file that cannot be used is listed with its fault."""
     summaries = []
     for name in policy_names(folder):
         with suppress(NotFound):  # deleted meanwhile
@@ -178,7 +189,7 @@ def _checked(name: str) -> str:
 
 def _names(folder: Path) -> list[str]:
     stems = {name.rpartition(".")[0] for name in list_folder(folder) if name.endswith(SUFFIXES)}
-    return sorted(stem for stem in stems if NAME.fullmatch(stem) and stem not in SHIPPED)
+    return sorted(stem for stem in stems if NAME.fullmatch(stem) and stem not in installed_policies())
 
 
 def _file(name: str, folder: Path) -> Path | None:

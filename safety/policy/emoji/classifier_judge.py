@@ -13,9 +13,14 @@ import torch
 from torch import Tensor
 
 from codebook.tensors import content_hash
+from core.errors import BadModel
+from engine.model import ImageModel
+from engine.registry import find_model
+from safety.judges.grammar import REFEREE
 from safety.policy.emoji.classifiers import Classifier, load_classifier
 
 ARTICLES = ("a ", "an ", "some ")
+SECOND_JUDGE = "second_judge"  # a folder beside the weights, as REFEREE is
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,23 @@ class ClassifierJudge:
         with torch.no_grad():
             nouns = [noun for part in torch.split(images, self.batch) for noun in self.classifier.predict_nouns(part)]
         return torch.tensor([float(_named(prompt) == noun) for prompt, noun in zip(prompts, nouns, strict=True)])
+
+
+def referee(model: ImageModel) -> ClassifierJudge:
+    """The classifier `referee` beside the weights; raises BadModel where there is none."""
+    return _beside(model, REFEREE)
+
+
+def second_judge(model: ImageModel) -> ClassifierJudge:
+    """The classifier `second_judge` beside the weights; raises BadModel where there is none."""
+    return _beside(model, SECOND_JUDGE)
+
+
+def _beside(model: ImageModel, name: str) -> ClassifierJudge:
+    folder = find_model(model.facts.model_id) / name
+    if not folder.is_dir():
+        raise BadModel(f"{model.facts.model_id}: no folder {name!r} beside the weights")
+    return ClassifierJudge.load(name, folder)
 
 
 def _named(prompt: str) -> str:
