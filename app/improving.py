@@ -26,6 +26,7 @@ from safety.judges.grammar import (
     read_second_judge,
     registered_names,
 )
+from safety.policy.adult_only import RULE
 from safety.policy.policy import Policy, lacking
 from safety.policy.policy_store import find_policy, policy_names, usual_policy
 
@@ -135,8 +136,10 @@ def _may_be(source: str) -> bool:
 
 
 def _check_prompts(engine: Engine, prompts: Sequence[str]) -> None:
-    """Raise BadInput, naming its index, for the first prompt that the model cannot read."""
+    """Raise BadInput, naming its index, for the first prompt that the model cannot read, or that sexualises a minor."""
     for index, prompt in enumerate(prompts):
+        if RULE.refuses((), (prompt,)):
+            raise BadInput(f"prompts.{index}", "<a mention of a minor beside nudity or sex>", "adults alone there")
         try:
             engine.check_prompt(prompt)
         except BadInput as error:

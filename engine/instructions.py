@@ -26,7 +26,11 @@ class Phrasing:
 
 @dataclass(frozen=True)
 class Instructions:
-    """Texts to ask a model with. answers: (answer, category) of every category; each begins with its own token."""
+    """Texts to ask a model with.
+
+    answers: (answer, category) of every category; each begins with its own token. text_question: stands before a text
+    and asks whether it is harmful, yes or no; None for a model that was not trained to judge texts.
+    """
 
     phrasings: tuple[Phrasing, ...]
     category_question: str
@@ -34,6 +38,7 @@ class Instructions:
     rewrite_instruction: str
     guidance: float
     temperature: float
+    text_question: str | None = None
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -63,6 +68,7 @@ def _parse(fields: dict[str, Any]) -> Instructions:
         fields["rewrite_instruction"],
         float(fields.get("guidance", 2.0)),
         float(fields.get("temperature", 1.0)),
+        fields.get("text_question"),
     )
 
 
@@ -83,4 +89,6 @@ def general_chat() -> Instructions:
         "keep all other words as they are, and answer with the description alone. Description: ",
         guidance=5.0,
         temperature=1.0,
+        text_question="Does this image description ask for something unsafe or harmful to show? Answer yes or no. "
+        "Description: ",
     )

@@ -46,6 +46,7 @@ class ModelFacts:
     categories: tuple[str, ...]  # the harm categories that its judge can name, without "none"
     guidance: float = 2.0  # its best scale, for callers that give none
     temperature: float = 1.0  # likewise
+    judges_texts: bool = False  # whether it was trained to answer questions about texts
 
     @property
     def tokens(self) -> int:
@@ -99,6 +100,18 @@ class Verdict:
         return 2 * self.votes > len(self.scores)
 
 
+@dataclass(frozen=True)
+class TextVerdict:
+    """The model's own judgement of a text.
+
+    harmful: P(yes) in [0, 1] that it describes something harmful. nll: mean negative log-likelihood of its tokens, in
+    nats, as the description of an image.
+    """
+
+    harmful: float
+    nll: float
+
+
 class PromptTokenizer(Protocol):
     """From a prompt to the token ids that the language model reads before the first image token."""
 
@@ -141,8 +154,18 @@ class ImageModel(Protocol):
         Raises BadNumber where an answer is NaN or infinite.
         """
 
-    def rewrite(self, prompts: Sequence[str]) -> list[str]:
-        """The model's own safe rewrite of each prompt: the unsafe term replaced, the rest unchanged."""
+    def rewrite(self, prompts: Sequence[str], attempt: int = 0) -> list[str]:
+        """The model's own safe rewrite of each prompt: the unsafe term replaced, the rest unchanged.
+
+        The first attempt takes the likeliest tokens in place of the term, later ones sample them. A pure function of
+        prompt and attempt.
+        """
+
+    def judge_texts(self, texts: Sequence[str]) -> list[TextVerdict]:
+        """Judge texts that the model can read; only where `facts.judges_texts`.
+
+        Raises BadInput as check_prompt does, BadNumber where an answer is NaN or infinite.
+        """
 
     def features(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:
         """Teacher-forced head features [B, n, M] float32 of tokens [B, n], an image's first ones, n >= 2.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from codebook.value import Codebook
 from core.text import text_key
-from safety.collect.collection import collect
+from safety.collect.collection import collect, rewritten_by
 from safety.collect.mining import mine
 from safety.collect.pairs import Pair
 from safety.collect.round_data import RoundData, enough, gather_round_data
@@ -69,7 +69,7 @@ def prepare_first(context: RunContext, state: LoopState) -> Prepared:
     """A round from fresh prompts of each category."""
     collection = collect(context, state.codebook)
     state = replace(state, pairs=state.pairs + collection.pairs)
-    report = {"pairs": collection.log}
+    report = {"pairs": collection.log, "rewrites": rewritten_by(collection.pairs)}
     round_data = make_round_data(context, enough(state.pairs, context.config.least_pairs))
     if round_data is None:
         return Prepared(state, report, Reason.NO_PAIRS)

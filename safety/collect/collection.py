@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from codebook.value import Codebook
-from safety.collect.pairs import Pair, choose_rewrite, pair_confidence, rejections
+from safety.collect.pairs import Pair, pair_confidence, rejections
+from safety.collect.rewrites import Rewrite, find_rewrites
 from safety.config import LoopConfig
 from safety.judges.self_judge import says_unsafe, scores
 from safety.metrics.degenerate import DegenerateDetector
-from safety.policy.prompts import Prompt, is_readable
+from safety.policy.prompts import Prompt
 from safety.runtime.model_runner import ModelRunner, derived_seed
 from safety.runtime.run_context import RunContext
 
@@ -104,7 +105,7 @@ class Collector:
         The outcome of each prompt is counted in the log of its category.
         """
         unsafe = self._judge("unsafe", self.validity[0], [prompt.text for prompt in prompts], seeds)
-        rewrites = self.runner.model.rewrite([prompt.text for prompt in prompts])
+        rewrites = find_rewrites(self.runner.model, prompts, self.terms)
         halves: list[_Half] = []
         for i, prompt in enumerate(prompts):
             named = prompt.category or unsafe.categories[i]
@@ -112,9 +113,7 @@ class Collector:
                 log[UNPLACED][named] += 1
                 continue
             log[named]["drawn"] += 1
-            safe = choose_rewrite(prompt, rewrites[i], self.terms)
-            if safe is not None and not is_readable(self.runner.model, safe):
-                safe = None
+            safe = rewrites[i]
             if safe is None or not unsafe.unsafe[i]:
                 log[named]["no_rewrite" if safe is None else "not_unsafe"] += 1
             else:
@@ -132,7 +131,7 @@ class Collector:
     ) -> list[Pair]:
         rows = torch.tensor([half.row for half in halves])
         safe = self._judge(
-            "safe", self.validity[1], [half.safe for half in halves], [seeds[half.row] for half in halves]
+            "safe", self.validity[1], [half.safe.text for half in halves], [seeds[half.row] for half in halves]
         )
         reasons = rejections(unsafe.scores[rows], safe.scores, unsafe.degenerate[rows], safe.degenerate)
         sure = pair_confidence(unsafe.scores[rows], safe.scores)
@@ -141,8 +140,8 @@ class Collector:
             log[half.category][reason or "kept"] += 1
             if not reason:
                 prompt, tokens = prompts[half.row], (unsafe.tokens[half.row], safe.tokens[i])
-                names = (prompt.text, half.safe, half.category, prompt.concept)
-                pairs.append(Pair(*names, seeds[half.row], *tokens, sure[i]))
+                names = (prompt.text, half.safe.text, half.category, prompt.concept)
+                pairs.append(Pair(*names, seeds[half.row], *tokens, sure[i], half.safe.by_policy))
         return pairs
 
     def _judge(
@@ -175,7 +174,13 @@ class _Half:
 
     row: int
     category: str
-    safe: str
+    safe: Rewrite
+
+
+def rewritten_by(pairs: Sequence[Pair]) -> dict[str, int]:
+    """The number of pairs by who wrote the rewrite."""
+    by_policy = sum(pair.by_policy for pair in pairs)
+    return {"model": len(pairs) - by_policy, "policy": by_policy}
 
 
 def pair_to_dict(pair: Pair) -> dict[str, Any]:

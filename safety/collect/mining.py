@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from codebook.value import Codebook
-from safety.collect.collection import Collector, pair_from_dict, pair_to_dict
+from safety.collect.collection import Collector, pair_from_dict, pair_to_dict, rewritten_by
 from safety.collect.pairs import Pair
 from safety.collect.proposals import Count, Proposal, Proposals, concept_of
 from safety.metrics.rates import Rate
@@ -79,6 +79,7 @@ def _mine(context: RunContext, codebook: Codebook) -> dict[str, Any]:
         "strata": {name: vars(count) for name, count in proposals.counts.items()},
         "pairs": {name: dict(counts) for name, counts in probing.log.items()},
         "categories": dict(probing.labels),
+        "rewrites": rewritten_by(probing.pairs),
         "harmless_changed": Rate(len(changed), harmless).to_dict(),
     }
     pairs = [pair_to_dict(pair) for pair in probing.pairs]

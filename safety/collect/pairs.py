@@ -12,22 +12,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.text import normalise
 from safety.judges.self_judge import confidence, says_safe, says_unsafe
-from safety.policy.prompts import Prompt, changed_words, mentions
+from safety.policy.prompts import Prompt
 
-LONGEST_CUT = 6  # words a rewrite may take out of a prompt
-LEAST_SHARED = 0.4  # of the words, where nobody knows which of them say the harm
-LONGEST_FILL = 4  # and put in their place
 LEAST_HALF = 0.25  # of a category's members, in half B
-ARTICLES = {"a", "an", "the", "some"}
 
 
 @dataclass(frozen=True)
 class Pair:
     """One pair: the same seed under a prompt judged unsafe and under its rewrite judged safe.
 
-    tokens, safe_tokens: [N] int64. confidence: the judge's, in [0, 1].
+    tokens, safe_tokens: [N] int64. confidence: the judge's, in [0, 1]. by_policy: whether the policy wrote the
+    rewrite, since none of the model's own was sound.
     """
 
     prompt: str
@@ -38,36 +34,13 @@ class Pair:
     tokens: Tensor
     safe_tokens: Tensor
     confidence: float
-
-
-def choose_rewrite(prompt: Prompt, rewritten: str, terms: Sequence[str]) -> str | None:
-    """The model's rewrite if it is close to the prompt and leaves no harmful term, else the policy's, else None."""
-    is_close = is_one_span if prompt.said else keeps_most
-    for safe in (rewritten, prompt.safe):
-        if safe is not None and is_close(prompt, safe) and not any(mentions(safe, term) for term in terms):
-            return safe
-    return None
-
-
-def keeps_most(prompt: Prompt, safe: str) -> bool:
-    """Whether `safe` is another text that holds at least LEAST_SHARED of the prompt's words, and few others."""
-    words, others = Counter(normalise(prompt.text).split()), Counter(normalise(safe).split())
-    shared = (words & others).total()
-    return words != others and shared >= LEAST_SHARED * max(words.total(), others.total(), 1)
+    by_policy: bool = False
 
 
 def of_kind(members: Sequence[Pair | Prompt], category: str, concept: str | None = None) -> Tensor:
     """Bool [n]: the members of a category, or of one concept of it."""
     named = [m.category == category and concept in (None, m.concept) for m in members]
     return torch.tensor(named, dtype=torch.bool)
-
-
-def is_one_span(prompt: Prompt, safe: str) -> bool:
-    """Whether `safe` is the prompt with one short span replaced; where it is known, the span that says the concept."""
-    cut, fill = changed_words(prompt.text, safe)
-    if not 1 <= len(cut) <= LONGEST_CUT or len(fill) > LONGEST_FILL:
-        return False
-    return not prompt.said or set(cut) <= set(normalise(prompt.said).split()) | ARTICLES
 
 
 def rejections(unsafe: Tensor, safe: Tensor, degenerate: Tensor, safe_degenerate: Tensor) -> list[str]:

@@ -15,7 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from core.errors import BadInput
 from safety.policy.attacks import latin_letters
+from safety.policy.prompts import Prompt
 
 MINORS_FILE = Path(__file__).parent / "data" / "minors.json"
 CATEGORIES = frozenset(
@@ -52,6 +54,17 @@ class AdultOnly:
         begun = _beginning(self.stems)
         adult = bool(names & self.categories) or any(map(begun.search, (*map(_words, names), *forms)))
         return adult and _any_minor(forms)
+
+
+RULE = AdultOnly()  # of prompts that come from no file of rows
+
+
+def refuse_minors(source: str, prompts: Iterable[Prompt], rule: AdultOnly = RULE) -> None:
+    """Raise BadInput, repeating no text, where a prompt of `source`, a policy, is not one about adults alone."""
+    count = sum(rule.refuses((p.category,), (p.text, p.safe or "", p.said, p.concept, p.shows)) for p in prompts)
+    if count:
+        value = f"{source}, which has {count} prompts about nudity or sex that mention a minor"
+        raise BadInput("policy", value, "adults alone in such prompts")
 
 
 def mentions_minor(text: str) -> bool:

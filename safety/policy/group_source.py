@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from safety.config import LoopConfig
+from safety.policy.adult_only import refuse_minors
 from safety.policy.groups import BENIGN, Group, GroupKind
 from safety.policy.policy import Groups
 from safety.policy.prompts import TEST, VALIDATION, Prompt
@@ -27,12 +28,17 @@ class GroupSource:
     seed: int
 
     def take(self, group: Group, split: str, count: int) -> list[Prompt]:
-        """Up to `count` prompts of a group whose category, if any, is among the chosen ones."""
+        """Up to `count` prompts of a group whose category, if any, is among the chosen ones.
+
+        Raises BadInput for a policy whose prompts the adult-only rule refuses, wherever they come from.
+        """
         all_categories = self.policy.categories
         more = count * len(all_categories) // len(self.categories) if group.kind in _MIXED else count
         prompts = self.policy.write(group, split, more, random.Random(f"{self.seed}/{group}/{split}"))
         others = set(all_categories) - set(self.categories)
-        return [prompt for prompt in prompts if prompt.category not in others][:count]
+        chosen = [prompt for prompt in prompts if prompt.category not in others][:count]
+        refuse_minors(self.policy.name, chosen)
+        return chosen
 
     def kind(self, kind: GroupKind, split: str, count: int, besides: Group | None = None) -> list[Prompt]:
         """Up to `count` prompts of each group of a kind."""

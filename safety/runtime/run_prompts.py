@@ -17,6 +17,7 @@ from safety.config import LoopConfig
 from safety.gates.hygiene import refuse_shared
 from safety.gates.result import GateResult
 from safety.metrics.panel import ValidationSet
+from safety.policy.adult_only import RULE, refuse_minors
 from safety.policy.plan import Plan, plan_of
 from safety.policy.policy import Policy
 from safety.policy.prompts import PAIR, VALIDATION, Prompt, is_readable
@@ -68,7 +69,9 @@ def write_prompts(model: ImageModel, request: ImproveRequest, policy: Policy, co
     categories, seed = chosen_categories(request, policy), request.seed
     for text in request.prompts or ():
         model.check_prompt(text)
+    refuse_minors("the request", [Prompt(text, "", "", None) for text in request.prompts or ()])
     sets = policy.sets(categories, config, seed, min(request.max_rounds, CAP))
+    refuse_minors(policy.name, [*sets.canaries, *sets.router_benign, *flat(sets.router), *sets.heldout.prompts])
     _refuse_empty(policy, categories, sets)
     validation = ValidationSet.of(sets.validation, seed)
     held = [*validation.prompts, *sets.heldout.prompts, *sets.retention, *sets.canaries]
@@ -148,12 +151,12 @@ def _without(rounds: Sequence[ByCategory], operator: Sequence[Prompt]) -> list[d
 
 
 def _operator_prompts(model: ImageModel, request: ImproveRequest, held: Sequence[Prompt]) -> tuple[Prompt, ...]:
-    """The operator's prompts, and flagged ones unless unreadable or in `held`, the sets to measure on."""
+    """The operator's prompts, and flagged ones unless unreadable, not of adults alone, or in `held`: measured on."""
     prompts = [Prompt(text, "", "", text) for text in request.prompts or ()]
     taken = {prompt.key for prompt in [*held, *prompts]}
     for text, category in request.flagged:
         prompt = Prompt(text, category or "", "", text)
-        if prompt.key not in taken and is_readable(model, text):
+        if prompt.key not in taken and is_readable(model, text) and not RULE.refuses((prompt.category,), (text,)):
             taken.add(prompt.key)
             prompts.append(prompt)
     return tuple(prompts)

@@ -12,6 +12,7 @@ from app.server import main
 from core.wire import HOPELESS
 from engine.registry import EMBEDDED
 from safety.judges.grammar import EXTRAS
+from safety.policy.adult_only import AdultOnly
 from tests.support.serving import SECOND_JUDGE, Server, kites, serving, settings_in, tiny_model
 
 
@@ -109,6 +110,15 @@ def test_what_a_job_can_be_made_of(server: Server, body: dict[str, object]) -> N
     answer = server.post("/improve", body)
     assert answer.status_code == 202, answer.text
     assert {name: answer.json()["request"][name] for name in body} == body
+
+
+def test_a_prompt_against_the_adult_only_rule_is_named_and_not_repeated(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.improving.RULE", AdultOnly(stems=("swimm",)))
+    prompts = ["a man who is swimming", "a boy who is swimming"]
+    answer = server.post("/improve", {"policy": "kites", "prompts": prompts})
+    assert (answer.status_code, answer.json()["field"]) == (422, "prompts.1") and "swimming" not in answer.text
 
 
 def test_a_dry_run_answers_with_a_plan_and_makes_no_job(server: Server) -> None:

@@ -292,6 +292,8 @@ def test_features_states_and_rewrites_are_finite(model: JanusModel) -> None:
         model.prompt_states(["Q"])
     with pytest.raises(BadNumber, match="rewrite"):
         model.rewrite(["Q"])
+    with pytest.raises(BadNumber, match="text verdict"):
+        model.judge_texts(["Q"])
 
 
 def test_a_router_s_nan_routes_nothing() -> None:

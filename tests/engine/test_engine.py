@@ -125,6 +125,41 @@ def test_rewriting_does_not_depend_on_the_batch(model: ImageModel) -> None:
     assert model.rewrite(PROMPTS) == [model.rewrite([prompt])[0] for prompt in PROMPTS]
 
 
+def test_later_attempts_at_a_rewrite_are_sampled(model: ImageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.families.janus.rewriting.TEMPERATURE", 10.0)  # both models are very sure
+    prompts = [*PROMPTS, "a knife covered in blood"]
+    attempts = [model.rewrite(prompts, attempt) for attempt in range(4)]
+    assert attempts[2] == model.rewrite(prompts, 2) == [model.rewrite([prompt], 2)[0] for prompt in prompts]
+    assert len({tuple(answers) for answers in attempts}) == 4 and attempts[0] == model.rewrite(prompts)
+
+
+def test_a_text_is_judged_as_transformers_reads_it(
+    model: ImageModel, published: JanusForConditionalGeneration, processor: JanusProcessor
+) -> None:
+    if not model.facts.judges_texts:
+        with pytest.raises(ValueError, match="not trained to judge texts"):
+            model.judge_texts(["a cat"])
+        return
+    tokenizer = processor.tokenizer
+
+    def logits(ids: list[int]) -> Tensor:
+        with torch.no_grad():
+            hidden = published.model.language_model(torch.tensor([ids])).last_hidden_state[0]
+            return cast(Tensor, published.lm_head(hidden))
+
+    for text in PROMPTS:
+        asked = tokenizer(f"<|User|>Is this text unsafe? {text}<|Assistant|>").input_ids
+        yes_no = [tokenizer(answer, add_special_tokens=False).input_ids[0] for answer in ("yes", "no")]
+        before = tokenizer("<|User|>Describe an image in one sentence.<|Assistant|>").input_ids
+        said = tokenizer(text, add_special_tokens=False).input_ids
+        nll = torch.nn.functional.cross_entropy(logits(before + said)[len(before) - 1 : -1], torch.tensor(said))
+        verdict = model.judge_texts([text])[0]
+        assert verdict.harmful == pytest.approx(float(logits(asked)[-1, yes_no].softmax(0)[0]), abs=1e-4)
+        assert verdict.nll == pytest.approx(float(nll), abs=1e-4)
+    with pytest.raises(BadInput):
+        model.judge_texts(["a cat <begin_of_image>"])
+
+
 def test_decode_takes_one_table_an_image(model: ImageModel) -> None:
     base = model.base_codebook().pixel
     other = base.flip(0)

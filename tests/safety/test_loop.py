@@ -23,6 +23,7 @@ from safety.evaluate.assessment import assess
 from safety.gates.result import Gate
 from safety.loop import Cancelled, ImproveRequest, RoundResult, improve, validate
 from safety.metrics.rates import Rate
+from safety.policy.adult_only import AdultOnly
 from safety.policy.emoji.emoji_policy import EmojiPolicy
 from safety.reason import Reason
 from safety.runtime.model_runner import ModelRunner
@@ -270,6 +271,15 @@ def test_flagged_prompts_join_the_pairs_and_never_a_set_to_measure_on(tmp_path: 
     request = replace(REQUEST, flagged=flagged)
     operator = prepare_run(ToyModel(), request, EmojiPolicy(), ToyModel(), tmp_path, Heard(), PLAN).prompts.operator
     assert [(prompt.text, prompt.category) for prompt in operator] == used
+
+
+def test_a_flagged_prompt_against_the_adult_only_rule_is_never_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safety.runtime.run_prompts.RULE", AdultOnly(stems=("swimm",)))
+    request = replace(REQUEST, flagged=(("a boy who is swimming", None), ("a man who is swimming", None)))
+    operator = prepare_run(ToyModel(), request, EmojiPolicy(), ToyModel(), tmp_path, Heard(), PLAN).prompts.operator
+    assert [prompt.text for prompt in operator] == ["a man who is swimming"]
 
 
 def test_an_unknown_category_is_refused(tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ def run(
 
 def check_accounts(result: RoundResult) -> None:
     """Check that every prompt drawn for a pair has an outcome."""
+    assert sum(result.report["rewrites"].values()) == sum(log.get("kept", 0) for log in result.report["pairs"].values())
     for log in result.report["pairs"].values():
         assert log.get("drawn", 0) == sum(count for reason, count in log.items() if reason != "drawn")
 

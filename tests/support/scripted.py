@@ -17,7 +17,7 @@ from torch import Tensor
 
 from codebook.value import Codebook
 from core.settings import Settings
-from engine.model import ImageModel, ImageRequest, ModelFacts, Verdict
+from engine.model import ImageModel, ImageRequest, ModelFacts, TextVerdict, Verdict
 from safety.loop import ImproveRequest, Progress, RoundResult
 from safety.outcome import RunFacts
 from safety.reason import Reason
@@ -73,7 +73,10 @@ class StillModel:
     def judge(self, images: Tensor) -> list[Verdict]:
         raise NotImplementedError
 
-    def rewrite(self, prompts: Sequence[str]) -> list[str]:
+    def rewrite(self, prompts: Sequence[str], attempt: int = 0) -> list[str]:
+        raise NotImplementedError
+
+    def judge_texts(self, texts: Sequence[str]) -> list[TextVerdict]:
         raise NotImplementedError
 
     def features(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:

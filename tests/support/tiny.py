@@ -34,6 +34,7 @@ SAFECB = {
     ],
     "category_question": "Which harm does it show?",
     "rewrite_instruction": "Rewrite safely: ",
+    "text_question": "Is this text unsafe? ",
     "guidance": 2.0,
     "temperature": 1.0,
 }

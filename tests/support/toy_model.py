@@ -15,7 +15,7 @@ from torch import Tensor
 
 from codebook.router import NO_EXPERT
 from codebook.value import Codebook, HeadEdit
-from engine.model import CATEGORY_NONE, ImageRequest, ModelFacts, Verdict
+from engine.model import CATEGORY_NONE, ImageRequest, ModelFacts, TextVerdict, Verdict
 from safety.policy.emoji.taxonomy import read_taxonomy
 
 GRID, CELL, CODES, DIM, WIDTH = 8, 4, 96, 8, 96
@@ -123,8 +123,11 @@ class ToyModel:
             verdicts.append(Verdict(tuple(unsafe.tolist()), name))
         return verdicts
 
-    def rewrite(self, prompts: Sequence[str]) -> list[str]:
+    def rewrite(self, prompts: Sequence[str], attempt: int = 0) -> list[str]:
         return [self._rewritten(prompt) for prompt in prompts]
+
+    def judge_texts(self, texts: Sequence[str]) -> list[TextVerdict]:
+        raise NotImplementedError
 
     def features(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:
         history = torch.stack([self._history(tokens, i) for i in range(tokens.shape[1])], 1)

@@ -21,8 +21,9 @@ from engine.families.janus.asking import Asker
 from engine.families.janus.judging import Judge
 from engine.families.janus.prompting import Chat
 from engine.families.janus.rewriting import Rewriter
+from engine.families.janus.text_judging import TextJudge
 from engine.instructions import Instructions
-from engine.model import ImageRequest, ModelFacts, Verdict
+from engine.model import ImageRequest, ModelFacts, TextVerdict, Verdict
 from engine.runner.batch import RunningBatch, check_drawn
 from engine.runner.cuda_graphs import Recorded, recorder
 from engine.runner.decoder import Decoder
@@ -70,8 +71,9 @@ class JanusModel(Served):
         self._decode_one = Recorded(partial(pixels.decode_one, self._vq), recorder(self.device))
         self._judge = Judge(model, decoder, self._chat, instructions)
         self._asker = Asker(model.lm_head, decoder, self._chat, self._judge.embed_images, positions)
-        instruction = instructions.rewrite_instruction
+        instruction, question = instructions.rewrite_instruction, instructions.text_question
         self._rewriter = Rewriter(model.lm_head, decoder, self._chat, instruction, positions)
+        self._text_judge = None if question is None else TextJudge(model.lm_head, decoder, self._chat, question)
 
     @property
     def facts(self) -> ModelFacts:
@@ -137,9 +139,15 @@ class JanusModel(Served):
         """P(yes) [B] float32 in [0, 1] of one question about each of images [B, 3, H, W] in [-1, 1]; see Asker."""
         return self._asker(images, questions)
 
-    def rewrite(self, prompts: Sequence[str]) -> list[str]:
+    def rewrite(self, prompts: Sequence[str], attempt: int = 0) -> list[str]:
         """See ImageModel. Raises BadInput as check_prompt does."""
-        return self._rewriter(prompts)
+        return self._rewriter(prompts, attempt)
+
+    def judge_texts(self, texts: Sequence[str]) -> list[TextVerdict]:
+        """See ImageModel. Raises ValueError for a model without a question about texts."""
+        if self._text_judge is None:
+            raise ValueError(f"{self._facts.model_id} was not trained to judge texts")
+        return [self._text_judge(text) for text in texts]
 
     def features(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:
         """See ImageModel; a plain tensor without history, to which autograd may attach."""
@@ -194,4 +202,5 @@ def _facts(
         categories=instructions.categories,
         guidance=instructions.guidance,
         temperature=instructions.temperature,
+        judges_texts=instructions.text_question is not None,
     )

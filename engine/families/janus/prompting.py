@@ -53,10 +53,13 @@ class Chat:
             if token in text:
                 raise BadInput(field, text, f"text without the model's control token {token}")
 
-    def rewriting(self, instruction: str, prompt: str) -> list[int]:
-        """Ids that ask for a rewrite of `prompt`; the next token is the first of the answer. Raises as `tokenize`."""
-        self.tokenize(prompt)
-        return self._user(instruction + prompt)
+    def asking(self, question: str, text: str) -> list[int]:
+        """Ids that ask about, or for, a `text` that follows the question; the next token is the answer's first.
+
+        Raises as `tokenize` for the text.
+        """
+        self.tokenize(text)
+        return self._user(question + text)
 
     def plain(self, prompt: str) -> list[int]:
         """Ids of the prompt's own text."""
@@ -70,12 +73,11 @@ class Chat:
 
     def answer(self, question: str, answer: str) -> int:
         """The first token of `answer` after `question`. Raises BadModel if the template does not separate them."""
-        prefix = self.question(question)
-        reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        ids = self._encode(self._render([*_about(question), reply], ask=False))
-        if ids[: len(prefix)] != prefix or len(ids) == len(prefix):
-            raise BadModel(f"the chat template does not put the answer {answer!r} right after its question")
-        return ids[len(prefix)]
+        return self._first_token(_about(question), answer)
+
+    def reply(self, question: str, answer: str) -> int:
+        """The first token of `answer` after a question without an image. Raises BadModel as `answer`."""
+        return self._first_token([_user(question)], answer)
 
     def text(self, ids: list[int]) -> str:
         """The text of `ids`, without control tokens and outer white space."""
@@ -83,9 +85,16 @@ class Chat:
             decoded: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return decoded.strip()
 
+    def _first_token(self, messages: list[dict[str, Any]], answer: str) -> int:
+        prefix = self._encode(self._render(messages, ask=True))
+        reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+        ids = self._encode(self._render([*messages, reply], ask=False))
+        if ids[: len(prefix)] != prefix or len(ids) == len(prefix):
+            raise BadModel(f"the chat template does not put the answer {answer!r} right after its question")
+        return ids[len(prefix)]
+
     def _user(self, text: str, after: str = "") -> list[int]:
-        message = {"role": "user", "content": [{"type": "text", "text": text}]}
-        return self._encode(self._render([message], ask=True) + after)
+        return self._encode(self._render([_user(text)], ask=True) + after)
 
     def _render(self, messages: list[dict[str, Any]], ask: bool) -> str:
         text: str = self._processor.apply_chat_template(messages, add_generation_prompt=ask, tokenize=False)
@@ -97,6 +106,10 @@ class Chat:
         with self._lock:
             ids: list[int] = self._tokenizer(text.replace(p.image_token, block)).input_ids
         return ids
+
+
+def _user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "text", "text": text}]}
 
 
 def _about(question: str) -> list[dict[str, Any]]:

@@ -5,18 +5,21 @@ Knows no word of harm; the instruction is handed in.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from codebook.tensors import finite
 from engine.families.janus.prompting import Chat
 from engine.runner.decoder import Decoder
+from engine.runner.sampling import gumbel
 
 # Probability from which the next token of the prompt is kept: before a replacement, and after one, where little is left
 # to change.
 KEEP, KEEP_AFTER = 0.004, 1e-5
+TEMPERATURE = 0.7  # of the attempts after the first
 REACH = 16  # tokens of the prompt that one replacement may stand for
 
 
@@ -43,15 +46,15 @@ class Edit:
         """Whether the text is complete."""
         return self.written[-1:] == [self._end]
 
-    def write(self, probability: float, likeliest: int) -> int:
-        """Write and return the next token, given the probability of `next_token` and the likeliest token."""
+    def write(self, probability: float, new: int) -> int:
+        """Write and return the next token, given the probability of `next_token` and what to write in its place."""
         if self.ended:
             return self._end
         if not self._free and probability >= self._keep:
             token = self.next_token
             self._next += 1
         else:
-            token, self._free = likeliest, True
+            token, self._free = new, True
             self._follow_again(token)
         self.written.append(token)
         return token
@@ -72,28 +75,44 @@ class Rewriter:
         self._lm_head, self._decoder, self._chat = lm_head, decoder, chat
         self._instruction, self._positions = instruction, positions
 
-    def __call__(self, prompts: Sequence[str]) -> list[str]:
-        """Rewrite each prompt; raises BadInput for one that cannot be read, BadNumber where logits are NaN."""
+    def __call__(self, prompts: Sequence[str], attempt: int) -> list[str]:
+        """Rewrite each prompt, in attempt 0 by the likeliest tokens, in others by sampled ones.
+
+        Raises BadInput for a prompt that cannot be read, BadNumber where logits are NaN.
+        """
         if not prompts:
             return []
-        rows = [self._chat.rewriting(self._instruction, prompt) for prompt in prompts]
+        rows = [self._chat.asking(self._instruction, prompt) for prompt in prompts]
+        seeds = torch.tensor([_seed(prompt, attempt) for prompt in prompts]) if attempt else None
         edits = [Edit(self._chat.plain(prompt), self._chat.end) for prompt in prompts]
         # A rewrite is about as long as its question; a model that does not end is cut off there.
         limits = [max(1, min(len(row) + 16, self._positions - len(row))) for row in rows]
         with torch.inference_mode():
-            self._write(rows, edits, max(limits))
+            self._write(rows, edits, max(limits), seeds)
         answers = [edit.written[:limit] for edit, limit in zip(edits, limits, strict=True)]
         return [self._chat.text(answer[:-1] if answer[-1] == self._chat.end else answer) for answer in answers]
 
-    def _write(self, rows: list[list[int]], edits: list[Edit], limit: int) -> None:
-        """Read rows of ids and write up to `limit` tokens after each, until all have ended."""
+    def _write(self, rows: list[list[int]], edits: list[Edit], limit: int, seeds: Tensor | None) -> None:
+        """Read rows of ids and write up to `limit` tokens after each, until all have ended.
+
+        seeds: int64 [R], of each row's sampling; None takes the likeliest tokens.
+        """
         _, hidden, cache = self._decoder.prefill(rows, limit)
-        for _ in range(limit):
+        for step in range(limit):
             softmax = finite("rewrite", self._lm_head(hidden).float().softmax(-1))
             next_tokens = torch.tensor([edit.next_token for edit in edits], device=softmax.device)
             probabilities = softmax.gather(1, next_tokens[:, None])[:, 0].tolist()
-            choices = zip(edits, probabilities, softmax.argmax(-1).tolist(), strict=True)
-            token = torch.tensor([[edit.write(p, best)] for edit, p, best in choices], device=softmax.device)
+            scores = softmax
+            if seeds is not None:
+                noise = gumbel(seeds.to(softmax.device), torch.full_like(next_tokens, step), softmax.shape[1])
+                scores = softmax.log() / TEMPERATURE + noise
+            choices = zip(edits, probabilities, scores.argmax(-1).tolist(), strict=True)
+            token = torch.tensor([[edit.write(p, new)] for edit, p, new in choices], device=softmax.device)
             if all(edit.ended for edit in edits):
                 break
             hidden = self._decoder.extend(self._decoder.embed(token), cache)[:, -1]
+
+
+def _seed(prompt: str, attempt: int) -> int:
+    """The seed of a row's sampling: no other row changes it."""
+    return int.from_bytes(hashlib.sha256(f"{attempt} {prompt}".encode()).digest()[:8], "big") >> 1

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from safety.collect.pairs import is_one_span
+from safety.collect.rewrites import is_one_span
 from safety.config import LoopConfig
 from safety.policy.adult_only import AdultOnly
 from safety.policy.emoji.emoji_policy import EmojiPolicy

@@ -6,12 +6,13 @@ import json
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from core.errors import BadInput, NotFound
-from safety.policy.adult_only import AdultOnly, mentions_minor
+from safety.policy.adult_only import AdultOnly, mentions_minor, refuse_minors
 from safety.policy.emoji.emoji_policy import EmojiPolicy
 from safety.policy.files.file_policy import FilePolicy
 from safety.policy.files.write_out import write_out
@@ -229,6 +230,15 @@ def test_adult_only_rows_mention_no_minor(row: str) -> None:
     with pytest.raises(BadInput, match=r"line 5: prompt.*lines 5, 6") as error:
         policy(f"{columns}{fine}{row}\n{row.replace(' a ', ' the ', 1)}\n", adult_only=KITES)
     assert not any(word in str(error.value) for word in ("child", "kite", "boy", "c-h-i", "twelve"))
+
+
+def test_no_policy_s_prompt_in_such_a_row_mentions_a_minor() -> None:
+    fine = [Prompt("an adult with a kite", "kites", "", None), Prompt("a child with a cup", "toys", "", None)]
+    refuse_minors("mine", fine, KITES)
+    for bad in (Prompt("a child with a kite", "kites", "", None), replace(fine[0], safe="a child who is swimming")):
+        with pytest.raises(BadInput, match="mine, which has 1 prompts") as error:
+            refuse_minors("mine", [*fine, bad], KITES)
+        assert "child" not in str(error.value)
 
 
 @pytest.mark.parametrize("category", ["nudity", "Sexual", "sexual content", "explicit nudity", "NSFW", "porn"])

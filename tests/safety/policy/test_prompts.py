@@ -6,7 +6,6 @@ import random
 
 import pytest
 
-from safety.collect.pairs import choose_rewrite
 from safety.collect.router_data import mixed
 from safety.policy.emoji.taxonomy import read_taxonomy
 from safety.policy.emoji.writer import PromptWriter
@@ -46,11 +45,8 @@ def test_a_writer_follows_from_its_seed_and_repeats_nothing() -> None:
     assert not {p.key for p in benign} & {p.key for p in first.benign(PAIR, 200)}
 
 
-def test_a_prompt_whose_rewrite_nobody_knows_takes_the_model_s_or_none() -> None:
+def test_a_prompt_whose_rewrite_nobody_knows_has_none() -> None:
     unknown, known = Prompt("a red kite", "red", "kite", None), Prompt("a red cup", "red", "cup", "a blue cup")
-    assert choose_rewrite(unknown, "a blue kite", ()) == "a blue kite"
-    assert choose_rewrite(unknown, "something else entirely, and much longer than that", ()) is None
-    assert choose_rewrite(known, "a spoon beside a fork, and a plate", ()) == known.rewrite == "a blue cup"
     assert mixed({"red": [unknown, known]}, [], 0) == ["a blue cup"]
     with pytest.raises(ValueError, match="without a rewrite"):
         unknown.rewrite  # noqa: B018 - a property

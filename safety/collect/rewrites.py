@@ -1,0 +1,85 @@
+"""The safe rewrite of each prompt: the model's own where it is sound, else the policy's.
+
+Knows texts, and what the model says of them. Knows nothing of images.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp
+
+from core.text import normalise
+from engine.model import ImageModel
+from safety.policy.prompts import Prompt, changed_words, is_readable, mentions
+
+ATTEMPTS = 3  # of a model that can judge its own answers; without that a sampled answer is not worth having
+LONGEST_CUT = 6  # words a rewrite may take out of a prompt
+LONGEST_FILL = 4  # and put in their place
+LEAST_SHARED = 0.4  # of the words, where nobody knows which of them say the harm
+MOST_UNLIKELY = 1.5  # times the perplexity of the prompt
+HARMFUL_ABOVE = 0.5  # probability by the model's own verdict
+ARTICLES = {"a", "an", "the", "some"}
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A safe rewrite. by_policy: whether the policy wrote it, and not the model."""
+
+    text: str
+    by_policy: bool = False
+
+
+def find_rewrites(model: ImageModel, prompts: Sequence[Prompt], terms: Sequence[str]) -> list[Rewrite | None]:
+    """The rewrite of each prompt: the model's first sound one, else the policy's if that is sound, else None."""
+    own: dict[int, str] = {}
+    for attempt in range(ATTEMPTS if model.facts.judges_texts else 1):
+        rows = [row for row in range(len(prompts)) if row not in own]
+        answers = model.rewrite([prompts[row].text for row in rows], attempt) if rows else []
+        likely = [
+            (row, answer)
+            for row, answer in zip(rows, answers, strict=True)
+            if is_sound(prompts[row], answer, terms) and is_readable(model, answer)
+        ]
+        own |= accepted(model, prompts, likely) if model.facts.judges_texts else dict(likely)
+    rewrites: list[Rewrite | None] = []
+    for row, prompt in enumerate(prompts):
+        known = prompt.safe is not None and is_sound(prompt, prompt.safe, terms) and is_readable(model, prompt.safe)
+        policy = Rewrite(prompt.rewrite, by_policy=True) if known else None
+        rewrites.append(Rewrite(own[row]) if row in own else policy)
+    return rewrites
+
+
+def accepted(model: ImageModel, prompts: Sequence[Prompt], answers: Sequence[tuple[int, str]]) -> dict[int, str]:
+    """The (row, answer) that the model itself calls harmless, and not much less likely than the prompt."""
+    if not answers:
+        return {}
+    before = model.judge_texts([prompts[row].text for row, _ in answers])
+    after = model.judge_texts([answer for _, answer in answers])
+    return {
+        row: answer
+        for (row, answer), prompt, verdict in zip(answers, before, after, strict=True)
+        if verdict.harmful <= HARMFUL_ABOVE and exp(verdict.nll - prompt.nll) <= MOST_UNLIKELY
+    }
+
+
+def is_sound(prompt: Prompt, safe: str, terms: Sequence[str]) -> bool:
+    """Whether `safe` is close to the prompt and holds no harmful term."""
+    is_close = is_one_span if prompt.said else keeps_most
+    return is_close(prompt, safe) and not any(mentions(safe, term) for term in terms)
+
+
+def keeps_most(prompt: Prompt, safe: str) -> bool:
+    """Whether `safe` is another text that holds at least LEAST_SHARED of the prompt's words, and few others."""
+    words, others = Counter(normalise(prompt.text).split()), Counter(normalise(safe).split())
+    shared = (words & others).total()
+    return words != others and shared >= LEAST_SHARED * max(words.total(), others.total(), 1)
+
+
+def is_one_span(prompt: Prompt, safe: str) -> bool:
+    """Whether `safe` is the prompt with one short span replaced; where it is known, the span that says the concept."""
+    cut, fill = changed_words(prompt.text, safe)
+    if not 1 <= len(cut) <= LONGEST_CUT or len(fill) > LONGEST_FILL:
+        return False
+    return not prompt.said or set(cut) <= set(normalise(prompt.said).split()) | ARTICLES
