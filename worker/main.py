@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 ONCE = Retry(NoBackoff(), 0)  # Patience does the waiting
 STEP_BACK = 19  # niceness: jobs yield to a server on the same cores
+# How often a thread of OpenMP looks for work before it sleeps; without a limit, threads that wait take the cores from
+# those of another worker, or of a server. docs/log.md has the figures.
+SPINNING = ("GOMP_SPINCOUNT", "3000")
 
 
 def main() -> int:
@@ -48,6 +51,7 @@ def work(settings: Settings, job_class: type[AllowedJob] = AllowedJob) -> int:
     Raises BadSetting if no Redis is set (`safecb serve` starts the embedded one and sets its address), and for a second
     judge that is none.
     """
+    os.environ.setdefault(*SPINNING)  # for the processes of jobs, which load OpenMP
     check_setting(settings.second_judge)
     if settings.redis_url is None:
         raise BadSetting("SAFECB_REDIS_URL", None, "the address of the queue's Redis")

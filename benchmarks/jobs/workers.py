@@ -2,7 +2,8 @@
 
 Draws and judges PROMPTS images of the embedded model through the task folder of an improve job: one process alone, and
 with assistants, each at one thread or at all cores. `python -m benchmarks.jobs.workers` writes
-docs/results/workers.{json,md}. The results of all runs are compared byte for byte.
+docs/results/workers.{json,md}. The results of all runs are compared byte for byte. OpenMP's threads spin as long as in
+`safecb worker`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from safety.runtime.model_runner import ModelRunner
 from safety.runtime.progress import Cancelled
 from safety.runtime.result_cache import ResultCache
 from worker.assistant import assist
+from worker.main import SPINNING
 from worker.shared_tasks import SharedExecutor, TaskFolder
 
 PROMPTS, BATCH, ROUNDS = 512, 64, 2
@@ -93,9 +95,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--assist", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if SPINNING[0] not in os.environ:  # OpenMP reads it when it is loaded
+        os.environ.update([SPINNING])
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.jobs.workers", *sys.argv[1:]])
     if arguments.assist:
         help_along(arguments.assist)
         return 0
+    about: dict[str, Any] = circumstances()
     cores = os.cpu_count() or 1
     kinds = [(1, cores), (2, cores), (2, 1), (4, 1)]
     seconds: dict[tuple[int, int], list[float]] = {kind: [] for kind in kinds}
@@ -110,7 +116,6 @@ def main() -> int:
     rows = [
         {"workers": w, "threads each": t, "s": min(s), "of one worker": min(s) / alone} for (w, t), s in seconds.items()
     ]
-    about: dict[str, Any] = circumstances()
     page = [
         f"# Workers that share a job's batches, {PROMPTS} images",
         "",

@@ -33,7 +33,7 @@ from tests.support.serving import PATIENCE_S, wait_for
 from worker.allowed_job import AllowedJob
 from worker.attempt import run
 from worker.claim import claim, is_claimed
-from worker.main import work
+from worker.main import SPINNING, work
 from worker.progress import JournalProgress
 from worker.recovery import MAX_ATTEMPTS, recover
 
@@ -263,6 +263,8 @@ def test_an_orphan_job_process_finishes_alone(house: House) -> None:
     job = house.job()
     worker = house.worker()
     house.wait_begun(1)
+    environ = Path(f"/proc/{house.job_process()}/environ").read_bytes().split(b"\0")
+    assert "=".join(SPINNING).encode() in environ  # threads of a job that wait leave the cores to others
     worker.kill()
     worker.wait()
     recover(house.journal, house.queue, ScriptedJob.function)  # what the next worker does first
