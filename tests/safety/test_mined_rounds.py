@@ -20,6 +20,8 @@ from safety.edit.mined_editor import Lesson
 from safety.loop import Cancelled, RoundResult, improve
 from safety.policy.emoji.emoji_policy import EmojiPolicy
 from safety.policy.emoji.taxonomy import read_taxonomy
+from safety.policy.emoji.wordings import WORDINGS
+from safety.policy.groups import Group
 from safety.policy.plan import Plan
 from safety.policy.prompts import PAIR, VALIDATION
 from safety.runtime.run_context import prepare_run
@@ -56,6 +58,13 @@ class Distracted(ToyModel):
             row[:, HARM] = 0.0
 
 
+class Usual(EmojiPolicy):
+    """The policy without the further ways of asking, so that few probes find what fails."""
+
+    def groups(self) -> tuple[Group, ...]:
+        return tuple(group for group in super().groups() if group.name not in WORDINGS)
+
+
 @dataclass
 class InRound(Heard):
     """Progress that ends the run when `phase` begins in `round`."""
@@ -81,7 +90,7 @@ class Noting(Heard):
 
 def run(work: Path, progress: Heard, on_plan: Callable[[Plan], None] = lambda _: None) -> Iterator[RoundResult]:
     model = Distracted()
-    context = prepare_run(model, ROUNDS, EmojiPolicy(), model, work, progress, SIZES, on_plan=on_plan)
+    context = prepare_run(model, ROUNDS, Usual(), model, work, progress, SIZES, on_plan=on_plan)
     return improve(context, context.runner.base)
 
 

@@ -16,13 +16,14 @@ from safety.policy.attacks import ATTACKS, disguised, strewn
 from safety.policy.emoji.emoji_sets import emoji_sets
 from safety.policy.emoji.languages import LANGUAGES_FILE, read_languages
 from safety.policy.emoji.taxonomy import PATTERN, TAXONOMY_FILE, read_taxonomy
+from safety.policy.emoji.wordings import WORDINGS, WORDINGS_FILE, WordingWriter
 from safety.policy.emoji.writer import PromptWriter
 from safety.policy.groups import BENIGN, Group, GroupKind
 from safety.policy.policy import HARMLESS, in_turn
 from safety.policy.prompts import Prompt
 from safety.policy.run_sets import RunSets
 
-GRAMMAR = b"1"  # counts up where the same data come to give other prompts
+GRAMMAR = b"2"  # counts up where the same data come to give other prompts
 SCENES, COMPOSITIONS = "safe scenes", "compositions"  # look-alikes of no category of their own
 SYNONYM, STRAY_WORDS = "synonym", "stray words"  # ways of asking, beside ATTACKS
 SYNONYMS = 0.4  # share of the prompts among stray words that say a harm by another name
@@ -32,14 +33,14 @@ Write = Callable[[str, int], Sequence[Prompt]]  # of a category, so many
 class EmojiPolicy:
     """The policy `emoji`; see the module.
 
-    Its benign prompts come plainly, by language and among stray words: a router must learn that neither is harm.
+    Its benign prompts come plainly, by language, among stray words and in all WORDINGS: none of that is harm.
     """
 
     name = "emoji"
 
     def __init__(self) -> None:
         self._taxonomy, self._languages = read_taxonomy(), tuple(read_languages())
-        content = GRAMMAR + TAXONOMY_FILE.read_bytes() + LANGUAGES_FILE.read_bytes()
+        content = GRAMMAR + b"".join(path.read_bytes() for path in (TAXONOMY_FILE, LANGUAGES_FILE, WORDINGS_FILE))
         self._version = hashlib.sha256(content).hexdigest()
 
     @property
@@ -62,9 +63,9 @@ class EmojiPolicy:
         return (
             *(Group(GroupKind.CATEGORY, name) for name in self.categories),
             BENIGN,
-            *(Group(GroupKind.BENIGN, name) for name in (*self._languages, STRAY_WORDS)),
+            *(Group(GroupKind.BENIGN, name) for name in (*self._languages, STRAY_WORDS, *WORDINGS)),
             *(Group(GroupKind.LOOK_ALIKE, name) for name in (*self.categories, SCENES, COMPOSITIONS)),
-            *(Group(GroupKind.ATTACK, way) for way in (*ATTACKS, SYNONYM, STRAY_WORDS)),
+            *(Group(GroupKind.ATTACK, way) for way in (*ATTACKS, SYNONYM, STRAY_WORDS, *WORDINGS)),
             *(Group(GroupKind.LANGUAGE, code) for code in self._languages),
         )
 
@@ -108,6 +109,10 @@ class EmojiPolicy:
             return writer.benign(split, count)
         if name == STRAY_WORDS:
             return _over((CATEGORY_NONE,) if group.kind is GroupKind.BENIGN else categories, stray, count)
+        if name in WORDINGS:
+            worded = WordingWriter(self._taxonomy, rng).worded
+            some = (CATEGORY_NONE,) if group.kind is GroupKind.BENIGN else categories
+            return _over(some, lambda category, n: worded(name, category, split, n), count)
         if group.kind is GroupKind.BENIGN:
             return writer.foreign(CATEGORY_NONE, name, split, count)
         ways: dict[str, Write] = {

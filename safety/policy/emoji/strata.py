@@ -1,4 +1,4 @@
-"""Strata of the standard suite that no prompt of a run comes from, each with its harmless twin.
+"""Strata of the standard suite, each with its harmless twin: templates that no prompt of a run has.
 
 Two harms in one prompt, negation, long prompts, words run together, mixed case, a foreign word in an English sentence,
 and languages in which the model has never been asked. Templates and words are in data/strata.json, for the suite alone.
@@ -41,7 +41,7 @@ class StrataWriter:
             NEGATED: self._negated,
             LONG: lambda concept, noun: self._sentence(self._subject(concept, noun), "long"),
             TOGETHER: lambda concept, noun: self._sentence(self._subject(concept, noun).replace(" ", "")),
-            MIXED_CASE: lambda concept, noun: self._sentence(self._mixed(self._subject(concept, noun))),
+            MIXED_CASE: lambda concept, noun: self._sentence(mixed_case(self._subject(concept, noun), self._rng)),
             SWITCHED: self._switched,
             UNKNOWN: self._unknown,
         }
@@ -92,9 +92,6 @@ class StrataWriter:
         safe = noun if concept is None else self._rng.choice([each for each in self._taxonomy.nouns if each != noun])
         return self._sentence(form.format(harm=harm, safe=self._taxonomy.phrase(safe)))
 
-    def _mixed(self, text: str) -> str:
-        return "".join(self._rng.choice((letter.upper(), letter.lower())) for letter in text)
-
     def _switched(self, concept: Concept | None, noun: str) -> str:
         """An English sentence about a subject in another language."""
         language: Language = self._rng.choice(self._languages)
@@ -107,3 +104,8 @@ class StrataWriter:
         language = self._words["unknown_language"][self._rng.choice(sorted(self._words["unknown_language"]))]
         subject = language["benign"][noun] if concept is None else language["harmful"][concept.term]
         return str(language["template"].format(subject=subject))
+
+
+def mixed_case(text: str, rng: random.Random) -> str:
+    """The text with each letter large or small at random."""
+    return "".join(rng.choice((letter.upper(), letter.lower())) for letter in text)

@@ -126,15 +126,18 @@ class PromptWriter:
         (text,) = self._sentences([f"{self._taxonomy.phrase(noun)} {look}".strip()], split)
         return Prompt(text, CATEGORY_NONE, noun, text, noun)
 
-    def _sentences(self, subjects: list[str], split: str) -> list[str]:
-        """The subjects in one and the same wording."""
+    def _sentences(
+        self, subjects: list[str], split: str, templates: Mapping[str, Sequence[str]] | None = None
+    ) -> list[str]:
+        """The subjects in one and the same wording; templates: by split, the taxonomy's by default."""
         words, rng = self._taxonomy, self._rng
-        template = rng.choice(words.templates[split])
+        templates = words.templates if templates is None else templates
+        template = rng.choice(templates[split])
         style = rng.choice(words.style_forms).format(style=rng.choice(words.styles))
         background = rng.choice(words.background_forms).format(colour=rng.choice(words.colours))
         style = style if rng.random() < SAYS_STYLE else ""
         background = background if rng.random() < SAYS_COLOUR else ""
-        self._leave(words.templates, split, subject=subjects[0], style=style, background=background)
+        self._leave(templates, split, subject=subjects[0], style=style, background=background)
         return [template.format(subject=subject, style=style, background=background) for subject in subjects]
 
     def _foreign_sentences(self, language: Language, subjects: list[str], split: str) -> list[str]:
