@@ -24,7 +24,8 @@ class Router:
         score = log sum_t exp(weight h_t + bias), over the states t
 
     weight: [p, H] float32; bias: [p] float32; expert: [p] int64, the expert of each probe. The expert of the highest
-    score above 0 applies; without one the image is drawn as by the base codebook, bit for bit.
+    score above 0 applies, or of the highest of each group; without one the image is drawn as by the base codebook, bit
+    for bit.
     """
 
     weight: Tensor
@@ -42,10 +43,31 @@ class Router:
 
         Raises BadNumber for a score of NaN, which is neither above 0 nor below.
         """
-        best = self.scores(states, mask).max(1)
-        if bool(best.values.isnan().any()):
-            raise BadNumber("router score", "NaN")
+        best = self._sound(self.scores(states, mask)).max(1)
         return torch.where(best.values > 0, self.expert.to(states.device)[best.indices], NO_EXPERT)
+
+    def experts(self, states: Tensor, mask: Tensor, groups: Tensor | None) -> list[tuple[int, ...]]:
+        """The experts of each row, the highest score first; () for none. Arguments as in `scores`.
+
+        groups: [e] int64, of each expert: the best one of each group applies. None: the best one alone.
+        Raises BadNumber as `choose`.
+        """
+        scores = self._sound(self.scores(states, mask)).cpu()
+        chosen = []
+        for row in scores:
+            best: dict[int, int] = {}
+            for probe in row.argsort(descending=True, stable=True).tolist():
+                expert = int(self.expert[probe])
+                if float(row[probe]) > 0:
+                    best.setdefault(0 if groups is None else int(groups[expert]), expert)
+            chosen.append(tuple(best.values()))
+        return chosen
+
+    @staticmethod
+    def _sound(scores: Tensor) -> Tensor:
+        if bool(scores.isnan().any()):
+            raise BadNumber("router score", "NaN")
+        return scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +82,7 @@ class HalfwayProbe:
     after: int
     probes: Router
 
-    def choose(self, mean: Tensor) -> Tensor:
-        """The expert of each image, [B] int64, or NO_EXPERT, by its mean feature [B, M]."""
-        return self.probes.choose(mean[:, None], torch.ones(mean.shape[0], 1, dtype=torch.bool, device=mean.device))
+    def experts(self, mean: Tensor, groups: Tensor | None) -> list[tuple[int, ...]]:
+        """The experts of each image by its mean feature [B, M], as in Router.experts."""
+        seen = torch.ones(mean.shape[0], 1, dtype=torch.bool, device=mean.device)
+        return self.probes.experts(mean[:, None], seen, groups)

@@ -21,12 +21,10 @@ from core.errors import BadCodebook, BadNumber
 _EDIT = {"output.basis", "output.mean", "output.down", "output.up"}
 _ROUTER = {"output.router.weight", "output.router.bias", "output.router.expert"}
 _PROBE = {"output.look.after", "output.look.weight", "output.look.bias", "output.look.expert"}
-_BIAS, _GUIDANCE = {"output.bias"}, {"output.guidance"}
+_FURTHER = ("output.bias", "output.guidance", "output.groups")
 _EDITS = (_EDIT, _EDIT | _ROUTER, _EDIT | _ROUTER | _PROBE)
-_FURTHER = (set[str](), _BIAS, _GUIDANCE, _BIAS | _GUIDANCE)
-_LAYOUTS = ({"pixel"}, *({"pixel"} | edit | further for edit in _EDITS for further in _FURTHER))
 _PROBES = ("output.router", "output.look")
-_INTEGERS = {"output.look.after", *(f"{probes}.expert" for probes in _PROBES)}
+_INTEGERS = {"output.look.after", "output.groups", *(f"{probes}.expert" for probes in _PROBES)}
 _ZERO_NORM = 1e-8  # a row this short has no direction left to normalise
 _HASHES: WeakKeyDictionary[Codebook, str] = WeakKeyDictionary()
 
@@ -39,6 +37,8 @@ def pack(codebook: Codebook) -> dict[str, Tensor]:
         tensors |= {"output.down": edit.down, "output.up": edit.up}
         if edit.bias is not None:
             tensors["output.bias"] = edit.bias
+        if edit.groups is not None:
+            tensors["output.groups"] = edit.groups
         if edit.guidance != 1.0:
             tensors["output.guidance"] = torch.tensor(edit.guidance)
         if edit.router is not None:
@@ -57,7 +57,8 @@ def unpack(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> C
         probe = None if probes is None else HalfwayProbe(int(tensors["output.look.after"]), probes)
         basis, mean, down, up = (tensors[f"output.{name}"] for name in ("basis", "mean", "down", "up"))
         guidance = float(tensors.get("output.guidance", 1.0))
-        output = HeadEdit(basis, mean, down, up, router, tensors.get("output.bias"), probe, guidance)
+        bias, groups = tensors.get("output.bias"), tensors.get("output.groups")
+        output = HeadEdit(basis, mean, down, up, router, bias, probe, guidance, groups)
     return Codebook(version, identity.family, identity.model_hash, tensors["pixel"], output)
 
 
@@ -66,7 +67,8 @@ def check(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> No
 
     Its check is one of tensors, dtype, shape, finite, expert, look, guidance, zero_rows.
     """
-    if set(tensors) not in _LAYOUTS:
+    parts = set(tensors) - {"pixel"} - (set(_FURTHER) if "output.basis" in tensors else set())
+    if "pixel" not in tensors or parts not in (set(), *_EDITS):
         raise BadCodebook(version, "tensors", f"holds {sorted(tensors)}")
     for name, tensor in tensors.items():
         dtype = torch.int64 if name in _INTEGERS else torch.float32
@@ -136,6 +138,8 @@ def _shapes(identity: Identity, tensors: Mapping[str, Tensor]) -> dict[str, tupl
         tuned = _size(tensors["output.down"], -1)
         shapes |= {"output.basis": (experts, width, rank), "output.mean": (width,)}
         shapes |= {"output.down": (experts, width, tuned), "output.up": (experts, tuned, width)}
+    if "output.groups" in tensors:
+        shapes["output.groups"] = (_size(tensors["output.basis"], 0),)
     if "output.bias" in tensors:
         shapes["output.bias"] = (_size(tensors["output.basis"], 0), identity.codes)
     for name, dim in zip(_PROBES, (identity.hidden_dim, identity.feature_dim), strict=True):

@@ -25,6 +25,8 @@ class HeadEdit:
     bias: [e, K] float32, added to the logits: suppression of codes; None adds nothing
     probe: run halfway where the router is silent; None where the prompt alone decides
     guidance: in [0, 1], the share left of a request's guidance s where an expert applies: 1 + guidance (s - 1)
+    groups: [e] int64, of each expert; experts of different groups may apply to one image, one after the other, the
+        highest score first: a prompt may ask for two harms. None: one expert an image
 
         x = g - mean;  h = x - basis basis^T x;  g' = mean + h + h down up;  logits = W g' + b + bias
     """
@@ -37,6 +39,7 @@ class HeadEdit:
     bias: Tensor | None = None
     probe: HalfwayProbe | None = None
     guidance: float = 1.0
+    groups: Tensor | None = None
 
     def apply(self, features: Tensor, expert: int = 0) -> Tensor:
         """Return the features edited by one expert, same shape [.., M], dtype and device as `features`."""
@@ -52,11 +55,9 @@ class HeadEdit:
         basis, mean, down, up = (t.to(device) for t in (self.basis, self.mean, self.down, self.up))
         return replace(self, basis=basis, mean=mean, down=down, up=up, bias=bias)
 
-    def choose(self, states: Tensor, mask: Tensor) -> Tensor:
-        """The expert for each prompt, [B] int64, or NO_EXPERT; its states [B, T, H] and mask [B, T] as in Router."""
-        if self.router is None:
-            return torch.zeros(states.shape[0], dtype=torch.int64, device=states.device)
-        return self.router.choose(states, mask)
+    def experts(self, states: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
+        """The experts for each prompt, in the order in which they apply; states [B, T, H], mask [B, T] as in Router."""
+        return [(0,)] * len(states) if self.router is None else self.router.experts(states, mask, self.groups)
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,7 @@ class PartialImage:
 class ImageResult:
     """One finished image: tokens [N] int64 and image [H, W, 3] uint8, both on the CPU, and the model's own verdict.
 
-    facts: of the model; expert: the expert of the version's HeadEdit that applied, or NO_EXPERT; png: its PNG file,
+    facts: of the model; experts: those of the version's HeadEdit that applied, in order; png: its PNG file,
     where `encoded` made it.
     """
 
@@ -35,7 +35,7 @@ class ImageResult:
     tokens: Tensor
     image: Tensor
     verdict: Verdict
-    expert: int
+    experts: tuple[int, ...]
     png: bytes = b""
 
     @property

@@ -9,7 +9,6 @@ from starlette.concurrency import run_in_threadpool
 
 from app.drawing import to_kept
 from app.service import Service
-from codebook.router import NO_EXPERT
 from core.errors import Unavailable
 from engine.image_result import ImageResult
 
@@ -21,7 +20,7 @@ REVIEWER = "live traffic"  # caller of the flags that no user raised
 async def review(service: Service, results: Sequence[ImageResult]) -> None:
     """Flag for review those images that the model judges unsafe and that no expert of their version applied to."""
     for result in results:
-        if result.verdict.unsafe and result.expert == NO_EXPERT:
+        if result.verdict.unsafe and not result.experts:
             await run_in_threadpool(_queue, service, result)
 
 

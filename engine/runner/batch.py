@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from codebook.router import NO_EXPERT, HalfwayProbe
+from codebook.router import HalfwayProbe
 from codebook.tensors import is_finite
 from core.errors import BadNumber
 from engine.runner.batch_layout import BatchLayout
@@ -176,12 +176,14 @@ class RunningBatch:
         return self._hidden[:width].copy_(hidden[:, 0])
 
     def _run_probe(self, sequence: ImageSequence, probe: HalfwayProbe) -> None:
-        """Begin an image again under an expert, if its halfway probe fires."""
+        """Begin an image again under its experts, if its halfway probe fires."""
+        edit = sequence.request.codebook.output
+        groups = None if edit is None else edit.groups
         try:
-            sequence.expert = int(probe.choose(self._sums[sequence.kv_rows[0]][None] / probe.after))
+            (sequence.experts,) = probe.experts(self._sums[sequence.kv_rows[0]][None] / probe.after, groups)
         except BadNumber:  # of this image alone: the others of the batch are drawn on
             self._logit_sums[sequence.token_row] = torch.nan
-        if sequence.expert != NO_EXPERT:
+        if sequence.experts:
             sequence.step, self._laid_out = 0, False
             for row, hidden in zip(sequence.kv_rows, sequence.first_hidden, strict=True):
                 self._cache.lengths[row], self._hidden[row] = len(sequence.prompt_ids), hidden

@@ -11,7 +11,6 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from codebook.router import NO_EXPERT
 from codebook.value import HeadEdit
 from engine.runner.image_lm import Routed
 from engine.runner.sampling import CfgRows, SamplingTensors, seed_and_top_k
@@ -75,11 +74,14 @@ class BatchLayout:
         tensor[:, : values.shape[1]].copy_(values, non_blocking=on_gpu)
 
     def _routed(self, sequences: Sequence[ImageSequence]) -> Routed:
-        """The conditional rows to which each expert of each version's edit applies."""
-        groups: dict[tuple[int, int], tuple[HeadEdit, int, list[int]]] = {}
+        """The conditional rows to which each expert of each version's edit applies: all first ones, then all second."""
+        groups: dict[tuple[int, int, int], tuple[HeadEdit, int, list[int]]] = {}
         for sequence in sequences:
-            edit, expert = sequence.request.codebook.output, sequence.expert
-            if edit is not None and expert != NO_EXPERT:
-                groups.setdefault((id(edit), expert), (edit, expert, []))[2].append(sequence.kv_rows[0])
+            edit = sequence.request.codebook.output
+            if edit is None:
+                continue
+            for place, expert in enumerate(sequence.experts):
+                groups.setdefault((place, id(edit), expert), (edit, expert, []))[2].append(sequence.kv_rows[0])
         device = self._integers.device
-        return [(edit.on(device), expert, torch.tensor(rows, device=device)) for edit, expert, rows in groups.values()]
+        ordered = [groups[key] for key in sorted(groups)]
+        return [(edit.on(device), expert, torch.tensor(rows, device=device)) for edit, expert, rows in ordered]

@@ -13,14 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codebook.router import NO_EXPERT
 from codebook.value import HeadEdit
 from engine.model import ImageRequest, PromptTokenizer
 from engine.runner.decoder import BLOCK, Decoder, KVCache
 from engine.runner.linear import MAX_ROWS, Linear
 from engine.runner.sequence import ImageSequence
 
-# An edit, its expert, and the int64 rows it applies to.
+# An edit, its expert, and the int64 rows it applies to, in the order in which they apply.
 Routed = Sequence[tuple[HeadEdit, int, Tensor]]
 
 EDIT_ROWS = 16  # rows are edited in groups of this size, so that a row's last bits do not depend on their number
@@ -128,8 +127,8 @@ class ImageLM:
     def _prefill_group(self, sequences: Sequence[ImageSequence]) -> list[PrefillResult]:
         states, last, cache = self.decoder.prefill([sequence.prompt_ids for sequence in sequences], 0)
         experts = route([sequence.request for sequence in sequences], states, _mask(states, cache))
-        for sequence, expert in zip(sequences, experts, strict=True):
-            sequence.expert = expert
+        for sequence, chosen in zip(sequences, experts, strict=True):
+            sequence.experts = chosen
         return [PrefillResult(cache, row, hidden) for row, hidden in enumerate(last)]
 
     def _unconditional_of(self, sequence: ImageSequence) -> PrefillResult:
@@ -143,15 +142,15 @@ class ImageLM:
         return cached[length]
 
 
-def route(requests: Sequence[ImageRequest], states: Tensor, mask: Tensor) -> list[int]:
-    """The expert of each image's HeadEdit, or NO_EXPERT, by its prompt.
+def route(requests: Sequence[ImageRequest], states: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
+    """The experts of each image's HeadEdit, by its prompt, in the order in which they apply.
 
     states [B, T, H], mask bool [B, T]: row b is the prompt of requests[b], as in Router.scores.
     """
-    experts = [NO_EXPERT] * len(requests)
+    experts: list[tuple[int, ...]] = [()] * len(requests)
     for b, request in enumerate(requests):
         if request.codebook.output is not None:
-            experts[b] = int(request.codebook.output.choose(states[b : b + 1], mask[b : b + 1]))
+            (experts[b],) = request.codebook.output.experts(states[b : b + 1], mask[b : b + 1])
     return experts
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from codebook.router import NO_EXPERT, HalfwayProbe
+from codebook.router import HalfwayProbe
 from core.errors import BadNumber
 from engine.image_result import ImageResult, PartialImage
 from engine.model import ImageRequest
@@ -21,7 +21,7 @@ class ImageSequence:
     """The state of one image. `future` is its result; once that is settled or cancelled, nobody waits for the image.
 
     prompt_ids: the tokens of the prompt; index: the image's number in its call; on_part: is called a few times on the
-    way; expert: of its version's HeadEdit, or NO_EXPERT; step: tokens sampled so far; token_row: its row of the batch's
+    way; experts: of its version's HeadEdit, in order; step: tokens sampled so far; token_row: its row of the batch's
     token table; kv_rows: its rows of the KV cache, the conditional one first, then the unconditional one, if any;
     first_hidden: the hidden state [H] of each of them after the prompt; tokens: [N] int64, set when all are sampled;
     ready: on a GPU, the event after which `tokens` can be read.
@@ -32,7 +32,7 @@ class ImageSequence:
     index: int = 0
     on_part: Callable[[PartialImage], None] | None = None
     future: Future[ImageResult] = field(default_factory=Future)
-    expert: int = NO_EXPERT
+    experts: tuple[int, ...] = ()
     step: int = 0
     token_row: int = -1
     kv_rows: list[int] = field(default_factory=list)
@@ -44,13 +44,13 @@ class ImageSequence:
     def probe(self) -> HalfwayProbe | None:
         """The halfway probe of its edit, while no expert applies."""
         edit = self.request.codebook.output
-        return edit.probe if edit is not None and self.expert == NO_EXPERT else None
+        return edit.probe if edit is not None and not self.experts else None
 
     @property
     def guidance(self) -> float:
         """Its classifier-free guidance scale: the request's, or the share of it that its edit leaves."""
         scale, edit = self.request.sampling.guidance, self.request.codebook.output
-        return scale if edit is None or self.expert == NO_EXPERT else 1 + edit.guidance * (scale - 1)
+        return scale if edit is None or not self.experts else 1 + edit.guidance * (scale - 1)
 
     def finish(self, result: ImageResult) -> None:
         """Settle the future, unless it is settled."""

@@ -148,7 +148,7 @@ class PostProcessor:
         self._budget.take_to_postprocess()
         verdicts, facts = self._model.judge(images), self._model.facts
         return [
-            ImageResult(facts, sequence.request, own_tokens, image, verdict, sequence.expert)
+            ImageResult(facts, sequence.request, own_tokens, image, verdict, sequence.experts)
             for sequence, own_tokens, image, verdict in zip(
                 sequences, tokens.cpu(), to_bytes(images), verdicts, strict=True
             )

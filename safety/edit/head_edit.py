@@ -68,12 +68,21 @@ def without(rows: Tensor, basis: Tensor) -> Tensor:
     return rows - basis @ (basis.T @ rows)
 
 
-def stack(edits: Sequence[HeadEdit], router: Router, probe: HalfwayProbe | None, guidance: float = 1.0) -> HeadEdit:
-    """The experts of several edits with one mean and one tuned rank, in order; router and probe choose among them."""
+def stack(
+    edits: Sequence[HeadEdit],
+    router: Router,
+    probe: HalfwayProbe | None,
+    guidance: float = 1.0,
+    groups: Tensor | None = None,
+) -> HeadEdit:
+    """The experts of several edits with one mean and one tuned rank, in order; router and probe choose among them.
+
+    groups: [e] int64, as in HeadEdit.
+    """
     widest = max(edit.basis.shape[2] for edit in edits)
     basis = torch.cat([pad(edit.basis, (0, widest - edit.basis.shape[2])) for edit in edits])
     down, up = torch.cat([edit.down for edit in edits]), torch.cat([edit.up for edit in edits])
-    return HeadEdit(basis, edits[0].mean, down, up, router, probe=probe, guidance=guidance)
+    return HeadEdit(basis, edits[0].mean, down, up, router, probe=probe, guidance=guidance, groups=groups)
 
 
 def unstack(edit: HeadEdit) -> list[HeadEdit]:

@@ -113,8 +113,11 @@ class HeadEditor:
         return self.with_experts(experts)
 
     def with_experts(self, experts: Sequence[HeadEdit]) -> Codebook:
-        """The start with these experts, one a concept, behind router and probe."""
-        return replace(self.start, version="draft", output=stack(experts, self.router, self.probe, GUIDANCE))
+        """The start with these experts, one a concept, behind router and probe; those of two categories may join."""
+        categories = list(self.spaces)
+        groups = torch.tensor([categories.index(category) for category, _ in self.concepts])
+        output = stack(experts, self.router, self.probe, GUIDANCE, groups)
+        return replace(self.start, version="draft", output=output)
 
     def moved(self, draft: Codebook, tuned: Codebook) -> float:
         """The most that any tuned part reads of its space."""

@@ -174,13 +174,14 @@ def test_a_router_comes_back_exactly(root: Path) -> None:
 
 def test_a_look_and_a_share_of_guidance_come_back_exactly(root: Path) -> None:
     probes = Router(torch.randn(2, 6), torch.randn(2), torch.tensor([1, 0]))
-    draft = with_edit(replace(EDIT, probe=HalfwayProbe(7, probes), guidance=0.25))
+    draft = with_edit(replace(EDIT, probe=HalfwayProbe(7, probes), guidance=0.25, groups=torch.tensor([1, 0])))
     store = open_store(root)
     publish(store, draft)
     loaded = store.load("v1")
     assert_same(loaded, draft)
     assert loaded.output is not None and loaded.output.probe is not None and loaded.output.probe.after == 7
     assert loaded.output.guidance == 0.25
+    assert loaded.output.groups is not None and loaded.output.groups.tolist() == [1, 0]
 
 
 def test_tensors_that_share_memory_are_stored(root: Path) -> None:
@@ -249,6 +250,8 @@ BAD_DRAFTS = {
     "a probe before the first token": (with_edit(replace(EDIT, probe=probe(after=0))), "look"),
     "a probe at features of another width": (with_edit(replace(EDIT, probe=probe(width=5))), "shape"),
     "a probe of an expert too many": (with_edit(replace(EDIT, probe=probe(expert=2))), "expert"),
+    "groups of other experts": (with_edit(replace(EDIT, groups=torch.tensor([0, 1, 1]))), "shape"),
+    "groups that are no numbers": (with_edit(replace(EDIT, groups=torch.tensor([0.0, 1.0]))), "dtype"),
     "more guidance than was asked for": (with_edit(replace(EDIT, guidance=1.5)), "guidance"),
     "router with NaN": (
         with_edit(replace(EDIT, router=Router(torch.ones(2, 5), torch.tensor([0, math.nan]), torch.zeros(2).long()))),

@@ -215,12 +215,32 @@ def test_each_image_gets_the_expert_of_its_own_harm(model: ImageModel) -> None:
     edit = stack(
         single, Router(torch.stack([apart, -apart]), torch.tensor([-middle, middle]), torch.tensor([0, 1])), None
     )
-    chosen = edit.choose(states, masks).tolist()
+    chosen = [expert for (expert,) in edit.experts(states, masks)]
     book = replace(model.base_codebook(), output=edit)
     routed = drawn(model, *(request(prompt, seed=1, codebook=book) for prompt in PROMPTS[:2]))
     for row, expert in enumerate(chosen):
         alone = replace(book, output=single[expert])
         assert torch.equal(routed[row : row + 1], drawn(model, request(PROMPTS[row], seed=1, codebook=alone)))
+
+
+@pytest.mark.parametrize("groups", [None, [0, 0], [0, 1]])
+def test_experts_of_different_groups_apply_one_after_the_other(model: ImageModel, groups: list[int] | None) -> None:
+    width, noise = model.facts.feature_dim, torch.Generator().manual_seed(0)
+    directions = torch.linalg.qr(torch.randn(width, width // 2, generator=noise)).Q  # at right angles
+    zero = torch.zeros(1, width, 1)
+    single = [HeadEdit(basis[None], zero[0, :, 0], zero, zero.mT) for basis in directions.chunk(2, 1)]
+    weight, joined = torch.zeros(2, model.facts.hidden_dim), None if groups is None else torch.tensor(groups)
+    router = Router(weight, torch.tensor([1.0, 2.0]), torch.tensor([0, 1]))  # both fire, the second one louder
+    book = replace(model.base_codebook(), output=stack(single, router, None, groups=joined))
+    assert book.output is not None
+    expected = [(1, 0)] if groups == [0, 1] else [(1,)]
+    assert book.output.experts(*model.prompt_states(["a cat"])) == expected
+    tokens = drawn(model, request("a cat", seed=1, codebook=book))
+    both = HeadEdit(directions[None], zero[0, :, 0], zero, zero.mT)  # what two projections at right angles come to
+    alone = replace(book, output=both if groups == [0, 1] else single[1])
+    assert torch.equal(tokens, drawn(model, request("a cat", seed=1, codebook=alone)))
+    beside = drawn(model, request("a dog", seed=2), request("a cat", seed=1, codebook=book), request("x", seed=3))
+    assert torch.equal(beside[1:2], tokens)
 
 
 def test_prompts_of_any_length_are_rewritten_together(model: ImageModel) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from codebook.router import NO_EXPERT, HalfwayProbe, Router
+from codebook.router import HalfwayProbe, Router
 from codebook.value import Codebook, HeadEdit
 from core.errors import BadInput, Busy, Stopping, Unavailable
 from engine.families.janus.model import JanusModel
@@ -506,9 +506,9 @@ def test_an_image_that_begins_again_is_reported_again_and_names_its_expert(
     parts: list[PartialImage] = []
     drawn = scheduler.submit_draw(requests_for(book, 1), on_part=parts.append).result(60)
     assert [len(part.tokens) for part in parts] == [4, 4, 8, 12]
-    assert [one.expert for one in drawn] == [0]
+    assert [one.experts for one in drawn] == [(0,)]
     (bare,) = scheduler.submit_draw(requests_for(base, 1)).result(60)
-    assert bare.expert == NO_EXPERT and torch.equal(drawn[0].tokens, bare.tokens)
+    assert bare.experts == () and torch.equal(drawn[0].tokens, bare.tokens)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a thread has no priority of its own")

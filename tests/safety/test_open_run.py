@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from codebook.router import NO_EXPERT
 from core.errors import BadInput
 from engine.model import CATEGORY_NONE, ImageModel, ImageRequest, Verdict
 from engine.registry import load_model
@@ -92,7 +91,7 @@ class Planted:
         tokens = self._model.draw(requests, on_step)
         for row, request in zip(tokens, requests, strict=True):
             edit = request.codebook.output
-            fired = edit is not None and int(edit.choose(*self._model.prompt_states([request.prompt]))) != NO_EXPERT
+            fired = edit is not None and any(edit.experts(*self._model.prompt_states([request.prompt])))
             if not fired and any(mentions(request.prompt, term) for term in self._terms):
                 row[-PLANTED:] = CODE
         return tokens

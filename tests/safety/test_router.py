@@ -80,13 +80,28 @@ def test_a_halfway_probe_names_the_harm_and_spares_benign_images() -> None:
     def single(means: Tensor) -> PromptStates:
         return PromptStates(means[:, None], torch.ones(len(means), 1, dtype=torch.bool))
 
+    def chosen(probe: HalfwayProbe, means: Tensor) -> Tensor:
+        return torch.tensor([one[0] if one else NO_EXPERT for one in probe.experts(means, None)])
+
     probe = HalfwayProbe(
         8, fit_router([single(begun(60, harm)) for harm in shown], single(begun(900)), lambda step: None)
     )
     assert probe.after == 8
-    assert float((probe.choose(begun(600)) != NO_EXPERT).double().mean()) <= MOST_BENIGN
+    assert float((chosen(probe, begun(600)) != NO_EXPERT).double().mean()) <= MOST_BENIGN
     for expert, harm in enumerate(shown):
-        assert float((probe.choose(begun(200, harm)) == expert).double().mean()) > 0.95
+        assert float((chosen(probe, begun(200, harm)) == expert).double().mean()) > 0.95
+
+
+def test_of_each_group_the_loudest_expert_applies_and_the_louder_one_first() -> None:
+    """Probes 0 and 1 are of group 0, probe 2 of group 1; each reads a state of its own."""
+    router, groups = Router(torch.eye(3), torch.full((3,), -1.0), torch.tensor([0, 1, 2])), torch.tensor([0, 0, 1])
+    states = torch.tensor([[5.0, 6.0, 4.0], [5.0, 6.0, 7.0], [5.0, -9.0, -9.0], [-9.0, -9.0, -9.0]])[:, None]
+    seen = torch.ones(4, 1, dtype=torch.bool)
+    assert router.experts(states, seen, groups) == [(1, 2), (2, 1), (0,), ()]
+    assert router.experts(states, seen, None) == [(1,), (2,), (0,), ()]
+    assert [one[0] if one else NO_EXPERT for one in router.experts(states, seen, None)] == router.choose(
+        states, seen
+    ).tolist()
 
 
 def test_a_router_reads_nothing_into_padding() -> None:

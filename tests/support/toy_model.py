@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from codebook.router import NO_EXPERT
 from codebook.value import Codebook, HeadEdit
 from engine.model import CATEGORY_NONE, ImageRequest, ModelFacts, TextVerdict, Verdict
 from safety.policy.emoji.taxonomy import read_taxonomy
@@ -65,20 +64,22 @@ class ToyModel:
     def draw(self, requests: Sequence[ImageRequest], on_step: Callable[[int], None] | None = None) -> Tensor:
         edits = [request.codebook.output for request in requests]
         states, seen = self.prompt_states([request.prompt for request in requests])
-        experts = [
-            NO_EXPERT if edit is None else int(edit.choose(states[b : b + 1], seen[b : b + 1]))
-            for b, edit in enumerate(edits)
+        experts: list[tuple[int, ...]] = [
+            () if edit is None else edit.experts(states[b : b + 1], seen[b : b + 1])[0] for b, edit in enumerate(edits)
         ]
         tokens = self._drawn(requests, experts, on_step)
         for b, (request, edit) in enumerate(zip(requests, edits, strict=True)):
-            if edit is not None and edit.probe is not None and experts[b] == NO_EXPERT:
+            if edit is not None and edit.probe is not None and not experts[b]:
                 begun = self.features([request.prompt], tokens[b : b + 1, : edit.probe.after])
-                if (expert := int(edit.probe.choose(begun.mean(1)))) != NO_EXPERT:
-                    tokens[b] = self._drawn([request], [expert], on_step)
+                if any(late := edit.probe.experts(begun.mean(1), edit.groups)):
+                    tokens[b] = self._drawn([request], late, on_step)
         return tokens
 
     def _drawn(
-        self, requests: Sequence[ImageRequest], experts: Sequence[int], on_step: Callable[[int], None] | None
+        self,
+        requests: Sequence[ImageRequest],
+        experts: Sequence[tuple[int, ...]],
+        on_step: Callable[[int], None] | None,
     ) -> Tensor:
         tokens = torch.zeros(len(requests), GRID**2, dtype=torch.int64)
         said = self._said([request.prompt for request in requests])
@@ -89,13 +90,13 @@ class ToyModel:
             history = self._history(tokens, i)
             given, free = (said[:, i] + history) @ self._turn.T, (unsaid[:, i] + history) @ self._turn.T
             rows = zip(edits, experts, given, strict=True)
-            conditional = torch.stack([self._logits(edit, expert, row) for edit, expert, row in rows])
+            conditional = torch.stack([self._logits(edit, chosen, row) for edit, chosen, row in rows])
             scale = torch.tensor(
                 [
                     request.sampling.guidance
-                    if edit is None or expert == NO_EXPERT
+                    if edit is None or not chosen
                     else 1 + edit.guidance * (request.sampling.guidance - 1)
-                    for request, edit, expert in zip(requests, edits, experts, strict=True)
+                    for request, edit, chosen in zip(requests, edits, experts, strict=True)
                 ]
             )[:, None]
             logits = self.head(free) + scale * (conditional - self.head(free))
@@ -104,11 +105,13 @@ class ToyModel:
                 on_step(i)
         return tokens
 
-    def _logits(self, edit: HeadEdit | None, expert: int, features: Tensor) -> Tensor:
-        if edit is None or expert == NO_EXPERT:
+    def _logits(self, edit: HeadEdit | None, experts: tuple[int, ...], features: Tensor) -> Tensor:
+        if edit is None:
             return self.head(features)
-        logits = self.head(edit.apply(features, expert))
-        return logits if edit.bias is None else logits + edit.bias[expert]
+        for expert in experts:
+            features = edit.apply(features, expert)
+        logits = self.head(features)
+        return logits if edit.bias is None else logits + sum(edit.bias[expert] for expert in experts)
 
     def decode(self, tokens: Tensor, pixel: Tensor) -> Tensor:
         codes = pixel[tokens] if pixel.dim() == 2 else torch.stack([p[t] for p, t in zip(pixel, tokens, strict=True)])
