@@ -16,6 +16,7 @@ from torch import Tensor
 from codebook.router import NO_EXPERT, HalfwayProbe, Router
 from codebook.value import Codebook, HeadEdit
 from core.errors import SafeCBError
+from safety.collect.halfway_data import HalfwayData
 from safety.collect.on_policy import on_policy_contrast
 from safety.collect.pairs import of_kind
 from safety.collect.round_data import RoundData
@@ -174,17 +175,31 @@ def head_editors(
     if not spaces:
         return []
     concepts = [(category, concept) for category in spaces for concept in read.harmful[category]]
-    harmful = {category: read.harmful[category] for category in spaces}
-    steps = STEPS * (1 + context.config.halfway)
+    router, probe, rates = fit_router_and_probe(context, concepts, read, lambda: context.halfway_data)
+    found = report | rates
+    return [HeadEditor(runner, start, round_data, spaces, concepts, router, probe, context.tuning_prompts, found)]
+
+
+def fit_router_and_probe(
+    context: RunContext, concepts: Sequence[tuple[str, str]], read: RouterData, halfway: Callable[[], HalfwayData]
+) -> tuple[Router, HalfwayProbe | None, dict[str, Any]]:
+    """A router and, where the run has one, a halfway probe for these concepts; and their firing rates, as JSON.
+
+    halfway: gives the data of the probe once the router is fitted.
+    """
+    runner, steps = context.runner, STEPS * (1 + context.config.halfway)
+    categories = dict.fromkeys(category for category, _ in concepts)
+
+    def rates(router: Router, data: RouterData) -> dict[str, float]:
+        return firing_rates(router, {name: data.harmful[name] for name in categories}, data.benign)
+
     router = fit(read, concepts, runner.steps("router", steps))
-    report["router"] = firing_rates(router, harmful, read.benign)
-    probe = None
-    if context.config.halfway:
-        halfway = context.halfway_data
-        probe = HalfwayProbe(halfway.after, fit(halfway.states, concepts, runner.steps("router", steps, STEPS)))
-        drawn = {category: halfway.states.harmful[category] for category in spaces}
-        report["halfway_probe"] = firing_rates(probe.probes, drawn, halfway.states.benign)
-    return [HeadEditor(runner, start, round_data, spaces, concepts, router, probe, context.tuning_prompts, report)]
+    report = {"router": rates(router, read)}
+    if not context.config.halfway:
+        return router, None, report
+    begun = halfway()
+    probe = HalfwayProbe(begun.after, fit(begun.states, concepts, runner.steps("router", steps, STEPS)))
+    return router, probe, report | {"halfway_probe": rates(probe.probes, begun.states)}
 
 
 def fit(data: RouterData, concepts: Sequence[tuple[str, str]], step: Callable[[int], None]) -> Router:

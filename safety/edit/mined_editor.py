@@ -15,16 +15,15 @@ from torch import Tensor
 
 from codebook.router import HalfwayProbe, Router
 from codebook.value import Codebook
-from safety.collect.halfway_data import draw_halfway_data
+from safety.collect.halfway_data import HalfwayData, draw_halfway_data
 from safety.collect.on_policy import on_policy_contrast
 from safety.collect.pairs import Pair, of_kind
 from safety.collect.round_data import RoundData
 from safety.collect.router_data import read_router_data
 from safety.collect.token_attribution import PromptContrast
 from safety.edit.head_edit import TeacherPairs, unstack
-from safety.edit.head_editor import edit_of, firing_rates, fit, tune_expert
+from safety.edit.head_editor import edit_of, fit_router_and_probe, tune_expert
 from safety.edit.pixel_editor import largest_rank
-from safety.edit.router_fit import STEPS
 from safety.gates.null_space import output_moved
 from safety.policy.prompts import Prompt
 from safety.runtime.model_runner import derived_seed
@@ -164,20 +163,14 @@ def mined_editor(
     for pair in lesson.failures:
         harmful.setdefault(pair.category, []).append(_prompt_of(pair))
     benign = [Prompt(text, "none", "", text) for text in lesson.changed]
-    steps = STEPS * (1 + context.config.halfway)
     data = context.router_data.with_more(read_router_data(runner, harmful, benign), WEIGHT)
-    router = fit(data, concepts, runner.steps("router", steps))
-    categories = dict.fromkeys(category for category, _ in concepts)
-    report: dict[str, Any] = {
-        "router": firing_rates(router, {name: data.harmful[name] for name in categories}, data.benign)
-    }
-    probe = None
-    if context.config.halfway:
+
+    def halfway() -> HalfwayData:
         first, seed = context.halfway_data, derived_seed(context.seed, "mined", runner.round)
-        states = first.states.with_more(draw_halfway_data(runner, harmful, benign, seed, every=1).states, WEIGHT)
-        probe = HalfwayProbe(first.after, fit(states, concepts, runner.steps("router", steps, STEPS)))
-        drawn = {name: states.harmful[name] for name in categories}
-        report["halfway_probe"] = firing_rates(probe.probes, drawn, states.benign)
+        more = draw_halfway_data(runner, harmful, benign, seed, every=1).states
+        return replace(first, states=first.states.with_more(more, WEIGHT))
+
+    router, probe, report = fit_router_and_probe(context, concepts, data, halfway)
     taught = frozenset(c for c in concepts if int(of_kind(lesson.failures, *c).sum()) >= LEAST_FAILURES)
     report["taught"] = sorted(": ".join(name) for name in taught)
     return MinedEditor(context, start, round_data, spaces, concepts, taught, router, probe, report)
