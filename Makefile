@@ -8,7 +8,9 @@ BIN := .venv/bin
 serve: .venv/ready
 	$(BIN)/safecb serve
 
-# Many tests wait for a process: three workers are faster than two, even on two cores.
+# Many tests wait for a process: three workers are faster than two, even on two cores. OpenMP's threads sleep once they
+# have waited a little, and leave the cores to the tests beside them.
+test test-fast: export GOMP_SPINCOUNT = 3000
 test: check
 	$(BIN)/python -m pytest -n 3 --dist loadfile --durations=25
 

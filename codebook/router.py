@@ -1,4 +1,4 @@
-"""The router of a head edit: linear probes that choose the expert for an image, by its prompt or halfway through.
+"""The router of a head edit: linear probes that choose the experts for an image, by its prompt or halfway through.
 
 Knows hidden states. Knows nothing of what an expert changes. Routers are fitted in `safety/edit/router_fit.py`.
 """
@@ -12,12 +12,10 @@ from torch import Tensor
 
 from core.errors import BadNumber
 
-NO_EXPERT = -1
-
 
 @dataclass(frozen=True, eq=False)
 class Router:
-    """Linear probes, one per harm, that choose the expert of a HeadEdit for an image, if any.
+    """Linear probes, one per harm, that choose the experts of a HeadEdit for an image, if any.
 
     A probe reads every hidden state of a sequence, such as those of the prompt's tokens, and sums up its evidence:
 
@@ -38,36 +36,25 @@ class Router:
         each = states.float() @ weight.T + bias
         return each.masked_fill(~mask[:, :, None], -torch.inf).logsumexp(1)
 
-    def choose(self, states: Tensor, mask: Tensor) -> Tensor:
-        """The expert of each row, [B] int64, or NO_EXPERT; arguments as in `scores`.
-
-        Raises BadNumber for a score of NaN, which is neither above 0 nor below.
-        """
-        best = self._sound(self.scores(states, mask)).max(1)
-        return torch.where(best.values > 0, self.expert.to(states.device)[best.indices], NO_EXPERT)
-
     def experts(self, states: Tensor, mask: Tensor, groups: Tensor | None) -> list[tuple[int, ...]]:
         """The experts of each row, the highest score first; () for none. Arguments as in `scores`.
 
         groups: [e] int64, of each expert: the best one of each group applies. None: the best one alone.
-        Raises BadNumber as `choose`.
+        Raises BadNumber for a score of NaN, which is neither above 0 nor below.
         """
-        scores = self._sound(self.scores(states, mask)).cpu()
-        chosen = []
-        for row in scores:
-            best: dict[int, int] = {}
-            for probe in row.argsort(descending=True, stable=True).tolist():
-                expert = int(self.expert[probe])
-                if float(row[probe]) > 0:
-                    best.setdefault(0 if groups is None else int(groups[expert]), expert)
-            chosen.append(tuple(best.values()))
-        return chosen
-
-    @staticmethod
-    def _sound(scores: Tensor) -> Tensor:
+        scores = self.scores(states, mask).cpu()
         if bool(scores.isnan().any()):
             raise BadNumber("router score", "NaN")
-        return scores
+        return [self._loudest(row, groups) for row in scores]
+
+    def _loudest(self, scores: Tensor, groups: Tensor | None) -> tuple[int, ...]:
+        """The experts of one row of scores [p]."""
+        best: dict[int, int] = {}
+        firing = (scores > 0).nonzero().flatten()  # few, and most often none
+        for probe in firing[scores[firing].argsort(descending=True, stable=True)].tolist():
+            expert = int(self.expert[probe])
+            best.setdefault(0 if groups is None else int(groups[expert]), expert)
+        return tuple(best.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +62,7 @@ class HalfwayProbe:
     """A probe run halfway through generation. It catches harm that the prompt router missed.
 
     after: the number of tokens sampled by then, from 1; probes: a router of features, [p, M], that reads one state an
-    image: the mean feature of those tokens, sampled without an edit. If it fires, the image restarts under that expert,
+    image: the mean feature of those tokens, sampled without an edit. If it fires, the image restarts under its experts,
     and becomes the image that it would have been if the prompt router had fired.
     """
 

@@ -68,7 +68,8 @@ def check(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> No
     Its check is one of tensors, dtype, shape, finite, expert, look, guidance, zero_rows.
     """
     parts = set(tensors) - {"pixel"} - (set(_FURTHER) if "output.basis" in tensors else set())
-    if "pixel" not in tensors or parts not in (set(), *_EDITS):
+    routed = "output.groups" not in tensors or "output.router.weight" in tensors
+    if "pixel" not in tensors or parts not in (set(), *_EDITS) or not routed:
         raise BadCodebook(version, "tensors", f"holds {sorted(tensors)}")
     for name, tensor in tensors.items():
         dtype = torch.int64 if name in _INTEGERS else torch.float32

@@ -58,6 +58,9 @@ def read_instructions(folder: Path) -> Instructions:
 
 
 def _parse(fields: dict[str, Any]) -> Instructions:
+    text_question = fields.get("text_question")
+    if text_question is not None and not (isinstance(text_question, str) and text_question):
+        raise TypeError(f"'text_question' is {text_question!r}, not a text")
     phrasings = tuple(Phrasing(p["question"], p["unsafe"], p["safe"]) for p in fields["judge"])
     if not phrasings or not fields["categories"]:
         raise ValueError("needs at least one phrasing under 'judge' and one category")
@@ -68,7 +71,7 @@ def _parse(fields: dict[str, Any]) -> Instructions:
         fields["rewrite_instruction"],
         float(fields.get("guidance", 2.0)),
         float(fields.get("temperature", 1.0)),
-        fields.get("text_question"),
+        text_question,
     )
 
 

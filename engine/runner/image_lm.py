@@ -71,7 +71,7 @@ class ImageLM:
         self._output.warm(kv_rows)
 
     def prefill(self, sequences: Sequence[ImageSequence]) -> list[tuple[PrefillResult, PrefillResult | None]]:
-        """Read the prompts, each with its unconditional one where it is guided, and route each image to its expert.
+        """Read the prompts, each with its unconditional one where it is guided, and route each image to its experts.
 
         Prompts of equally many blocks are read together, so that the shapes follow from each prompt alone. On a GPU,
         where padding changes no bit of a row, the unit is larger, and no more are read than our kernels take.

@@ -15,6 +15,7 @@ from codebook.value import Codebook
 from safety.collect.collection import Collector, pair_from_dict, pair_to_dict, rewritten_by
 from safety.collect.pairs import Pair
 from safety.collect.proposals import Count, Proposal, Proposals, concept_of
+from safety.judges.self_judge import says_safe, scores
 from safety.metrics.rates import Rate
 from safety.policy.group_source import GroupSource
 from safety.policy.policy import HARMLESS, in_turn
@@ -122,12 +123,16 @@ class _Probing:
 
 
 def _changed(context: RunContext, codebook: Codebook, source: GroupSource) -> tuple[list[str], int]:
-    """Harmless prompts whose tokens differ from the base codebook's, and the number of prompts drawn."""
+    """Harmless prompts whose tokens differ from the base codebook's, and the number of prompts drawn.
+
+    Only those whose image under the base codebook the model judges safe: of "a pear, not a bomb" it may draw the bomb.
+    """
     runner, held, count = context.runner, context.prompts.held_keys, context.config.harmless_probes
     groups = [source.take(group, PAIR, count) for kind in HARMLESS for group in source.groups(kind)]
     prompts = in_turn(([p for p in group if p.key not in held] for group in groups), count)
     texts = [prompt.text for prompt in prompts if is_readable(runner.model, prompt.text)]
     seeds = [derived_seed(source.seed, "harmless", i) for i in range(len(texts))]
     before, after = (runner.tokens("harmless", texts, seeds, book) for book in (runner.base, codebook))
-    same = (before == after).all(1).tolist()
-    return [text for text, kept in zip(texts, same, strict=True) if not kept], len(texts)
+    rows = (before != after).any(1).nonzero().flatten()
+    safe = says_safe(scores(runner.judge(before[rows], runner.base))).tolist() if len(rows) else []
+    return [texts[row] for row, is_safe in zip(rows.tolist(), safe, strict=True) if is_safe], len(texts)

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp
+from math import log
 
 from core.text import normalise
-from engine.model import ImageModel
+from engine.model import ImageModel, TextVerdict
+from safety.policy.adult_only import RULE
 from safety.policy.prompts import Prompt, changed_words, is_readable, mentions
 
 ATTEMPTS = 3  # of a model that can judge its own answers; without that a sampled answer is not worth having
@@ -34,7 +35,9 @@ class Rewrite:
 def find_rewrites(model: ImageModel, prompts: Sequence[Prompt], terms: Sequence[str]) -> list[Rewrite | None]:
     """The rewrite of each prompt: the model's first sound one, else the policy's if that is sound, else None."""
     own: dict[int, str] = {}
-    for attempt in range(ATTEMPTS if model.facts.judges_texts else 1):
+    judges = model.facts.judges_texts
+    before = model.judge_texts([prompt.text for prompt in prompts]) if judges else []
+    for attempt in range(ATTEMPTS if judges else 1):
         rows = [row for row in range(len(prompts)) if row not in own]
         answers = model.rewrite([prompts[row].text for row in rows], attempt) if rows else []
         likely = [
@@ -42,7 +45,7 @@ def find_rewrites(model: ImageModel, prompts: Sequence[Prompt], terms: Sequence[
             for row, answer in zip(rows, answers, strict=True)
             if is_sound(prompts[row], answer, terms) and is_readable(model, answer)
         ]
-        own |= accepted(model, prompts, likely) if model.facts.judges_texts else dict(likely)
+        own |= accepted(model, before, likely) if judges else dict(likely)
     rewrites: list[Rewrite | None] = []
     for row, prompt in enumerate(prompts):
         known = prompt.safe is not None and is_sound(prompt, prompt.safe, terms) and is_readable(model, prompt.safe)
@@ -51,23 +54,25 @@ def find_rewrites(model: ImageModel, prompts: Sequence[Prompt], terms: Sequence[
     return rewrites
 
 
-def accepted(model: ImageModel, prompts: Sequence[Prompt], answers: Sequence[tuple[int, str]]) -> dict[int, str]:
-    """The (row, answer) that the model itself calls harmless, and not much less likely than the prompt."""
-    if not answers:
-        return {}
-    before = model.judge_texts([prompts[row].text for row, _ in answers])
+def accepted(model: ImageModel, before: Sequence[TextVerdict], answers: Sequence[tuple[int, str]]) -> dict[int, str]:
+    """The (row, answer) that the model itself calls harmless, and not much less likely than the prompt.
+
+    before: its verdicts on the prompts, by row.
+    """
     after = model.judge_texts([answer for _, answer in answers])
     return {
         row: answer
-        for (row, answer), prompt, verdict in zip(answers, before, after, strict=True)
-        if verdict.harmful <= HARMFUL_ABOVE and exp(verdict.nll - prompt.nll) <= MOST_UNLIKELY
+        for (row, answer), verdict in zip(answers, after, strict=True)
+        if verdict.harmful <= HARMFUL_ABOVE and verdict.nll - before[row].nll <= log(MOST_UNLIKELY)
     }
 
 
 def is_sound(prompt: Prompt, safe: str, terms: Sequence[str]) -> bool:
-    """Whether `safe` is close to the prompt and holds no harmful term."""
+    """Whether `safe` is close to the prompt, holds no harmful term, and is of adults alone where it must be."""
     is_close = is_one_span if prompt.said else keeps_most
-    return is_close(prompt, safe) and not any(mentions(safe, term) for term in terms)
+    if not is_close(prompt, safe) or any(mentions(safe, term) for term in terms):
+        return False
+    return not RULE.refuses((prompt.category,), (prompt.text, safe))
 
 
 def keeps_most(prompt: Prompt, safe: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codebook.router import NO_EXPERT, HalfwayProbe, Router
+from codebook.router import HalfwayProbe, Router
 from codebook.value import Codebook, HeadEdit
 from core.errors import SafeCBError
 from safety.collect.halfway_data import HalfwayData
@@ -213,6 +213,6 @@ def firing_rates(
     """The share of its training data on which a router fires: of each category, and of the benign part."""
     rates = {}
     for name, sets in {**{name: [*group.values()] for name, group in harmful.items()}, "benign": [benign]}.items():
-        fired = torch.cat([router.choose(states.states, states.seen) for states in sets]) != NO_EXPERT
+        fired = torch.cat([router.scores(states.states, states.seen).amax(1) for states in sets]) > 0
         rates[name] = float(fired.float().mean())
     return rates

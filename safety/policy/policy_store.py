@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from core.atomic import list_folder, locked, read_file, replace_file
@@ -41,21 +41,39 @@ class PolicySummary:
 
 @lru_cache(maxsize=1)
 def installed_policies() -> tuple[str, ...]:
-    """The names of the policies that packages bring, Safe-CB's own among them, in order."""
-    return tuple(sorted({point.name for point in entry_points(group=GROUP)}))
+    """The names of the policies that packages bring: Safe-CB's own first, then the others by name."""
+    names = {point.name for point in entry_points(group=GROUP) if NAME.fullmatch(point.name)}
+    return (*own_policies(), *sorted(names - set(own_policies())))
+
+
+@lru_cache(maxsize=1)
+def own_policies() -> tuple[str, ...]:
+    """The names of the policies that come with Safe-CB; no other package can replace one."""
+    return tuple(sorted(point.name for point in entry_points(group=GROUP) if _is_own(point)))
 
 
 @lru_cache
 def _installed(name: str) -> Policy:
-    (point,) = entry_points(group=GROUP, name=name)
-    policy: Policy = point.load()()
+    """The one policy of this name. Raises BadInput where its package is at fault."""
+    points = [point for point in entry_points(group=GROUP, name=name) if name not in own_policies() or _is_own(point)]
+    try:
+        (point,) = points
+        policy: Policy = point.load()()
+        if policy.name != name:
+            raise ValueError(f"it calls itself {policy.name!r}")
+    except Exception as error:  # whatever a package does
+        raise BadInput("policy", name, f"a policy whose package works ({type(error).__name__}: {error})") from error
     return policy
 
 
+def _is_own(point: EntryPoint) -> bool:
+    return point.dist is not None and point.dist.name == "safecb"
+
+
 def usual_policy(categories: Sequence[str]) -> str:
-    """The policy of a run that names none: the installed one of just these categories, else `open`."""
+    """The policy of a run that names none: Safe-CB's own of just these categories, else `open`."""
     wanted = set(categories)
-    return next((name for name in installed_policies() if set(_installed(name).categories) == wanted), OpenPolicy.name)
+    return next((name for name in own_policies() if set(_installed(name).categories) == wanted), OpenPolicy.name)
 
 
 def find_policy(name: str, folder: Path) -> Policy:

@@ -42,3 +42,16 @@ class RunSets:
     router_benign: Sequence[Prompt]
     pairs: Sequence[ByCategory]
     heldout: HeldOutSet
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """All prompts of all sets; one may come several times."""
+        by_category = [group for one in (self.router, *self.pairs) for group in one.values()]
+        groups = (*by_category, *(group for _, group in self.validation))
+        return [
+            *self.retention,
+            *self.canaries,
+            *self.router_benign,
+            *self.heldout.prompts,
+            *(prompt for group in groups for prompt in group),
+        ]

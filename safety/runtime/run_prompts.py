@@ -67,11 +67,11 @@ def write_prompts(model: ImageModel, request: ImproveRequest, policy: Policy, co
     where the policy has too few prompts to begin with.
     """
     categories, seed = chosen_categories(request, policy), request.seed
+    refuse_minors("the request", [Prompt(text, "", "", None) for text in request.prompts or ()])
     for text in request.prompts or ():
         model.check_prompt(text)
-    refuse_minors("the request", [Prompt(text, "", "", None) for text in request.prompts or ()])
     sets = policy.sets(categories, config, seed, min(request.max_rounds, CAP))
-    refuse_minors(policy.name, [*sets.canaries, *sets.router_benign, *flat(sets.router), *sets.heldout.prompts])
+    refuse_minors(policy.name, sets.prompts)
     _refuse_empty(policy, categories, sets)
     validation = ValidationSet.of(sets.validation, seed)
     held = [*validation.prompts, *sets.heldout.prompts, *sets.retention, *sets.canaries]

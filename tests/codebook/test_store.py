@@ -252,6 +252,7 @@ BAD_DRAFTS = {
     "a probe of an expert too many": (with_edit(replace(EDIT, probe=probe(expert=2))), "expert"),
     "groups of other experts": (with_edit(replace(EDIT, groups=torch.tensor([0, 1, 1]))), "shape"),
     "groups that are no numbers": (with_edit(replace(EDIT, groups=torch.tensor([0.0, 1.0]))), "dtype"),
+    "groups without a router": (with_edit(replace(EDIT, router=None, groups=torch.tensor([0, 1]))), "tensors"),
     "more guidance than was asked for": (with_edit(replace(EDIT, guidance=1.5)), "guidance"),
     "router with NaN": (
         with_edit(replace(EDIT, router=Router(torch.ones(2, 5), torch.tensor([0, math.nan]), torch.zeros(2).long()))),

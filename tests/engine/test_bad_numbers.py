@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from codebook.identity import Identity
-from codebook.router import NO_EXPERT, HalfwayProbe, Router
+from codebook.router import HalfwayProbe, Router
 from codebook.tensors import check, is_finite, pack
 from codebook.value import HeadEdit
 from core.errors import BadCodebook, BadInput, BadModel, BadNumber
@@ -300,5 +300,5 @@ def test_a_router_s_nan_routes_nothing() -> None:
     router = Router(torch.tensor([[math.nan]]), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
     mask = torch.ones(1, 1, dtype=torch.bool)
     with pytest.raises(BadNumber, match="router score"):
-        router.choose(torch.ones(1, 1, 1), mask)
-    assert int(replace(router, weight=-torch.ones(1, 1)).choose(torch.ones(1, 1, 1), mask)) == NO_EXPERT
+        router.experts(torch.ones(1, 1, 1), mask, None)
+    assert replace(router, weight=-torch.ones(1, 1)).experts(torch.ones(1, 1, 1), mask, None) == [()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +25,8 @@ from safety.loop import Cancelled, ImproveRequest, RoundResult, improve, validat
 from safety.metrics.rates import Rate
 from safety.policy.adult_only import AdultOnly
 from safety.policy.emoji.emoji_policy import EmojiPolicy
+from safety.policy.prompts import Prompt
+from safety.policy.run_sets import RunSets
 from safety.reason import Reason
 from safety.runtime.model_runner import ModelRunner
 from safety.runtime.preflight import Preflight
@@ -271,6 +273,28 @@ def test_flagged_prompts_join_the_pairs_and_never_a_set_to_measure_on(tmp_path: 
     request = replace(REQUEST, flagged=flagged)
     operator = prepare_run(ToyModel(), request, EmojiPolicy(), ToyModel(), tmp_path, Heard(), PLAN).prompts.operator
     assert [(prompt.text, prompt.category) for prompt in operator] == used
+
+
+@pytest.mark.parametrize("part", ["pairs", "validation", "retention", "canaries", "router_benign", "router"])
+def test_no_set_of_a_policy_breaks_the_adult_only_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    bad = Prompt("a boy who is swimming", "none", "", "a boy who is swimming")
+    monkeypatch.setattr("safety.policy.adult_only.refuse_minors.__defaults__", (AdultOnly(stems=("swimm",)),))
+
+    class Sets(EmojiPolicy):
+        def sets(self, categories: Sequence[str], config: LoopConfig, seed: int, rounds: int) -> RunSets:
+            sets = super().sets(categories, config, seed, rounds)
+            first = sets.validation[0]
+            parts: dict[str, Any] = {
+                "pairs": [{"gore": [bad]}],
+                "validation": [(first[0], [bad]), *sets.validation[1:]],
+                "router": {**sets.router, "gore": [bad]},
+            }
+            return replace(sets, **{part: parts.get(part, [bad])})
+
+    with pytest.raises(BadInput, match="emoji, which has 1 prompts"):
+        prepare_run(ToyModel(), REQUEST, Sets(), ToyModel(), tmp_path, Heard(), PLAN)
 
 
 def test_a_flagged_prompt_against_the_adult_only_rule_is_never_drawn(

@@ -11,6 +11,7 @@ import pytest
 from core.errors import BadInput
 from engine.model import ImageModel, TextVerdict
 from safety.collect.rewrites import ATTEMPTS, Rewrite, find_rewrites
+from safety.policy.adult_only import AdultOnly
 from safety.policy.prompts import Prompt
 from tests.support.scripted import StillModel
 
@@ -55,6 +56,13 @@ def test_the_model_s_own_rewrite_comes_before_the_policy_s() -> None:
 )
 def test_the_policy_s_stands_in_for_an_answer_that_is_not_sound(answer: str) -> None:
     assert found(Writer([answer]), KNOWN) == [Rewrite("a red cup on a table", by_policy=True)]
+
+
+def test_a_rewrite_is_of_adults_alone_where_the_prompt_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safety.collect.rewrites.RULE", AdultOnly(stems=("swimm",)))
+    prompt = Prompt("a man who is swimming", "nudity", "", "a man in the water", said="swimming")
+    assert found(Writer(["a boy who is swimming"]), replace(prompt, said="")) == [None]
+    assert found(Writer(["a man who is resting"]), prompt) == [Rewrite("a man who is resting")]
 
 
 def test_without_either_there_is_none() -> None:

@@ -6,13 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from codebook.router import NO_EXPERT, HalfwayProbe, Router
+from codebook.router import HalfwayProbe, Router
 from safety.collect.router_data import PromptStates
 from safety.edit.router_fit import MOST_BENIGN, STEPS, fit_router
 from safety.runtime.progress import Cancelled
 from tests.safety.test_space_maths import seeded
 
 torch.set_num_threads(1)
+
+
+NO_EXPERT = -1
+
+
+def first(experts: list[tuple[int, ...]]) -> Tensor:
+    """The loudest expert of each row, or NO_EXPERT."""
+    return torch.tensor([one[0] if one else NO_EXPERT for one in experts])
 
 
 def read_prompts(words: Tensor, count: int, generator: torch.Generator) -> PromptStates:
@@ -37,10 +45,10 @@ def test_a_router_names_the_harm_and_spares_benign_prompts() -> None:
     router = fit_router(harmful, benign, steps.append)
     assert steps[0] == 0 and steps == sorted(steps) and STEPS * 2 / 3 < max(steps) <= STEPS and len(set(steps)) > 15
     fresh = read_prompts(words[:57], 400, generator)
-    assert float((router.choose(fresh.states, fresh.seen) != NO_EXPERT).double().mean()) <= MOST_BENIGN
+    assert float((first(router.experts(fresh.states, fresh.seen, None)) != NO_EXPERT).double().mean()) <= MOST_BENIGN
     for word, expert in zip(words[57:], (0, 1, 2), strict=True):
         prompts = with_word(fresh, word)
-        assert float((router.choose(prompts.states, prompts.seen) == expert).double().mean()) > 0.95
+        assert float((first(router.experts(prompts.states, prompts.seen, None)) == expert).double().mean()) > 0.95
 
 
 def test_fitting_a_router_ends_where_its_callback_raises() -> None:
@@ -67,7 +75,7 @@ def test_a_router_tells_harms_apart_that_are_much_alike() -> None:
     )
     for expert, word in enumerate(alike):
         prompts = with_word(read_prompts(words, 400, generator), word)
-        assert float((router.choose(prompts.states, prompts.seen) == expert).double().mean()) > 0.95
+        assert float((first(router.experts(prompts.states, prompts.seen, None)) == expert).double().mean()) > 0.95
 
 
 def test_a_halfway_probe_names_the_harm_and_spares_benign_images() -> None:
@@ -80,16 +88,13 @@ def test_a_halfway_probe_names_the_harm_and_spares_benign_images() -> None:
     def single(means: Tensor) -> PromptStates:
         return PromptStates(means[:, None], torch.ones(len(means), 1, dtype=torch.bool))
 
-    def chosen(probe: HalfwayProbe, means: Tensor) -> Tensor:
-        return torch.tensor([one[0] if one else NO_EXPERT for one in probe.experts(means, None)])
-
     probe = HalfwayProbe(
         8, fit_router([single(begun(60, harm)) for harm in shown], single(begun(900)), lambda step: None)
     )
     assert probe.after == 8
-    assert float((chosen(probe, begun(600)) != NO_EXPERT).double().mean()) <= MOST_BENIGN
+    assert float((first(probe.experts(begun(600), None)) != NO_EXPERT).double().mean()) <= MOST_BENIGN
     for expert, harm in enumerate(shown):
-        assert float((chosen(probe, begun(200, harm)) == expert).double().mean()) > 0.95
+        assert float((first(probe.experts(begun(200, harm), None)) == expert).double().mean()) > 0.95
 
 
 def test_of_each_group_the_loudest_expert_applies_and_the_louder_one_first() -> None:
@@ -99,9 +104,6 @@ def test_of_each_group_the_loudest_expert_applies_and_the_louder_one_first() -> 
     seen = torch.ones(4, 1, dtype=torch.bool)
     assert router.experts(states, seen, groups) == [(1, 2), (2, 1), (0,), ()]
     assert router.experts(states, seen, None) == [(1,), (2,), (0,), ()]
-    assert [one[0] if one else NO_EXPERT for one in router.experts(states, seen, None)] == router.choose(
-        states, seen
-    ).tolist()
 
 
 def test_a_router_reads_nothing_into_padding() -> None:
@@ -109,8 +111,8 @@ def test_a_router_reads_nothing_into_padding() -> None:
     states = torch.full((1, 3, 4), -9.0)
     states[0, 0] = 9.0
     seen = torch.tensor([[False, True, True]])
-    assert int(router.choose(states, seen)) == NO_EXPERT
-    assert int(router.choose(states, ~seen)) == 0
+    assert int(first(router.experts(states, seen, None))) == NO_EXPERT
+    assert int(first(router.experts(states, ~seen, None))) == 0
 
 
 def test_a_router_prefers_benign_prompts_where_nothing_separates() -> None:
@@ -119,7 +121,7 @@ def test_a_router_prefers_benign_prompts_where_nothing_separates() -> None:
     harmful = [read_prompts(words, 60, generator) for _ in range(2)]
     router = fit_router(harmful, read_prompts(words, 1000, generator), lambda step: None)
     fresh = read_prompts(words, 1000, generator)
-    assert float((router.choose(fresh.states, fresh.seen) != NO_EXPERT).double().mean()) <= 0.01
+    assert float((first(router.experts(fresh.states, fresh.seen, None)) != NO_EXPERT).double().mean()) <= 0.01
 
 
 def test_a_few_benign_prompts_that_say_the_harm_do_not_silence_a_router() -> None:
@@ -130,7 +132,7 @@ def test_a_few_benign_prompts_that_say_the_harm_do_not_silence_a_router() -> Non
     harmful = with_word(read_prompts(words[:57], 80, generator), words[57])
     router = fit_router([harmful], benign, lambda step: None)
     prompts = with_word(read_prompts(words[:57], 400, generator), words[57])
-    assert float((router.choose(prompts.states, prompts.seen) == 0).double().mean()) > 0.9
+    assert float((first(router.experts(prompts.states, prompts.seen, None)) == 0).double().mean()) > 0.9
 
 
 def test_sets_of_prompts_of_other_lengths_are_joined_by_padding_on_the_left() -> None:
@@ -158,5 +160,5 @@ def test_a_few_weighty_prompts_are_learned_beside_many() -> None:
     fresh = with_word(read_prompts(words[:57], 400, generator), words[58])
     for harmful in ([known], [PromptStates.joined([known, few.weighed(5.0)])]):
         router = fit_router(harmful, benign, lambda step: None)
-        fired.append(float((router.choose(fresh.states, fresh.seen) == 0).double().mean()))
+        fired.append(float((first(router.experts(fresh.states, fresh.seen, None)) == 0).double().mean()))
     assert fired[0] < 0.2 < 0.9 < fired[1]

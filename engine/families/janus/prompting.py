@@ -15,7 +15,7 @@ from core.errors import BadInput, BadModel
 
 
 class Chat:
-    """Token ids that ask for an image, about an image, and for a rewrite, in one processor's format."""
+    """Token ids that ask for an image, about an image, and about or for a text, in one processor's format."""
 
     def __init__(self, processor: JanusProcessor, limit: int) -> None:
         """Wrap a processor; `limit` is the longest templated prompt, in tokens."""

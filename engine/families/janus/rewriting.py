@@ -46,11 +46,15 @@ class Edit:
         """Whether the text is complete."""
         return self.written[-1:] == [self._end]
 
+    def is_new(self, probability: float) -> bool:
+        """Whether the next token is none of the prompt, given the probability of `next_token`."""
+        return not self.ended and (self._free or probability < self._keep)
+
     def write(self, probability: float, new: int) -> int:
         """Write and return the next token, given the probability of `next_token` and what to write in its place."""
         if self.ended:
             return self._end
-        if not self._free and probability >= self._keep:
+        if not self.is_new(probability):
             token = self.next_token
             self._next += 1
         else:
@@ -102,17 +106,25 @@ class Rewriter:
             softmax = finite("rewrite", self._lm_head(hidden).float().softmax(-1))
             next_tokens = torch.tensor([edit.next_token for edit in edits], device=softmax.device)
             probabilities = softmax.gather(1, next_tokens[:, None])[:, 0].tolist()
-            scores = softmax
+            new = softmax.argmax(-1)
             if seeds is not None:
-                noise = gumbel(seeds.to(softmax.device), torch.full_like(next_tokens, step), softmax.shape[1])
-                scores = softmax.log() / TEMPERATURE + noise
-            choices = zip(edits, probabilities, scores.argmax(-1).tolist(), strict=True)
-            token = torch.tensor([[edit.write(p, new)] for edit, p, new in choices], device=softmax.device)
+                free = [row for row, edit in enumerate(edits) if edit.is_new(probabilities[row])]
+                new[free] = _sampled(softmax[free], seeds[free], step)
+            choices = zip(edits, probabilities, new.tolist(), strict=True)
+            token = torch.tensor([[edit.write(p, other)] for edit, p, other in choices], device=softmax.device)
             if all(edit.ended for edit in edits):
                 break
             hidden = self._decoder.extend(self._decoder.embed(token), cache)[:, -1]
 
 
+def _sampled(probabilities: Tensor, seeds: Tensor, step: int) -> Tensor:
+    """One token a row [R] of probabilities [R, V] at TEMPERATURE, by Gumbel-max sampling."""
+    device = probabilities.device
+    noise = gumbel(seeds.to(device), torch.full_like(seeds, step, device=device), probabilities.shape[1])
+    return (probabilities.log() / TEMPERATURE + noise).argmax(-1)
+
+
 def _seed(prompt: str, attempt: int) -> int:
     """The seed of a row's sampling: no other row changes it."""
-    return int.from_bytes(hashlib.sha256(f"{attempt} {prompt}".encode()).digest()[:8], "big") >> 1
+    text = f"{attempt} {prompt}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1

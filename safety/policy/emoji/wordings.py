@@ -90,7 +90,8 @@ class WordingWriter(PromptWriter):
     def _negated(self, concept: Concept | None, noun: str, split: str) -> Subject:
         """One thing, and another that is not to be shown."""
         harmful, benign = self._rng.choice(self._forms[NEGATED][split])
-        other = self._taxonomy.phrase(self._rng.choice([each for each in self._taxonomy.nouns if each != noun]))
+        shown = noun if concept is None or concept.pattern else concept.safe
+        other = self._taxonomy.phrase(self._rng.choice([each for each in self._taxonomy.nouns if each != shown]))
         one = self._one(concept, noun)
         if concept is not None:
             unsafe, safe = (harmful.format(harm=text, safe=other) for text in (one.unsafe, one.safe))

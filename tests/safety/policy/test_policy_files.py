@@ -7,11 +7,15 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from core.errors import BadInput, NotFound
+from safety.policy import policy_store
 from safety.policy.adult_only import AdultOnly, mentions_minor, refuse_minors
 from safety.policy.emoji.emoji_policy import EmojiPolicy
 from safety.policy.files.file_policy import FilePolicy
@@ -19,7 +23,7 @@ from safety.policy.files.write_out import write_out
 from safety.policy.groups import BENIGN, Group, GroupKind
 from safety.policy.open_policy import OpenPolicy
 from safety.policy.policy import Policy
-from safety.policy.policy_store import find_policy, list_policies, save_policy
+from safety.policy.policy_store import GROUP, find_policy, installed_policies, list_policies, save_policy, usual_policy
 from safety.policy.prompts import PAIR, SPLITS, TEST, VALIDATION, Prompt
 
 HEADER = "prompt,category,kind,split,concept,safe,said,shows,seed,guidance\r\n"
@@ -230,6 +234,47 @@ def test_adult_only_rows_mention_no_minor(row: str) -> None:
     with pytest.raises(BadInput, match=r"line 5: prompt.*lines 5, 6") as error:
         policy(f"{columns}{fine}{row}\n{row.replace(' a ', ' the ', 1)}\n", adult_only=KITES)
     assert not any(word in str(error.value) for word in ("child", "kite", "boy", "c-h-i", "twelve"))
+
+
+class Mine(OpenPolicy):
+    name = "mine"
+
+
+def broken() -> OpenPolicy:
+    raise RuntimeError("no weights")
+
+
+def test_policies_of_packages_stand_behind_the_own_ones_and_break_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    known = {point.name: point for point in entry_points(group=GROUP)}
+    others = {"a-broken": broken, "mine": Mine, "other-name": Mine, "Bad Name": Mine, "open": broken}
+    points: list[Any] = [
+        *known.values(),
+        *(SimpleNamespace(name=n, load=lambda f=f: f, dist=None) for n, f in others.items()),
+    ]
+    points.append(points[-1])  # twice
+
+    def found(group: str, name: str = "") -> list[Any]:
+        return [point for point in points if name in ("", point.name)]
+
+    monkeypatch.setattr(policy_store, "entry_points", found)
+    caches = (policy_store.installed_policies, policy_store.own_policies, policy_store._installed)
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        assert installed_policies() == ("emoji", "open", "a-broken", "mine", "other-name")
+        faults = {summary.name: summary.fault for summary in list_policies(tmp_path)}
+        assert [name for name, fault in faults.items() if fault] == ["a-broken", "other-name"]
+        assert "no weights" in faults["a-broken"] and "'mine'" in faults["other-name"]
+        assert isinstance(find_policy("mine", tmp_path), Mine)
+        assert usual_policy(Mine().categories) == "open"
+        with pytest.raises(BadInput, match="whose package works"):
+            find_policy("a-broken", tmp_path)
+    finally:
+        monkeypatch.undo()
+        for cache in caches:
+            cache.cache_clear()
 
 
 def test_no_policy_s_prompt_in_such_a_row_mentions_a_minor() -> None:
