@@ -61,7 +61,8 @@ def test_the_policy_s_stands_in_for_an_answer_that_is_not_sound(answer: str) -> 
 def test_a_rewrite_is_of_adults_alone_where_the_prompt_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("safety.collect.rewrites.RULE", AdultOnly(stems=("swimm",)))
     prompt = Prompt("a man who is swimming", "nudity", "", "a man in the water", said="swimming")
-    assert found(Writer(["a boy who is swimming"]), replace(prompt, said="")) == [None]
+    policy = [Rewrite("a man in the water", by_policy=True)]
+    assert found(Writer(["a boy who is swimming"]), replace(prompt, said="")) == policy
     assert found(Writer(["a man who is resting"]), prompt) == [Rewrite("a man who is resting")]
 
 
