@@ -24,7 +24,7 @@ def take(url: str, chromium: str, picture: Path) -> None:
     """Draw four images in the console at `url` and save a picture of the page."""
     with sync_playwright() as browsers:
         browser = browsers.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1080, "height": 620}, color_scheme="light")
+        page = browser.new_page(viewport={"width": 1080, "height": 1000}, color_scheme="light")
         page.goto(url)
         page.get_by_label("Prompt").fill(PROMPT)
         page.get_by_label("Seed").fill("1")

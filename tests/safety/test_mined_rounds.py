@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -168,7 +169,7 @@ def test_a_mined_round_killed_in_any_phase_resumes_to_the_same_bytes(
     run_until_killed(run_and_die, work, phase)
     hashes = [
         [outcome.codebook and codebook_hash(outcome.codebook) for outcome in outcomes]
-        for outcomes in (run(work, Heard()), undisturbed[1])
+        for outcomes in (islice(run(work, Heard()), 2), undisturbed[1][:2])
     ]
     assert hashes[0] == hashes[1]
 
