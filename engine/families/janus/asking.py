@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from codebook.tensors import finite
-from core.errors import BadInput, BadModel
-from engine.families.janus.judging import outputs_of
+from core.errors import BadInput
+from engine.families.janus.judging import distinct, outputs_of
 from engine.families.janus.prompting import Chat
 from engine.runner.decoder import Decoder
 from engine.runner.linear import Linear
@@ -56,9 +56,7 @@ class Asker:
     def _answers(self) -> Linear:
         """Of the text head the outputs of yes and no; made when first needed, since a model may serve that has none."""
         if self._head is None:
-            tokens = [self._chat.answer("Is this an image?", answer) for answer in (YES, NO)]
-            if tokens[0] == tokens[1]:
-                raise BadModel("the answers yes and no must begin with different tokens")
+            tokens = distinct(self._chat.answer, "Is this an image?", (YES, NO))
             self._head = Linear([outputs_of(self._lm_head, tokens)])
         return self._head
 

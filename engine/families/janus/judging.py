@@ -5,6 +5,8 @@ Images are shown to the model's vision tower as pixels. Which verdict counts as 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration
@@ -46,9 +48,10 @@ class Judge:
         # Padded on the right: the answer is read at each tail's own end, which attends to nothing after it.
         width = max(map(len, tails))
         self._tails = torch.tensor([tail + [0] * (width - len(tail)) for tail in tails], device=device)
-        yes_no = [token for p in instructions.phrasings for token in _distinct(chat, p.question, (p.unsafe, p.safe))]
+        pairs = [(p.question, (p.unsafe, p.safe)) for p in instructions.phrasings]
+        yes_no = [token for question, both in pairs for token in distinct(chat.answer, question, both)]
         answers = tuple(answer for answer, _ in instructions.answers)
-        categories = _distinct(chat, instructions.category_question, answers)
+        categories = distinct(chat.answer, instructions.category_question, answers)
         # The text head's rows of the answers: first "unsafe" and "safe" of each phrasing, then the categories.
         self._head = Linear([outputs_of(model.lm_head, [*yes_no, *categories])])
         self._recorded = Recorded(self._answers, recorder(device))
@@ -120,8 +123,9 @@ def _common_prefix(rows: list[list[int]]) -> list[int]:
     return rows[0][:count]
 
 
-def _distinct(chat: Chat, question: str, answers: tuple[str, ...]) -> list[int]:
-    tokens = [chat.answer(question, answer) for answer in answers]
+def distinct(first_token: Callable[[str, str], int], question: str, answers: tuple[str, ...]) -> list[int]:
+    """The first tokens of answers to a question, by Chat.answer or Chat.reply. Raises BadModel where two are alike."""
+    tokens = [first_token(question, answer) for answer in answers]
     if len(set(tokens)) < len(tokens):
         raise BadModel(f"the answers {answers} to {question!r} must begin with different tokens")
     return tokens

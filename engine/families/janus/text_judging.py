@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from codebook.tensors import finite
-from core.errors import BadModel
 from engine.families.janus.asking import NO, YES
-from engine.families.janus.judging import outputs_of
+from engine.families.janus.judging import distinct, outputs_of
 from engine.families.janus.prompting import Chat
 from engine.model import TextVerdict
 from engine.runner.decoder import Decoder
@@ -27,10 +26,7 @@ class TextJudge:
     def __init__(self, lm_head: nn.Linear, decoder: Decoder, chat: Chat, question: str) -> None:
         """Take the parts; `question` stands before the text. Raises BadModel where yes and no begin alike."""
         self._lm_head, self._decoder, self._chat, self._question = lm_head, decoder, chat, question
-        tokens = [chat.reply(question, answer) for answer in (YES, NO)]
-        if tokens[0] == tokens[1]:
-            raise BadModel("the answers yes and no must begin with different tokens")
-        self._answers = Linear([outputs_of(lm_head, tokens)])
+        self._answers = Linear([outputs_of(lm_head, distinct(chat.reply, question, (YES, NO)))])
 
     def __call__(self, text: str) -> TextVerdict:
         """Judge a text. Raises BadInput as Chat.tokenize does, BadNumber where a logit is NaN or infinite."""
