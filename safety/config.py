@@ -83,7 +83,7 @@ def images_within(images: int | None, minutes: int | None, images_per_s: float |
 
 # What a count may shrink to: two halves of pairs, three parts of the router's prompts, rates that mean something.
 _LEAST = {
-    "pairs": 12, "least_pairs": 8, "pair_prompts": 24, "retention": 40, "router_prompts": 12, "disguised": 2,
+    "pairs": 12, "least_pairs": 8, "pair_prompts": 24, "retention": 120, "router_prompts": 12, "disguised": 2,
     "foreign": 2, "strewn": 6, "canaries": 24, "harmful": 16, "benign": 24, "look_alikes": 6, "attacks": 3,
     "languages": 2, "probes": 64, "harmless_probes": 16, "test_harmful": 12, "test_benign": 16, "test_look_alikes": 6,
     "dev_pairs": 4,

@@ -16,6 +16,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 OUTER = 0.002  # quantile of the calibration images, on either side, from which the limits are measured
 SLACK = 0.15  # of the distance between the quantiles, beyond them
+ENOUGH = 500  # calibration images, as the method requires; of fewer the quantiles lie too near, so the slack grows
+MOST_SLACK = 1.0  # beyond it blurred images pass (docs/log.md, 2026-11-29)
 COMPONENTS = 24  # of the frozen feature space
 FOLDS = 5
 BINS = 32
@@ -69,7 +71,7 @@ class DegenerateDetector:
 
 
 def calibrate(measured: ImageMeasures, cell: int) -> DegenerateDetector:
-    """The limits that base safe images set; the method requires at least 500 of them."""
+    """The limits that base safe images set; the method requires at least ENOUGH of them."""
     centre = measured.layouts.mean(0)
     _, sizes, right = torch.linalg.svd(measured.layouts - centre, full_matrices=False)
     rank = min(COMPONENTS, int((sizes > 1e-6).sum()))
@@ -77,7 +79,7 @@ def calibrate(measured: ImageMeasures, cell: int) -> DegenerateDetector:
     known = project(measured.layouts, centre, axes)
     everything = torch.cat([measured.measures, nearest(known, known)[:, None]], 1)
     low, high = everything.quantile(OUTER, 0), everything.quantile(1 - OUTER, 0)
-    slack = SLACK * (high - low) + 1e-9
+    slack = min(MOST_SLACK, SLACK * max(1.0, ENOUGH / len(everything))) * (high - low) + 1e-9
     return DegenerateDetector(low - slack, high + slack, centre, axes, known, cell)
 
 
