@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from uuid import uuid4
 
 import torch
 
@@ -13,10 +12,10 @@ from engine.image_result import ImageResult
 from engine.png import encode_png
 
 
-def compared(model_id: str, left: ImageResult, right: ImageResult) -> CompareResponse:
-    """Return both images and their difference; they have one size and one seed."""
+def compared(id: str, model_id: str, left: ImageResult, right: ImageResult) -> CompareResponse:
+    """Return both images and their difference; they have one size and one seed. id: of the call."""
     return CompareResponse(
-        id=uuid4().hex,
+        id=id,
         model=model_id,
         seed=left.request.sampling.seed,
         same_tokens=torch.equal(left.tokens, right.tokens),

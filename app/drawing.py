@@ -152,6 +152,17 @@ async def draw_in_parts(
             drawing.exception()  # nobody waits for it any more, and the log need not say so
 
 
+async def decode(service: Service, tokens: Tensor, version: str) -> tuple[Codebook, Tensor]:
+    """Decode kept tokens [N] under a version: the codebook, and the pixels [H, W, 3] uint8.
+
+    Raises BadInput naming `codebook` for an unknown version, BadNumber for pixels that are not finite.
+    """
+    engine = service.engine
+    async with leased(service.live, version, "codebook") as codebook:
+        decoding = engine.scheduler.submit(lambda model: to_bytes(model.decode(tokens[None], codebook.pixel)))
+        return codebook, (await asyncio.wrap_future(decoding))[0]
+
+
 async def finish(
     engine: Engine,
     service: Service,

@@ -15,11 +15,15 @@ from app.background.store_watcher import follow
 from app.http import problems
 from app.http.body_limit import BodyLimit
 from app.http.door import Door
+from app.http.request_id import RequestId
+from app.openai import routes as routes_openai
+from app.openai.errors import OpenAIErrors
 from app.queue import listen
 from app.routes import codebooks as routes_codebooks
 from app.routes import flags as routes_flags
 from app.routes import generate as routes_generate
 from app.routes import health as routes_health
+from app.routes import images as routes_images
 from app.routes import jobs as routes_jobs
 from app.routes import judges as routes_judges
 from app.routes import policies as routes_policies
@@ -41,9 +45,13 @@ def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
     app.state.service = Service(settings, load)
     app.add_middleware(BodyLimit, larger={"/policies/": MAX_POLICY})
     app.add_middleware(Door, service=app.state.service)
+    app.add_middleware(OpenAIErrors)
+    app.add_middleware(RequestId)
     problems.install(app)
     for routes in (
         routes_generate,
+        routes_images,
+        routes_openai,
         routes_jobs,
         routes_policies,
         routes_judges,

@@ -141,6 +141,6 @@ def _check_prompts(engine: Engine, prompts: Sequence[str]) -> None:
         if RULE.refuses((), (prompt,)):
             raise BadInput(f"prompts.{index}", "<a mention of a minor beside nudity or sex>", "adults alone there")
         try:
-            engine.check_prompt(prompt)
+            engine.tokenize(prompt)
         except BadInput as error:
             raise BadInput(f"prompts.{index}", error.value, error.allowed) from None

@@ -191,7 +191,7 @@ class GeneratedImage(BaseModel):
 class GenerateResponse(BaseModel):
     """The images of one call and its effective sampling parameters."""
 
-    id: str = Field(description="Id of the call.")
+    id: str = Field(description="Id of the call, as in `X-Request-Id`.")
     model: str = Field(description="Model id.")
     codebook: str = Field(description="Codebook version.")
     codebook_hash: str = Field(description="Content hash of the version.")
@@ -214,12 +214,18 @@ class PixelDifference(BaseModel):
 class CompareResponse(BaseModel):
     """One prompt and seed under two versions."""
 
-    id: str = Field(description="Id of the call.")
+    id: str = Field(description="Id of the call, as in `X-Request-Id`.")
     model: str = Field(description="Model id.")
     seed: int = Field(description="Seed of both images.")
     same_tokens: bool = Field(description="Whether the token sequences are equal: the images differ in decoding only.")
     images: list[GeneratedImage] = Field(description="The two images, in the order of the request.")
     difference: PixelDifference = Field(description="Pixel difference of the two.")
+
+
+class RedecodeRequest(RequestBody):
+    """A version to decode a kept image under."""
+
+    codebook: Version = Field(description='Codebook version, or "active".')
 
 
 class FlagRequest(RequestBody):

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 
 from app.background.live_traffic import LiveTraffic
 from app.background.storage_watch import Storage
+from app.http.links import Links
 from app.queue import ImproveQueue
 from codebook.live import LiveCodebooks
 from codebook.store import CodebookStore
@@ -33,12 +34,12 @@ Load = Callable[[str, str, str], Served]  # name, device, dtype
 class Engine:
     """A loaded model: its facts, and the scheduler that owns it.
 
-    check_prompt: raises BadInput, naming `prompt`, for a prompt that the model cannot read; thread-safe.
+    tokenize: the token ids of a prompt; raises BadInput, naming `prompt`, if the model cannot read it; thread-safe.
     """
 
     facts: ModelFacts
     scheduler: Scheduler
-    check_prompt: Callable[[str], None]
+    tokenize: Callable[[str], list[int]]
 
 
 class Service:
@@ -54,6 +55,7 @@ class Service:
         self.traffic = LiveTraffic(self.images, lambda: self.live.active.version)
         self.flags = Flags(settings.home / "flags.db", settings.keep_hours)
         self.storage = Storage(settings.home, self.store)
+        self.links = Links(settings.home / "link.key")
         self.failure: SafeCBError | None = None  # why the model could not be opened
         self.stopping = False  # whether the server drains: new requests are refused
         self._load = load
@@ -99,7 +101,7 @@ class Service:
             log.exception("the model cannot be served")
             self.failure = BadModel(f"{self.settings.model} cannot be served: {error}")
         else:
-            self._engine = Engine(model.facts, scheduler, model.check_prompt)
+            self._engine = Engine(model.facts, scheduler, model.tokenize)
 
     def give_up(self) -> None:
         """Fail all accepted and unfinished requests with Stopping."""

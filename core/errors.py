@@ -4,6 +4,7 @@ SafeCBError
 |- BadInput             the caller's value is wrong (field, value and what is allowed are named)
 |  `- BadSetting        the same, for an environment variable: the process does not start
 |- NotFound             no such version, job or image
+|  `- UnknownModel      no model of that name is served
 |- Conflict             the state has changed: another epoch, another running job
 |- BadCodebook          a stored version fails a check; the reason names which
 |- BadModel             a model folder cannot be served; the reason names why
@@ -41,6 +42,10 @@ class BadSetting(BadInput):
 
 class NotFound(SafeCBError):
     """The thing named does not exist."""
+
+
+class UnknownModel(NotFound):
+    """No model of the name in the request is served."""
 
 
 class Conflict(SafeCBError):

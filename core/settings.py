@@ -33,6 +33,8 @@ _DEFAULTS = {
     "SAFECB_KEEP_IMAGES": "2000",
     "SAFECB_KEEP_HOURS": "24",
     "SAFECB_DRAIN_S": "30",
+    "SAFECB_OPENAI_ALIASES": "on",
+    "SAFECB_OPENAI_STRICT": "off",
 }
 _MODEL = re.compile(r"\S(.*\S)?")
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
@@ -42,6 +44,7 @@ _DTYPE = re.compile(r"auto|float32|bfloat16|float16")
 _JUDGE = re.compile(r"\S+")
 _CORES = re.compile(r"auto|[1-9][0-9]{0,2}")
 _CHOICE = re.compile(r"operators|everyone")
+_SWITCH = re.compile(r"on|off")
 _WHOLE = re.compile(r"[0-9]{1,7}")
 _SECONDS = re.compile(r"[0-9]{1,4}")
 _KEYS = re.compile(r"[!-+\--~]+(,[!-+\--~]+)*")  # printable ASCII, separated by commas
@@ -64,6 +67,8 @@ class Settings:
     version_choice: who may name a version other than the active one: "operators" or EVERYONE.
     keep_images, keep_hours: size and age limit of the image log, from which images can be flagged; 0 images: no log.
     drain_s: seconds in which a server that shuts down finishes the accepted requests.
+    openai_aliases: whether /v1 takes OpenAI's model names for the served model.
+    openai_strict: whether /v1 refuses sizes, qualities and styles that the model cannot vary.
     """
 
     home: Path
@@ -82,6 +87,8 @@ class Settings:
     keep_images: int
     keep_hours: int
     drain_s: int
+    openai_aliases: bool
+    openai_strict: bool
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
@@ -116,6 +123,8 @@ class Settings:
             keep_images=int(_matching(values, "SAFECB_KEEP_IMAGES", _WHOLE, "a whole number up to 9999999")),
             keep_hours=int(_matching(values, "SAFECB_KEEP_HOURS", _WHOLE, "a whole number of hours up to 9999999")),
             drain_s=int(_matching(values, "SAFECB_DRAIN_S", _SECONDS, "a whole number of seconds up to 9999")),
+            openai_aliases=_is_on(values, "SAFECB_OPENAI_ALIASES"),
+            openai_strict=_is_on(values, "SAFECB_OPENAI_STRICT"),
         )
 
     @property
@@ -164,6 +173,10 @@ def _port(values: Mapping[str, str]) -> int:
 def _cores(values: Mapping[str, str]) -> int | None:
     chosen = _matching(values, "SAFECB_CORES", _CORES, "auto, or a whole number from 1 to 999")
     return None if chosen == "auto" else int(chosen)
+
+
+def _is_on(values: Mapping[str, str], key: str) -> bool:
+    return _matching(values, key, _SWITCH, "on or off") == "on"
 
 
 def _keys(values: Mapping[str, str], name: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass, replace
 from torch import Tensor
 
 from codebook.tensors import codebook_hash
+from codebook.value import Codebook
 from engine.model import ImageRequest, ModelFacts, Verdict
 from engine.png import encode_png
 
@@ -47,8 +48,12 @@ class ImageResult:
         return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
 
     def encoded(self) -> ImageResult:
-        """Return the result with its PNG file, which names codebook, seed and model. Slow: not for an event loop."""
-        codebook, seed = self.request.codebook, self.request.sampling.seed
-        text = {"codebook": codebook.version, "codebook_hash": codebook_hash(codebook)}
-        text |= {"seed": str(seed), "model": self.facts.model_id}
+        """Return the result with its PNG file, which says how it was made. Slow: not for an event loop."""
+        text = provenance(self.request.codebook, self.request.sampling.seed, self.facts)
         return replace(self, png=encode_png(self.image, text))
+
+
+def provenance(codebook: Codebook, seed: int, facts: ModelFacts) -> dict[str, str]:
+    """The text chunks of an image's file: codebook, codebook_hash, seed, model."""
+    made_by = {"codebook": codebook.version, "codebook_hash": codebook_hash(codebook)}
+    return made_by | {"seed": str(seed), "model": facts.model_id}

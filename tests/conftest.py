@@ -26,9 +26,11 @@ os.nice(max(0, NICE - os.nice(0)))
 
 
 SLOW = {  # whole files below tests/: real processes, runs of the loop, interpreted kernels; other tests are marked
-    *(f"app/test_{name}.py" for name in ("bad_numbers", "connections", "generate", "live_traffic", "queue")),
+    *(f"app/test_{name}.py" for name in ("bad_numbers", "generate", "images", "live_traffic", "queue")),
+    *(f"app/http/test_{name}.py" for name in ("connections", "keys", "problems")),
+    *(f"app/openai/test_{name}.py" for name in ("client", "conformance")),
     *(f"cli/test_{name}.py" for name in ("check", "demo", "draw", "full_disk", "redis_server", "serve", "stops")),
-    *(f"app/test_{name}.py" for name in ("codebooks", "flags", "improve", "jobs", "keys", "policies", "problems")),
+    *(f"app/test_{name}.py" for name in ("codebooks", "flags", "improve", "jobs", "policies")),
     *(f"codebook/test_{name}.py" for name in ("damage", "restore")),
     *(f"safety/judges/test_{name}.py" for name in ("matchers", "named_judges")),
     *(f"safety/policy/test_{name}.py" for name in ("long_files", "plan", "policies")),

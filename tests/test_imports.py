@@ -40,6 +40,7 @@ FLOORS = {
     "safety/runtime": ["safety.edit", "safety.evaluate", "safety.loop"],
     "app/http": ["app.routes", "app.server", "app.factory"],
     "app/background": ["app.routes", "app.server", "app.factory"],
+    "app/openai": ["app.server", "app.factory"],
 }
 
 

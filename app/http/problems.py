@@ -29,14 +29,17 @@ from core.errors import (
     NotFound,
     SafeCBError,
     Unavailable,
+    UnknownModel,
 )
 
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+NOT_ALLOWED = "not_allowed"  # code of a value that the service refuses; those of the schema are pydantic's
 
 _TABLE: Mapping[type[SafeCBError], tuple[HTTPStatus, str]] = {
     BadInput: (HTTPStatus.UNPROCESSABLE_ENTITY, "bad-input"),
+    UnknownModel: (HTTPStatus.NOT_FOUND, "model-not-found"),
     NotFound: (HTTPStatus.NOT_FOUND, "not-found"),
     Conflict: (HTTPStatus.CONFLICT, "conflict"),
     BadCodebook: (HTTPStatus.CONFLICT, "bad-codebook"),
@@ -77,7 +80,9 @@ def of(error: SafeCBError, detail: str | None = None) -> Response:
     detail = detail or str(error)
     match error:
         case BadInput():
-            return _bad_input([_complaint(error.field, error.value, error.allowed)])
+            return _bad_input([_complaint(error.field, error.value, error.allowed, NOT_ALLOWED)])
+        case UnknownModel():
+            return problem(status, slug, detail, field="model")
         case BadCodebook():
             return problem(status, slug, detail, version=error.version, check=error.check)
         case Unavailable():
@@ -101,7 +106,7 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
         return problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not-json", "send a body of content-type application/json")
     if any(e["type"] == "json_invalid" for e in error.errors()):
         return problem(HTTPStatus.BAD_REQUEST, "not-json", "the body is not JSON", field="body")
-    return _bad_input([_complaint(_path(e["loc"]), e.get("input"), _allowed(e)) for e in error.errors()])
+    return _bad_input([_complaint(_path(e["loc"]), e.get("input"), _allowed(e), e["type"]) for e in error.errors()])
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -123,8 +128,8 @@ def _bad_input(complaints: Sequence[dict[str, str]]) -> Response:
     return problem(status, slug, detail, None, **complaints[0], errors=complaints[:20])
 
 
-def _complaint(field: str, value: object, allowed: str) -> dict[str, str]:
-    return {"field": field, "value": _SHORT.repr(value), "allowed": allowed}
+def _complaint(field: str, value: object, allowed: str, code: str) -> dict[str, str]:
+    return {"field": field, "value": _SHORT.repr(value), "allowed": allowed, "code": code}
 
 
 def _allowed(error: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from app.drawing import chosen_seed, draw
 from app.http.disconnect import while_connected
 from app.http.keys import OPERATORS, Caller, IsOperator, ServiceOf, check_caller, check_version
 from app.http.negotiation import preferred
+from app.http.request_id import id_of
 from app.schemas import (
     ActivateRequest,
     Activation,
@@ -110,7 +111,7 @@ async def compare(
     facts = service.engine.facts
     sampling = facts.sampling(chosen_seed(body.seed))
     left, right = await while_connected(request, draw(service, caller, body.prompt, versions, sampling))
-    return await run_in_threadpool(compared, facts.model_id, left, right)
+    return await run_in_threadpool(compared, id_of(request), facts.model_id, left, right)
 
 
 def _active(service: Service) -> ActiveCodebook:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime
 
 from fastapi import APIRouter, Depends, Response
 from starlette.concurrency import run_in_threadpool
 
-from app.drawing import leased
+from app.drawing import decode
 from app.http.keys import OPERATORS, Caller, ServiceOf, check_caller
 from app.schemas import ApproveRequest, FlagRequest, FlagResponse
 from app.service import Service
 from codebook.store import codebook_hash
 from core.errors import BadInput
-from engine.png import encode_png, to_bytes
+from engine.png import encode_png
 from records.flags import Flag, State
 
 router = APIRouter(prefix="/flags", tags=["flags"], dependencies=[Depends(check_caller)])
@@ -52,10 +51,7 @@ def one_flag(id: str, service: ServiceOf) -> FlagResponse:
 async def image(id: str, service: ServiceOf) -> Response:
     """Get the flagged image, decoded from its tokens under the version that drew it."""
     flag = await run_in_threadpool(service.flags.get, id)
-    engine = service.engine
-    async with leased(service.live, flag.version, "codebook") as codebook:
-        drawn = engine.scheduler.submit(lambda model: to_bytes(model.decode(flag.tokens[None], codebook.pixel)))
-        pixels = (await asyncio.wrap_future(drawn))[0]
+    codebook, pixels = await decode(service, flag.tokens, flag.version)
     text = {"codebook": flag.version, "codebook_hash": codebook_hash(codebook)}
     return Response(await run_in_threadpool(encode_png, pixels, text), media_type=PNG)
 

@@ -7,7 +7,6 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Any
-from uuid import uuid4
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Header, Request, Response
 from fastapi.responses import StreamingResponse
@@ -19,6 +18,7 @@ from app.http import problems
 from app.http.disconnect import while_connected
 from app.http.keys import Caller, IsOperator, ServiceOf, check_caller, check_version
 from app.http.negotiation import preferred
+from app.http.request_id import id_of
 from app.schemas import GenerateRequest, GenerateResponse
 from codebook.store import codebook_hash
 from codebook.value import Codebook
@@ -75,7 +75,7 @@ async def generate(
     if media_type == PNG:
         own = {"X-Seed": str(sampling.seed), "X-Image-Id": results[0].id}
         return Response(results[0].png, headers=headers | own, media_type=PNG, background=later)
-    answer = _answer(facts.model_id, codebook, sampling, results)
+    answer = _answer(id_of(request), facts.model_id, codebook, sampling, results)
     return Response(answer.model_dump_json(), headers=headers, media_type=JSON, background=later)
 
 
@@ -88,9 +88,11 @@ def _sampling(body: GenerateRequest, facts: ModelFacts) -> Sampling:
     )
 
 
-def _answer(model_id: str, codebook: Codebook, sampling: Sampling, results: list[ImageResult]) -> GenerateResponse:
+def _answer(
+    id: str, model_id: str, codebook: Codebook, sampling: Sampling, results: list[ImageResult]
+) -> GenerateResponse:
     return GenerateResponse(
-        id=uuid4().hex,
+        id=id,
         model=model_id,
         codebook=codebook.version,
         codebook_hash=codebook_hash(codebook),

@@ -32,6 +32,8 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         keep_images=2000,
         keep_hours=24,
         drain_s=30,
+        openai_aliases=True,
+        openai_strict=False,
     )
 
 

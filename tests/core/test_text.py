@@ -14,8 +14,8 @@ from core.text import normalise, text_key
 from engine.registry import load_model
 from records.flags import Flags
 from safety.policy.prompts import is_readable, mentions
+from tests.app.http.test_problems import assert_problem
 from tests.app.test_flags import logged_image
-from tests.app.test_problems import assert_problem
 from tests.support.serving import Server, serving, settings_in, tiny_model
 
 

@@ -45,6 +45,11 @@ CLOSED = [
     ("GET", "/flags/x/image"),
     ("POST", "/flags/x/approve"),
     ("POST", "/flags/x/reject"),
+    ("GET", "/images/x"),
+    ("POST", "/images/x/redecode"),
+    ("POST", "/v1/images/generations"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/x"),
 ]
 OPERATORS_ALONE = {
     ("POST", "/improve"),
@@ -95,7 +100,8 @@ def test_without_a_key_nothing_opens(server: Server, method: str, path: str, hea
     answer = server.http.request(method, path, headers=headers, json=body)
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"] == "Bearer"
-    assert answer.headers["Content-Type"] == "application/problem+json"
+    kind = "application/json" if path.startswith("/v1/") else "application/problem+json"
+    assert answer.headers["Content-Type"] == kind
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,66 @@
+"""Signed links to images: whoever has one may read its image until it expires, without a key.
+
+The signature is an HMAC over all that the link says; its secret is a file of the server, made at the first link. Knows
+nothing of images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlencode
+
+from core.atomic import sync_folder
+from core.storage import naming
+
+VALID_S = 3600
+SECRET_BYTES = 32
+
+
+class Links:
+    """The links of one server. path: the secret's file, created if missing and readable by its owner alone."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def query(self, path: str, **says: str | int) -> str:
+        """Return the query of a link to `path`, valid for VALID_S: what it says, `expires` and `signature`."""
+        content = {name: str(value) for name, value in says.items()}
+        content["expires"] = str(int(time.time()) + VALID_S)
+        return urlencode(content | {"signature": self._signature(path, content)})
+
+    def holds(self, path: str, query: Mapping[str, str]) -> bool:
+        """Whether the query of a link to `path` is as it was signed and has not expired."""
+        content = {name: value for name, value in query.items() if name != "signature"}
+        given, right = query.get("signature", ""), self._signature(path, content)
+        return hmac.compare_digest(given.encode(), right.encode()) and int(content["expires"]) >= time.time()
+
+    def _signature(self, path: str, content: Mapping[str, str]) -> str:
+        message = f"{path}?{urlencode(sorted(content.items()))}".encode()
+        return hmac.new(self._secret(), message, hashlib.sha256).hexdigest()
+
+    def _secret(self) -> bytes:
+        with naming(self._path):
+            try:
+                return self._path.read_bytes()
+            except FileNotFoundError:
+                return self._make()
+
+    def _make(self) -> bytes:
+        """Create the secret; of two processes that try, one wins and both read what it wrote."""
+        new = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
+        with open(new, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(secrets.token_bytes(SECRET_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(new, self._path)
+        new.unlink()
+        sync_folder(self._path.parent)
+        return self._path.read_bytes()
