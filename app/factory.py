@@ -15,6 +15,7 @@ from app.background.store_watcher import follow
 from app.http import problems
 from app.http.body_limit import BodyLimit
 from app.http.door import Door
+from app.http.idempotency import Idempotency
 from app.http.request_id import RequestId
 from app.openai import routes as routes_openai
 from app.openai.errors import OpenAIErrors
@@ -31,6 +32,7 @@ from app.routes import traffic as routes_traffic
 from app.service import Load, Service
 from core.settings import Settings
 from engine.registry import load_model
+from records.answers import Answers
 
 MAX_POLICY = 8 * 2**20  # bytes of a policy's file
 CLOSE_S = 1.0  # for the threads to end in; one that takes longer is abandoned
@@ -43,6 +45,7 @@ def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
     """
     app = FastAPI(title="Safe-CB", version="1", lifespan=_lifespan)
     app.state.service = Service(settings, load)
+    app.add_middleware(Idempotency, answers=Answers(settings.home / "answers.db"))
     app.add_middleware(BodyLimit, larger={"/policies/": MAX_POLICY})
     app.add_middleware(Door, service=app.state.service)
     app.add_middleware(OpenAIErrors)

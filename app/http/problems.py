@@ -74,8 +74,8 @@ def problem(
     return Response(json.dumps(body, allow_nan=False), status, headers, MEDIA_TYPE)
 
 
-def of(error: SafeCBError, detail: str | None = None) -> Response:
-    """Return the problem document of an error of the tree; `detail` replaces its own text."""
+def of(error: SafeCBError, detail: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the problem document of an error of the tree; `detail` replaces its own text, `headers` are more."""
     status, slug = next(_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE)
     detail = detail or str(error)
     match error:
@@ -88,7 +88,16 @@ def of(error: SafeCBError, detail: str | None = None) -> Response:
         case Unavailable():
             return problem(status, slug, detail, {"Retry-After": str(error.retry_after)})
         case _:
-            return problem(status, slug, detail)
+            return problem(status, slug, detail, headers)
+
+
+def of_http(error: HTTPException) -> Response:
+    """Return the problem document of an error that a route or a middleware raised with its status."""
+    status = HTTPStatus(error.status_code)
+    slug = status.phrase.lower().replace(" ", "-")
+    # FastAPI's only 400: a body that its JSON parser refuses, too deep or with numbers of thousands of digits.
+    more = {"field": "body"} if status == HTTPStatus.BAD_REQUEST else {}
+    return problem(status, slug, error.detail, error.headers, **more)
 
 
 async def _on_own_error(request: Request, error: Exception) -> Response:
@@ -111,11 +120,7 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    status = HTTPStatus(error.status_code)
-    slug = status.phrase.lower().replace(" ", "-")
-    # FastAPI's only 400: a body that its JSON parser refuses, too deep or with numbers of thousands of digits.
-    more = {"field": "body"} if status == HTTPStatus.BAD_REQUEST else {}
-    return problem(status, slug, error.detail, error.headers, **more)
+    return of_http(error)
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

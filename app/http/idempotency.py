@@ -1,0 +1,141 @@
+"""Idempotency-Key on POSTs: the same request sent again gets the first answer, and is not done twice.
+
+Knows ASGI messages and kept answers. Knows nothing of any one route. The header is that of the IETF's draft
+draft-ietf-httpapi-idempotency-key-header-07.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import sqlite3
+
+from fastapi import HTTPException
+from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.http import problems
+from core.errors import BadInput, Conflict, SafeCBError
+from records.answers import FIELD, Answer, Answers
+
+log = logging.getLogger(__name__)
+
+HEADER = FIELD.lower().encode()
+REPLAYED = (b"idempotent-replayed", b"true")
+RETRY = {"Retry-After": "1"}
+_KEY = re.compile(rb"[!-~]{1,255}")
+_PART = (b"accept", b"content-type")  # headers that the answer depends on
+_CREDENTIALS = (b"authorization", b"x-api-key")
+_PASSING = (401, 403, 408, 409, 429)  # another attempt may end otherwise, as after a 5xx
+
+
+class Idempotency:
+    """Middleware: a POST with an Idempotency-Key is answered once; a stream or a temporary error frees the key."""
+
+    def __init__(self, app: ASGIApp, answers: Answers) -> None:
+        self._app, self._answers = app, answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer it as before."""
+        headers = dict(scope.get("headers", ()))
+        if scope["type"] != "http" or scope["method"] != "POST" or HEADER not in headers:
+            await self._app(scope, receive, send)
+            return
+        try:
+            if not _KEY.fullmatch(headers[HEADER]):
+                raise BadInput(FIELD, headers[HEADER].decode("latin-1"), "1 to 255 visible characters of ASCII")
+            body = await _read(receive)
+            if body is None:
+                return
+            key, request = _hash(scope, headers, _CREDENTIALS, headers[HEADER]), _hash(scope, headers, _PART, body)
+            answer = await run_in_threadpool(self._answers.begin, key, request)
+        except Conflict as error:
+            await problems.of(error, headers=RETRY)(scope, receive, send)
+        except SafeCBError as error:
+            await problems.of(error)(scope, receive, send)
+        except HTTPException as error:
+            await problems.of_http(error)(scope, receive, send)
+        else:
+            if answer is None:
+                await self._answered_once(key, body, (scope, receive, send))
+            else:
+                await _send(answer, send)
+
+    async def _answered_once(self, key: str, body: bytes, call: tuple[Scope, Receive, Send]) -> None:
+        """Pass a new request on, and keep its answer before its caller has it."""
+        scope, receive, send = call
+        given = kept = False
+        head: Message | None = None
+        content = b""
+
+        async def replayed() -> Message:
+            nonlocal given
+            if given:  # the next message is the disconnect
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def recorded(message: Message) -> None:
+            nonlocal head, content, kept
+            if message["type"] == "http.response.start" and _is_kept(message):
+                head = message
+            elif head is None:
+                await send(message)
+            else:
+                content += message.get("body", b"")
+                if not message.get("more_body", False):
+                    names = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in head["headers"]]
+                    kept = await self._keep(key, Answer(head["status"], names, content))
+                    await send(head)
+                    await send({"type": "http.response.body", "body": content})
+
+        try:
+            await self._app(scope, replayed, recorded)
+        finally:
+            if not kept:
+                await run_in_threadpool(self._drop, key)
+
+    async def _keep(self, key: str, answer: Answer) -> bool:
+        try:
+            await run_in_threadpool(self._answers.keep, key, answer)
+        except (SafeCBError, sqlite3.Error) as error:
+            log.warning("an answer is not kept under its %s: %s", FIELD, error)
+            return False
+        return True
+
+    def _drop(self, key: str) -> None:
+        try:
+            self._answers.drop(key)
+        except (SafeCBError, sqlite3.Error) as error:
+            log.warning("an %s is not freed until the server starts again: %s", FIELD, error)
+
+
+def _is_kept(head: Message) -> bool:
+    streams = any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in head["headers"])
+    return head["status"] < 500 and head["status"] not in _PASSING and not streams
+
+
+def _hash(scope: Scope, headers: dict[bytes, bytes], names: tuple[bytes, ...], content: bytes) -> str:
+    parts = [scope["path"], scope["query_string"].decode("latin-1")]
+    parts += [headers.get(name, b"").decode("latin-1") for name in names]
+    return hashlib.sha256(json.dumps(parts).encode() + content).hexdigest()
+
+
+async def _read(receive: Receive) -> bytes | None:
+    """The whole body; None if the caller hangs up before."""
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += bytes(message.get("body", b""))
+        if not message.get("more_body", False):
+            return body
+
+
+async def _send(answer: Answer, send: Send) -> None:
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
+    await send({"type": "http.response.start", "status": answer.status, "headers": [*headers, REPLAYED]})
+    await send({"type": "http.response.body", "body": answer.body})
