@@ -183,9 +183,11 @@ async def finish(
     except BadNumber as error:
         log.error("refused: %s", error)
         service.traffic.refused(error.version)
+        service.counts.refused(error.version)
         raise
     results = await run_in_threadpool(lambda: [result.encoded() for result in drawn])
     await run_in_threadpool(_remember, service.images, results)
+    service.counts.drew(results)
     return results
 
 

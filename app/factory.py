@@ -17,6 +17,8 @@ from app.http.body_limit import BodyLimit
 from app.http.door import Door
 from app.http.idempotency import Idempotency
 from app.http.request_id import RequestId
+from app.metrics.collector import ServiceCollector
+from app.metrics.responses import ResponseCounter
 from app.openai import routes as routes_openai
 from app.openai.errors import OpenAIErrors
 from app.queue import listen
@@ -27,6 +29,7 @@ from app.routes import health as routes_health
 from app.routes import images as routes_images
 from app.routes import jobs as routes_jobs
 from app.routes import judges as routes_judges
+from app.routes import metrics as routes_metrics
 from app.routes import policies as routes_policies
 from app.routes import traffic as routes_traffic
 from app.service import Load, Service
@@ -44,11 +47,13 @@ def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
     Until it is open, /health/ready and every call that needs the model return 503, the latter with Retry-After.
     """
     app = FastAPI(title="Safe-CB", version="1", lifespan=_lifespan)
-    app.state.service = Service(settings, load)
+    app.state.service = service = Service(settings, load)
+    service.counts.registry.register(ServiceCollector(service))
     app.add_middleware(Idempotency, answers=Answers(settings.home / "answers.db"))
     app.add_middleware(BodyLimit, larger={"/policies/": MAX_POLICY})
-    app.add_middleware(Door, service=app.state.service)
+    app.add_middleware(Door, service=service)
     app.add_middleware(OpenAIErrors)
+    app.add_middleware(ResponseCounter, counts=service.counts)
     app.add_middleware(RequestId)
     problems.install(app)
     for routes in (
@@ -62,6 +67,7 @@ def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
         routes_flags,
         routes_traffic,
         routes_health,
+        routes_metrics,
     ):
         app.include_router(routes.router)
     return app

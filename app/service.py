@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from app.background.live_traffic import LiveTraffic
 from app.background.storage_watch import Storage
 from app.http.links import Links
+from app.metrics.counts import Counts
 from app.queue import ImproveQueue
 from codebook.live import LiveCodebooks
 from codebook.store import CodebookStore
@@ -55,6 +56,7 @@ class Service:
         self.traffic = LiveTraffic(self.images, lambda: self.live.active.version)
         self.flags = Flags(settings.home / "flags.db", settings.keep_hours)
         self.storage = Storage(settings.home, self.store)
+        self.counts = Counts()
         self.links = Links(settings.home / "link.key")
         self.failure: SafeCBError | None = None  # why the model could not be opened
         self.stopping = False  # whether the server drains: new requests are refused

@@ -66,19 +66,19 @@ class Idempotency:
     async def _answered_once(self, key: str, body: bytes, call: tuple[Scope, Receive, Send]) -> None:
         """Pass a new request on, and keep its answer before its caller has it."""
         scope, receive, send = call
-        given = kept = False
+        is_read = is_kept = False
         head: Message | None = None
         content = b""
 
         async def replayed() -> Message:
-            nonlocal given
-            if given:  # the next message is the disconnect
+            nonlocal is_read
+            if is_read:  # the next message is the disconnect
                 return await receive()
-            given = True
+            is_read = True
             return {"type": "http.request", "body": body, "more_body": False}
 
         async def recorded(message: Message) -> None:
-            nonlocal head, content, kept
+            nonlocal head, content, is_kept
             if message["type"] == "http.response.start" and _is_kept(message):
                 head = message
             elif head is None:
@@ -87,14 +87,14 @@ class Idempotency:
                 content += message.get("body", b"")
                 if not message.get("more_body", False):
                     names = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in head["headers"]]
-                    kept = await self._keep(key, Answer(head["status"], names, content))
+                    is_kept = await self._keep(key, Answer(head["status"], names, content))
                     await send(head)
                     await send({"type": "http.response.body", "body": content})
 
         try:
             await self._app(scope, replayed, recorded)
         finally:
-            if not kept:
+            if not is_kept:
                 await run_in_threadpool(self._drop, key)
 
     async def _keep(self, key: str, answer: Answer) -> bool:

@@ -57,8 +57,8 @@ async def image(
     quality: Annotated[int, Query(ge=0, le=100, description="Quality of WebP and JPEG.")] = 100,
 ) -> Response:
     """Get an image that is still in the image log, decoded from its tokens under the version that drew it."""
-    kept = await run_in_threadpool(service.images.get, id)
-    return await _file(service, kept, kept.version, format, quality)
+    image = await run_in_threadpool(service.images.get, id)
+    return await _file(service, image, image.version, format, quality)
 
 
 @router.post(
@@ -71,21 +71,21 @@ async def image(
 async def redecode(id: str, body: RedecodeRequest, service: ServiceOf, operator: IsOperator) -> Response:
     """Decode the tokens of an image that is still in the image log under the pixel table of another version."""
     check_version(service, operator, body.codebook, "codebook")
-    kept = await run_in_threadpool(service.images.get, id)
-    return await _file(service, kept, body.codebook, "png", None)
+    image = await run_in_threadpool(service.images.get, id)
+    return await _file(service, image, body.codebook, "png", None)
 
 
-async def _file(service: Service, kept: KeptImage, version: str, kind: Format, quality: int | None) -> Response:
-    codebook, pixels = await decode(service, kept.tokens, version)
-    text = provenance(codebook, kept.seed, service.engine.facts)
-    if codebook.version != kept.version:
-        text["tokens_drawn_under"] = kept.version
+async def _file(service: Service, image: KeptImage, version: str, kind: Format, quality: int | None) -> Response:
+    codebook, pixels = await decode(service, image.tokens, version)
+    text = provenance(codebook, image.seed, service.engine.facts)
+    if codebook.version != image.version:
+        text["tokens_drawn_under"] = image.version
     headers = {
         "X-Codebook-Version": codebook.version,
         "X-Codebook-Hash": codebook_hash(codebook),
-        "X-Seed": str(kept.seed),
-        "X-Image-Id": kept.id,
-        "X-Tokens-Drawn-Under": kept.version,
+        "X-Seed": str(image.seed),
+        "X-Image-Id": image.id,
+        "X-Tokens-Drawn-Under": image.version,
         "Cache-Control": "private",
     }
     content = await run_in_threadpool(lambda: converted(encode_png(pixels, text), kind, quality))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TypeVar
 
 from core.errors import Busy, Stopping, Unavailable
@@ -32,6 +33,22 @@ PARTS = 4  # an image's caller is called whenever one of so many parts is drawn
 PREFILL_BATCH = 8  # prompts that are read together
 MAX_RETRY_S = 60.0  # the longest Retry-After
 SMOOTHING = 0.02  # weight of the last step in the mean time of a step: prompts are read between some of them
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a scheduler is busy with.
+
+    waiting, drawing, finishing: images in the queue, in the batch, and being decoded and judged. rows: KV rows in use,
+    of kv_rows. step_s: mean seconds from one step to the next; 0 before the first.
+    """
+
+    waiting: int
+    drawing: int
+    finishing: int
+    rows: int
+    kv_rows: int
+    step_s: float
 
 
 class Scheduler:
@@ -117,6 +134,12 @@ class Scheduler:
         """Number of images that wait for their first token."""
         with self._changed:
             return len(self._queue)
+
+    def load(self) -> Load:
+        """What the scheduler is busy with, as of now."""
+        drawing, free = len(self._batch.sequences), self._batch.free
+        finishing, rows = self._postprocessor.backlog(), self._kv_rows - free
+        return Load(self.waiting(), drawing, finishing, rows, self._kv_rows, self._step_s)
 
     @property
     def broken(self) -> bool:

@@ -49,6 +49,7 @@ CLOSED = [
     ("POST", "/images/x/redecode"),
     ("POST", "/v1/images/generations"),
     ("GET", "/v1/models"),
+    ("GET", "/metrics"),
     ("GET", "/v1/models/x"),
 ]
 OPERATORS_ALONE = {
