@@ -27,6 +27,7 @@ USER safecb
 ENV SAFECB_HOME=/data SAFECB_HOST=0.0.0.0
 VOLUME /data
 EXPOSE 8000
+# It listens on all addresses, so it needs keys (SAFECB_KEYS) or SAFECB_OPEN=on.
 HEALTHCHECK --start-period=60s CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health/ready')"]
 # Run it with --init, so that an orphaned job process has somebody to bury it, and with --stop-timeout 60: see SAFECB_DRAIN_S.
 ENTRYPOINT ["safecb"]

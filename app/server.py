@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import logging
 import os
 import select
@@ -96,6 +97,7 @@ def main() -> int:
     try:
         settings = Settings.from_environ(os.environ)
         check_setting(settings.second_judge)
+        check_exposure(settings)
         with bound(settings) as listener:
             return asyncio.run(_serve(settings, listener))
     except NoStorage as error:
@@ -106,6 +108,18 @@ def main() -> int:
         log.error("%s", error)
         last_words(str(error))
         return HOPELESS
+
+
+def check_exposure(settings: Settings) -> None:
+    """Raise BadSetting for a server without keys that other machines could reach, unless SAFECB_OPEN is on."""
+    if settings.open or settings.keys or settings.api_keys or settings.operator_keys:
+        return
+    local = settings.host == "localhost"
+    with suppress(ValueError):  # a host name
+        local = local or ipaddress.ip_address(settings.host).is_loopback
+    if not local:
+        allowed = "a loopback address, or keys (SAFECB_KEYS), or SAFECB_OPEN=on where everybody may steer this server"
+        raise BadSetting("SAFECB_HOST", settings.host, allowed)
 
 
 def _is_waited_for(listener: socket.socket) -> bool:

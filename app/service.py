@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 
 from app.background.live_traffic import LiveTraffic
 from app.background.storage_watch import Storage
+from app.http.key_ring import KeyRing
 from app.http.links import Links
 from app.metrics.counts import Counts
 from app.queue import ImproveQueue
@@ -56,6 +57,7 @@ class Service:
         self.traffic = LiveTraffic(self.images, lambda: self.live.active.version)
         self.flags = Flags(settings.home / "flags.db", settings.keep_hours)
         self.storage = Storage(settings.home, self.store)
+        self.keys = KeyRing(settings)
         self.counts = Counts()
         self.links = Links(settings.home / "link.key")
         self.failure: SafeCBError | None = None  # why the model could not be opened

@@ -27,6 +27,8 @@ _DEFAULTS = {
     "SAFECB_DTYPE": "auto",
     "SAFECB_CORES": "auto",
     "SAFECB_SECOND_JUDGE": "beside",
+    "SAFECB_KEYS": _UNSET,  # no file of keys
+    "SAFECB_OPEN": "off",
     "SAFECB_API_KEYS": _UNSET,  # no authentication
     "SAFECB_OPERATOR_KEYS": _UNSET,  # every caller is an operator
     "SAFECB_VERSION_CHOICE": "operators",
@@ -62,6 +64,8 @@ class Settings:
     device: "auto", "cpu", "cuda" or "cuda:N".
     dtype: "auto", "float32", "bfloat16" or "float16".
     cores: CPU cores that draw and postprocess images; None is all cores of the process.
+    keys: file of named keys with scopes, absolute; None if there is none.
+    open: whether a server without keys may listen beyond this machine.
     api_keys: keys of the callers; empty disables authentication.
     operator_keys: keys for improve jobs, activation and review of flags; empty makes every caller an operator.
     version_choice: who may name a version other than the active one: "operators" or EVERYONE.
@@ -81,6 +85,8 @@ class Settings:
     dtype: str
     cores: int | None
     second_judge: str
+    keys: Path | None
+    open: bool
     api_keys: tuple[str, ...] = field(repr=False)
     operator_keys: tuple[str, ...] = field(repr=False)
     version_choice: str
@@ -117,6 +123,8 @@ class Settings:
             dtype=_matching(values, "SAFECB_DTYPE", _DTYPE, "auto, float32, bfloat16 or float16"),
             cores=_cores(values),
             second_judge=_matching(values, "SAFECB_SECOND_JUDGE", _JUDGE, "the name of a judge"),
+            keys=_folder(values, "SAFECB_KEYS") if values["SAFECB_KEYS"] else None,
+            open=_is_on(values, "SAFECB_OPEN"),
             api_keys=_keys(values, "SAFECB_API_KEYS"),
             operator_keys=_keys(values, "SAFECB_OPERATOR_KEYS"),
             version_choice=_matching(values, "SAFECB_VERSION_CHOICE", _CHOICE, "operators or everyone"),

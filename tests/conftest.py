@@ -27,7 +27,7 @@ os.nice(max(0, NICE - os.nice(0)))
 
 SLOW = {  # whole files below tests/: real processes, runs of the loop, interpreted kernels; other tests are marked
     *(f"app/test_{name}.py" for name in ("bad_numbers", "generate", "images", "live_traffic", "metrics", "queue")),
-    *(f"app/http/test_{name}.py" for name in ("connections", "idempotency", "keys", "problems")),
+    *(f"app/http/test_{name}.py" for name in ("connections", "idempotency", "key_ring", "keys", "problems")),
     *(f"app/openai/test_{name}.py" for name in ("client", "conformance")),
     *(f"cli/test_{name}.py" for name in ("check", "demo", "draw", "full_disk", "redis_server", "serve", "stops")),
     *(f"app/test_{name}.py" for name in ("codebooks", "flags", "improve", "jobs", "policies")),

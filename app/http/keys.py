@@ -1,4 +1,4 @@
-"""Authentication: optional API keys and operator keys, and protection against cross-site requests.
+"""Callers and what they may do: keys of a request, scopes of a route, and protection against cross-site requests.
 
 Without the latter, a page elsewhere could roll back the codebook of a server on its reader's own machine.
 """
@@ -6,12 +6,14 @@ Without the latter, a page elsewhere could roll back the codebook of a server on
 from __future__ import annotations
 
 import hashlib
-import hmac
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from fastapi import Depends, Header, HTTPException, Request
+from fastapi.params import Depends as Dependency
 
+from app.http.key_ring import OPERATOR, Holder, Scope
 from app.service import Service
 from codebook.live import ACTIVE
 from core.settings import EVERYONE
@@ -26,66 +28,76 @@ async def service_of(request: Request) -> Service:
 ServiceOf = Annotated[Service, Depends(service_of)]
 
 
-async def api_key(
+async def keys_of(
     authorization: Annotated[str, Header(description="`Bearer KEY`, if the server requires keys.")] = "",
     x_api_key: Annotated[str, Header(description="A key, if the server requires keys.")] = "",
-) -> str:
-    """Return the key of the request, "" where it has none."""
+) -> list[str]:
+    """Return the keys of the request: clients may have to send another service's key beside the right one."""
     scheme, _, token = authorization.partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else x_api_key
+    return [key for key in (token.strip() if scheme.lower() == "bearer" else "", x_api_key) if key]
 
 
-ApiKey = Annotated[str, Depends(api_key)]
+Keys = Annotated[list[str], Depends(keys_of)]
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who calls. id: the name of the key, or a hash of it or, without one, of the address."""
+
+    id: str
+    holder: Holder
+
+    @property
+    def name(self) -> str:
+        """The name for the audit log."""
+        return self.holder.name or OPERATOR
 
 
 async def check_caller(
     request: Request,
     service: ServiceOf,
-    key: ApiKey,
+    keys: Keys,
     sec_fetch_site: Annotated[str, Header(include_in_schema=False)] = "none",
-) -> str:
-    """Return the caller's id: a hash of the key or, where no keys are set, of the address.
+    sec_fetch_mode: Annotated[str, Header(include_in_schema=False)] = "",
+) -> Caller:
+    """Return who calls. Raises 403 for a request of another site's page, 401 without a valid key where one is needed.
 
-    Raises 403 for a cross-site request, 401 for a caller without a valid key where keys are set; an operator's key
-    is valid too.
+    A link on another site's page may be followed: a navigation by GET changes nothing.
     """
-    if sec_fetch_site in ("cross-site", "same-site"):
+    if sec_fetch_site in ("cross-site", "same-site") and (request.method, sec_fetch_mode) != ("GET", "navigate"):
         raise HTTPException(403, "calls from another site's page are refused")
-    settings = service.settings
-    if settings.api_keys and not _is_one_of(key, settings.api_keys + settings.operator_keys):
+    known = service.keys.find(keys)
+    if known is None:
         raise HTTPException(401, "an API key is needed: Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"})
-    caller = key if settings.api_keys else request.client.host if request.client else ""
-    return hashlib.sha256(caller.encode("utf-8", "replace")).hexdigest()[:16]
+    key, holder = known
+    own = key or (request.client.host if request.client else "")
+    return Caller(holder.name or hashlib.sha256(own.encode("utf-8", "replace")).hexdigest()[:16], holder)
 
 
-Caller = Annotated[str, Depends(check_caller)]
+CallerOf = Annotated[Caller, Depends(check_caller)]
 
 
-async def is_operator(service: ServiceOf, key: ApiKey) -> bool:
-    """Whether the caller is an operator: everyone, where no operators' keys are set."""
-    keys = service.settings.operator_keys
-    return not keys or _is_one_of(key, keys)
+def needs(scope: Scope) -> list[Dependency]:
+    """Return the dependencies of a route for callers with a scope; others get a 403."""
+    return [Depends(_check(scope))]
 
 
-IsOperator = Annotated[bool, Depends(is_operator)]
+def _check(scope: Scope) -> Callable[[CallerOf], Coroutine[Any, Any, None]]:
+    async def check(caller: CallerOf) -> None:
+        if not caller.holder.may(scope):
+            raise HTTPException(403, f"a key with the scope {str(scope)!r} is needed: Authorization: Bearer KEY")
+
+    return check
 
 
-async def check_operator(operator: IsOperator, caller: Caller) -> None:
-    """Raise 403 for a caller without an operator's key, where these are set."""
-    if not operator:
-        raise HTTPException(403, "an operator's key is needed: Authorization: Bearer KEY")
+def may_name(service: Service, caller: Caller, version: str) -> bool:
+    """Whether a caller may name a version: v0 is the model without an edit, so that not everybody may."""
+    every = caller.holder.may(Scope.PUBLISH) or service.settings.version_choice == EVERYONE
+    return every or version in (ACTIVE, service.live.active.version)
 
 
-OPERATORS = [Depends(check_operator)]  # dependencies of a route for operators only
-
-
-def check_version(service: Service, operator: bool, version: str, field: str) -> None:
-    """Raise 403 for a caller who may not name `version`, or any but the active one: v0 is the model without an edit."""
-    if operator or service.settings.version_choice == EVERYONE or version in (ACTIVE, service.live.active.version):
-        return
-    raise HTTPException(403, f"{field}: {version!r} is not the active version; an operator's key is needed to name it")
-
-
-def _is_one_of(key: str, keys: Sequence[str]) -> bool:
-    # Every key is compared, in constant time: the delay of the response reveals nothing about the keys.
-    return any([hmac.compare_digest(key.encode("utf-8", "replace"), known.encode()) for known in keys])
+def check_version(service: Service, caller: Caller, version: str, field: str) -> None:
+    """Raise 403 for a caller who may not name `version`."""
+    if not may_name(service, caller, version):
+        needed = f"a key with the scope {str(Scope.PUBLISH)!r} is needed to name it"
+        raise HTTPException(403, f"{field}: {version!r} is not the active version; {needed}")

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
+from app.http.key_ring import Scope
+from app.http.keys import Caller, may_name
 from app.openai.schemas import ModelCard
 from app.service import Service
 from codebook.live import ACTIVE
 from core.errors import UnknownModel
-from core.settings import EVERYONE
 
 ALIAS = re.compile(r"(gpt-image|chatgpt-image|dall-e)-[a-z0-9.-]{1,60}")
 LISTED = ("gpt-image-1", "dall-e-3")  # clients look for such names in the list, or have one built in
@@ -30,24 +31,23 @@ def version_of(service: Service, model: str | None) -> str:
     raise UnknownModel(f"the model {model!r} does not exist; GET /v1/models lists those that do")
 
 
-def cards(service: Service, operator: bool) -> list[ModelCard]:
+def cards(service: Service, caller: Caller) -> list[ModelCard]:
     """Return the names that a caller may use; see app/http/keys.py on versions that are not active."""
     served, active = service.engine.facts.model_id, service.live.active.version
     made = {m.version: int(datetime.fromisoformat(m.created).timestamp()) for m in service.store.versions()}
     names = [served, *(LISTED if service.settings.openai_aliases else ())]
-    every = operator or service.settings.version_choice == EVERYONE
     listed = [ModelCard(id=name, created=made[active], codebook=ACTIVE) for name in names]
     return listed + [
         ModelCard(id=f"{served}{AT}{version}", created=when, codebook=version)
         for version, when in made.items()
-        if every or version == active
+        if may_name(service, caller, version)
     ]
 
 
-def card(service: Service, operator: bool, model: str) -> ModelCard:
+def card(service: Service, caller: Caller, model: str) -> ModelCard:
     """Return the card of a name, listed or an alias. Raises UnknownModel."""
-    version, listed = version_of(service, model), cards(service, operator)
+    version, listed = version_of(service, model), cards(service, caller)
     found = [each for each in listed if each.id == model or (version == ACTIVE == each.codebook)]
     if not found:
-        raise UnknownModel(f"the model {model!r} may be named by operators only")
+        raise UnknownModel(f"the model {model!r} takes a key with the scope {str(Scope.PUBLISH)!r}")
     return found[0].model_copy(update={"id": model})

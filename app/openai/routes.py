@@ -11,7 +11,8 @@ from starlette.concurrency import run_in_threadpool
 from app.background.review import review
 from app.drawing import chosen_seed, draw_in_parts, draw_many
 from app.http.disconnect import while_connected
-from app.http.keys import Caller, IsOperator, ServiceOf, check_caller, check_version
+from app.http.key_ring import Scope
+from app.http.keys import CallerOf, ServiceOf, check_caller, check_version, needs
 from app.openai.answers import Answers, size_of
 from app.openai.names import card, cards, version_of
 from app.openai.schemas import ErrorResponse, ImagesRequest, ImagesResponse, ModelCard, ModelList
@@ -35,48 +36,48 @@ router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(check_ca
     summary="Generate images (OpenAI)",
     response_model=ImagesResponse,
     responses={200: {"content": {EVENTS: {}}}},
+    dependencies=needs(Scope.GENERATE),
 )
 async def generations(
     body: ImagesRequest,
     request: Request,
     service: ServiceOf,
-    caller: Caller,
-    operator: IsOperator,
+    caller: CallerOf,
     later: BackgroundTasks,
 ) -> Response:
     """Generate images as OpenAI's Images API does. Every size is taken; images have the model's own."""
     facts, n = service.engine.facts, body.n or 1
     _check(body, service)
     version = await run_in_threadpool(version_of, service, body.model)
-    check_version(service, operator, version, "model")
+    check_version(service, caller, version, "model")
     sampling = _sampling(body, facts)
     answers = Answers(body, facts, len(service.engine.tokenize(body.prompt)), str(request.base_url), service.links)
     if body.stream:
-        parts = draw_in_parts(service, caller, body.prompt, version, sampling, n)
+        parts = draw_in_parts(service, caller.id, body.prompt, version, sampling, n)
         # An error comes before there is a place in the queue, and can still be answered with a status.
         await while_connected(request, anext(parts))
         finished: list[ImageResult] = []
         later.add_task(review, service, finished)
         stream = events(parts, answers, body.partial_images or 0, finished)
         return StreamingResponse(stream, media_type=EVENTS, headers=STREAM_HEADERS, background=later)
-    results = await while_connected(request, draw_many(service, caller, body.prompt, version, sampling, n))
+    results = await while_connected(request, draw_many(service, caller.id, body.prompt, version, sampling, n))
     later.add_task(review, service, results)
     answer = await run_in_threadpool(answers.whole, results)
     return Response(answer.model_dump_json(exclude_none=True), media_type="application/json", background=later)
 
 
 @router.get("/models", summary="List models (OpenAI)")
-def models(service: ServiceOf, operator: IsOperator) -> ModelList:
+def models(service: ServiceOf, caller: CallerOf) -> ModelList:
     """List the names that `model` may have in POST /v1/images/generations."""
-    return ModelList(data=cards(service, operator))
+    return ModelList(data=cards(service, caller))
 
 
 @router.get("/models/{model:path}", summary="Get a model (OpenAI)")
 def model(
-    model: Annotated[str, Path(description="A name, or an alias.")], service: ServiceOf, operator: IsOperator
+    model: Annotated[str, Path(description="A name, or an alias.")], service: ServiceOf, caller: CallerOf
 ) -> ModelCard:
     """Get one name that `model` may have in POST /v1/images/generations."""
-    return card(service, operator, model)
+    return card(service, caller, model)
 
 
 def _check(body: ImagesRequest, service: Service) -> None:

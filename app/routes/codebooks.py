@@ -13,7 +13,8 @@ from app.comparing import compared
 from app.console.report_page import page
 from app.drawing import chosen_seed, draw
 from app.http.disconnect import while_connected
-from app.http.keys import OPERATORS, Caller, IsOperator, ServiceOf, check_caller, check_version
+from app.http.key_ring import Scope
+from app.http.keys import CallerOf, ServiceOf, check_caller, check_version, needs
 from app.http.negotiation import preferred
 from app.http.request_id import id_of
 from app.schemas import (
@@ -31,7 +32,6 @@ from codebook.store import Manifest, Moved
 router = APIRouter(prefix="/codebooks", tags=["codebooks"], dependencies=[Depends(check_caller)])
 
 JSON, HTML = "application/json", "text/html"
-OPERATOR = "operator"  # in the audit log: a person, through this API
 
 
 @router.get("", summary="List versions")
@@ -86,31 +86,31 @@ def report_image(version: str, name: str, service: ServiceOf) -> Response:
     return Response(service.store.image(version, name), media_type="image/png")
 
 
-@router.post("/rollback", summary="Roll back", dependencies=OPERATORS)
-def rollback(service: ServiceOf, body: RollbackRequest | None = None) -> ActivationResponse:
+@router.post("/rollback", summary="Roll back", dependencies=needs(Scope.PUBLISH))
+def rollback(service: ServiceOf, caller: CallerOf, body: RollbackRequest | None = None) -> ActivationResponse:
     """Activate the version that was active before, or `to`; 409 where the epoch is not `expected_epoch`."""
     body = body or RollbackRequest()
-    return _moved(service.live.rollback(by=OPERATOR, to=body.to, expected_epoch=body.expected_epoch))
+    return _moved(service.live.rollback(by=caller.name, to=body.to, expected_epoch=body.expected_epoch))
 
 
-@router.post("/{version}/activate", summary="Activate a version", dependencies=OPERATORS)
-def activate(version: str, service: ServiceOf, body: ActivateRequest | None = None) -> ActivationResponse:
+@router.post("/{version}/activate", summary="Activate a version", dependencies=needs(Scope.PUBLISH))
+def activate(
+    version: str, service: ServiceOf, caller: CallerOf, body: ActivateRequest | None = None
+) -> ActivationResponse:
     """Activate a version after every check; 409 where it fails one or the epoch is not `expected_epoch`."""
     expected = None if body is None else body.expected_epoch
-    return _moved(service.live.activate(version, by=OPERATOR, expected_epoch=expected))
+    return _moved(service.live.activate(version, by=caller.name, expected_epoch=expected))
 
 
-@router.post("/compare", summary="Compare two versions")
-async def compare(
-    body: CompareRequest, request: Request, service: ServiceOf, caller: Caller, operator: IsOperator
-) -> CompareResponse:
+@router.post("/compare", summary="Compare two versions", dependencies=needs(Scope.GENERATE))
+async def compare(body: CompareRequest, request: Request, service: ServiceOf, caller: CallerOf) -> CompareResponse:
     """Draw one prompt under two versions with the same seed, and return their pixel difference."""
     versions = [(version, f"versions.{index}") for index, version in enumerate(body.versions)]
     for version, field in versions:
-        check_version(service, operator, version, field)
+        check_version(service, caller, version, field)
     facts = service.engine.facts
     sampling = facts.sampling(chosen_seed(body.seed))
-    left, right = await while_connected(request, draw(service, caller, body.prompt, versions, sampling))
+    left, right = await while_connected(request, draw(service, caller.id, body.prompt, versions, sampling))
     return await run_in_threadpool(compared, id_of(request), facts.model_id, left, right)
 
 

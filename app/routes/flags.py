@@ -8,7 +8,8 @@ from fastapi import APIRouter, Depends, Response
 from starlette.concurrency import run_in_threadpool
 
 from app.drawing import decode
-from app.http.keys import OPERATORS, Caller, ServiceOf, check_caller
+from app.http.key_ring import Scope
+from app.http.keys import CallerOf, ServiceOf, check_caller, needs
 from app.schemas import ApproveRequest, FlagRequest, FlagResponse
 from app.service import Service
 from codebook.store import codebook_hash
@@ -21,21 +22,21 @@ router = APIRouter(prefix="/flags", tags=["flags"], dependencies=[Depends(check_
 PNG = "image/png"
 
 
-@router.post("", summary="Flag an image", status_code=201)
-def flag(body: FlagRequest, service: ServiceOf, caller: Caller) -> FlagResponse:
+@router.post("", summary="Flag an image", status_code=201, dependencies=needs(Scope.FLAG))
+def flag(body: FlagRequest, service: ServiceOf, caller: CallerOf) -> FlagResponse:
     """Flag an image that is still in the image log. A category that the model does not know waits for an operator."""
     image = service.images.get(body.image_id)
     review = body.category is not None and body.category not in service.engine.facts.categories
-    return _to_response(service.flags.add(image, body.category, body.note, caller, review=review))
+    return _to_response(service.flags.add(image, body.category, body.note, caller.id, review=review))
 
 
-@router.get("", summary="List flags", dependencies=OPERATORS)
+@router.get("", summary="List flags", dependencies=needs(Scope.ADMIN))
 def flags(service: ServiceOf, state: State | None = None) -> list[FlagResponse]:
     """List all flags, or those in one state, newest first."""
     return [_to_response(flag) for flag in service.flags.list(state)]
 
 
-@router.get("/{id}", summary="Get a flag", dependencies=OPERATORS)
+@router.get("/{id}", summary="Get a flag", dependencies=needs(Scope.ADMIN))
 def one_flag(id: str, service: ServiceOf) -> FlagResponse:
     """Get a flag."""
     return _to_response(service.flags.get(id))
@@ -46,7 +47,7 @@ def one_flag(id: str, service: ServiceOf) -> FlagResponse:
     summary="Get a flagged image",
     response_class=Response,
     responses={200: {"content": {PNG: {}}}},
-    dependencies=OPERATORS,
+    dependencies=needs(Scope.ADMIN),
 )
 async def image(id: str, service: ServiceOf) -> Response:
     """Get the flagged image, decoded from its tokens under the version that drew it."""
@@ -56,7 +57,7 @@ async def image(id: str, service: ServiceOf) -> Response:
     return Response(await run_in_threadpool(encode_png, pixels, text), media_type=PNG)
 
 
-@router.post("/{id}/approve", summary="Approve a flag", dependencies=OPERATORS)
+@router.post("/{id}/approve", summary="Approve a flag", dependencies=needs(Scope.ADMIN))
 def approve(id: str, service: ServiceOf, body: ApproveRequest | None = None) -> FlagResponse:
     """Approve a flag: the next improve job learns from it. A flag of an unknown category needs a known one here."""
     category = (body or ApproveRequest()).category
@@ -64,7 +65,7 @@ def approve(id: str, service: ServiceOf, body: ApproveRequest | None = None) -> 
     return _to_response(service.flags.settle(id, "accepted", category))
 
 
-@router.post("/{id}/reject", summary="Reject a flag", dependencies=OPERATORS)
+@router.post("/{id}/reject", summary="Reject a flag", dependencies=needs(Scope.ADMIN))
 def reject(id: str, service: ServiceOf) -> FlagResponse:
     """Reject a flag; no job will learn from it."""
     return _to_response(service.flags.settle(id, "rejected"))

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Depends, Header, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Header, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
@@ -16,7 +16,8 @@ from app.background.review import review
 from app.drawing import News, Preview, Silence, chosen_seed, draw_in_parts, draw_many, to_response
 from app.http import problems
 from app.http.disconnect import while_connected
-from app.http.keys import Caller, IsOperator, ServiceOf, check_caller, check_version
+from app.http.key_ring import Scope
+from app.http.keys import CallerOf, ServiceOf, check_version, needs
 from app.http.negotiation import preferred
 from app.http.request_id import id_of
 from app.schemas import GenerateRequest, GenerateResponse
@@ -27,7 +28,7 @@ from engine.image_result import ImageResult
 from engine.model import ModelFacts, Sampling
 from engine.scheduler.fair_queue import Place
 
-router = APIRouter(tags=["generate"], dependencies=[Depends(check_caller)])
+router = APIRouter(tags=["generate"], dependencies=needs(Scope.GENERATE))
 
 JSON, PNG, EVENTS = "application/json", "image/png", "text/event-stream"
 STREAM_HEADERS = {"Vary": "Accept", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # no proxy holds it back
@@ -43,8 +44,7 @@ async def generate(
     body: GenerateRequest,
     request: Request,
     service: ServiceOf,
-    caller: Caller,
-    operator: IsOperator,
+    caller: CallerOf,
     later: BackgroundTasks,
     accept: Annotated[str, Header()] = "",
 ) -> Response:
@@ -52,18 +52,18 @@ async def generate(
     media_type = preferred(accept, (JSON, PNG, EVENTS))
     if media_type == PNG and body.n != 1:
         raise BadInput("n", body.n, f"1 where the answer is to be {PNG}")
-    check_version(service, operator, body.codebook, "codebook")
+    check_version(service, caller, body.codebook, "codebook")
     facts = service.engine.facts
     sampling = _sampling(body, facts)
     if media_type == EVENTS:
-        parts = draw_in_parts(service, caller, body.prompt, body.codebook, sampling, body.n)
+        parts = draw_in_parts(service, caller.id, body.prompt, body.codebook, sampling, body.n)
         # An error comes before there is a place in the queue, and can still be answered with a status.
         first = await while_connected(request, _first(parts))
         finished: list[ImageResult] = []
         later.add_task(review, service, finished)
         events = _events(first, parts, finished)
         return StreamingResponse(events, media_type=EVENTS, headers=STREAM_HEADERS, background=later)
-    work = draw_many(service, caller, body.prompt, body.codebook, sampling, body.n)
+    work = draw_many(service, caller.id, body.prompt, body.codebook, sampling, body.n)
     results = await while_connected(request, work)
     later.add_task(review, service, results)
     codebook = results[0].request.codebook

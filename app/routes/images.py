@@ -9,7 +9,8 @@ from starlette.concurrency import run_in_threadpool
 
 from app.drawing import decode
 from app.formats import Format, converted
-from app.http.keys import ApiKey, IsOperator, ServiceOf, check_caller, check_version
+from app.http.key_ring import Scope
+from app.http.keys import CallerOf, Keys, ServiceOf, check_caller, check_version, needs
 from app.schemas import RedecodeRequest
 from app.service import Service
 from codebook.store import codebook_hash
@@ -31,14 +32,15 @@ async def check_reader(
     id: str,
     request: Request,
     service: ServiceOf,
-    key: ApiKey,
+    keys: Keys,
     sec_fetch_site: Annotated[str, Header(include_in_schema=False)] = "none",
+    sec_fetch_mode: Annotated[str, Header(include_in_schema=False)] = "",
     expires: Annotated[int | None, Query(description="End of a signed link, Unix seconds.")] = None,
     signature: Annotated[str | None, Query(description="Signature of a link; it stands in for a key.")] = None,
 ) -> None:
     """Let a caller with a key read, and whoever has a signed link, on whatever page it stands; others get a 403."""
     if signature is None:
-        await check_caller(request, service, key, sec_fetch_site)
+        await check_caller(request, service, keys, sec_fetch_site, sec_fetch_mode)
     elif not await run_in_threadpool(service.links.holds, path_of(id), request.query_params):
         raise HTTPException(403, "the link's signature is wrong, or it has expired")
 
@@ -66,11 +68,11 @@ async def image(
     summary="Decode an image again",
     response_class=Response,
     responses={200: {"content": {"image/png": {}}}},
-    dependencies=[Depends(check_caller)],
+    dependencies=needs(Scope.GENERATE),
 )
-async def redecode(id: str, body: RedecodeRequest, service: ServiceOf, operator: IsOperator) -> Response:
+async def redecode(id: str, body: RedecodeRequest, service: ServiceOf, caller: CallerOf) -> Response:
     """Decode the tokens of an image that is still in the image log under the pixel table of another version."""
-    check_version(service, operator, body.codebook, "codebook")
+    check_version(service, caller, body.codebook, "codebook")
     image = await run_in_threadpool(service.images.get, id)
     return await _file(service, image, body.codebook, "png", None)
 

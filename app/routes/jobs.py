@@ -15,7 +15,8 @@ from fastapi import APIRouter, Depends, Header, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from app.http.keys import OPERATORS, ServiceOf, check_caller
+from app.http.key_ring import Scope
+from app.http.keys import ServiceOf, check_caller, needs
 from app.improving import check_improve
 from app.plan_schemas import PlanResponse
 from app.planning import plan_improve
@@ -37,7 +38,7 @@ MOST_EVENTS = 2**53  # an id that no event reaches
     status_code=202,
     response_model=JobResponse,
     responses={200: {"model": PlanResponse, "description": "The plan of a dry run"}},
-    dependencies=OPERATORS,
+    dependencies=needs(Scope.IMPROVE),
 )
 async def improve(body: ImproveBody, service: ServiceOf, response: Response) -> Any:  # noqa: ANN401  (see responses)
     """Start an improve job; 409 names the one that is still queued or running. A dry run begins none."""
@@ -93,7 +94,7 @@ async def events(
         await asyncio.sleep(POLL_EVERY_S)
 
 
-@router.delete("/jobs/{id}", summary="Cancel a job", status_code=202, dependencies=OPERATORS)
+@router.delete("/jobs/{id}", summary="Cancel a job", status_code=202, dependencies=needs(Scope.IMPROVE))
 def cancel(id: str, service: ServiceOf) -> JobResponse:
     """Cancel a job: immediately if it is queued, within seconds if it is running. 409 if it has ended."""
     record = service.journal.get(id)

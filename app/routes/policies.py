@@ -10,7 +10,8 @@ from contextlib import suppress
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from app.http.keys import OPERATORS, ServiceOf, check_caller
+from app.http.key_ring import Scope
+from app.http.keys import ServiceOf, check_caller, needs
 from app.schemas import PolicyResponse
 from app.service import Service
 from core.errors import SafeCBError
@@ -48,7 +49,7 @@ def policy(name: str, service: ServiceOf) -> PolicyResponse:
 @router.put(
     "/{name}",
     summary="Upload a policy",
-    dependencies=OPERATORS,
+    dependencies=needs(Scope.ADMIN),
     openapi_extra={"requestBody": {"required": True, "content": {CSV: RAW, JSON_LINES: RAW}}},
     responses={201: {"model": PolicyResponse, "description": "A new policy"}},
 )
@@ -68,7 +69,7 @@ async def put(name: str, request: Request, service: ServiceOf, response: Respons
 @router.put(
     "/{name}/benign",
     summary="Upload benign prompts",
-    dependencies=OPERATORS,
+    dependencies=needs(Scope.ADMIN),
     openapi_extra={"requestBody": {"required": True, "content": {TEXT: RAW, CSV: RAW}}},
 )
 async def put_benign(name: str, request: Request, service: ServiceOf) -> PolicyResponse:
@@ -79,7 +80,7 @@ async def put_benign(name: str, request: Request, service: ServiceOf) -> PolicyR
     return _to_response(await run_in_threadpool(summarise, name, folder), service)
 
 
-@router.delete("/{name}", summary="Delete a policy", status_code=204, dependencies=OPERATORS)
+@router.delete("/{name}", summary="Delete a policy", status_code=204, dependencies=needs(Scope.ADMIN))
 def delete(name: str, service: ServiceOf) -> None:
     """Delete an uploaded policy with its benign prompts. 409 for an installed one.
 

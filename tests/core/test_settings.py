@@ -26,6 +26,8 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         dtype="auto",
         cores=None,
         second_judge="beside",
+        keys=None,
+        open=False,
         api_keys=(),
         operator_keys=(),
         version_choice="operators",
