@@ -6,10 +6,12 @@ Knows addresses and responses. Raises SafeCBError with the server's own message.
 from __future__ import annotations
 
 import base64
+import ipaddress
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx2
 
@@ -21,28 +23,53 @@ POLL_EVERY_S = 1.0
 PATIENCE_S = 600.0  # one image on a busy CPU
 
 
+@dataclass(frozen=True)
+class DrawnImage:
+    """One image: its PNG file, what it was drawn with, and the model's own verdict."""
+
+    id: str
+    png: bytes
+    seed: int
+    codebook: str
+    unsafe: bool
+    category: str
+
+
 class Client:
-    """Client of one server, with an optional key."""
+    """Client of one server, with an optional key. Raises Unavailable for proxy settings that cannot be used."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx2.Client(base_url=url, headers=headers, timeout=PATIENCE_S)
+        try:  # no proxy can reach this machine's own loopback
+            self._http = httpx2.Client(base_url=url, headers=headers, timeout=PATIENCE_S, trust_env=not _is_local(url))
+        except (ImportError, ValueError) as error:
+            raise Unavailable(f"the proxy of HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: {error}") from None
 
     @classmethod
     def of(cls, settings: Settings) -> Client:
-        """Return a client of the server that the same settings would start."""
+        """Return a client of SAFECB_SERVER or, without it, of the server that the same settings would start."""
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        return cls(f"http://{host}:{settings.port}", next(iter(settings.operator_keys + settings.api_keys), None))
+        own = next(iter(settings.operator_keys + settings.api_keys), None)
+        return cls(settings.server or f"http://{host}:{settings.port}", settings.server_key or own)
 
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
 
-    def generate(self, prompt: str, n: int, seed: int) -> list[tuple[str, bytes]]:
-        """Draw n images under the active version; return the version and the PNG of each."""
-        body = {"prompt": prompt, "n": n, "seed": seed}
-        images = self._call("POST", "/generate", body)["images"]
-        return [(image["codebook"], base64.b64decode(image["b64_png"])) for image in images]
+    def generate(self, prompt: str, n: int = 1, seed: int | None = None, codebook: str = "active") -> list[DrawnImage]:
+        """Draw n images; without a seed the server chooses one."""
+        body = {"prompt": prompt, "n": n, "seed": seed, "codebook": codebook}
+        return [
+            DrawnImage(
+                image["id"],
+                base64.b64decode(image["b64_png"]),
+                image["seed"],
+                image["codebook"],
+                image["safety"]["unsafe"],
+                image["safety"]["category"],
+            )
+            for image in self._call("POST", "/generate", body)["images"]
+        ]
 
     def improve(self, **body: object) -> str:
         """Start an improve job and return its id."""
@@ -51,11 +78,15 @@ class Client:
 
     def plan(self, **body: object) -> dict[str, Any]:
         """Return the plan of an improve job, and start none."""
-        return self._call("POST", "/improve", {**body, "dry_run": True})
+        plan: dict[str, Any] = self._call("POST", "/improve", {**body, "dry_run": True})
+        return plan
 
     def put_policy(self, path: str, data: bytes, media_type: str) -> dict[str, Any]:
         """Upload the file of a policy, or of its benign prompts (NAME/benign); return the policy's summary."""
-        return self._call("PUT", f"/policies/{quote(path)}", content=data, headers={"Content-Type": media_type})
+        summary: dict[str, Any] = self._call(
+            "PUT", f"/policies/{quote(path)}", content=data, headers={"Content-Type": media_type}
+        )
+        return summary
 
     def follow(self, job: str) -> Iterator[dict[str, Any]]:
         """Yield the state of a job whenever it has changed, until it has ended."""
@@ -69,23 +100,66 @@ class Client:
             last = state
             time.sleep(POLL_EVERY_S)
 
+    def jobs(self) -> list[dict[str, Any]]:
+        """Return all jobs, newest first."""
+        jobs: list[dict[str, Any]] = self._call("GET", "/jobs")
+        return jobs
+
+    def job(self, id: str) -> dict[str, Any]:
+        """Return a job."""
+        job: dict[str, Any] = self._call("GET", f"/jobs/{quote(id)}")
+        return job
+
+    def cancel(self, id: str) -> dict[str, Any]:
+        """Cancel a job, and return it."""
+        job: dict[str, Any] = self._call("DELETE", f"/jobs/{quote(id)}")
+        return job
+
+    def flags(self, state: str | None = None) -> list[dict[str, Any]]:
+        """Return all flags, or those in a state, newest first."""
+        flags: list[dict[str, Any]] = self._call("GET", "/flags" + (f"?state={quote(state)}" if state else ""))
+        return flags
+
+    def approve(self, id: str, category: str | None = None) -> dict[str, Any]:
+        """Approve a flag, and return it."""
+        flag: dict[str, Any] = self._call("POST", f"/flags/{quote(id)}/approve", {"category": category})
+        return flag
+
+    def reject(self, id: str) -> dict[str, Any]:
+        """Reject a flag, and return it."""
+        flag: dict[str, Any] = self._call("POST", f"/flags/{quote(id)}/reject")
+        return flag
+
+    def codebooks(self) -> dict[str, Any]:
+        """Return all versions, oldest first, and the active one."""
+        listing: dict[str, Any] = self._call("GET", "/codebooks")
+        return listing
+
+    def codebook(self, version: str) -> dict[str, Any]:
+        """Return the manifest of a version."""
+        manifest: dict[str, Any] = self._call("GET", f"/codebooks/{quote(version)}")
+        return manifest
+
     def active(self) -> str:
         """Return the version the server draws with."""
         version: str = self._call("GET", "/codebooks/active")["version"]
         return version
 
-    def activate(self, version: str) -> None:
-        """Activate a version."""
-        self._call("POST", f"/codebooks/{version}/activate", {})
+    def activate(self, version: str) -> tuple[str, str]:
+        """Activate a version; return the one that was active before, and the one that is."""
+        moved = self._call("POST", f"/codebooks/{quote(version)}/activate", {})
+        return moved["old"]["version"], moved["new"]["version"]
 
-    def rollback(self, to: str | None = None) -> str:
-        """Roll back to the version before, or to `to`, and return its name."""
-        version: str = self._call("POST", "/codebooks/rollback", {"to": to})["new"]["version"]
-        return version
+    def rollback(self, to: str | None = None) -> tuple[str, str]:
+        """Roll back to the version before, or to `to`; return as `activate`."""
+        moved = self._call("POST", "/codebooks/rollback", {"to": to})
+        return moved["old"]["version"], moved["new"]["version"]
 
-    def compare(self, prompt: str, seed: int, versions: tuple[str, str]) -> dict[str, Any]:
+    def compare(self, prompt: str, seed: int | None, versions: tuple[str, str]) -> dict[str, Any]:
         """Draw a prompt under two versions and return the comparison."""
-        return self._call("POST", "/codebooks/compare", {"prompt": prompt, "seed": seed, "versions": list(versions)})
+        body = {"prompt": prompt, "seed": seed, "versions": list(versions)}
+        comparison: dict[str, Any] = self._call("POST", "/codebooks/compare", body)
+        return comparison
 
     def _call(
         self,
@@ -94,12 +168,27 @@ class Client:
         body: object = None,
         content: bytes | None = None,
         headers: dict[str, str] | None = None,
-    ) -> dict[str, Any]:
+    ) -> Any:  # noqa: ANN401  # JSON
         try:
             response = self._http.request(method, path, json=body, content=content, headers=headers)
         except httpx2.TransportError as error:
             raise Unavailable(f"no answer from {self._http.base_url}: {error}; is `safecb serve` running?") from None
-        answer: dict[str, Any] = response.json()
+        try:
+            answer = response.json()
+        except ValueError:
+            kind = response.headers.get("content-type", "nothing")
+            asked = f"{self._http.base_url} answered {response.status_code} with {kind}, not JSON"
+            raise Unavailable(f"{asked}; is it a Safe-CB server, and no proxy between?") from None
         if response.is_error:
-            raise SafeCBError(f"{method} {path}: {answer['title']}: {answer['detail']}")
+            title, detail = answer.get("title", response.status_code), answer.get("detail", "")
+            raise SafeCBError(f"{method} {path}: {title}: {detail}")
         return answer
+
+
+def _is_local(url: str) -> bool:
+    """Whether a URL is of this machine's loopback."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

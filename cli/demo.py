@@ -55,7 +55,7 @@ def demo(client: Client, prompts: Sequence[str], picture: Path) -> bool:
     client.activate(version)
     after = _draw(client, prompts, version)
     differing = sum(client.compare(prompt, SEED, (start, version))["difference"]["pixels"] > 0 for prompt in prompts)
-    back = client.rollback(start)
+    _, back = client.rollback(start)
     again = _draw(client, prompts, start)
     save_grid([_pixels(png) for png in before], [_pixels(png) for png in after], picture)
     checks = {
@@ -72,8 +72,13 @@ def demo(client: Client, prompts: Sequence[str], picture: Path) -> bool:
 
 def improve(client: Client, **request: object) -> str | None:
     """Run an improve job to its end, printing its progress; return the version it published last, or None."""
+    return followed(client, client.improve(**request))
+
+
+def followed(client: Client, job: str) -> str | None:
+    """Print the progress of a job to its end; return the version it published last, or None."""
     is_priced = False
-    for state in client.follow(client.improve(**request)):
+    for state in client.follow(job):
         progress, plan, left = state["progress"], state["plan"], ""
         if plan is not None and progress["round"] > 0 and not is_priced:  # the preflight has measured the speed
             print("\n".join(f"  {line}" for line in plan_lines(plan)))
@@ -104,10 +109,10 @@ def save_grid(before: Sequence[Image.Image], after: Sequence[Image.Image], path:
 def _draw(client: Client, prompts: Sequence[str], version: str) -> list[bytes]:
     """Draw EACH images of every prompt; raises SafeCBError if another version than `version` drew them."""
     drawn = [image for prompt in prompts for image in client.generate(prompt, EACH, SEED)]
-    for used, _ in drawn:
-        if used != version:
-            raise SafeCBError(f"{version} is active, and {used} drew")
-    return [png for _, png in drawn]
+    for image in drawn:
+        if image.codebook != version:
+            raise SafeCBError(f"{version} is active, and {image.codebook} drew")
+    return [image.png for image in drawn]
 
 
 def _pixels(png: bytes) -> Image.Image:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 
 from cli import demo, improve, serve
 from core.wire import HOPELESS
 
 CHECK, DRAW, EVALUATE, IMPROVE = "check", "draw", "evaluate", "improve"  # have options of their own
+FOR_PEOPLE = {
+    "generate": "draw a prompt on the running server, into PNG files",
+    "jobs": "see, follow and cancel improve jobs",
+    "flags": "see, approve and reject flags",
+    "codebooks": "see, compare, activate and roll back versions, also without a server",
+    "key": "make a key for the file of SAFECB_KEYS",
+    "doctor": "check a set-up, and name the fix of each fault",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,11 +68,19 @@ def check(arguments: Sequence[str] = ()) -> int:
     return command(arguments)
 
 
+def for_people(name: str, arguments: Sequence[str] = ()) -> int:
+    """Run one of FOR_PEOPLE, which typer parses; imported here, since `serve` and `worker` do without."""
+    from cli.commands.app import run
+
+    return run([name, *arguments])
+
+
 OWN_OPTIONS: Mapping[str, Callable[[Sequence[str]], int]] = {
     IMPROVE: improve.main,
     CHECK: check,
     EVALUATE: evaluate,
     DRAW: draw,
+    **{name: partial(for_people, name) for name in FOR_PEOPLE},
 }
 COMMANDS: Mapping[str, tuple[str, Callable[[], int]]] = {
     "serve": ("start Redis, a worker and the server", serve.main),
@@ -72,6 +89,7 @@ COMMANDS: Mapping[str, tuple[str, Callable[[], int]]] = {
     CHECK: ("check whether an improve job could begin, without a server", check),
     EVALUATE: ("measure codebooks on a file of prompts", evaluate),
     DRAW: ("draw a file of prompts for another harness", draw),
+    **{name: (text, partial(for_people, name)) for name, text in FOR_PEOPLE.items()},
     "demo": ("show the main job on the running server", demo.main),
 }
 

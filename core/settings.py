@@ -35,6 +35,8 @@ _DEFAULTS = {
     "SAFECB_KEEP_IMAGES": "2000",
     "SAFECB_KEEP_HOURS": "24",
     "SAFECB_DRAIN_S": "30",
+    "SAFECB_SERVER": _UNSET,  # the server of the same settings
+    "SAFECB_SERVER_KEY": _UNSET,
     "SAFECB_OPENAI_ALIASES": "on",
     "SAFECB_OPENAI_STRICT": "off",
 }
@@ -46,6 +48,9 @@ _DTYPE = re.compile(r"auto|float32|bfloat16|float16")
 _JUDGE = re.compile(r"\S+")
 _CORES = re.compile(r"auto|[1-9][0-9]{0,2}")
 _CHOICE = re.compile(r"operators|everyone")
+_URL = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
+# Of a service: its host, its ports by name, and each port's address by number.
+_LINK = re.compile(r"SAFECB_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 _SWITCH = re.compile(r"on|off")
 _WHOLE = re.compile(r"[0-9]{1,7}")
 _SECONDS = re.compile(r"[0-9]{1,4}")
@@ -71,6 +76,7 @@ class Settings:
     version_choice: who may name a version other than the active one: "operators" or EVERYONE.
     keep_images, keep_hours: size and age limit of the image log, from which images can be flagged; 0 images: no log.
     drain_s: seconds in which a server that shuts down finishes the accepted requests.
+    server, server_key: URL and key of the server that the command line calls; None for that of the same settings.
     openai_aliases: whether /v1 takes OpenAI's model names for the served model.
     openai_strict: whether /v1 refuses sizes, qualities and styles that the model cannot vary.
     """
@@ -93,6 +99,8 @@ class Settings:
     keep_images: int
     keep_hours: int
     drain_s: int
+    server: str | None
+    server_key: str | None = field(repr=False)
     openai_aliases: bool
     openai_strict: bool
 
@@ -103,7 +111,8 @@ class Settings:
         Raises BadSetting, naming the variable, its value (secrets masked) and what is allowed, for an unknown SAFECB_
         variable, an empty value, or a value that is not allowed.
         """
-        present = {key: value for key, value in environ.items() if key.startswith("SAFECB_")}
+        own = {key: value for key, value in environ.items() if key.startswith("SAFECB_")}
+        present = {key: value for key, value in own.items() if not _is_link(key, value)}
         for key, value in present.items():
             if key not in _DEFAULTS:
                 raise BadSetting(key, "<hidden>", f"no such variable, but one of {', '.join(_DEFAULTS)}")
@@ -131,6 +140,8 @@ class Settings:
             keep_images=int(_matching(values, "SAFECB_KEEP_IMAGES", _WHOLE, "a whole number up to 9999999")),
             keep_hours=int(_matching(values, "SAFECB_KEEP_HOURS", _WHOLE, "a whole number of hours up to 9999999")),
             drain_s=int(_matching(values, "SAFECB_DRAIN_S", _SECONDS, "a whole number of seconds up to 9999")),
+            server=_server(values),
+            server_key=next(iter(_keys(values, "SAFECB_SERVER_KEY")), None),
             openai_aliases=_is_on(values, "SAFECB_OPENAI_ALIASES"),
             openai_strict=_is_on(values, "SAFECB_OPENAI_STRICT"),
         )
@@ -146,6 +157,11 @@ class Settings:
             if path.is_relative_to(folder):
                 return str(setting / path.relative_to(folder))
         return path.name
+
+
+def _is_link(key: str, value: str) -> bool:
+    """Whether Kubernetes set a variable, for a service named "safecb" or "safecb-...": nothing that anybody chose."""
+    return _LINK.fullmatch(key) is not None or (key == "SAFECB_PORT" and value.startswith(("tcp://", "udp://")))
 
 
 def _matching(values: Mapping[str, str], key: str, pattern: re.Pattern[str], allowed: str) -> str:
@@ -168,6 +184,11 @@ def _host(values: Mapping[str, str]) -> str:
         return str(ipaddress.ip_address(values["SAFECB_HOST"]))
     except ValueError:
         return _matching(values, "SAFECB_HOST", _HOST_NAME, "an IP address or a host name")
+
+
+def _server(values: Mapping[str, str]) -> str | None:
+    allowed = "http:// or https:// and an address"
+    return _matching(values, "SAFECB_SERVER", _URL, allowed) if values["SAFECB_SERVER"] else None
 
 
 def _port(values: Mapping[str, str]) -> int:

@@ -60,6 +60,19 @@ def find_model(name: str) -> Path:
         raise BadModel(f"{name}: no such folder, and the model hub does not give it: {error}") from error
 
 
+def check_model(name: str) -> str:
+    """Say in a few words what would be loaded, without loading it. Raises BadModel for a folder that cannot be."""
+    if name.startswith(PREFIX):
+        return "random weights"
+    if name != "embedded" and not Path(name).is_dir():
+        return f"{name}, from the model hub"
+    folder = find_model(name)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise BadModel(f"{folder}: holds no .safetensors file")
+    return f"{name}, {_family(folder)}, {sum(file.stat().st_size for file in files) / 2**20:.0f} MiB of weights"
+
+
 def has_beside(name: str, folder: str) -> bool:
     """Whether there is a folder of this name beside the weights of model `name`."""
     try:

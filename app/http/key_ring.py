@@ -125,12 +125,17 @@ def _read(path: Path) -> list[tuple[str, Holder]]:
     return holders
 
 
+def check_name(field: str, name: object) -> None:
+    """Raise BadSetting, naming `field`, for a name that no key may have."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise BadSetting(field, name, "1 to 64 letters, digits, '.', '_' and '-', the first a letter or digit")
+
+
 def _entry(place: str, entry: Any) -> tuple[str, Holder]:  # noqa: ANN401  # a value of TOML
     if not isinstance(entry, dict) or set(entry) != _FIELDS:
         raise BadSetting(place, sorted(entry) if isinstance(entry, dict) else entry, f"the fields {sorted(_FIELDS)}")
     name, sha256, scopes = entry["name"], entry["sha256"], entry["scopes"]
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise BadSetting(f"{place}, name", name, "1 to 64 letters, digits, '.', '_' and '-'")
+    check_name(f"{place}, name", name)
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
         raise BadSetting(f"{place}, sha256", "<hidden>", "64 hexadecimal digits, as `safecb key` prints them")
     if not isinstance(scopes, list) or not scopes or not all(scope in list(Scope) for scope in scopes):

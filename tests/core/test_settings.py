@@ -34,6 +34,8 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         keep_images=2000,
         keep_hours=24,
         drain_s=30,
+        server=None,
+        server_key=None,
         openai_aliases=True,
         openai_strict=False,
     )
@@ -209,3 +211,28 @@ def test_a_redis_url_that_is_accepted_means_the_same_to_the_client_and_to_a_jobs
         kwargs["unix_socket_path"] = kwargs.pop("path")
     kwargs = {key: value for key, value in kwargs.items() if key not in ("retry", "driver_info")}
     Redis(**eval(repr(kwargs))).close()  # as RQ makes a job's process
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SAFECB_SERVICE_HOST", "10.0.0.1"),
+        ("SAFECB_SERVICE_PORT", "8000"),
+        ("SAFECB_SERVICE_PORT_HTTP", "8000"),
+        ("SAFECB_PORT", "tcp://10.0.0.1:8000"),
+        ("SAFECB_PORT_8000_TCP", "tcp://10.0.0.1:8000"),
+        ("SAFECB_PORT_8000_TCP_ADDR", "10.0.0.1"),
+        ("SAFECB_PORT_8000_TCP_PORT", "8000"),
+        ("SAFECB_PORT_8000_TCP_PROTO", "tcp"),
+        ("SAFECB_REDIS_SERVICE_HOST", "10.0.0.2"),
+        ("SAFECB_REDIS_PORT_6379_TCP", "tcp://10.0.0.2:6379"),
+    ],
+)
+def test_service_links_of_kubernetes_are_nobodys_settings(name: str, value: str) -> None:
+    assert Settings.from_environ({name: value}) == Settings.from_environ({})
+
+
+@pytest.mark.parametrize("name", ["SAFECB_SERVICE", "SAFECB_PORTS", "SAFECB_PORT_TCP", "SAFECB_HOST_NAME"])
+def test_what_only_resembles_a_service_link_is_unknown(name: str) -> None:
+    with pytest.raises(BadSetting, match=name):
+        Settings.from_environ({name: "1"})

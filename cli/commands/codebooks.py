@@ -1,0 +1,120 @@
+"""`safecb codebooks`: see and move versions, on the running server or in its store.
+
+Offline is the way back when a server does not start: it needs the store's folder alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.commands.connection import Server, connected, table
+from codebook.store import CodebookStore
+from core.atomic import write_file
+from core.errors import NotFound
+from core.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, help="Codebook versions.")
+
+Version = Annotated[str, typer.Argument(help="Codebook version.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Use the store's folder (SAFECB_STORE), without a server.")]
+BY = "command line"  # in the audit log
+
+
+def store() -> CodebookStore:
+    """The store of the settings. Raises NotFound if there is none."""
+    root = Settings.from_environ(os.environ).store
+    if not root.is_dir():
+        raise NotFound(f"there is no store at {root}; set SAFECB_STORE or SAFECB_HOME")
+    return CodebookStore(root)
+
+
+@app.command("list")
+def listed(offline: Offline = False, server: Server = None) -> None:
+    """List all versions, oldest first; the active one has a star."""
+    if offline:
+        own = store()
+        active, versions = own.active().version, [asdict(manifest) for manifest in own.versions()]
+    else:
+        with connected(server) as client:
+            listing = client.codebooks()
+        active, versions = listing["active"]["version"], listing["versions"]
+    print(table(("", "version", "parent", "created", "harmful", "hash"), [_row(v, active) for v in versions]))
+
+
+@app.command()
+def show(version: Version, offline: Offline = False, server: Server = None) -> None:
+    """Print a version's manifest as JSON."""
+    if offline:
+        manifest: dict[str, Any] = asdict(store().manifest(version))
+    else:
+        with connected(server) as client:
+            manifest = client.codebook(version)
+    print(json.dumps(manifest, indent=2))
+
+
+@app.command()
+def activate(version: Version, offline: Offline = False, server: Server = None) -> None:
+    """Activate a version after every check."""
+    if offline:
+        _say(*(record.version for record in store().activate(version, by=BY)))
+    else:
+        with connected(server) as client:
+            _say(*client.activate(version))
+
+
+@app.command()
+def rollback(
+    to: Annotated[str | None, typer.Option(help="Version to activate; the one before if absent.")] = None,
+    offline: Offline = False,
+    server: Server = None,
+) -> None:
+    """Activate the version that was active before, or another."""
+    if offline:
+        _say(*(record.version for record in store().rollback(by=BY, to=to)))
+    else:
+        with connected(server) as client:
+            _say(*client.rollback(to))
+
+
+@app.command()
+def compare(
+    prompt: Annotated[str, typer.Argument(help="Text to draw.")],
+    left: Version,
+    right: Version,
+    seed: Annotated[int | None, typer.Option(help="Seed of both images; random if absent.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for both images and the difference.")] = None,
+    server: Server = None,
+) -> None:
+    """Draw a prompt under two versions with one seed, and print how much of the pixels differs."""
+    with connected(server) as client:
+        answer = client.compare(prompt, seed, (left, right))
+    difference = answer["difference"]
+    by = f"by {difference['largest']} of 255 at most"
+    print(f"seed {answer['seed']}: {difference['share']:.1%} of the pixels differ, {by}")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, image in zip((left, right, "difference"), (*answer["images"], difference), strict=True):
+            write_file(out / f"{name}.png", base64.b64decode(image["b64_png"]))
+
+
+def _say(old: str, new: str) -> None:
+    print(f"{new} is active" + (f", before it {old}" if new != old else " already"))
+
+
+def _row(version: dict[str, Any], active: str) -> tuple[str | None, ...]:
+    star = "*" if version["version"] == active else ""
+    made, content = version["created"][:19], version["content_hash"][:12]
+    return star, version["version"], version["parent"], made, _harm(version), content
+
+
+def _harm(version: dict[str, Any]) -> str | None:
+    """The share of harmful images after a version's round; None where nobody measured it."""
+    after = version["figures"].get("harmful", {}).get("after", {}).get("hr")
+    return None if after is None else f"{after['value']:.1%} of {after['n']}"

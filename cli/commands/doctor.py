@@ -1,0 +1,124 @@
+"""`safecb doctor`: check a set-up part by part, without a server, and name the fix of each fault.
+
+Changes nothing. Knows the parts of a set-up; loads no model.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Callable
+
+import typer
+from redis import Redis, RedisError
+
+from app.http.key_ring import KeyRing
+from app.queue_state import fault
+from app.server import check_exposure
+from codebook.store import CodebookStore
+from core.errors import BadInput, BadSetting, SafeCBError
+from core.settings import Settings
+from core.storage import probe
+from engine.registry import check_model
+from safety.judges.grammar import check_setting
+
+LEAST_ROOM = 2 * 2**30  # bytes: an improve job keeps about a gigabyte of results
+
+Check = Callable[[Settings], str]
+
+
+def doctor() -> None:
+    """Check this machine's set-up and name the fix of each fault: exit code 1 with a fault."""
+    try:
+        settings = Settings.from_environ(os.environ)
+    except BadSetting as error:
+        print(f"FAULT  settings: {error}")
+        raise typer.Exit(1) from None
+    sound = [line(name, check, settings) for name, check in CHECKS.items()]
+    if not all(sound):
+        raise typer.Exit(1)
+
+
+def line(name: str, check: Check, settings: Settings) -> bool:
+    """Print one check; return whether it held."""
+    try:
+        print(f"ok     {name}: {check(settings)}")
+    except SafeCBError as error:
+        print(f"FAULT  {name}: {error}")
+        return False
+    return True
+
+
+def home(settings: Settings) -> str:
+    """SAFECB_HOME can be written and has room."""
+    place = next(folder for folder in (settings.home, *settings.home.parents) if folder.exists())
+    if not place.is_dir():
+        raise BadSetting("SAFECB_HOME", str(settings.home), f"a folder; {place} is a file")
+    probe(place)
+    room = shutil.disk_usage(place).free
+    if room < LEAST_ROOM:
+        raise BadSetting(
+            "SAFECB_HOME", str(settings.home), f"a disk with {LEAST_ROOM >> 30} GiB of room; {room >> 20} MiB are left"
+        )
+    return f"{settings.home}, {room >> 30} GiB of room"
+
+
+def model(settings: Settings) -> str:
+    """The model's files are there, and of a family that is served."""
+    return check_model(settings.model)
+
+
+def store(settings: Settings) -> str:
+    """Every version can be loaded."""
+    if not settings.store.is_dir():
+        return "none yet; the first start makes it"
+    own = CodebookStore(settings.store)
+    active, versions = own.active().version, own.versions()
+    for manifest in versions:
+        own.load(manifest.version)
+    return f"{len(versions)} versions, all sound; {active} is active"
+
+
+def redis(settings: Settings) -> str:
+    """Redis takes jobs."""
+    if settings.redis_url is None:
+        return "embedded"
+    try:
+        with Redis.from_url(settings.redis_url, socket_connect_timeout=2, socket_timeout=2) as client:
+            client.ping()
+            return f"version {client.info('server')['redis_version']}"
+    except RedisError as error:
+        raise BadInput("SAFECB_REDIS_URL", "<hidden>", f"a Redis that takes jobs; {fault(error)[1]}") from None
+
+
+def judge(settings: Settings) -> str:
+    """The second judge's name can be read."""
+    check_setting(settings.second_judge)
+    return settings.second_judge
+
+
+def keys(settings: Settings) -> str:
+    """The keys can be read, and an open server stays on its machine."""
+    ring = KeyRing(settings)
+    check_exposure(settings)
+    return "everybody may draw" if ring.is_open else "needed"
+
+
+def address(settings: Settings) -> str:
+    """The address is free, or a server listens there already."""
+    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe_socket:
+        probe_socket.settimeout(1.0)
+        listens = settings.port != 0 and probe_socket.connect_ex((settings.host, settings.port)) == 0
+    return f"{settings.host}:{settings.port}, " + ("where something listens already" if listens else "free")
+
+
+CHECKS: dict[str, Check] = {
+    "home": home,
+    "model": model,
+    "store": store,
+    "Redis": redis,
+    "second judge": judge,
+    "keys": keys,
+    "address": address,
+}

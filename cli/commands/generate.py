@@ -1,0 +1,32 @@
+"""`safecb generate`: draw a prompt on the running server, into PNG files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.commands.connection import Server, connected
+from core.atomic import write_file
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="Text to draw.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file; of several images NAME-1.png and so on.")] = Path(
+        "image.png"
+    ),
+    n: Annotated[int, typer.Option("-n", help="Number of images.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="Seed of the first image; random if absent.")] = None,
+    codebook: Annotated[str, typer.Option(help="Codebook version.")] = "active",
+    server: Server = None,
+) -> None:
+    """Draw a prompt on the running server, and say what each image was drawn with."""
+    with connected(server) as client:
+        images = client.generate(prompt, n, seed, codebook)
+    for number, image in enumerate(images, 1):
+        path = out if len(images) == 1 else out.with_stem(f"{out.stem}-{number}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, image.png)
+        verdict = f"unsafe ({image.category})" if image.unsafe else "safe"
+        print(f"{path}: {image.codebook}, seed {image.seed}, judged {verdict}, id {image.id}")
