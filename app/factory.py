@@ -8,6 +8,7 @@ from threading import Event, Thread
 from time import monotonic
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from app.background.housekeeping import keep_up
@@ -15,6 +16,7 @@ from app.background.store_watcher import follow
 from app.http import problems
 from app.http.body_limit import BodyLimit
 from app.http.door import Door
+from app.http.head import Head
 from app.http.idempotency import Idempotency
 from app.http.request_id import RequestId
 from app.metrics.collector import ServiceCollector
@@ -37,6 +39,7 @@ from core.settings import Settings
 from engine.registry import load_model
 from records.answers import Answers
 
+MAX_IMPROVE = 49 * 2**20  # bytes: 1,000 prompts of 4,000 characters, each written as two escapes of six letters
 MAX_POLICY = 8 * 2**20  # bytes of a policy's file
 CLOSE_S = 1.0  # for the threads to end in; one that takes longer is abandoned
 
@@ -46,11 +49,15 @@ def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
 
     Until it is open, /health/ready and every call that needs the model return 503, the latter with Retry-After.
     """
-    app = FastAPI(title="Safe-CB", version="1", lifespan=_lifespan)
+    # Its pages at /docs load nothing from another host.
+    app = FastAPIOffline(
+        redoc_url=None, title="Safe-CB", version="1", lifespan=_lifespan, responses=dict(problems.RESPONSES)
+    )
     app.state.service = service = Service(settings, load)
     service.counts.registry.register(ServiceCollector(service))
+    app.add_middleware(Head)
     app.add_middleware(Idempotency, answers=Answers(settings.home / "answers.db"))
-    app.add_middleware(BodyLimit, larger={"/policies/": MAX_POLICY})
+    app.add_middleware(BodyLimit, larger={"/policies/": MAX_POLICY, "/improve": MAX_IMPROVE})
     app.add_middleware(Door, service=service)
     app.add_middleware(OpenAIErrors)
     app.add_middleware(ResponseCounter, counts=service.counts)

@@ -39,7 +39,9 @@ def load_model(name: str, device: str, dtype: str) -> Served:
         return janus.load_random(name, target, kind)
     folder = find_model(name)
     load = FAMILIES[_family(folder)]
-    return load(name, folder, hash_weights(folder), target, kind)
+    # Callers see the name: of a folder, its own alone.
+    own = folder.resolve().name if Path(name).is_dir() else name
+    return load(own, folder, hash_weights(folder), target, kind)
 
 
 def find_model(name: str) -> Path:

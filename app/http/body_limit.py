@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MAX_BODY = 2 * 2**20  # bytes; the longest allowed list of prompts in JSON
+MAX_BODY = 2 * 2**20  # bytes, beyond every body that a schema allows
 MAX_BODY_S = 30.0  # from the head of the request to the end of its body
 CLOSE = {"Connection": "close"}  # the rest of the body is not read
 

@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from core.errors import (
     BadCodebook,
@@ -51,16 +52,53 @@ _TABLE: Mapping[type[SafeCBError], tuple[HTTPStatus, str]] = {
     Unavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"),
     SafeCBError: (HTTPStatus.INTERNAL_SERVER_ERROR, "internal"),
 }
+# In OpenAPI, of every operation: what any error is.
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "An error: a problem document (RFC 9457)",
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+}
+_TEXT = {"type": "string"}
+SCHEMA: dict[str, Any] = {  # of a problem document
+    "title": "Problem",
+    "type": "object",
+    "description": "A problem document; further members depend on its type.",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {**_TEXT, "description": "urn:safecb:problem: and a short name."},
+        "title": {**_TEXT, "description": "Phrase of the status."},
+        "status": {"type": "integer", "description": "Status of the response."},
+        "detail": {**_TEXT, "description": "What is wrong, for people."},
+        "field": {**_TEXT, "description": "Field at fault, if one is."},
+        "value": {**_TEXT, "description": "Its value, shortened."},
+        "allowed": {**_TEXT, "description": "Values that are allowed."},
+        "code": {**_TEXT, "description": "Short name of the fault."},
+        "errors": {
+            "type": "array",
+            "description": "All faults of a request, each with field, value, allowed and code.",
+            "items": {"type": "object", "additionalProperties": _TEXT},
+        },
+    },
+}
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 120
 
 
 def install(app: FastAPI) -> None:
-    """Install handlers that turn every error of `app` into a problem document."""
+    """Install handlers that turn every error of `app` into a problem document, and describe it in OpenAPI."""
     app.add_exception_handler(SafeCBError, _on_own_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_bug)
+    document = app.openapi
+
+    def with_problems() -> dict[str, Any]:
+        described = document()
+        described["components"]["schemas"]["Problem"] = SCHEMA
+        return described
+
+    app.openapi = with_problems  # type: ignore[method-assign]  # FastAPI's own way to extend the document
 
 
 def problem(
@@ -120,11 +158,22 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (methods := _methods(request)):
+        error.headers = {"Allow": ", ".join(sorted(methods))}  # Starlette's has one route's alone
     return of_http(error)
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
     return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "the server failed; its log says how")
+
+
+def _methods(request: Request) -> set[str]:
+    """The methods of all documented routes of a path; HEAD stands beside GET."""
+    paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
+    own = request.url.path
+    matching = [own] if own in paths else [path for path in paths if compile_path(path)[0].match(own)]
+    methods = {method.upper() for path in matching for method in paths[path]}
+    return methods | ({"HEAD"} if "GET" in methods else set())
 
 
 def _bad_input(complaints: Sequence[dict[str, str]]) -> Response:

@@ -23,9 +23,7 @@ from core.errors import BadInput
 from engine.image_result import ImageResult
 from engine.model import ModelFacts, Sampling
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse} for status in (400, 401, 403, 404, 408, 413, 429, 500, 503, 507)
-}
+ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorResponse, "description": "An error, as OpenAI's"}}
 AUTO = "auto"
 
 router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(check_caller)], responses=ERRORS)

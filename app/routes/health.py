@@ -20,7 +20,11 @@ async def live() -> dict[str, str]:
     return {"status": "live"}
 
 
-@router.get("/health/ready", summary="Readiness probe")
+@router.get(
+    "/health/ready",
+    summary="Readiness probe",
+    responses={503: {"description": "Not ready, with the reason", "content": {"application/json": {}}}},
+)
 def ready(service: ServiceOf, response: Response) -> dict[str, Any]:
     """Report whether images can be drawn: 503 until the model has drawn its first. Redis is not required."""
     queue = service.queue.state.report()
