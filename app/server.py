@@ -25,6 +25,7 @@ import uvicorn
 from app.factory import create_app
 from app.http.connections import Protocol, configured
 from app.service import Service
+from core import logs
 from core.errors import BadSetting, NoRoom, NoStorage, SafeCBError
 from core.settings import Settings
 from core.wire import HOPELESS, last_words
@@ -93,9 +94,10 @@ class Server(uvicorn.Server):
 
 def main() -> int:
     """Serve with the settings of the environment until a signal. The module docstring lists the exit codes."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logs.configure("text")
     try:
         settings = Settings.from_environ(os.environ)
+        logs.configure(settings.log)
         check_setting(settings.second_judge)
         check_exposure(settings)
         with bound(settings) as listener:
@@ -171,7 +173,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     sys.setswitchinterval(TURN_S)
     app = create_app(settings)
     service: Service = app.state.service
-    server = Server(configured(app), service)
+    server = Server(configured(app, settings.trusted_proxies), service)
     for number in (signal.SIGTERM, signal.SIGINT):  # also before uvicorn starts, and after it has ended
         signal.signal(number, server.handle_exit)
     serving = asyncio.create_task(server.serve(sockets=[listener]))

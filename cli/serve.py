@@ -19,6 +19,7 @@ from types import FrameType
 from app.background.heap import ONE_HEAP
 from cli.child import Child
 from cli.redis_server import EmbeddedRedis
+from core import logs
 from core.errors import NoStorage, SafeCBError
 from core.settings import Settings
 from core.storage import naming
@@ -42,7 +43,7 @@ def main() -> int:
 
 def run(make: Callable[[Settings, ExitStack], list[Child]]) -> int:
     """Supervise the children of `make`; exit codes as in `main`. The last log line has the reason of the end."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logs.configure("text")
     parts: list[Child] = []
     signals: list[signal.Signals] = []
 
@@ -55,6 +56,7 @@ def run(make: Callable[[Settings, ExitStack], list[Child]]) -> int:
         signal.signal(number, note)
     try:
         settings = Settings.from_environ(os.environ)
+        logs.configure(settings.log)
         with ExitStack() as files:
             parts += make(settings, files)
             hopeless = supervise(parts, signals)

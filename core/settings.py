@@ -35,6 +35,8 @@ _DEFAULTS = {
     "SAFECB_KEEP_IMAGES": "2000",
     "SAFECB_KEEP_HOURS": "24",
     "SAFECB_DRAIN_S": "30",
+    "SAFECB_LOG": "text",
+    "SAFECB_TRUSTED_PROXIES": _UNSET,  # nobody's X-Forwarded-For is believed
     "SAFECB_SERVER": _UNSET,  # the server of the same settings
     "SAFECB_SERVER_KEY": _UNSET,
     "SAFECB_OPENAI_ALIASES": "on",
@@ -51,6 +53,7 @@ _CHOICE = re.compile(r"operators|everyone")
 _URL = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
 # Of a service: its host, its ports by name, and each port's address by number.
 _LINK = re.compile(r"SAFECB_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+_LOG = re.compile(r"text|json")
 _SWITCH = re.compile(r"on|off")
 _WHOLE = re.compile(r"[0-9]{1,7}")
 _SECONDS = re.compile(r"[0-9]{1,4}")
@@ -76,6 +79,8 @@ class Settings:
     version_choice: who may name a version other than the active one: "operators" or EVERYONE.
     keep_images, keep_hours: size and age limit of the image log, from which images can be flagged; 0 images: no log.
     drain_s: seconds in which a server that shuts down finishes the accepted requests.
+    log: form of the log, "text" or "json".
+    trusted_proxies: addresses and networks whose X-Forwarded-For and X-Forwarded-Proto are believed.
     server, server_key: URL and key of the server that the command line calls; None for that of the same settings.
     openai_aliases: whether /v1 takes OpenAI's model names for the served model.
     openai_strict: whether /v1 refuses sizes, qualities and styles that the model cannot vary.
@@ -99,6 +104,8 @@ class Settings:
     keep_images: int
     keep_hours: int
     drain_s: int
+    log: str
+    trusted_proxies: tuple[str, ...]
     server: str | None
     server_key: str | None = field(repr=False)
     openai_aliases: bool
@@ -140,6 +147,8 @@ class Settings:
             keep_images=int(_matching(values, "SAFECB_KEEP_IMAGES", _WHOLE, "a whole number up to 9999999")),
             keep_hours=int(_matching(values, "SAFECB_KEEP_HOURS", _WHOLE, "a whole number of hours up to 9999999")),
             drain_s=int(_matching(values, "SAFECB_DRAIN_S", _SECONDS, "a whole number of seconds up to 9999")),
+            log=_matching(values, "SAFECB_LOG", _LOG, "text or json"),
+            trusted_proxies=_networks(values, "SAFECB_TRUSTED_PROXIES"),
             server=_server(values),
             server_key=next(iter(_keys(values, "SAFECB_SERVER_KEY")), None),
             openai_aliases=_is_on(values, "SAFECB_OPENAI_ALIASES"),
@@ -184,6 +193,14 @@ def _host(values: Mapping[str, str]) -> str:
         return str(ipaddress.ip_address(values["SAFECB_HOST"]))
     except ValueError:
         return _matching(values, "SAFECB_HOST", _HOST_NAME, "an IP address or a host name")
+
+
+def _networks(values: Mapping[str, str], key: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in values[key].split(",")) if values[key] else ()
+    try:
+        return tuple(str(ipaddress.ip_network(name)) for name in names)
+    except ValueError as error:
+        raise BadSetting(key, values[key], f"IP addresses and networks, separated by commas ({error})") from None
 
 
 def _server(values: Mapping[str, str]) -> str | None:

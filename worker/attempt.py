@@ -20,6 +20,7 @@ from codebook.store import CodebookStore
 from codebook.value import Codebook
 from core.atomic import replace_file
 from core.errors import BadCodebook, Conflict, NoStorage
+from core.logs import about
 from core.settings import Settings
 from core.wire import DEFAULT_ROUNDS, HINT_CHANNEL, UNFINISHED
 from engine.model import ImageModel
@@ -63,6 +64,7 @@ def run(job_id: str, settings: Settings, load: Load, loop: Loop) -> None:
 
 
 def _attempt(job_id: str, settings: Settings, load: Load, loop: Loop) -> None:
+    about(job_id=job_id)
     journal = Journal(settings.home / "jobs")
     record = journal.get(job_id)
     if record.status not in UNFINISHED or is_claimed(journal.path(job_id), record.attempt):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from codebook.value import Codebook
+from core import logs
 from core.settings import Settings
 from engine.model import ImageModel
 from engine.registry import has_beside, load_model
@@ -38,6 +39,7 @@ def improve(job_id: str) -> None:
     The settings are those of the worker's environment. An error of the job is raised after it is in the job's record.
     """
     settings = Settings.from_environ(os.environ)
+    logs.configure(settings.log)
     run(job_id, settings, _load, SelfImprovement(settings, Caller(settings.redis_url, job_id)))
 
 

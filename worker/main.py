@@ -15,7 +15,7 @@ from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from core import wire
+from core import logs, wire
 from core.errors import BadSetting
 from core.settings import Settings
 from records.journal import Journal
@@ -35,10 +35,11 @@ SPINNING = ("GOMP_SPINCOUNT", "3000")
 
 def main() -> int:
     """Work with the settings of the environment: 0 after a signal, 1 if RQ gave up, 2 for a bad setting."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logs.configure("text")
     os.nice(STEP_BACK)
     try:
         settings = Settings.from_environ(os.environ)
+        logs.configure(settings.log)
         return work(settings)
     except BadSetting as error:
         log.error("%s", error)

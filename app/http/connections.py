@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import sys
+from collections.abc import Sequence
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -72,8 +73,15 @@ class Protocol(H11Protocol):
             self.app_state = {**self.app_state, CROWDED: True}
 
 
-def configured(app: ASGIApp) -> uvicorn.Config:
-    """Return uvicorn's configuration for `app`."""
+def configured(app: ASGIApp, trusted_proxies: Sequence[str] = ()) -> uvicorn.Config:
+    """Return uvicorn's configuration for `app`; X-Forwarded-For and -Proto count from trusted proxies alone."""
     return uvicorn.Config(
-        app, http=Protocol, log_config=None, backlog=ACCEPTED_TOGETHER, timeout_graceful_shutdown=GRACE_S
+        app,
+        http=Protocol,
+        log_config=None,
+        access_log=False,  # its lines have the query, so the signatures of links too
+        backlog=ACCEPTED_TOGETHER,
+        timeout_graceful_shutdown=GRACE_S,
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=list(trusted_proxies),
     )

@@ -8,6 +8,8 @@ from uuid import uuid4
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from core.logs import about
+
 HEADER = b"x-request-id"
 _OWN = re.compile(rb"[A-Za-z0-9._-]{1,100}")
 
@@ -26,6 +28,7 @@ class RequestId:
         given = dict(scope["headers"]).get(HEADER, b"")
         id = given if _OWN.fullmatch(given) else uuid4().hex.encode()
         scope.setdefault("state", {})["request_id"] = id.decode()
+        about(request_id=id.decode())
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -1,18 +1,24 @@
-"""Middleware that counts responses. Knows ASGI messages and the counters. Knows nothing of any one route."""
+"""Middleware that counts and logs responses, without their queries.
+
+Knows ASGI messages and the counters. Knows nothing of any one route.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.metrics.counts import Counts
 
+log = logging.getLogger(__name__)
+
 UNMATCHED = "unmatched"  # route of a path that none has; a path itself might be anything
 
 
 class ResponseCounter:
-    """Middleware: counts each response by method, route and status, and times those that are not streams."""
+    """Middleware: logs each response, counts it by method, route and status, and times those that are not streams."""
 
     def __init__(self, app: ASGIApp, counts: Counts) -> None:
         self._app, self._counts = app, counts
@@ -33,6 +39,8 @@ class ResponseCounter:
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 seconds = None if streams else time.perf_counter() - began
                 self._counts.responded(scope["method"], _route(scope), status, seconds)
+                facts = {"method": scope["method"], "path": scope["path"], "status": status, "seconds": seconds}
+                log.info("%s %s %d", scope["method"], scope["path"], status, extra=facts)
 
         await self._app(scope, receive, watched)
 

@@ -34,6 +34,8 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         keep_images=2000,
         keep_hours=24,
         drain_s=30,
+        log="text",
+        trusted_proxies=(),
         server=None,
         server_key=None,
         openai_aliases=True,
@@ -236,3 +238,21 @@ def test_service_links_of_kubernetes_are_nobodys_settings(name: str, value: str)
 def test_what_only_resembles_a_service_link_is_unknown(name: str) -> None:
     with pytest.raises(BadSetting, match=name):
         Settings.from_environ({name: "1"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SAFECB_LOG", "xml"),
+        ("SAFECB_OPEN", "yes"),
+        ("SAFECB_OPENAI_STRICT", "1"),
+        ("SAFECB_SERVER", "example.org:8000"),
+        ("SAFECB_SERVER_KEY", "a key"),
+        ("SAFECB_TRUSTED_PROXIES", "proxy.example"),
+        ("SAFECB_TRUSTED_PROXIES", "10.0.0.1/8"),
+        ("SAFECB_TRUSTED_PROXIES", "*"),
+    ],
+)
+def test_a_bad_value_of_a_servers_surroundings_is_named(name: str, value: str) -> None:
+    with pytest.raises(BadSetting, match=name):
+        Settings.from_environ({name: value})

@@ -79,7 +79,7 @@ def serving(settings: Settings, load: Load = load_model, *, ready: bool = True) 
     """Run a server until the block ends; with `ready`, wait until it can draw."""
     app = create_app(settings, load)
     listener = bound(settings)
-    runner = uvicorn.Server(configured(app))
+    runner = uvicorn.Server(configured(app, settings.trusted_proxies))
     thread = threading.Thread(target=runner.run, kwargs={"sockets": [listener]})
     thread.start()
     service: Service = app.state.service

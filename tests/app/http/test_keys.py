@@ -233,3 +233,21 @@ def test_the_schema_tells_the_ranges() -> None:
     fields = GenerateRequest.model_json_schema()["properties"]
     assert (fields["n"]["minimum"], fields["n"]["maximum"]) == (1, 8)
     assert fields["seed"]["anyOf"][0]["exclusiveMaximum"] == 2**63
+
+
+@pytest.mark.parametrize(
+    ("trusted", "believed"), [({}, False), ({"SAFECB_TRUSTED_PROXIES": "192.0.2.0/24"}, False),
+                              ({"SAFECB_TRUSTED_PROXIES": "192.0.2.1, 127.0.0.0/8"}, True)]
+)  # fmt: skip
+def test_only_a_trusted_proxy_says_who_calls(
+    model: Path, tmp_path: Path, trusted: dict[str, str], believed: bool
+) -> None:
+    with serving(settings_in(tmp_path, model, **trusted)) as server:
+        image, callers = server.draw().json()["images"][0]["id"], []
+        for address in ("203.0.113.7", "203.0.113.8"):
+            headers = {"X-Forwarded-For": address, "X-Forwarded-Proto": "https"}
+            made = server.post("/flags", {"image_id": image}, **headers)
+            callers.append(made.json()["caller"])
+        link = {"prompt": "a", "response_format": "url"}
+        url = server.post("/v1/images/generations", link, **headers).json()["data"][0]["url"]
+    assert (len(set(callers)) == 2) == believed == url.startswith("https:")

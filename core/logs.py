@@ -1,0 +1,44 @@
+"""Logging of a process: lines of text, or JSON objects with the ids of the request or job that they are about.
+
+Knows logging and structlog. Knows nothing of what is logged; prompts never are.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import structlog
+from structlog.typing import Processor
+
+JSON = "json"
+FORMS = ("text", JSON)
+_TEXT = logging.Formatter("%(asctime)s %(name)s %(message)s")
+_SHARED: tuple[Processor, ...] = (
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_logger_name,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.ExtraAdder(),
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+)
+
+
+def configure(form: str) -> None:
+    """Log INFO and above of all libraries to stderr in one of FORMS; a later call replaces an earlier one."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_json() if form == JSON else _TEXT)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def about(**ids: str) -> None:
+    """Name what the log lines of this thread or task are about, from now on: request_id, job_id."""
+    structlog.contextvars.bind_contextvars(**ids)
+
+
+def _json() -> logging.Formatter:
+    finish: tuple[Processor, ...] = (
+        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+        structlog.processors.format_exc_info,
+        structlog.processors.EventRenamer("message"),
+        structlog.processors.JSONRenderer(),
+    )
+    return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=_SHARED, processors=finish)
