@@ -15,6 +15,7 @@ from app.background.housekeeping import keep_up
 from app.background.store_watcher import follow
 from app.http import problems
 from app.http.body_limit import BodyLimit
+from app.http.bugs import Bugs
 from app.http.door import Door
 from app.http.head import Head
 from app.http.idempotency import Idempotency
@@ -39,7 +40,7 @@ from core.settings import Settings
 from engine.registry import load_model
 from records.answers import Answers
 
-MAX_IMPROVE = 49 * 2**20  # bytes: 1,000 prompts of 4,000 characters, each written as two escapes of six letters
+MAX_IMPROVE = 17 * 2**20  # bytes: 1,000 prompts of 4,000 characters in UTF-8
 MAX_POLICY = 8 * 2**20  # bytes of a policy's file
 CLOSE_S = 1.0  # for the threads to end in; one that takes longer is abandoned
 
@@ -55,9 +56,10 @@ def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
     )
     app.state.service = service = Service(settings, load)
     service.counts.registry.register(ServiceCollector(service))
+    app.add_middleware(Bugs)
     app.add_middleware(Head)
-    app.add_middleware(Idempotency, answers=Answers(settings.home / "answers.db"))
-    app.add_middleware(BodyLimit, larger={"/policies/": MAX_POLICY, "/improve": MAX_IMPROVE})
+    app.add_middleware(Idempotency, answers=Answers(settings.home / "answers.db"), service=service)
+    app.add_middleware(BodyLimit, service=service, larger={"/policies/": MAX_POLICY, "/improve": MAX_IMPROVE})
     app.add_middleware(Door, service=service)
     app.add_middleware(OpenAIErrors)
     app.add_middleware(ResponseCounter, counts=service.counts)

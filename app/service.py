@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from app.background.live_traffic import LiveTraffic
 from app.background.storage_watch import Storage
@@ -92,7 +92,7 @@ class Service:
         """Load the model, create or check its store, draw one image. Blocks; the result is `engine` or `failure`."""
         try:
             model = self._load(self.settings.model, self.settings.device, self.settings.dtype)
-            self.store.initialise(model.base_codebook(), asdict(model.facts))
+            self.store.initialise(model.base_codebook(), model.facts.shown())
             self.live.start()
             with self.live.lease() as codebook:
                 scheduler = Scheduler(model, model.kv_rows(), self.settings.cores or count_cores())

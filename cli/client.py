@@ -49,8 +49,10 @@ class Client:
     def of(cls, settings: Settings) -> Client:
         """Return a client of SAFECB_SERVER or, without it, of the server that the same settings would start."""
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        if settings.server is not None:  # another server, which must not see this one's keys
+            return cls(settings.server, settings.server_key)
         own = next(iter(settings.operator_keys + settings.api_keys), None)
-        return cls(settings.server or f"http://{host}:{settings.port}", settings.server_key or own)
+        return cls(f"http://{host}:{settings.port}", settings.server_key or own)
 
     def close(self) -> None:
         """Close the connections."""
@@ -180,7 +182,8 @@ class Client:
             asked = f"{self._http.base_url} answered {response.status_code} with {kind}, not JSON"
             raise Unavailable(f"{asked}; is it a Safe-CB server, and no proxy between?") from None
         if response.is_error:
-            title, detail = answer.get("title", response.status_code), answer.get("detail", "")
+            known = answer if isinstance(answer, dict) else {}
+            title, detail = known.get("title", response.status_code), known.get("detail", "no detail")
             raise SafeCBError(f"{method} {path}: {title}: {detail}")
         return answer
 

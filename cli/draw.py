@@ -204,7 +204,7 @@ def _row(
         "categories": list(image.prompt.categories),
         "seed": image.sampling.seed,
         "guidance": image.sampling.guidance,
-        "model": model.facts.model_id,
+        "model": model.facts.title,
         "codebook": codebook.version,
         "codebook_hash": codebook_hash(codebook),
         "judges": {

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from codebook.store import CodebookStore
@@ -81,7 +81,7 @@ def find_judges(names: Sequence[str], model: ImageModel) -> list[Judge]:
 def find_codebooks(settings: Settings, model: ImageModel, names: Sequence[str]) -> dict[str, Codebook]:
     """The versions of these names in the store, by version; raises NotFound and BadCodebook."""
     store = CodebookStore(settings.store)
-    store.initialise(model.base_codebook(), asdict(model.facts))
+    store.initialise(model.base_codebook(), model.facts.shown())
     versions = [store.active().version if name == ACTIVE else name for name in names]
     return {version: store.load(version) for version in versions}
 

@@ -56,4 +56,4 @@ class ImageResult:
 def provenance(codebook: Codebook, seed: int, facts: ModelFacts) -> dict[str, str]:
     """The text chunks of an image's file: codebook, codebook_hash, seed, model."""
     made_by = {"codebook": codebook.version, "codebook_hash": codebook_hash(codebook)}
-    return made_by | {"seed": str(seed), "model": facts.model_id}
+    return made_by | {"seed": str(seed), "model": facts.title}

@@ -6,8 +6,9 @@ Tensors only; no file, network or clock. Implementations are not thread-safe: on
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -32,7 +33,7 @@ class ModelFacts:
     """Constants of a loaded model that the rest of the project may rely on."""
 
     family: str  # "janus"
-    model_id: str  # as in the settings: "embedded", a hub name or a folder
+    model_id: str  # "embedded", a hub name, "random:NAME" or the absolute path of a folder
     model_hash: str  # sha256 over the weight files
     grid: tuple[int, int]  # image tokens, rows x columns
     image_size: int  # pixels, square
@@ -47,6 +48,15 @@ class ModelFacts:
     guidance: float = 2.0  # its best scale, for callers that give none
     temperature: float = 1.0  # likewise
     judges_texts: bool = False  # whether it was trained to answer questions about texts
+
+    @property
+    def title(self) -> str:
+        """The name for callers: of a folder its own, not the path."""
+        return Path(self.model_id).name if Path(self.model_id).is_absolute() else self.model_id
+
+    def shown(self) -> dict[str, Any]:
+        """The facts as JSON for callers."""
+        return {**asdict(self), "model_id": self.title}
 
     @property
     def tokens(self) -> int:

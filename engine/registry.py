@@ -39,8 +39,7 @@ def load_model(name: str, device: str, dtype: str) -> Served:
         return janus.load_random(name, target, kind)
     folder = find_model(name)
     load = FAMILIES[_family(folder)]
-    # Callers see the name: of a folder, its own alone.
-    own = folder.resolve().name if Path(name).is_dir() else name
+    own = str(folder.resolve()) if name != "embedded" and Path(name).is_dir() else name
     return load(own, folder, hash_weights(folder), target, kind)
 
 

@@ -73,7 +73,8 @@ class Answers:
     def drop(self, key: str) -> None:
         """Free a key whose request came to no answer worth keeping."""
         with self._database.changing() as db:
-            db.execute("DELETE FROM answers WHERE key = ? AND process = ?", (key, self._process))
+            unfinished = "DELETE FROM answers WHERE key = ? AND process = ? AND status IS NULL"
+            db.execute(unfinished, (key, self._process))
 
     def _found(self, db: Connection, key: str, request: str) -> Answer | None:
         """The answer under a key, None where the request may begin; raises as `begin` does."""

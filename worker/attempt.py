@@ -90,7 +90,7 @@ def _rounds(
 ) -> dict[str, Any]:
     model = load(settings)
     store = CodebookStore(settings.store)
-    store.initialise(model.base_codebook(), asdict(model.facts))
+    store.initialise(model.base_codebook(), model.facts.shown())
     folder = journal.path(record.id)
     start = parent = _start(store, folder)
     flagged = _flagged(Flags(settings.home / "flags.db", settings.keep_hours), record.id, folder)

@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.http.keys import known_caller
+from app.service import Service
+
 MAX_BODY = 2 * 2**20  # bytes, beyond every body that a schema allows
 MAX_BODY_S = 30.0  # from the head of the request to the end of its body
 CLOSE = {"Connection": "close"}  # the rest of the body is not read
@@ -19,16 +22,18 @@ CLOSE = {"Connection": "close"}  # the rest of the body is not read
 class BodyLimit:
     """Middleware: 413 once a body exceeds MAX_BODY bytes, whatever its Content-Length; 408 after MAX_BODY_S.
 
-    larger: other limits in bytes, by the beginning of the path.
+    larger: other limits in bytes, by the beginning of the path, for those who need no key or have one.
     """
 
-    def __init__(self, app: ASGIApp, larger: Mapping[str, int] | None = None) -> None:
-        self.app, self.larger = app, larger or {}
+    def __init__(self, app: ASGIApp, service: Service, larger: Mapping[str, int]) -> None:
+        self._app, self._service, self._larger = app, service, larger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the call on, with a `receive` that counts."""
         path = scope.get("path", "")
-        limit = next((most for start, most in self.larger.items() if path.startswith(start)), MAX_BODY)
+        limit = next((most for start, most in self._larger.items() if path.startswith(start)), MAX_BODY)
+        if limit > MAX_BODY and known_caller(self._service, scope) is None:
+            limit = MAX_BODY  # a long body is parsed before its sender is refused
         size, whole, deadline = 0, False, asyncio.get_running_loop().time() + MAX_BODY_S
 
         async def counted() -> Message:
@@ -45,4 +50,4 @@ class BodyLimit:
                 raise HTTPException(413, f"the body is longer than {limit} bytes")
             return message
 
-        await self.app(scope, counted, send)
+        await self._app(scope, counted, send)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class Head:
-    """Middleware: routes answer HEAD as GET; the protocol below drops the body."""
+    """Middleware: routes answer HEAD as GET; of the answer the head alone goes out, also of a stream."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -17,7 +17,11 @@ class Head:
             await self._app(scope, receive, send)
             return
         inner = {**scope, "method": "GET"}
-        try:
-            await self._app(inner, receive, send)
-        finally:
-            scope.update({"route": inner["route"]} if "route" in inner else {})
+
+        async def head_alone(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                scope.update({name: inner[name] for name in ("route",) if name in inner})
+                await send(message)
+                await send({"type": "http.response.body"})
+
+        await self._app(inner, receive, head_alone)

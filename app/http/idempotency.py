@@ -17,7 +17,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http import problems
-from core.errors import BadInput, Conflict, SafeCBError
+from app.http.keys import known_caller
+from app.service import Service
+from core.errors import BadInput, Conflict, SafeCBError, Unavailable
 from records.answers import FIELD, Answer, Answers
 
 log = logging.getLogger(__name__)
@@ -26,16 +28,15 @@ HEADER = FIELD.lower().encode()
 REPLAYED = (b"idempotent-replayed", b"true")
 RETRY = {"Retry-After": "1"}
 _KEY = re.compile(rb"[!-~]{1,255}")
-_PART = (b"accept", b"content-type")  # headers that the answer depends on
-_CREDENTIALS = (b"authorization", b"x-api-key")
+_PARTS = (b"accept", b"content-type")  # headers that the answer depends on
 _PASSING = (401, 403, 408, 409, 429)  # another attempt may end otherwise, as after a 5xx
 
 
 class Idempotency:
     """Middleware: a POST with an Idempotency-Key is answered once; a stream or a temporary error frees the key."""
 
-    def __init__(self, app: ASGIApp, answers: Answers) -> None:
-        self._app, self._answers = app, answers
+    def __init__(self, app: ASGIApp, answers: Answers, service: Service) -> None:
+        self._app, self._answers, self._service = app, answers, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it as before."""
@@ -43,16 +44,23 @@ class Idempotency:
         if scope["type"] != "http" or scope["method"] != "POST" or HEADER not in headers:
             await self._app(scope, receive, send)
             return
+        if (caller := known_caller(self._service, scope)) is None:
+            await self._app(scope, receive, send)  # refused there
+            return
         try:
             if not _KEY.fullmatch(headers[HEADER]):
                 raise BadInput(FIELD, headers[HEADER].decode("latin-1"), "1 to 255 visible characters of ASCII")
             body = await _read(receive)
             if body is None:
                 return
-            key, request = _hash(scope, headers, _CREDENTIALS, headers[HEADER]), _hash(scope, headers, _PART, body)
+            key = _hash(scope, [caller], headers[HEADER])
+            request = _hash(scope, [headers.get(name, b"").decode("latin-1") for name in _PARTS], body)
             answer = await run_in_threadpool(self._answers.begin, key, request)
         except Conflict as error:
             await problems.of(error, headers=RETRY)(scope, receive, send)
+        except sqlite3.Error as error:
+            log.warning("the answers cannot be read: %s", error)
+            await problems.of(Unavailable("the answers by Idempotency-Key are busy"))(scope, receive, send)
         except SafeCBError as error:
             await problems.of(error)(scope, receive, send)
         except HTTPException as error:
@@ -117,22 +125,21 @@ def _is_kept(head: Message) -> bool:
     return head["status"] < 500 and head["status"] not in _PASSING and not streams
 
 
-def _hash(scope: Scope, headers: dict[bytes, bytes], names: tuple[bytes, ...], content: bytes) -> str:
-    parts = [scope["path"], scope["query_string"].decode("latin-1")]
-    parts += [headers.get(name, b"").decode("latin-1") for name in names]
+def _hash(scope: Scope, more: list[str], content: bytes) -> str:
+    parts = [scope["path"], scope["query_string"].decode("latin-1"), *more]
     return hashlib.sha256(json.dumps(parts).encode() + content).hexdigest()
 
 
 async def _read(receive: Receive) -> bytes | None:
     """The whole body; None if the caller hangs up before."""
-    body = b""
+    body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
-        body += bytes(message.get("body", b""))
+        body += message.get("body", b"")
         if not message.get("more_body", False):
-            return body
+            return bytes(body)
 
 
 async def _send(answer: Answer, send: Send) -> None:

@@ -6,12 +6,13 @@ Without the latter, a page elsewhere could roll back the codebook of a server on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, HTTPException, Request
 from fastapi.params import Depends as Dependency
+from starlette.types import Scope as ASGIScope
 
 from app.http.key_ring import OPERATOR, Holder, Scope
 from app.service import Service
@@ -33,8 +34,7 @@ async def keys_of(
     x_api_key: Annotated[str, Header(description="A key, if the server requires keys.")] = "",
 ) -> list[str]:
     """Return the keys of the request: clients may have to send another service's key beside the right one."""
-    scheme, _, token = authorization.partition(" ")
-    return [key for key in (token.strip() if scheme.lower() == "bearer" else "", x_api_key) if key]
+    return _keys(authorization, x_api_key)
 
 
 Keys = Annotated[list[str], Depends(keys_of)]
@@ -66,15 +66,21 @@ async def check_caller(
     """
     if sec_fetch_site in ("cross-site", "same-site") and (request.method, sec_fetch_mode) != ("GET", "navigate"):
         raise HTTPException(403, "calls from another site's page are refused")
-    known = service.keys.find(keys)
+    known = _caller(service, request, keys)
     if known is None:
         raise HTTPException(401, "an API key is needed: Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"})
-    key, holder = known
-    own = key or (request.client.host if request.client else "")
-    return Caller(holder.name or hashlib.sha256(own.encode("utf-8", "replace")).hexdigest()[:16], holder)
+    return known
 
 
 CallerOf = Annotated[Caller, Depends(check_caller)]
+
+
+def known_caller(service: Service, scope: ASGIScope) -> str | None:
+    """Return the id of who sends a request, from its head alone; None for a caller without a needed key."""
+    request = Request(scope)
+    keys = _keys(request.headers.get("authorization", ""), request.headers.get("x-api-key", ""))
+    caller = _caller(service, request, keys)
+    return None if caller is None else caller.id
 
 
 def needs(scope: Scope) -> list[Dependency]:
@@ -101,3 +107,17 @@ def check_version(service: Service, caller: Caller, version: str, field: str) ->
     if not may_name(service, caller, version):
         needed = f"a key with the scope {str(Scope.PUBLISH)!r} is needed to name it"
         raise HTTPException(403, f"{field}: {version!r} is not the active version; {needed}")
+
+
+def _keys(authorization: str, x_api_key: str) -> list[str]:
+    scheme, _, token = authorization.partition(" ")
+    return [key for key in (token.strip() if scheme.lower() == "bearer" else "", x_api_key) if key]
+
+
+def _caller(service: Service, request: Request, keys: Sequence[str]) -> Caller | None:
+    """The caller with these keys; None where a key is needed and none is known."""
+    if (known := service.keys.find(keys)) is None:
+        return None
+    key, holder = known
+    own = key or (request.client.host if request.client else "")
+    return Caller(holder.name or hashlib.sha256(own.encode("utf-8", "replace")).hexdigest()[:16], holder)

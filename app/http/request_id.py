@@ -1,4 +1,4 @@
-"""Request ids: one for each request, in its response's `X-Request-Id` and in the log. Knows ASGI messages."""
+"""Request ids: one for each request, in its response's `X-Request-Id` and in JSON logs. Knows ASGI messages."""
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
+from http import HTTPMethod
+from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,6 +16,8 @@ from app.metrics.counts import Counts
 
 log = logging.getLogger(__name__)
 
+METHODS = frozenset(HTTPMethod)
+OTHER = "other"  # a method that HTTP has not: anything a caller likes
 UNMATCHED = "unmatched"  # route of a path that none has; a path itself might be anything
 
 
@@ -38,9 +42,10 @@ class ResponseCounter:
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 seconds = None if streams else time.perf_counter() - began
-                self._counts.responded(scope["method"], _route(scope), status, seconds)
-                facts = {"method": scope["method"], "path": scope["path"], "status": status, "seconds": seconds}
-                log.info("%s %s %d", scope["method"], scope["path"], status, extra=facts)
+                method, path = scope["method"], quote(scope["path"])
+                self._counts.responded(method if method in METHODS else OTHER, _route(scope), status, seconds)
+                facts = {"method": method, "path": path, "status": status, "seconds": seconds}
+                log.info("%s %s %d", method, path, status, extra=facts)
 
         await self._app(scope, receive, watched)
 

@@ -22,7 +22,7 @@ AT = "@"
 
 def version_of(service: Service, model: str | None) -> str:
     """Return the version that a name stands for, or "active". Raises UnknownModel."""
-    served = service.engine.facts.model_id
+    served = service.engine.facts.title
     if model is None or model == served or (service.settings.openai_aliases and ALIAS.fullmatch(model)):
         return ACTIVE
     name, at, version = model.rpartition(AT)
@@ -33,10 +33,10 @@ def version_of(service: Service, model: str | None) -> str:
 
 def cards(service: Service, caller: Caller) -> list[ModelCard]:
     """Return the names that a caller may use; see app/http/keys.py on versions that are not active."""
-    served, active = service.engine.facts.model_id, service.live.active.version
+    served, active = service.engine.facts.title, service.live.active.version
     made = {m.version: int(datetime.fromisoformat(m.created).timestamp()) for m in service.store.versions()}
     names = [served, *(LISTED if service.settings.openai_aliases else ())]
-    listed = [ModelCard(id=name, created=made[active], codebook=ACTIVE) for name in names]
+    listed = [ModelCard(id=name, created=made.get(active, 0), codebook=ACTIVE) for name in names]
     return listed + [
         ModelCard(id=f"{served}{AT}{version}", created=when, codebook=version)
         for version, when in made.items()

@@ -86,7 +86,7 @@ def _check(body: ImagesRequest, service: Service) -> None:
         raise BadInput("response_format", body.response_format, "b64_json where stream is true")
     if body.partial_images and not body.stream:
         raise BadInput("partial_images", body.partial_images, "0 where stream is not true")
-    if body.response_format == "url" and not service.settings.keep_images:
+    if body.response_format == "url" and not (service.settings.keep_images and service.settings.keep_hours):
         raise BadInput("response_format", body.response_format, "b64_json: this server keeps no images")
     if not service.settings.openai_strict:
         return

@@ -111,7 +111,7 @@ async def compare(body: CompareRequest, request: Request, service: ServiceOf, ca
     facts = service.engine.facts
     sampling = facts.sampling(chosen_seed(body.seed))
     left, right = await while_connected(request, draw(service, caller.id, body.prompt, versions, sampling))
-    return await run_in_threadpool(compared, id_of(request), facts.model_id, left, right)
+    return await run_in_threadpool(compared, id_of(request), facts.title, left, right)
 
 
 def _active(service: Service) -> ActiveCodebook:

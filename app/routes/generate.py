@@ -75,7 +75,7 @@ async def generate(
     if media_type == PNG:
         own = {"X-Seed": str(sampling.seed), "X-Image-Id": results[0].id}
         return Response(results[0].png, headers=headers | own, media_type=PNG, background=later)
-    answer = _answer(id_of(request), facts.model_id, codebook, sampling, results)
+    answer = _answer(id_of(request), facts.title, codebook, sampling, results)
     return Response(answer.model_dump_json(), headers=headers, media_type=JSON, background=later)
 
 

@@ -35,7 +35,7 @@ def ready(service: ServiceOf, response: Response) -> dict[str, Any]:
         return {"status": "unready", "reason": str(error), **queue}
     return {
         "status": "ready",
-        "model": facts.model_id,
+        "model": facts.title,
         "codebook": active.version,
         "codebook_hash": content_hash,
         "epoch": active.epoch,

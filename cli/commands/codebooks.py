@@ -19,6 +19,7 @@ from codebook.store import CodebookStore
 from core.atomic import write_file
 from core.errors import NotFound
 from core.settings import Settings
+from core.storage import naming
 
 app = typer.Typer(no_args_is_help=True, help="Codebook versions.")
 
@@ -93,13 +94,15 @@ def compare(
     server: Server = None,
 ) -> None:
     """Draw a prompt under two versions with one seed, and print how much of the pixels differs."""
+    if out is not None:
+        with naming(out):  # before anything is drawn
+            out.mkdir(parents=True, exist_ok=True)
     with connected(server) as client:
         answer = client.compare(prompt, seed, (left, right))
     difference = answer["difference"]
     by = f"by {difference['largest']} of 255 at most"
     print(f"seed {answer['seed']}: {difference['share']:.1%} of the pixels differ, {by}")
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         for name, image in zip((left, right, "difference"), (*answer["images"], difference), strict=True):
             write_file(out / f"{name}.png", base64.b64decode(image["b64_png"]))
 

@@ -5,6 +5,7 @@ Changes nothing. Knows the parts of a set-up; loads no model.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -107,10 +108,20 @@ def keys(settings: Settings) -> str:
 
 def address(settings: Settings) -> str:
     """The address is free, or a server listens there already."""
-    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe_socket:
-        probe_socket.settimeout(1.0)
-        listens = settings.port != 0 and probe_socket.connect_ex((settings.host, settings.port)) == 0
-    return f"{settings.host}:{settings.port}, " + ("where something listens already" if listens else "free")
+    place = f"{settings.host}:{settings.port}"
+    try:
+        socket.create_server((settings.host, settings.port), family=_family(settings.host)).close()
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise BadSetting(
+                "SAFECB_HOST, SAFECB_PORT", place, f"an address of this machine ({error.strerror})"
+            ) from None
+        return f"{place}, where something listens already"
+    return f"{place}, free"
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 CHECKS: dict[str, Check] = {

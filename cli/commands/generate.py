@@ -9,6 +9,7 @@ import typer
 
 from cli.commands.connection import Server, connected
 from core.atomic import write_file
+from core.storage import naming
 
 
 def generate(
@@ -22,11 +23,12 @@ def generate(
     server: Server = None,
 ) -> None:
     """Draw a prompt on the running server, and say what each image was drawn with."""
+    with naming(out.parent):  # before anything is drawn
+        out.parent.mkdir(parents=True, exist_ok=True)
     with connected(server) as client:
         images = client.generate(prompt, n, seed, codebook)
     for number, image in enumerate(images, 1):
         path = out if len(images) == 1 else out.with_stem(f"{out.stem}-{number}")
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, image.png)
         verdict = f"unsafe ({image.category})" if image.unsafe else "safe"
         print(f"{path}: {image.codebook}, seed {image.seed}, judged {verdict}, id {image.id}")

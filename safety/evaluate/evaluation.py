@@ -89,7 +89,7 @@ def evaluate(
     labels = {name: _label(runner, codebook, prompts, how, judges, validity) for name, codebook in codebooks.items()}
     first = next(iter(labels.values()))
     return {
-        "model": runner.model.facts.model_id,
+        "model": runner.model.facts.title,
         "model_hash": runner.model.facts.model_hash,
         "seed": seed,
         "prompts": len(prompts),

@@ -7,12 +7,14 @@ import http.server
 import threading
 import tomllib
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from app.http.key_ring import KeyRing, Scope
+from cli.client import Client
 from cli.main import main
 from core.settings import Settings
 from tests.support.serving import Server, pixels, played_worker, serving, settings_in, texts, tiny_model
@@ -124,6 +126,18 @@ def test_loopback_goes_through_no_proxy(server: Server, monkeypatch: pytest.Monk
     assert "proxy" in capsys.readouterr().err
 
 
+def test_another_server_does_not_see_this_ones_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"SAFECB_OPERATOR_KEYS": "own", "SAFECB_API_KEYS": "also-own"}
+
+    def key(**more: str) -> str | None:
+        with closing(Client.of(Settings.from_environ(own | more))) as client:
+            return client._http.headers.get("Authorization")
+
+    assert key() == "Bearer own"
+    assert key(SAFECB_SERVER="http://other.example") is None
+    assert key(SAFECB_SERVER="http://other.example", SAFECB_SERVER_KEY="theirs") == "Bearer theirs"
+
+
 def test_an_answer_that_is_not_json_is_named(capsys: Output) -> None:
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -176,6 +190,9 @@ def test_the_doctor_finds_nothing_and_names_each_fault(server: Server, tmp_path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAFECB_HOME", str(file))
         assert main(["doctor"]) == 1 and "FAULT  home" in capsys.readouterr().out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAFECB_HOST", "no.such.host.invalid")
+        assert main(["doctor"]) == 1 and "an address of this machine" in capsys.readouterr().out
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAFECB_PORT", "many")
         assert main(["doctor"]) == 1 and "FAULT  settings" in capsys.readouterr().out
