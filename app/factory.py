@@ -8,6 +8,7 @@ from threading import Event, Thread
 from time import monotonic
 
 from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
@@ -64,6 +65,7 @@ def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
     app.add_middleware(OpenAIErrors)
     app.add_middleware(ResponseCounter, counts=service.counts)
     app.add_middleware(RequestId)
+    app.mount("/console", StaticFiles(packages=[("app.console", "static")]), name="console")
     problems.install(app)
     for routes in (
         routes_generate,

@@ -17,6 +17,7 @@ from engine.runner.batch import RunningBatch
 from engine.runner.served import Served
 from tests.support.serving import Server, publish, serving, settings_in, tiny_model, wait_for
 
+STATIC = Path(__file__).parents[3] / "app" / "console" / "static"
 CLOSED = [
     ("POST", "/generate"),
     ("POST", "/improve"),
@@ -181,13 +182,26 @@ def test_a_foreign_page_cannot_move_the_codebook(server: Server, site: str) -> N
 
 
 def test_the_console_is_whole(server: Server) -> None:
-    page = server.http.get("/").text
+    answer = server.http.get("/")
+    page = answer.text
     assert "Safe-CB" in page
-    assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?(https?:)?//""", page)
+    modules, waiting = dict[str, str](), {"main.js"}
+    while waiting:
+        name = waiting.pop()
+        module = server.http.get(f"/console/{name}")
+        assert module.status_code == 200 and "javascript" in module.headers["Content-Type"]
+        modules[name] = module.text
+        waiting |= set(re.findall(r"(?:from|import) '\./([\w.]+)'", module.text)) - set(modules)
+    code = "".join(modules.values())
+    assert {name for name in modules} == {path.name for path in STATIC.glob("*.js")}
+    assert server.http.get("/console/console.css").headers["Content-Type"].startswith("text/css")
+    assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?(https?:)?//""", page + code)
     fields = set(re.findall(r'name="(\w+)"', page))
     assert {"policy", "second_judge", "images", "minutes", "accept_self_judged"} <= fields
-    assert set(re.findall(r"at\('([\w-]+)'\)", page)) <= set(re.findall(r'id="([\w-]+)"', page))
-    assert page.count("<script>") == 1 and not re.search(r" on\w+=", page)
+    assert set(re.findall(r"at\('([\w-]+)'\)", code)) <= set(re.findall(r'id="([\w-]+)"', page))
+    assert not re.search(r" on\w+=", page) and page.count("<script") == page.count('<script type="module" src=') == 1
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'self'" in policy and "script-src" not in policy and "frame-ancestors 'none'" in policy
 
 
 def test_until_the_model_is_there_calls_get_a_retry_after(model: Path, tmp_path: Path) -> None:

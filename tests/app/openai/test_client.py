@@ -114,7 +114,7 @@ def test_some_stream_has_all_three_partial_images(client: openai.OpenAI) -> None
 
 
 def test_models_are_listed_and_found(client: openai.OpenAI, server: Server) -> None:
-    served, version = server.service.engine.facts.model_id, server.publish(3)
+    served, version = server.service.engine.facts.title, server.publish(3)
     names = [model.id for model in client.models.list()]
     assert names[0] == served and {"gpt-image-1", "dall-e-3", f"{served}@v0", f"{served}@{version}"} <= set(names)
     for name in (*names, "gpt-image-2.5-flare"):
@@ -125,7 +125,7 @@ def test_models_are_listed_and_found(client: openai.OpenAI, server: Server) -> N
 
 
 def test_a_name_pins_a_version(client: openai.OpenAI, server: Server) -> None:
-    served, version = server.service.engine.facts.model_id, server.publish(5)
+    served, version = server.service.engine.facts.title, server.publish(5)
     pinned = client.images.generate(prompt=PROMPT, model=f"{served}@{version}", extra_body={"seed": 7})
     assert pinned.data is not None
     assert texts(base64.b64decode(pinned.data[0].b64_json or ""))["codebook"] == version
@@ -191,3 +191,12 @@ def test_its_own_retries_find_room(model: Path, tmp_path: Path) -> None:
             calls = itertools.count()
             assert client_of(server, retries=2).images.generate(prompt=PROMPT).data
         assert next(calls) == 2
+
+
+def test_the_documented_code_runs(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "how-to" / "openai-clients.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    with serving(settings_in(tmp_path, model)) as server:
+        exec(code.replace("http://127.0.0.1:8000", server.url), {})
+    size, codebook, length = capsys.readouterr().out.split()
+    assert codebook == "v0" and "x" in size and int(length) > 0

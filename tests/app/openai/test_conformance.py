@@ -101,14 +101,14 @@ def test_strict_mode_refuses_what_has_no_effect(model: Path, tmp_path: Path, bod
     strict = {"SAFECB_OPENAI_STRICT": "on", "SAFECB_OPENAI_ALIASES": "off"}
     with serving(settings_in(tmp_path, model, **strict)) as server:
         facts = server.service.engine.facts
-        own = {"prompt": "a red apple", "model": facts.model_id, "size": f"{facts.image_size}x{facts.image_size}"}
+        own = {"prompt": "a red apple", "model": facts.title, "size": f"{facts.image_size}x{facts.image_size}"}
         assert server.post("/v1/images/generations", own).status_code == 200
         refused = server.post("/v1/images/generations", own | body)
         assert refused.status_code == 400 and refused.json()["error"]["param"] == param
         assert server.post("/v1/images/generations", own | {"model": "gpt-image-1"}).status_code == 404
         assert {card["id"] for card in server.http.get("/v1/models").json()["data"]} == {
-            facts.model_id,
-            f"{facts.model_id}@v0",
+            facts.title,
+            f"{facts.title}@v0",
         }
 
 
@@ -130,7 +130,7 @@ def test_every_error_under_v1_is_an_error_object(server: Server) -> None:
 
 def test_a_caller_without_an_operators_key_sees_and_names_the_active_version_alone(model: Path, tmp_path: Path) -> None:
     with serving(settings_in(tmp_path, model, SAFECB_OPERATOR_KEYS="an-operators")) as server:
-        served, version = server.service.engine.facts.model_id, server.publish(1)
+        served, version = server.service.engine.facts.title, server.publish(1)
         names = {card["id"] for card in server.http.get("/v1/models").json()["data"]}
         assert f"{served}@v0" in names and f"{served}@{version}" not in names
         body = {"prompt": "a red apple", "model": f"{served}@{version}"}
