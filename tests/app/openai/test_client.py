@@ -197,6 +197,8 @@ def test_the_documented_code_runs(model: Path, tmp_path: Path, capsys: pytest.Ca
     page = (Path(__file__).parents[3] / "docs" / "how-to" / "openai-clients.md").read_text()
     code = page.split("```python\n")[1].split("```")[0]
     with serving(settings_in(tmp_path, model)) as server:
-        exec(code.replace("http://127.0.0.1:8000", server.url), {})
+        names = dict[str, Any]()
+        exec(code.replace("http://127.0.0.1:8000", server.url), names)
+        names["client"].close()
     size, codebook, length = capsys.readouterr().out.split()
     assert codebook == "v0" and "x" in size and int(length) > 0
