@@ -9,10 +9,11 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from app.access.key_ring import KeyRing
+from app.access.links import Links
+from app.access.rates import Rates
 from app.background.live_traffic import LiveTraffic
 from app.background.storage_watch import Storage
-from app.http.key_ring import KeyRing
-from app.http.links import Links
 from app.metrics.counts import Counts
 from app.queue import ImproveQueue
 from codebook.live import LiveCodebooks
@@ -58,6 +59,7 @@ class Service:
         self.flags = Flags(settings.home / "flags.db", settings.keep_hours)
         self.storage = Storage(settings.home, self.store)
         self.keys = KeyRing(settings)
+        self.rates = Rates()
         self.counts = Counts()
         self.links = Links(settings.home / "link.key")
         self.failure: SafeCBError | None = None  # why the model could not be opened

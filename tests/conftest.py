@@ -28,10 +28,8 @@ os.nice(max(0, NICE - os.nice(0)))
 SLOW = {  # whole files below tests/: real processes, runs of the loop, interpreted kernels; other tests are marked
     *(f"app/test_{name}.py" for name in ("bad_numbers", "contract", "generate", "images")),
     *(f"app/test_{name}.py" for name in ("live_traffic", "metrics", "queue")),
-    *(
-        f"app/http/test_{name}.py"
-        for name in ("connections", "idempotency", "key_ring", "keys", "middlewares", "problems")
-    ),
+    *(f"app/http/test_{name}.py" for name in ("connections", "idempotency", "middlewares", "problems")),
+    *(f"app/access/test_{name}.py" for name in ("key_ring", "keys", "rates")),
     *(f"app/openai/test_{name}.py" for name in ("client", "conformance")),
     *(f"cli/test_{name}.py" for name in ("check", "commands", "demo", "draw", "full_disk")),
     *(f"cli/test_{name}.py" for name in ("redis_server", "serve", "stops")),

@@ -38,6 +38,7 @@ FLOORS = {
     "safety/collect": ["safety.gates", "safety.evaluate", "safety.loop"],
     "safety/edit": ["safety.evaluate", "safety.loop"],
     "safety/runtime": ["safety.edit", "safety.evaluate", "safety.loop"],
+    "app/access": ["app.http", "app.routes", "app.server", "app.factory"],
     "app/http": ["app.routes", "app.server", "app.factory"],
     "app/background": ["app.routes", "app.server", "app.factory"],
     "app/openai": ["app.server", "app.factory"],

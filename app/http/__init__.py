@@ -1,1 +1,1 @@
-"""HTTP mechanics shared by all routes: keys, problem documents, negotiation, disconnects, limits."""
+"""HTTP mechanics shared by all routes: problem documents, negotiation, disconnects, limits."""

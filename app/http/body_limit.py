@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.http.keys import known_caller
+from app.access.keys import known_caller
 from app.service import Service
 
 MAX_BODY = 2 * 2**20  # bytes, beyond every body that a schema allows

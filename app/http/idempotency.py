@@ -16,8 +16,8 @@ from fastapi import HTTPException
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.access.keys import known_caller
 from app.http import problems
-from app.http.keys import known_caller
 from app.service import Service
 from core.errors import BadInput, Conflict, SafeCBError, Unavailable
 from records.answers import FIELD, Answer, Answers

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from app.access.links import Links
 from app.drawing import to_response
 from app.formats import QUALITY, Format, converted
-from app.http.links import Links
 from app.openai.schemas import (
     CompletedEvent,
     ImageData,

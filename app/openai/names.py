@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
-from app.http.key_ring import Scope
-from app.http.keys import Caller, may_name
+from app.access.key_ring import Scope
+from app.access.keys import Caller, may_name
 from app.openai.schemas import ModelCard
 from app.service import Service
 from codebook.live import ACTIVE
@@ -32,7 +32,7 @@ def version_of(service: Service, model: str | None) -> str:
 
 
 def cards(service: Service, caller: Caller) -> list[ModelCard]:
-    """Return the names that a caller may use; see app/http/keys.py on versions that are not active."""
+    """Return the names that a caller may use; see app/access/keys.py on versions that are not active."""
     served, active = service.engine.facts.title, service.live.active.version
     made = {m.version: int(datetime.fromisoformat(m.created).timestamp()) for m in service.store.versions()}
     names = [served, *(LISTED if service.settings.openai_aliases else ())]

@@ -8,11 +8,11 @@ from fastapi import APIRouter, BackgroundTasks, Depends, Path, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from app.access.key_ring import Scope
+from app.access.keys import CallerOf, ServiceOf, check_caller, check_version, needs
 from app.background.review import review
 from app.drawing import chosen_seed, draw_in_parts, draw_many
 from app.http.disconnect import while_connected
-from app.http.key_ring import Scope
-from app.http.keys import CallerOf, ServiceOf, check_caller, check_version, needs
 from app.openai.answers import Answers, size_of
 from app.openai.names import card, cards, version_of
 from app.openai.schemas import ErrorResponse, ImagesRequest, ImagesResponse, ModelCard, ModelList
@@ -50,6 +50,7 @@ async def generations(
     check_version(service, caller, version, "model")
     sampling = _sampling(body, facts)
     answers = Answers(body, facts, len(service.engine.tokenize(body.prompt)), str(request.base_url), service.links)
+    rates = service.rates.take(caller.holder, n)
     if body.stream:
         parts = draw_in_parts(service, caller.id, body.prompt, version, sampling, n)
         # An error comes before there is a place in the queue, and can still be answered with a status.
@@ -57,11 +58,12 @@ async def generations(
         finished: list[ImageResult] = []
         later.add_task(review, service, finished)
         stream = events(parts, answers, body.partial_images or 0, finished)
-        return StreamingResponse(stream, media_type=EVENTS, headers=STREAM_HEADERS, background=later)
+        return StreamingResponse(stream, media_type=EVENTS, headers=STREAM_HEADERS | rates, background=later)
     results = await while_connected(request, draw_many(service, caller.id, body.prompt, version, sampling, n))
     later.add_task(review, service, results)
     answer = await run_in_threadpool(answers.whole, results)
-    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json", background=later)
+    content = answer.model_dump_json(exclude_none=True)
+    return Response(content, headers=rates, media_type="application/json", background=later)
 
 
 @router.get("/models", summary="List models (OpenAI)")

@@ -9,12 +9,12 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.concurrency import run_in_threadpool
 
+from app.access.key_ring import Scope
+from app.access.keys import CallerOf, ServiceOf, check_caller, check_version, needs
 from app.comparing import compared
 from app.console.report_page import page
 from app.drawing import chosen_seed, draw
 from app.http.disconnect import while_connected
-from app.http.key_ring import Scope
-from app.http.keys import CallerOf, ServiceOf, check_caller, check_version, needs
 from app.http.negotiation import preferred
 from app.http.request_id import id_of
 from app.schemas import (
@@ -109,6 +109,7 @@ async def compare(body: CompareRequest, request: Request, service: ServiceOf, ca
     for version, field in versions:
         check_version(service, caller, version, field)
     facts = service.engine.facts
+    service.rates.take(caller.holder, len(versions))
     sampling = facts.sampling(chosen_seed(body.seed))
     left, right = await while_connected(request, draw(service, caller.id, body.prompt, versions, sampling))
     return await run_in_threadpool(compared, id_of(request), facts.title, left, right)

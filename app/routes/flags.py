@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from fastapi import APIRouter, Depends, Response
 from starlette.concurrency import run_in_threadpool
 
+from app.access.key_ring import Scope
+from app.access.keys import CallerOf, ServiceOf, check_caller, needs
 from app.drawing import decode
-from app.http.key_ring import Scope
-from app.http.keys import CallerOf, ServiceOf, check_caller, needs
 from app.schemas import ApproveRequest, FlagRequest, FlagResponse
 from app.service import Service
 from codebook.store import codebook_hash

@@ -12,12 +12,12 @@ from fastapi import APIRouter, BackgroundTasks, Header, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
+from app.access.key_ring import Scope
+from app.access.keys import CallerOf, ServiceOf, check_version, needs
 from app.background.review import review
 from app.drawing import News, Preview, Silence, chosen_seed, draw_in_parts, draw_many, to_response
 from app.http import problems
 from app.http.disconnect import while_connected
-from app.http.key_ring import Scope
-from app.http.keys import CallerOf, ServiceOf, check_version, needs
 from app.http.negotiation import preferred
 from app.http.request_id import id_of
 from app.schemas import GenerateRequest, GenerateResponse
@@ -55,6 +55,7 @@ async def generate(
     check_version(service, caller, body.codebook, "codebook")
     facts = service.engine.facts
     sampling = _sampling(body, facts)
+    rates = service.rates.take(caller.holder, body.n)
     if media_type == EVENTS:
         parts = draw_in_parts(service, caller.id, body.prompt, body.codebook, sampling, body.n)
         # An error comes before there is a place in the queue, and can still be answered with a status.
@@ -62,12 +63,12 @@ async def generate(
         finished: list[ImageResult] = []
         later.add_task(review, service, finished)
         events = _events(first, parts, finished)
-        return StreamingResponse(events, media_type=EVENTS, headers=STREAM_HEADERS, background=later)
+        return StreamingResponse(events, media_type=EVENTS, headers=STREAM_HEADERS | rates, background=later)
     work = draw_many(service, caller.id, body.prompt, body.codebook, sampling, body.n)
     results = await while_connected(request, work)
     later.add_task(review, service, results)
     codebook = results[0].request.codebook
-    headers = {
+    headers = rates | {
         "X-Codebook-Version": codebook.version,
         "X-Codebook-Hash": codebook_hash(codebook),
         "Vary": "Accept",

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse
 
-from app.http.keys import ServiceOf
+from app.access.keys import ServiceOf
 from core.errors import SafeCBError
 
 router = APIRouter(tags=["health"])

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from app.access.key_ring import Scope
+from app.access.keys import CallerOf, Keys, ServiceOf, check_caller, check_version, needs
 from app.drawing import decode
 from app.formats import Format, converted
-from app.http.key_ring import Scope
-from app.http.keys import CallerOf, Keys, ServiceOf, check_caller, check_version, needs
 from app.schemas import RedecodeRequest
 from app.service import Service
 from codebook.store import codebook_hash

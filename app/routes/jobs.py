@@ -15,8 +15,8 @@ from fastapi import APIRouter, Depends, Header, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from app.http.key_ring import Scope
-from app.http.keys import ServiceOf, check_caller, needs
+from app.access.key_ring import Scope
+from app.access.keys import ServiceOf, check_caller, needs
 from app.improving import check_improve
 from app.plan_schemas import PlanResponse
 from app.planning import plan_improve

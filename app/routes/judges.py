@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Depends
 
-from app.http.keys import ServiceOf, check_caller
+from app.access.keys import ServiceOf, check_caller
 from app.improving import second_judges
 from app.schemas import JudgesResponse
 from safety.judges.grammar import SHAPES

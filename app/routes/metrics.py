@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from app.http.keys import ServiceOf, check_caller
+from app.access.keys import ServiceOf, check_caller
 
 router = APIRouter(tags=["metrics"], dependencies=[Depends(check_caller)])
 

@@ -10,8 +10,8 @@ from contextlib import suppress
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from app.http.key_ring import Scope
-from app.http.keys import ServiceOf, check_caller, needs
+from app.access.key_ring import Scope
+from app.access.keys import ServiceOf, check_caller, needs
 from app.schemas import PolicyResponse
 from app.service import Service
 from core.errors import SafeCBError

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from fastapi import APIRouter, Depends
 
-from app.http.keys import ServiceOf, check_caller
+from app.access.keys import ServiceOf, check_caller
 from app.schemas import TrafficResponse
 
 router = APIRouter(tags=["traffic"], dependencies=[Depends(check_caller)])

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import typer
 from redis import Redis, RedisError
 
-from app.http.key_ring import KeyRing
+from app.access.key_ring import KeyRing
 from app.queue_state import fault
 from app.server import check_exposure
 from codebook.store import CodebookStore

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from app.http.key_ring import Scope, check_name
+from app.access.key_ring import Scope, check_name
 
 PREFIX = "safecb-"  # by which scanners of leaked secrets can know one
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.http.links import VALID_S, Links
+from app.access.links import VALID_S, Links
 from tests.support.serving import Server, pixels, serving, settings_in, texts, tiny_model
 
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app.http.key_ring import KeyRing, Scope
+from app.access.key_ring import KeyRing, Scope
 from cli.client import Client
 from cli.main import main
 from core.settings import Settings

@@ -14,7 +14,7 @@ from fastapi import Depends, Header, HTTPException, Request
 from fastapi.params import Depends as Dependency
 from starlette.types import Scope as ASGIScope
 
-from app.http.key_ring import OPERATOR, Holder, Scope
+from app.access.key_ring import OPERATOR, Holder, Scope
 from app.service import Service
 from codebook.live import ACTIVE
 from core.settings import EVERYONE

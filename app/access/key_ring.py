@@ -26,7 +26,8 @@ SETTING = "SAFECB_KEYS"
 OPERATOR = "operator"  # in the audit log, whoever has no name
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_FIELDS = {"name", "sha256", "scopes"}
+_RATE = re.compile(r"[1-9][0-9]{0,6}/(second|minute|hour|day)")
+_FIELDS, _RATED = {"name", "sha256", "scopes"}, {"rate"}
 
 
 class Scope(StrEnum):
@@ -41,10 +42,11 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True)
 class Holder:
-    """Whose a key is. name: "" for a key of the environment, and for whoever needs none."""
+    """Whose a key is. name: "" for a key of the environment, and for whoever needs none. rate: of images, if any."""
 
     name: str
     scopes: frozenset[Scope]
+    rate: str | None = None
 
     def may(self, scope: Scope) -> bool:
         """Whether the holder may do what needs `scope`; ADMIN may do everything."""
@@ -132,12 +134,16 @@ def check_name(field: str, name: object) -> None:
 
 
 def _entry(place: str, entry: Any) -> tuple[str, Holder]:  # noqa: ANN401  # a value of TOML
-    if not isinstance(entry, dict) or set(entry) != _FIELDS:
-        raise BadSetting(place, sorted(entry) if isinstance(entry, dict) else entry, f"the fields {sorted(_FIELDS)}")
+    if not isinstance(entry, dict) or set(entry) - _RATED != _FIELDS:
+        allowed = f"the fields {sorted(_FIELDS)}, and rate if there is one"
+        raise BadSetting(place, sorted(entry) if isinstance(entry, dict) else entry, allowed)
     name, sha256, scopes = entry["name"], entry["sha256"], entry["scopes"]
     check_name(f"{place}, name", name)
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
         raise BadSetting(f"{place}, sha256", "<hidden>", "64 hexadecimal digits, as `safecb key` prints them")
     if not isinstance(scopes, list) or not scopes or not all(scope in list(Scope) for scope in scopes):
         raise BadSetting(f"{place}, scopes", scopes, f"some of {', '.join(Scope)}")
-    return sha256, Holder(name, frozenset(map(Scope, scopes)))
+    rate = entry.get("rate")
+    if rate is not None and not (isinstance(rate, str) and _RATE.fullmatch(rate)):
+        raise BadSetting(f"{place}, rate", rate, 'images in a time, such as "60/minute" (second, minute, hour, day)')
+    return sha256, Holder(name, frozenset(map(Scope, scopes)), rate)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from app.access.key_ring import KeyRing, Scope
 from app.factory import create_app
-from app.http.key_ring import KeyRing, Scope
 from app.server import check_exposure
 from core.errors import BadSetting
 from core.settings import Settings
-from tests.app.http.test_keys import CLOSED
+from tests.app.access.test_keys import CLOSED
 from tests.support.serving import Server, serving, settings_in, tiny_model
 
 ROUTES = {  # what takes more than any key
