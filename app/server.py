@@ -22,6 +22,7 @@ from typing import NoReturn
 
 import uvicorn
 
+from app.access.key_ring import Scope
 from app.factory import create_app
 from app.http.connections import Protocol, configured
 from app.service import Service
@@ -29,6 +30,7 @@ from core import logs
 from core.errors import BadSetting, NoRoom, NoStorage, SafeCBError
 from core.settings import Settings
 from core.wire import HOPELESS, last_words
+from engine.scheduler.thread_budget import count_cores
 from safety.judges.grammar import check_setting
 
 log = logging.getLogger(__name__)
@@ -181,7 +183,8 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
         await asyncio.wait([serving], timeout=POLL_EVERY_S)
     if service.is_open and not server.signals:
         with suppress(OSError):  # stdout may be on a full disk
-            print(f"Safe-CB is ready at {address(listener)} with codebook {service.live.active.version}", flush=True)
+            print(f"Safe-CB is ready at {address(listener)} with codebook {service.live.active.version}")
+            print("\n".join(chosen(service)), flush=True)
     while not (serving.done() or service.is_broken or service.failure or server.signals):
         await asyncio.wait([serving], timeout=POLL_EVERY_S)
     failure, broken, service.stopping = service.failure, service.is_broken, True
@@ -193,6 +196,25 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     if failure is not None:
         raise failure
     return 1 if broken else 0
+
+
+def chosen(service: Service) -> list[str]:
+    """What the server has chosen, a line each, for whoever has started it."""
+    settings, facts = service.settings, service.engine.facts
+    everybody = service.keys.find(())
+    steer = everybody is not None and everybody[1].may(Scope.ADMIN)
+    may = "needed" if everybody is None else f"none: everybody may draw{' and steer' if steer else ''}"
+    kept = f"{settings.keep_images} for {settings.keep_hours} h" if settings.keep_images else "none"
+    parts = {
+        "model": f"{facts.title}, {facts.image_size} pixels, weights {facts.model_hash[:12]}",
+        "device": f"{settings.device}, {settings.dtype}, {settings.cores or count_cores()} cores",
+        "store": f"{settings.store}, {len(service.store.names())} versions",
+        "Redis": "none: no improve jobs" if settings.redis_url is None else "as SAFECB_REDIS_URL says",
+        "second judge": settings.second_judge,
+        "keys": may,
+        "images kept": kept,
+    }
+    return [f"  {name:13}{value}" for name, value in parts.items()]
 
 
 def address(listener: socket.socket) -> str:

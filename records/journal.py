@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias, Unpack
 
@@ -84,31 +85,35 @@ class Journal:
             detail = f"the record of job {id} is damaged: {error}; restore {path} from a backup or move its folder away"
             raise SafeCBError(detail) from None
 
-    def list(self) -> Jobs:
-        """Return all jobs, newest first, without those whose record is damaged; `get` has the reason.
+    def list(self, most: int | None = None, before: str = "") -> Jobs:
+        """Return the newest jobs, all or at most `most`, older than the job `before` if one is named.
 
-        Raises NoAccess if a record cannot be read now: whether that job still runs is unknown then.
+        Jobs whose record is damaged are left out; `get` has the reason. Raises NoAccess if a record cannot be read now:
+        whether that job still runs is unknown then.
         """
-        records = []
+        return [*islice(self._newest(before), most)]
+
+    def running(self) -> JobRecord | None:
+        """Return the improve job that is queued or running, if any."""
+        return next((job for job in self._newest() if job.kind == IMPROVE and not job.ended), None)
+
+    def rates(self) -> dict[str, float]:
+        """Return the rates of the last finished improve job, as its plan has them; empty where there is none."""
+        for job in self._newest():
+            if job.kind == IMPROVE and job.status == "finished" and job.plan is not None:
+                return dict(job.plan["rates"])
+        return {}
+
+    def _newest(self, before: str = "") -> Iterator[JobRecord]:
         for id in sorted(filter(_ID.fullmatch, list_folder(self._root)), reverse=True):
+            if before and id >= before:
+                continue
             try:
-                records.append(self.get(id))
+                yield self.get(id)
             except NoStorage:
                 raise
             except SafeCBError:
                 continue
-        return records
-
-    def running(self) -> JobRecord | None:
-        """Return the improve job that is queued or running, if any."""
-        return next((job for job in self.list() if job.kind == IMPROVE and not job.ended), None)
-
-    def rates(self) -> dict[str, float]:
-        """Return the rates of the last finished improve job, as its plan has them; empty where there is none."""
-        for job in self.list():
-            if job.kind == IMPROVE and job.status == "finished" and job.plan is not None:
-                return dict(job.plan["rates"])
-        return {}
 
     def begin_attempt(self, id: str) -> int:
         """Begin the next attempt of a job and return its number: the fencing token of all that it writes.

@@ -132,6 +132,8 @@ def of(error: SafeCBError, detail: str | None = None, headers: Mapping[str, str]
 def of_http(error: HTTPException) -> Response:
     """Return the problem document of an error that a route or a middleware raised with its status."""
     status = HTTPStatus(error.status_code)
+    if status == HTTPStatus.NO_CONTENT:
+        return Response(status_code=status)
     slug = status.phrase.lower().replace(" ", "-")
     # FastAPI's only 400: a body that its JSON parser refuses, too deep or with numbers of thousands of digits.
     more = {"field": "body"} if status == HTTPStatus.BAD_REQUEST else {}

@@ -9,9 +9,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import asdict
+from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Response
+from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
@@ -30,6 +31,9 @@ router = APIRouter(tags=["jobs"], dependencies=[Depends(check_caller)])
 POLL_EVERY_S = 0.5  # of the journal, by an event stream
 RECONNECT_MS = 2000  # after which a browser reconnects when the server has ended its stream
 MOST_EVENTS = 2**53  # an id that no event reaches
+
+
+LastEvent = Annotated[int, Header(ge=0, le=MOST_EVENTS, description="Number of the last event received.")]
 
 
 @router.post(
@@ -52,9 +56,13 @@ async def improve(body: ImproveBody, service: ServiceOf, response: Response) -> 
 
 
 @router.get("/jobs", summary="List jobs")
-def jobs(service: ServiceOf) -> list[JobResponse]:
-    """List all jobs, newest first."""
-    return [_to_response(record, service) for record in service.journal.list()]
+def jobs(
+    service: ServiceOf,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Most jobs of the answer.")] = 100,
+    before: Annotated[str, Query(max_length=24, description="Id of a job: list older ones alone.")] = "",
+) -> list[JobResponse]:
+    """List jobs, newest first; for the next page ask for those before the last one."""
+    return [_to_response(record, service) for record in service.journal.list(limit, before)]
 
 
 @router.get("/jobs/{id}", summary="Get a job")
@@ -63,20 +71,38 @@ def job(id: str, service: ServiceOf) -> JobResponse:
     return _to_response(service.journal.get(id), service)
 
 
-def _known_job(id: str, service: ServiceOf) -> str:
-    """Return the id of an existing job: a stream that has begun can return no 404."""
-    return service.journal.get(id).id
+def _known_job(id: str, service: ServiceOf, last_event_id: LastEvent = 0) -> str:
+    """Return the id of an existing job: a stream that has begun can return no 404, and no 204 for one that has ended.
+
+    A browser that gets a 204 connects no more.
+    """
+    record = service.journal.get(id)
+    if record.ended and last_event_id > _last_event(service, id):
+        raise HTTPException(HTTPStatus.NO_CONTENT)
+    return record.id
 
 
-@router.get("/jobs/{id}/events", summary="Stream job events", response_class=EventSourceResponse)
+def _last_event(service: Service, id: str) -> int:
+    """The number of a job's last event; `end` has the next one."""
+    events = service.journal.events(id, 0)
+    return events[-1]["id"] if events else 0
+
+
+@router.get(
+    "/jobs/{id}/events",
+    summary="Stream job events",
+    response_class=EventSourceResponse,
+    responses={204: {"description": "The job has ended, and the caller has every event"}},
+)
 async def events(
     id: Annotated[str, Depends(_known_job)],
     service: ServiceOf,
-    last_event_id: Annotated[int, Header(ge=0, le=MOST_EVENTS, description="Number of the last event received.")] = 0,
+    last_event_id: LastEvent = 0,
 ) -> AsyncIterator[ServerSentEvent]:
     """Stream the events of a job from its beginning: `progress`, `round` and finally `end` with the job.
 
-    If the server stops first, the stream ends with `retry` and without `end`: reconnect with `Last-Event-ID`.
+    Whoever has them all gets a 204. If the server stops first, the stream ends with `retry` and without `end`:
+    reconnect with `Last-Event-ID`.
     """
     after = last_event_id
     while True:
@@ -86,7 +112,7 @@ async def events(
             after = event["id"]
             yield ServerSentEvent(data=event, event=event["event"], id=str(after))
         if record.ended:
-            yield ServerSentEvent(data=_to_response(record, service), event="end")
+            yield ServerSentEvent(data=_to_response(record, service), event="end", id=str(after + 1))
             return
         if service.stopping:
             yield ServerSentEvent(retry=RECONNECT_MS)

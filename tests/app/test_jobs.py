@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from redis import Redis
 from rq import Queue
@@ -166,3 +167,35 @@ def _events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
             name = value
         elif field == "data":
             yield name, json.loads(value)
+
+
+def test_whoever_has_every_event_gets_no_more(server: Server) -> None:
+    id, journal = server.post("/improve", {"policy": "open"}).json()["id"], server.service.journal
+    for done in range(2):
+        journal.append_event(id, {"event": "progress", "done": done})
+    server.http.delete(f"/jobs/{id}")
+    text = server.http.get(f"/jobs/{id}/events").text
+    numbers = [int(line.removeprefix("id: ")) for line in text.splitlines() if line.startswith("id: ")]
+    assert numbers == [*range(1, len(numbers) + 1)] and "event: end" in text.rpartition("\n\n")[0].rpartition("\n\n")[2]
+
+    def after(number: int) -> httpx2.Response:
+        return server.http.get(f"/jobs/{id}/events", headers={"Last-Event-ID": str(number)})
+
+    assert after(numbers[-2]).text.count("event: ") == 1  # `end` alone: it may have been lost
+    ended = after(numbers[-1])
+    assert (ended.status_code, ended.content) == (204, b"")
+
+
+def test_jobs_are_listed_in_pages(server: Server) -> None:
+    ids = list[str]()
+    for _ in range(5):
+        id = server.post("/improve", {"policy": "open"}).json()["id"]
+        server.http.delete(f"/jobs/{id}")
+        ids.insert(0, id)
+
+    def listed(**query: str | int) -> list[str]:
+        return [job["id"] for job in server.http.get("/jobs", params=query).json()]
+
+    assert listed() == ids and listed(limit=2) == ids[:2] and listed(limit=2, before=ids[1]) == ids[2:4]
+    assert listed(before=ids[-1]) == []
+    assert server.http.get("/jobs?limit=0").status_code == server.http.get("/jobs?limit=1001").status_code == 422

@@ -44,7 +44,7 @@ def scraped(server: Server) -> Series:
 
 def value(series: Series, name: str, **labels: str) -> float:
     """The sum of the series of a name that have these labels."""
-    return sum(v for (found, own), v in series.items() if found == name and labels.items() <= dict(own).items())
+    return sum(v for (each, own), v in series.items() if each == name and labels.items() <= dict(own).items())
 
 
 def test_images_and_responses_are_counted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,9 +115,9 @@ def test_a_server_that_loads_says_so(model: Path, tmp_path: Path) -> None:
 def queries() -> dict[str, str]:
     """The queries of the alert rules and the dashboard, by where they stand."""
     panels = json.loads((DEPLOY / "grafana" / "safecb.json").read_text())["panels"]
-    found = {f"{p['title']} {t['refId']}": t["expr"] for p in panels for t in p["targets"]}
+    exprs = {f"{p['title']} {t['refId']}": t["expr"] for p in panels for t in p["targets"]}
     alerts = (DEPLOY / "prometheus" / "alerts.yml").read_text()
-    return found | {part.split("\n", 1)[0].strip(): part for part in alerts.split("- alert:")[1:]}
+    return exprs | {part.split("\n", 1)[0].strip(): part for part in alerts.split("- alert:")[1:]}
 
 
 def test_every_query_finds_its_series_and_labels(server: Server) -> None:
@@ -127,7 +127,7 @@ def test_every_query_finds_its_series_and_labels(server: Server) -> None:
     with played_worker(server, publishes=False):
         wait_for("the job has ended", lambda: value(scraped(server), "safecb_job") == 0)
     names = {name for name, _ in scraped(server)} | {"safecb_job_images_done", "safecb_job_images_planned"}
-    labels = {name: {key for found, own in scraped(server) if found == name for key, _ in own} for name in names}
+    labels = {name: {key for each, own in scraped(server) if each == name for key, _ in own} for name in names}
     for where, query in queries().items():
         asked = re.findall(r"(safecb_\w+)(?:\{([^}]*)\})?", query)
         assert asked, where

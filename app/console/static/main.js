@@ -24,7 +24,7 @@ async function refresh() {
     showVersions(await call('GET', '/codebooks'))
     if (!isExplained()) await choices()
     await showReviews()
-    const [latest] = await call('GET', '/jobs')
+    const [latest] = await call('GET', '/jobs?limit=1')
     if (latest) showJob(latest)
   } catch (error) { at('state').textContent = error.message }
 }
