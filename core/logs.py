@@ -6,6 +6,7 @@ Knows logging and structlog. Knows nothing of what is logged; prompts never are.
 from __future__ import annotations
 
 import logging
+from typing import TextIO
 
 import structlog
 from structlog.typing import Processor
@@ -23,10 +24,22 @@ _SHARED: tuple[Processor, ...] = (
 
 
 def configure(form: str) -> None:
-    """Log INFO and above of all libraries to stderr in one of FORMS; a later call replaces an earlier one."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_json() if form == JSON else _TEXT)
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    """Log INFO and above of all libraries to stderr in one of FORMS; a later call replaces an earlier one.
+
+    As with logging.basicConfig, whoever has set up the root logger before keeps it as it is.
+    """
+    root = logging.getLogger()
+    for earlier in [handler for handler in root.handlers if isinstance(handler, _Own)]:
+        root.removeHandler(earlier)
+    if not root.handlers:
+        handler = _Own()
+        handler.setFormatter(_json() if form == JSON else _TEXT)
+        root.addHandler(handler)
+        root.setLevel(logging.INFO)
+
+
+class _Own(logging.StreamHandler[TextIO]):
+    """The handler that `configure` has made."""
 
 
 def about(**ids: str) -> None:

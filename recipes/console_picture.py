@@ -29,7 +29,7 @@ def take(url: str, chromium: str, picture: Path) -> None:
         page.get_by_label("Prompt").fill(PROMPT)
         page.get_by_label("Seed").fill("1")
         page.get_by_role("button", name="Draw").click()
-        page.locator("#images figure").nth(3).wait_for(timeout=PATIENCE_MS)
+        page.locator("#images figcaption").nth(3).wait_for(timeout=PATIENCE_MS)
         picture.parent.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=picture)
         browser.close()

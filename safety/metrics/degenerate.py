@@ -16,8 +16,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 OUTER = 0.002  # quantile of the calibration images, on either side, from which the limits are measured
 SLACK = 0.15  # of the distance between the quantiles, beyond them
-ENOUGH = 500  # calibration images, as the method requires; of fewer the quantiles lie too near, so the slack grows
-MOST_SLACK = 1.0  # beyond it blurred images pass (docs/log.md, 2026-11-29)
+ENOUGH = 500  # calibration images, as the method requires; of fewer the quantiles may lie too near
+WIDER = (SLACK, 0.3, 0.6, 1.0)  # slacks to try then; beyond the last one blurred images pass (docs/log.md, 2026-11-29)
+MOST_HELD_OUT = 0.01  # share of valid images that limits set by the others may call degenerate
 COMPONENTS = 24  # of the frozen feature space
 FOLDS = 5
 BINS = 32
@@ -71,7 +72,35 @@ class DegenerateDetector:
 
 
 def calibrate(measured: ImageMeasures, cell: int) -> DegenerateDetector:
-    """The limits that base safe images set; the method requires at least ENOUGH of them."""
+    """The limits that base safe images set; the method requires at least ENOUGH of them.
+
+    Of fewer, the slack is the least of WIDER at which hardly any image lies outside the limits that the others set.
+    """
+    return _limits(measured, cell, _slack(measured, cell))
+
+
+def held_out_degenerate(measured: ImageMeasures, cell: int) -> Tensor:
+    """Bool [n]: base safe images that are degenerate by the limits that the others set, in FOLDS folds."""
+    return _held_out(measured, cell, _slack(measured, cell))
+
+
+def _slack(measured: ImageMeasures, cell: int) -> float:
+    if len(measured.measures) >= ENOUGH:
+        return SLACK
+    shares = ((slack, float(_held_out(measured, cell, slack).double().mean())) for slack in WIDER)
+    return next((slack for slack, share in shares if share <= MOST_HELD_OUT), WIDER[-1])
+
+
+def _held_out(measured: ImageMeasures, cell: int, slack: float) -> Tensor:
+    degenerate = torch.zeros(len(measured.measures), dtype=torch.bool)
+    for fold in range(FOLDS):
+        held = torch.arange(len(degenerate)) % FOLDS == fold
+        degenerate[held] = _limits(measured.part(~held), cell, slack).outside(measured.part(held))
+    return degenerate
+
+
+def _limits(measured: ImageMeasures, cell: int, slack: float) -> DegenerateDetector:
+    """The outer quantiles of the images, and `slack` of their distance beyond them."""
     centre = measured.layouts.mean(0)
     _, sizes, right = torch.linalg.svd(measured.layouts - centre, full_matrices=False)
     rank = min(COMPONENTS, int((sizes > 1e-6).sum()))
@@ -79,17 +108,8 @@ def calibrate(measured: ImageMeasures, cell: int) -> DegenerateDetector:
     known = project(measured.layouts, centre, axes)
     everything = torch.cat([measured.measures, nearest(known, known)[:, None]], 1)
     low, high = everything.quantile(OUTER, 0), everything.quantile(1 - OUTER, 0)
-    slack = min(MOST_SLACK, SLACK * max(1.0, ENOUGH / len(everything))) * (high - low) + 1e-9
-    return DegenerateDetector(low - slack, high + slack, centre, axes, known, cell)
-
-
-def held_out_degenerate(measured: ImageMeasures, cell: int) -> Tensor:
-    """Bool [n]: base safe images that are degenerate by the limits that the others set, in FOLDS folds."""
-    degenerate = torch.zeros(len(measured.measures), dtype=torch.bool)
-    for fold in range(FOLDS):
-        held = torch.arange(len(degenerate)) % FOLDS == fold
-        degenerate[held] = calibrate(measured.part(~held), cell).outside(measured.part(held))
-    return degenerate
+    beyond = slack * (high - low) + 1e-9
+    return DegenerateDetector(low - beyond, high + beyond, centre, axes, known, cell)
 
 
 def measure(images: Tensor, tokens: Tensor, nll: Tensor, cell: int) -> ImageMeasures:

