@@ -82,6 +82,18 @@ def chosen_seed(seed: int | None) -> int:
     return secrets.randbelow(2**32) if seed is None else seed
 
 
+def chosen_sampling(
+    facts: ModelFacts, seed: int | None, guidance: float | None, temperature: float | None, top_k: int
+) -> Sampling:
+    """Return the sampling that a request asks for; what is None is the model's own, and a seed is chosen."""
+    return Sampling(
+        seed=chosen_seed(seed),
+        guidance=facts.guidance if guidance is None else guidance,
+        temperature=facts.temperature if temperature is None else temperature,
+        top_k=top_k,
+    )
+
+
 def nth_seed(seed: int, index: int) -> int:
     """Return the seed of image `index` of a request; past the largest seed it goes on from 0."""
     return (seed + index) % SEEDS

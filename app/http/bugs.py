@@ -6,7 +6,6 @@ Without it they would end outside of all middlewares, without request id, count 
 from __future__ import annotations
 
 import logging
-from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -36,5 +35,4 @@ class Bugs:
             if scope["type"] != "http" or started:
                 raise
             log.exception("%s: the server failed", scope["method"])
-            detail = "the server failed; its log says how"
-            await problems.problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", detail)(scope, receive, send)
+            await problems.of_bug()(scope, receive, send)

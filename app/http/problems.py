@@ -140,6 +140,11 @@ def of_http(error: HTTPException) -> Response:
     return problem(status, slug, error.detail, error.headers, **more)
 
 
+def of_bug() -> Response:
+    """Return the problem document of an unexpected error: what it was is in the log alone."""
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "the server failed; its log says how")
+
+
 async def _on_own_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, SafeCBError)
     if not isinstance(error, NoStorage):
@@ -166,7 +171,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "the server failed; its log says how")
+    return of_bug()
 
 
 def _methods(request: Request) -> set[str]:

@@ -17,8 +17,6 @@ from core.errors import SafeCBError
 
 log = logging.getLogger(__name__)
 
-Rows = Iterable[tuple[tuple[str, ...], float]]
-
 
 class ServiceCollector:
     """The gauges of one server. What cannot be read at a scrape is left out of it."""

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from app.access.key_ring import Scope
 from app.access.keys import CallerOf, ServiceOf, check_caller, check_version, needs
 from app.background.review import review
-from app.drawing import chosen_seed, draw_in_parts, draw_many
+from app.drawing import chosen_sampling, draw_in_parts, draw_many
 from app.http.disconnect import while_connected
 from app.openai.answers import Answers, size_of
 from app.openai.names import card, cards, version_of
@@ -21,7 +21,6 @@ from app.routes.generate import EVENTS, STREAM_HEADERS
 from app.service import Service
 from core.errors import BadInput
 from engine.image_result import ImageResult
-from engine.model import ModelFacts, Sampling
 
 ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorResponse, "description": "An error, as OpenAI's"}}
 AUTO = "auto"
@@ -48,7 +47,7 @@ async def generations(
     _check(body, service)
     version = await run_in_threadpool(version_of, service, body.model)
     check_version(service, caller, version, "model")
-    sampling = _sampling(body, facts)
+    sampling = chosen_sampling(facts, body.seed, body.guidance_scale, body.temperature, body.top_k or 0)
     answers = Answers(body, facts, len(service.engine.tokenize(body.prompt)), str(request.base_url), service.links)
     rates = service.rates.take(caller.holder, n)
     if body.stream:
@@ -98,12 +97,3 @@ def _check(body: ImagesRequest, service: Service) -> None:
     for field in ("quality", "style"):
         if getattr(body, field) not in (None, AUTO):
             raise BadInput(field, getattr(body, field), "no value: the model has one alone")
-
-
-def _sampling(body: ImagesRequest, facts: ModelFacts) -> Sampling:
-    return Sampling(
-        seed=chosen_seed(body.seed),
-        guidance=facts.guidance if body.guidance_scale is None else body.guidance_scale,
-        temperature=facts.temperature if body.temperature is None else body.temperature,
-        top_k=body.top_k or 0,
-    )

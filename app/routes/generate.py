@@ -15,7 +15,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from app.access.key_ring import Scope
 from app.access.keys import CallerOf, ServiceOf, check_version, needs
 from app.background.review import review
-from app.drawing import News, Preview, Silence, chosen_seed, draw_in_parts, draw_many, to_response
+from app.drawing import News, Preview, Silence, chosen_sampling, draw_in_parts, draw_many, to_response
 from app.http import problems
 from app.http.disconnect import while_connected
 from app.http.negotiation import preferred
@@ -25,7 +25,7 @@ from codebook.store import codebook_hash
 from codebook.value import Codebook
 from core.errors import BadInput, SafeCBError, Unavailable
 from engine.image_result import ImageResult
-from engine.model import ModelFacts, Sampling
+from engine.model import Sampling
 from engine.scheduler.fair_queue import Place
 
 router = APIRouter(tags=["generate"], dependencies=needs(Scope.GENERATE))
@@ -54,7 +54,7 @@ async def generate(
         raise BadInput("n", body.n, f"1 where the answer is to be {PNG}")
     check_version(service, caller, body.codebook, "codebook")
     facts = service.engine.facts
-    sampling = _sampling(body, facts)
+    sampling = chosen_sampling(facts, body.seed, body.guidance_scale, body.temperature, body.top_k)
     rates = service.rates.take(caller.holder, body.n)
     if media_type == EVENTS:
         parts = draw_in_parts(service, caller.id, body.prompt, body.codebook, sampling, body.n)
@@ -78,15 +78,6 @@ async def generate(
         return Response(results[0].png, headers=headers | own, media_type=PNG, background=later)
     answer = _answer(id_of(request), facts.title, codebook, sampling, results)
     return Response(answer.model_dump_json(), headers=headers, media_type=JSON, background=later)
-
-
-def _sampling(body: GenerateRequest, facts: ModelFacts) -> Sampling:
-    return Sampling(
-        seed=chosen_seed(body.seed),
-        guidance=facts.guidance if body.guidance_scale is None else body.guidance_scale,
-        temperature=facts.temperature if body.temperature is None else body.temperature,
-        top_k=body.top_k,
-    )
 
 
 def _answer(
