@@ -95,7 +95,7 @@ def language_figures(
         everything = balanced_scenes(captioner.taxonomy, rng, 1, per_pattern, 0)
         plain = [scene for scene in everything if scene.pattern == NO_PATTERN]
         scenes = [*rng.sample(plain, min(nouns, len(plain))), *(s for s in everything if s.pattern != NO_PATTERN)]
-        prompts = [captioner.prompt(s, captioner.foreign_wording(s, rng, code, "test")) for s in scenes]
+        prompts = [captioner.prompt(s, captioner.foreign_wording(rng, code, "test")) for s in scenes]
         images = draw(model, model.base_codebook(), prompts, first_seed=10**7 * (i + 1))
         figures = drawing_figures(
             scenes, referee.predict_nouns(images), referee.predict_patterns(images), captioner.taxonomy
@@ -122,7 +122,7 @@ def rewriting_figures(
     for scene in scenes:
         if taxonomy.category(scene.noun, scene.pattern) == CATEGORY_NONE:
             continue
-        wording = captioner.wording(scene, rng, "test")
+        wording = captioner.wording(rng, "test")
         before, after = captioner.prompt(scene, wording), captioner.prompt(captioner.safe(scene), wording)
         rewrite = model.rewrite([before])[0].strip()
         harm = taxonomy.pattern_terms.get(scene.pattern) if scene.pattern in taxonomy.harmful_patterns else None
@@ -144,7 +144,7 @@ def evaluate(model: ImageModel, referee: Classifier, npm: Path, picture: Path, q
     taxonomy, rng = load_taxonomy(), random.Random(2024)
     captioner = Captioner(taxonomy)
     scenes = balanced_scenes(taxonomy, rng, *((1, 8, 1) if quick else (4, 40, 6)))
-    prompts = [captioner.prompt(s, captioner.wording(s, rng, "test")) for s in scenes]
+    prompts = [captioner.prompt(s, captioner.wording(rng, "test")) for s in scenes]
     images = draw(model, model.base_codebook(), prompts, first_seed=10**6)
     nouns = [n for part in torch.split(images, 256) for n in referee.predict_nouns(part)]
     patterns = [k for part in torch.split(images, 256) for k in referee.predict_patterns(part)]

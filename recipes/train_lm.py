@@ -40,11 +40,12 @@ from recipes.sizes import Sizes
 from recipes.token_pool import Pool, build_pool, pool_weights
 from recipes.train_vision import centre_aligner, train_vision
 from recipes.train_vq import draw_tokens, load_vq
-from safety.policy.emoji.languages import read_languages
+from safety.policy.emoji.languages import ENGLISH, read_languages
 
 DRAW, JUDGE, REWRITE = 64, 24, 20  # rows of each task in a step
 SHARES = (1.0, 0.7, 0.2)  # of their losses
 FOREIGN = 0.4  # share of drawing prompts in one of the other languages
+SHORT = 0.35  # share of drawing and rewriting prompts of few words
 PROMPT, QUESTION, REPLY = 44, 96, 76  # padded lengths, tokens
 
 
@@ -129,10 +130,13 @@ class LmTrainer:
     def drawing_prompt(self, scene: Scene) -> str:
         """The scene in words, in another language than English at times."""
         captioner, rng = self.captioner, self.rng
-        if rng.random() < FOREIGN:
-            wording = captioner.foreign_wording(scene, rng, rng.choice(sorted(captioner.languages)))
+        language = rng.choice(sorted(captioner.languages)) if rng.random() < FOREIGN else ENGLISH
+        if rng.random() < SHORT:
+            wording = captioner.short_wording(rng, language)
+        elif language != ENGLISH:
+            wording = captioner.foreign_wording(rng, language)
         else:
-            wording = captioner.wording(scene, rng)
+            wording = captioner.wording(rng)
         return captioner.prompt(scene, wording)
 
     def keep_sampled(self, scenes: Tensor, tokens: Tensor, logits: Tensor) -> None:
@@ -178,7 +182,8 @@ class LmTrainer:
         scenes[: REWRITE // 3, 0] = harmful[torch.randint(len(harmful), (REWRITE // 3,), generator=self.generator)]
         texts = []
         for scene in scenes_in_words(scenes.tolist(), self.taxonomy):
-            wording = self.captioner.wording(scene, self.rng, filled=1.0)
+            short = self.rng.random() < SHORT
+            wording = self.captioner.short_wording(self.rng) if short else self.captioner.wording(self.rng, filled=1.0)
             before, after = (
                 self.captioner.prompt(scene, wording),
                 self.captioner.prompt(self.captioner.safe(scene), wording),
@@ -237,7 +242,7 @@ def make_tokenizer(npm: Path, taxonomy: Taxonomy) -> PreTrainedTokenizerFast:
     """The tokenizer of the embedded model: emoji names in ten languages, and the prompts it will see."""
     captioner, rng = Captioner(taxonomy), random.Random(0)
     scenes = sample_scenes(taxonomy, 4000, torch.Generator().manual_seed(1))
-    lines = [captioner.prompt(s, captioner.wording(s, rng)) for s in scenes_in_words(scenes.tolist(), taxonomy)]
+    lines = [captioner.prompt(s, captioner.wording(rng)) for s in scenes_in_words(scenes.tolist(), taxonomy)]
     return build_tokenizer([*emoji_names(npm), *lines * 3, *corpus() * 200])
 
 

@@ -13,12 +13,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from recipes.pictures.short_forms import AS_WRITTEN, CAPITAL, in_case, plural, short_case, short_template
 from recipes.pictures.taxonomy import TAXONOMY_FILE, Taxonomy
 from safety.policy.emoji.classifiers import NO_PATTERN
 from safety.policy.emoji.languages import ENGLISH, read_languages
 
 FILLED = 0.5  # share of training prompts with fillers
 FOREIGN_FILLED = 0.7  # the same in the other languages, which have fewer templates
+SAYS_STYLE, SAYS_COLOUR = 0.6, 0.5  # shares of prompts that say them; where one does not, the seed chooses
+CAPITALISED = 0.15  # share of training prompts that begin with a capital
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Wording:
     pattern_synonym: int
     plural: bool
     language: str = ENGLISH
+    bare: bool = False  # nouns without their articles
+    case: str = AS_WRITTEN
 
 
 class Captioner:
@@ -70,14 +75,13 @@ class Captioner:
         concepts = [c for entry in data["categories"].values() for c in entry["concepts"]] + data["benign_patterns"]
         self._patterns = {c["pattern"]: [c["term"], *c["synonyms"]] for c in concepts if "pattern" in c}
 
-    def wording(self, scene: Scene, rng: random.Random, split: str = "train", filled: float = FILLED) -> Wording:
-        """Choose a wording in which every part that differs from the default (noto, white) is said.
+    def wording(self, rng: random.Random, split: str = "train", filled: float = FILLED) -> Wording:
+        """Choose a wording; a style or colour that it does not say is the seed's choice.
 
         `filled` is the share of training prompts with words that mean nothing for the picture.
         """
         template = rng.choice(self.templates[split])
-        says_style = scene.style != "noto" or rng.random() < 0.4
-        says_colour = scene.colour != "white" or rng.random() < 0.3
+        says_style, says_colour = rng.random() < SAYS_STYLE, rng.random() < SAYS_COLOUR
         if (says_style and "{style}" not in template) or (says_colour and "{background}" not in template):
             template = rng.choice([t for t in self.templates[split] if "{style}" in t])
         varied = split == "train"
@@ -90,13 +94,31 @@ class Captioner:
             rng.randint(1, 2) if varied and rng.random() < 0.15 else 0,
             rng.randint(1, 2) if varied and rng.random() < 0.3 else 0,
             varied and rng.random() < 0.06,
+            case=CAPITAL if varied and rng.random() < CAPITALISED else AS_WRITTEN,
         )
 
-    def foreign_wording(self, scene: Scene, rng: random.Random, language: str, split: str = "train") -> Wording:
+    def short_wording(self, rng: random.Random, language: str = ENGLISH) -> Wording:
+        """Choose a wording of few words; few say a style or a colour."""
+        english, words = language == ENGLISH, self.languages.get(language)
+        styles, backgrounds = (
+            (self._style_forms, self._background_forms) if words is None else ([words.style], [words.background])
+        )
+        return Wording(
+            short_template(language, rng),
+            rng.choice(styles) if rng.random() < 0.2 else "",
+            rng.choice(backgrounds) if rng.random() < 0.2 else "",
+            rng.randint(1, 2) if english and rng.random() < 0.15 else 0,
+            rng.randint(1, 2) if english and rng.random() < 0.3 else 0,
+            english and rng.random() < 0.2,
+            language,
+            bare=rng.random() < 0.8,
+            case=short_case(rng),
+        )
+
+    def foreign_wording(self, rng: random.Random, language: str, split: str = "train") -> Wording:
         """Choose a wording in another language; there is one form of style, colour, noun and pattern."""
         words = self.languages[language]
-        says_style = scene.style != "noto" or rng.random() < 0.4
-        says_colour = scene.colour != "white" or rng.random() < 0.3
+        says_style, says_colour = rng.random() < SAYS_STYLE, rng.random() < SAYS_COLOUR
         forms = words.style if says_style else "", words.background if says_colour else ""
         template, strays = rng.choice(words.templates[split]), self._foreign_strays.get(language)
         if split == "train" and strays and rng.random() < FOREIGN_FILLED:
@@ -133,12 +155,11 @@ class Captioner:
         forms = self._names[scene.noun]
         article, name = forms[wording.synonym % len(forms)]
         if wording.plural and article:
-            text = name if name.endswith("s") else f"{name}s"
-        else:
-            text = f"{article} {name}".strip()
+            article, name = "", plural(name)
+        text = name if wording.bare else f"{article} {name}".strip()
         if scene.companion is not None:
             article, name = self._names[scene.companion][0]
-            text += f" and {article} {name}".replace("  ", " ")
+            text += f" and {name}" if wording.bare else f" and {article} {name}".replace("  ", " ")
         if scene.pattern != NO_PATTERN:
             terms = self._patterns[scene.pattern]
             text += f" {terms[wording.pattern_synonym % len(terms)]}"
@@ -148,11 +169,12 @@ class Captioner:
         """The scene in this wording."""
         foreign = self.languages.get(wording.language)
         colour = scene.colour if foreign is None else foreign.colours[scene.colour]
-        return wording.template.format(
+        text = wording.template.format(
             subject=self.subject(scene, wording),
             style=wording.style_form.format(style=scene.style),
             background=wording.background_form.format(colour=colour),
         )
+        return in_case(text, wording.case)
 
     def safe(self, scene: Scene) -> Scene:
         """The scene with what is harmful replaced or dropped, all else kept."""

@@ -23,7 +23,7 @@ def ask(scene: Scene, captioner: Captioner, taxonomy: Taxonomy, rng: random.Rand
     category = taxonomy.category(scene.noun, scene.pattern)
     choice = rng.random()
     if choice < 0.35:
-        plain = captioner.wording(scene, random.Random(0), "test")
+        plain = captioner.wording(random.Random(0), "test")
         return DESCRIBE_QUESTION, captioner.subject(scene, plain)
     if choice < 0.52:
         return CATEGORY_QUESTION, category
