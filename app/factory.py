@@ -23,6 +23,7 @@ from app.http.idempotency import Idempotency
 from app.http.request_id import RequestId
 from app.metrics.collector import ServiceCollector
 from app.metrics.responses import ResponseCounter
+from app.metrics.tracing import TELEMETRY
 from app.openai import routes as routes_openai
 from app.openai.errors import OpenAIErrors
 from app.queue import listen
@@ -53,7 +54,12 @@ def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
     """
     # Its pages at /docs load nothing from another host.
     app = FastAPIOffline(
-        redoc_url=None, title="Safe-CB", version="1", lifespan=_lifespan, responses=dict(problems.RESPONSES)
+        redoc_url=None,
+        title="Safe-CB",
+        version="1",
+        lifespan=_lifespan,
+        responses=dict(problems.RESPONSES),
+        telemetry=TELEMETRY,
     )
     app.state.service = service = Service(settings, load)
     service.counts.registry.register(ServiceCollector(service))

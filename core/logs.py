@@ -9,16 +9,28 @@ import logging
 from typing import TextIO
 
 import structlog
-from structlog.typing import Processor
+from opentelemetry import trace
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 JSON = "json"
 FORMS = ("text", JSON)
 _TEXT = logging.Formatter("%(asctime)s %(name)s %(message)s")
+
+
+def _add_trace(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Add the ids of the current OpenTelemetry span, if there is one, in the W3C's hexadecimal form."""
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        event["trace_id"], event["span_id"] = f"{context.trace_id:032x}", f"{context.span_id:016x}"
+    return event
+
+
 _SHARED: tuple[Processor, ...] = (
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_logger_name,
     structlog.stdlib.add_log_level,
     structlog.stdlib.ExtraAdder(),
+    _add_trace,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 )
 

@@ -21,6 +21,7 @@ from core.storage import naming
 
 VALID_S = 3600
 SECRET_BYTES = 32
+SIGNATURE = "sig"  # parameter of a query: by this name OpenTelemetry's conventions keep its value out of spans
 
 
 class Links:
@@ -30,15 +31,15 @@ class Links:
         self._path = path
 
     def query(self, path: str, **says: str | int) -> str:
-        """Return the query of a link to `path`, valid for VALID_S: what it says, `expires` and `signature`."""
+        """Return the query of a link to `path`, valid for VALID_S: what it says, `expires` and SIGNATURE."""
         content = {name: str(value) for name, value in says.items()}
         content["expires"] = str(int(time.time()) + VALID_S)
-        return urlencode(content | {"signature": self._signature(path, content)})
+        return urlencode(content | {SIGNATURE: self._signature(path, content)})
 
     def holds(self, path: str, query: Mapping[str, str]) -> bool:
         """Whether the query of a link to `path` is as it was signed and has not expired."""
-        content = {name: value for name, value in query.items() if name != "signature"}
-        given, right = query.get("signature", ""), self._signature(path, content)
+        content = {name: value for name, value in query.items() if name != SIGNATURE}
+        given, right = query.get(SIGNATURE, ""), self._signature(path, content)
         return hmac.compare_digest(given.encode(), right.encode()) and int(content["expires"]) >= time.time()
 
     def _signature(self, path: str, content: Mapping[str, str]) -> str:

@@ -6,11 +6,13 @@ import re
 from uuid import uuid4
 
 from fastapi import Request
+from opentelemetry import trace
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.logs import about
 
 HEADER = b"x-request-id"
+SPAN_ATTRIBUTE = "safecb.request_id"
 _OWN = re.compile(rb"[A-Za-z0-9._-]{1,100}")
 
 
@@ -29,6 +31,7 @@ class RequestId:
         id = given if _OWN.fullmatch(given) else uuid4().hex.encode()
         scope.setdefault("state", {})["request_id"] = id.decode()
         about(request_id=id.decode())
+        trace.get_current_span().set_attribute(SPAN_ATTRIBUTE, id.decode())
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":

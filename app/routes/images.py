@@ -36,10 +36,10 @@ async def check_reader(
     sec_fetch_site: Annotated[str, Header(include_in_schema=False)] = "none",
     sec_fetch_mode: Annotated[str, Header(include_in_schema=False)] = "",
     expires: Annotated[int | None, Query(description="End of a signed link, Unix seconds.")] = None,
-    signature: Annotated[str | None, Query(description="Signature of a link; it stands in for a key.")] = None,
+    sig: Annotated[str | None, Query(description="Signature of a link; it stands in for a key.")] = None,
 ) -> None:
     """Let a caller with a key read, and whoever has a signed link, on whatever page it stands; others get a 403."""
-    if signature is None:
+    if sig is None:
         await check_caller(request, service, keys, sec_fetch_site, sec_fetch_mode)
     elif not await run_in_threadpool(service.links.holds, path_of(id), request.query_params):
         raise HTTPException(403, "the link's signature is wrong, or it has expired")

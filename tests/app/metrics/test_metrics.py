@@ -18,7 +18,7 @@ from engine.registry import load_model
 from engine.runner.served import Served
 from tests.support.serving import Server, played_worker, serving, settings_in, tiny_model, wait_for
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+DEPLOY = Path(__file__).parents[3] / "deploy"
 PROMTOOL = shutil.which("promtool")
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
