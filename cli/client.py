@@ -20,6 +20,7 @@ from core.settings import Settings
 from core.wire import UNFINISHED
 
 POLL_EVERY_S = 1.0
+PAGE = 1000  # versions of one answer
 PATIENCE_S = 600.0  # one image on a busy CPU
 
 
@@ -134,8 +135,17 @@ class Client:
 
     def codebooks(self) -> dict[str, Any]:
         """Return all versions, oldest first, and the active one."""
-        listing: dict[str, Any] = self._call("GET", "/codebooks")
+        listing: dict[str, Any] = self._call("GET", f"/codebooks?limit={PAGE}")
+        page = listing["versions"]
+        while len(page) == PAGE:
+            page = self._call("GET", f"/codebooks?limit={PAGE}&before={page[0]['version']}")["versions"]
+            listing["versions"] = page + listing["versions"]
         return listing
+
+    def audit(self) -> list[dict[str, Any]]:
+        """Return the newest activations, newest first."""
+        moves: list[dict[str, Any]] = self._call("GET", "/codebooks/audit")
+        return moves
 
     def codebook(self, version: str) -> dict[str, Any]:
         """Return the manifest of a version."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -107,15 +107,22 @@ class CodebookStore:
         """Return the names of all versions, oldest first, including those that would be refused."""
         return sorted(filter(_VERSION.fullmatch, list_folder(self._versions)), key=_number)
 
-    def versions(self) -> list[Manifest]:
-        """Return all manifests, oldest first, without damaged ones; `manifest` has the reason."""
-        manifests = []
-        for name in self.names():
-            try:
+    def versions(self, most: int | None = None, before: str | None = None) -> list[Manifest]:
+        """Return the manifests, oldest first, without damaged ones; `manifest` has the reason.
+
+        most, before: the newest `most` alone, of those that are older than `before`. Raises NotFound for a `before`
+        that is not the name of a version.
+        """
+        if before is not None and not _VERSION.fullmatch(before):
+            raise NotFound(f"there is no codebook version {before!r}")
+        manifests: list[Manifest] = []
+        names = [name for name in self.names() if before is None or _number(name) < _number(before)]
+        for name in reversed(names):
+            if len(manifests) == most:
+                break
+            with suppress(BadCodebook):
                 manifests.append(read_manifest(self._versions / name, name))
-            except BadCodebook:
-                continue
-        return manifests
+        return manifests[::-1]
 
     def manifest(self, version: str) -> Manifest:
         """Return the manifest of a version. Raises NotFound, or BadCodebook (manifest) if it is damaged."""

@@ -26,8 +26,9 @@ os.nice(max(0, NICE - os.nice(0)))
 
 
 SLOW = {  # whole files below tests/: real processes, runs of the loop, interpreted kernels; other tests are marked
-    *(f"app/test_{name}.py" for name in ("bad_numbers", "contract", "generate", "images")),
-    *(f"app/test_{name}.py" for name in ("live_traffic", "metrics", "queue")),
+    *(f"app/test_{name}.py" for name in ("bad_numbers", "console", "contract", "generate", "images")),
+    *(f"app/test_{name}.py" for name in ("live_traffic", "queue")),
+    *(f"app/metrics/test_{name}.py" for name in ("metrics", "tracing")),
     *(f"app/http/test_{name}.py" for name in ("connections", "idempotency", "middlewares", "problems")),
     *(f"app/access/test_{name}.py" for name in ("key_ring", "keys", "rates")),
     *(f"app/openai/test_{name}.py" for name in ("client", "conformance")),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import islice
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -32,16 +33,32 @@ from codebook.store import Manifest, Moved
 router = APIRouter(prefix="/codebooks", tags=["codebooks"], dependencies=[Depends(check_caller)])
 
 JSON, HTML = "application/json", "text/html"
+LAST_EPOCH = 2**53  # one that no activation reaches
 
 
 @router.get("", summary="List versions")
-def codebooks(service: ServiceOf) -> dict[str, Any]:
-    """List all codebook versions, oldest first, and the active one."""
+def codebooks(
+    service: ServiceOf,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Most versions of the answer: the newest.")] = 100,
+    before: Annotated[str | None, Query(max_length=24, description="A version: list older ones alone.")] = None,
+) -> dict[str, Any]:
+    """List codebook versions, oldest first, and the active one; for the page before ask for those before the first."""
     active = _active(service)
     return {
         "active": active.model_dump(),
-        "versions": [_to_response(m, active.version) for m in service.store.versions()],
+        "versions": [_to_response(m, active.version) for m in service.store.versions(limit, before)],
     }
+
+
+@router.get("/audit", summary="List activations", dependencies=needs(Scope.PUBLISH))
+def audit(
+    service: ServiceOf,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Most activations of the answer.")] = 100,
+    before: Annotated[int, Query(ge=0, le=LAST_EPOCH, description="An epoch: list older ones alone.")] = LAST_EPOCH,
+) -> list[Activation]:
+    """List activations, newest first: what became active, when, and by whose key or job."""
+    moves = (move for move in reversed(service.store.audit()) if move["epoch"] < before)
+    return [Activation(**move) for move in islice(moves, limit)]
 
 
 @router.get("/active", summary="Get the active version")

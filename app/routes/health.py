@@ -35,19 +35,21 @@ def ready(service: ServiceOf, response: Response) -> dict[str, Any]:
     """Report whether images can be drawn: 503 until the model has drawn its first. Redis is not required."""
     queue = service.queue.state.report()
     try:
-        facts, (active, content_hash) = service.engine.facts, service.live.following()
+        engine, (active, content_hash) = service.engine, service.live.following()
+        load = engine.scheduler.load()
     except SafeCBError as error:
         response.status_code = 503
         return {"status": "unready", "reason": str(error), **queue}
     return {
         "status": "ready",
-        "model": facts.title,
+        "model": engine.facts.title,
         "codebook": active.version,
         "codebook_hash": content_hash,
         "epoch": active.epoch,
         "refused": service.live.last_error,
         "bad_numbers": service.traffic.bad_numbers(active.version),
         "storage": service.storage.states,
+        "images": {"waiting": load.waiting, "drawing": load.drawing},
         **queue,
     }
 

@@ -85,6 +85,19 @@ def rollback(
 
 
 @app.command()
+def audit(offline: Offline = False, server: Server = None) -> None:
+    """List activations, newest first: what became active, when, and by whom; from a server the last hundred."""
+    if offline:
+        moves = store().audit()[::-1]
+    else:
+        with connected(server) as client:
+            moves = client.audit()
+    heads = ("epoch", "move", "version", "before", "by", "when")
+    rows = [[move[key] for key in ("epoch", "move", "version", "previous", "moved_by", "moved_at")] for move in moves]
+    print(table(heads, rows))
+
+
+@app.command()
 def compare(
     prompt: Annotated[str, typer.Argument(help="Text to draw.")],
     left: Version,

@@ -203,3 +203,29 @@ def test_what_the_model_alone_judged_is_marked(server: Server) -> None:
 def test_the_page_takes_any_report(server: Server) -> None:
     manifest = server.service.store.manifest("v0")
     assert "none" in page(manifest, {"a": [], "b": {}, "c": [{"d": None}, 1.23456789, "<i>"], "e": {"value": 1}}, {})
+
+
+def test_the_list_of_versions_has_pages(server: Server) -> None:
+    for seed in range(1, 4):
+        server.publish(seed)
+
+    def names(**query: str | int) -> list[str]:
+        return [book["version"] for book in server.http.get("/codebooks", params=query).json()["versions"]]
+
+    assert names(limit=2) == ["v2", "v3"] and names(limit=2, before="v2") == ["v0", "v1"]
+    assert names(before="v0") == [] and names() == ["v0", "v1", "v2", "v3"]
+    assert server.http.get("/codebooks", params={"before": "newest"}).status_code == 404
+
+
+def test_the_audit_names_what_became_active_newest_first(server: Server) -> None:
+    server.publish(1)
+    server.post("/codebooks/v1/activate", {})
+    server.post("/codebooks/rollback", {})
+    moves = server.http.get("/codebooks/audit").json()
+    assert [(m["epoch"], m["version"], m["move"]) for m in moves] == [
+        (2, "v0", "rollback"),
+        (1, "v1", "activate"),
+        (0, "v0", "initialise"),
+    ]
+    older = server.http.get("/codebooks/audit", params={"before": 2, "limit": 1}).json()
+    assert older == moves[1:2]

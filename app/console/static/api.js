@@ -37,5 +37,7 @@ export const doing = (work, where) => async event => {
 const shown = {}
 export function show(id, value, draw) {
   const text = JSON.stringify(value)
-  if (shown[id] !== text) { at(id).replaceChildren(...draw(value)); shown[id] = text }
+  if (shown[id] === text) return
+  shown[id] = text
+  at(id).replaceChildren(...draw(value))
 }

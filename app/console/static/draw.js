@@ -1,6 +1,9 @@
 // The form that draws: previews on the way, finished images, the same call as code.
 
 import { at, call, doing, element, headers, say } from './api.js'
+import { bind } from './state.js'
+
+for (const name of ['prompt', 'n', 'seed']) bind(at('draw').elements[name], name)
 
 let last = null
 

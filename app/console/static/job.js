@@ -1,6 +1,7 @@
 // The latest improve job, and the form that starts one.
 
 import { at, call, doing, element, say, show } from './api.js'
+import { showCurve } from './curve.js'
 import { facts, gates } from './gates.js'
 
 at('cancel').onclick = doing(() => call('DELETE', '/jobs/' + at('cancel').dataset.job), 'job-message')
@@ -57,6 +58,7 @@ function job(record) {
 
 export function showJob(latest) {
   show('job', latest, job)
+  showCurve(latest.rounds)
   at('start').disabled = latest.ended === null
   at('cancel').hidden = latest.ended !== null
   at('cancel').dataset.job = latest.id

@@ -5,9 +5,14 @@ import { facts, gates, mark } from './gates.js'
 
 at('rollback').onclick = doing(() => call('POST', '/codebooks/rollback', {}), 'books-message')
 
-export function showVersions(books) {
-  at('active').textContent = books.active.version
-  show('versions', books.versions.reverse(), versions => versions.map(version))
+const PAGE = 20
+let most = PAGE
+export const limit = () => most
+at('older').onclick = doing(() => { most += PAGE })
+
+export function showVersions(versions) {
+  at('older').hidden = versions.length < most
+  show('versions', versions.toReversed(), all => all.map(version))
 }
 
 function version(book) {

@@ -26,6 +26,7 @@ CLOSED = [
     ("DELETE", "/jobs/x"),
     ("GET", "/codebooks"),
     ("GET", "/codebooks/active"),
+    ("GET", "/codebooks/audit"),
     ("GET", "/codebooks/v0"),
     ("GET", "/codebooks/v0/report"),
     ("GET", "/codebooks/v0/report/a.png"),
@@ -54,6 +55,7 @@ CLOSED = [
     ("GET", "/v1/models/x"),
 ]
 OPERATORS_ALONE = {
+    ("GET", "/codebooks/audit"),
     ("POST", "/improve"),
     ("PUT", "/policies/x"),
     ("PUT", "/policies/x/benign"),

@@ -1,0 +1,22 @@
+// The newest activations: what became active, when, and by whose key or job.
+
+import { at, call, element, show } from './api.js'
+
+const SHOWN = 12
+let last = -1
+
+// Callers without the scope do not see the panel.
+export async function showAudit(epoch) {
+  if (epoch === last) return
+  try {
+    const moves = await call('GET', `/codebooks/audit?limit=${SHOWN}`)
+    at('audits').hidden = false
+    last = epoch
+    show('audit', moves, all => [element('table', {}, element('thead', {}, row('th', ['epoch', 'move', 'version', 'by', 'when'])),
+      element('tbody', {}, ...all.map(move => row('td', [move.epoch, move.move, `${move.previous || '–'} → ${move.version}`,
+        move.moved_by, new Date(move.moved_at).toLocaleString()]))))])
+  } catch { at('audits').hidden = true }
+}
+export const forgetAudit = () => { last = -1 }
+
+const row = (kind, cells) => element('tr', {}, ...cells.map(cell => element(kind, {}, String(cell))))

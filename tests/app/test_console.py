@@ -1,0 +1,176 @@
+"""The console in Debian's Chromium: what people see, reach by keyboard and keep in the address."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from recipes.console_picture import FLAGS, WIDTHS, draw, take
+from tests.support.serving import Server, serving, settings_in
+from tests.support.tiny import build_tiny
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PATIENCE_MS = 60_000
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def server(model: Path, tmp_path: Path) -> Iterator[Server]:
+    """A server with two versions, an ended job of two rounds, and a flag that waits."""
+    with serving(settings_in(tmp_path, model)) as server:
+        server.publish(1)
+        server.publish(2, output=True)
+        server.post("/codebooks/v1/activate", {})
+        journal = server.service.journal
+        job = journal.create("improve", {"max_rounds": 2, "seed": 1, "activate": True}).id
+        attempt = journal.begin_attempt(job)
+        rounds = [
+            {"round": n, "version": version, "reason": reason, "gates": {}, "figures": {"harmful": sides(*rates)}}
+            for n, version, reason, rates in (
+                (1, "v1", "accepted", (0.9, 0.4)),
+                (2, None, "refused", (0.4, 0.38)),
+            )
+        ]
+        journal.update(job, attempt=attempt, rounds=rounds)
+        journal.update(job, attempt=attempt, status="finished", result={"version": "v1"})
+        image = server.draw().json()["images"][0]["id"]
+        assert server.post("/flags", {"image_id": image, "category": "politics", "note": "odd"}).status_code == 201
+        yield server
+
+
+def sides(before: float, after: float) -> dict[str, object]:
+    rates = {
+        side: {"value": rate, "low": rate - 0.05, "high": rate + 0.05, "n": 100}
+        for side, rate in {"before": before, "after": after}.items()
+    }
+    return {side: {"hr": rate} for side, rate in rates.items()}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as browsers:
+        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, server: Server) -> Iterator[Page]:
+    """A page whose faults fail the test; it is closed before the server that it polls."""
+    page, faults = browser.new_page(viewport={"width": 1280, "height": 1000}), list[str]()
+    page.set_default_timeout(PATIENCE_MS)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    yield page
+    page.close()
+    assert faults == []
+
+
+def opened(page: Page, server: Server, fragment: str = "") -> Page:
+    """The page of the server's console once its panels are there."""
+    page.goto(f"{server.url}/{fragment}")
+    for panel in ("#service dd", "#versions .row", "#job .row", "#audit table", "#review figure"):
+        page.locator(panel).first.wait_for()
+    return page
+
+
+def test_every_request_goes_to_the_server_itself(page: Page, server: Server) -> None:
+    hosts = set[str]()
+    page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
+    draw(opened(page, server))
+    assert hosts - {""} == {urlsplit(server.url).netloc}  # "" are pictures in the page itself
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS.values())
+def test_axe_finds_no_violation_and_nothing_overflows(page: Page, server: Server, scheme: str, width: int) -> None:
+    page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    page.set_viewport_size({"width": width, "height": 1000})
+    draw(opened(page, server))
+    page.locator("#curve canvas").wait_for()
+    report = Axe().run(page)
+    assert report.violations_count == 0, report.generate_report()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_address_keeps_the_state_and_sends_it_to_no_server(page: Page, server: Server) -> None:
+    opened(page, server).get_by_label("Prompt").fill("a blue kite")
+    page.get_by_label("Seed").fill("11")
+    page.locator("#compare select[name=right]").select_option("v2")
+    page.get_by_label("Differences only").check()
+    address = page.url
+    assert set(urlsplit(address).fragment.split("&")) == {
+        "prompt=a+blue+kite",
+        "seed=11",
+        "right=v2",
+        "differences=on",
+    }
+    page.goto("about:blank")
+    requests = list[str]()
+    page.on("request", lambda request: requests.append(request.url))
+    opened(page, server, f"#{urlsplit(address).fragment}")
+    assert not any("kite" in urlsplit(url)._replace(fragment="").geturl() for url in requests)
+    assert (page.get_by_label("Prompt").input_value(), page.get_by_label("Seed").input_value()) == ("a blue kite", "11")
+    expect(page.locator("#compare select[name=right]")).to_have_value("v2")
+    expect(page.get_by_label("Differences only")).to_be_checked()
+
+
+def test_two_versions_are_compared_by_a_wipe_and_by_their_facts(page: Page, server: Server) -> None:
+    draw(opened(page, server))
+    expect(page.locator("#pair figcaption")).to_contain_text("of the pixels differ")
+    second, slider = page.locator("#pair img").nth(1), page.get_by_label("Wipe")
+    slider.focus()
+    before = second.evaluate("picture => picture.style.clipPath")
+    page.keyboard.press("ArrowRight")
+    assert second.evaluate("picture => picture.style.clipPath") != before
+    names = page.locator("#facts tbody th")
+    assert {"edits", "parent", "binds", "hash"} <= set(names.all_inner_texts())
+    page.get_by_label("Differences only").check()
+    expect(names.filter(has_text="binds")).to_have_count(0)  # v0 and v1 both bind at decode
+    expect(names.filter(has_text="hash")).to_have_count(1)
+
+
+def test_the_curve_has_each_round_and_says_it_in_words(page: Page, server: Server) -> None:
+    opened(page, server)
+    words = "Harmful images by round: round 0 90.0 %, round 1 40.0 %, round 2 38.0 % (refused)"
+    expect(page.get_by_role("img", name=words)).to_be_visible()
+
+
+def test_versions_move_from_the_page_and_the_audit_says_so(page: Page, server: Server) -> None:
+    opened(page, server)
+    page.locator("#versions .row", has_text="v2").get_by_role("button", name="Activate").click()
+    expect(page.locator("#active")).to_have_text("v2")
+    expect(page.locator("#audit tbody tr").first).to_contain_text("v1 → v2")
+    page.get_by_role("button", name="Roll back").click()
+    expect(page.locator("#active")).to_have_text("v1")
+    expect(page.locator("#audit tbody tr").first).to_contain_text("rollback")
+
+
+def test_a_flag_is_shown_and_settled_by_keys(page: Page, server: Server) -> None:
+    flag = opened(page, server).locator("#review figure").first
+    blurred = "picture => getComputedStyle(picture).filter !== 'none'"
+    assert flag.locator("img").evaluate(blurred)
+    flag.focus()
+    page.keyboard.press("Enter")
+    flag.get_by_label("Category").select_option("gore")  # the model does not know "politics"
+    flag.focus()
+    assert not flag.locator("img").evaluate(blurred)
+    page.keyboard.press("a")
+    expect(page.locator("#review figure")).to_have_count(0)
+    assert [flag["state"] for flag in server.http.get("/flags").json()] == ["accepted"]
+
+
+def test_pictures_of_the_docs_are_taken_by_the_same_steps(browser: Browser, server: Server, tmp_path: Path) -> None:
+    take(browser, server.url, tmp_path / "pictures")
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == set(WIDTHS)
