@@ -50,7 +50,7 @@ class Service:
 
     def __init__(self, settings: Settings, load: Load) -> None:
         self.settings = settings
-        self.store = CodebookStore(settings.store)
+        self.store = CodebookStore.of(settings)
         self.live = LiveCodebooks(self.store)
         self.journal = Journal(settings.home / "jobs")
         self.queue = ImproveQueue(settings.redis_url)

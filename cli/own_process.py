@@ -80,7 +80,7 @@ def find_judges(names: Sequence[str], model: ImageModel) -> list[Judge]:
 
 def find_codebooks(settings: Settings, model: ImageModel, names: Sequence[str]) -> dict[str, Codebook]:
     """The versions of these names in the store, by version; raises NotFound and BadCodebook."""
-    store = CodebookStore(settings.store)
+    store = CodebookStore.of(settings)
     store.initialise(model.base_codebook(), model.facts.shown())
     versions = [store.active().version if name == ACTIVE else name for name in names]
     return {version: store.load(version) for version in versions}

@@ -2,6 +2,7 @@
 
     codebook.safetensors   the tensors
     manifest.json          the facts about them
+    manifest.sig           its Ed25519 signature, if the publisher has a key
     report.json, *.png     the report of the round and its images, for people
 
 Knows the files of one folder. Knows nothing of other versions or of which is active.
@@ -12,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from torch import Tensor
 
 from codebook.identity import Identity
 from codebook.manifest import Manifest
+from codebook.signature import UNSIGNED, Signatures
 from codebook.tensors import check, codebook_hash, unpack
 from codebook.value import Codebook
-from core.atomic import list_folder, read_file, reveal_folder, write_file
+from core.atomic import list_folder, read_file, replace_file, reveal_folder, write_file
 from core.errors import BadCodebook, BadInput, NotFound
 from core.json_records import encode, from_json, to_json
 
+SIGNATURE = "manifest.sig"
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.png")
 
 
@@ -70,13 +73,31 @@ def read_manifest(folder: Path, version: str) -> Manifest:
     return Manifest.parse(version, data)
 
 
-def read_version(folder: Path, version: str, identity: Identity) -> Codebook:
+def sound_manifests(parent: Path, versions: Sequence[str]) -> Iterator[Manifest]:
+    """Yield the manifests of these versions, folders of `parent`, without damaged ones."""
+    for version in versions:
+        with suppress(BadCodebook):
+            yield read_manifest(parent / version, version)
+
+
+def read_version(
+    folder: Path,
+    version: str,
+    identity: Identity,
+    signatures: Signatures = UNSIGNED,
+    own: Codebook | None = None,
+) -> Codebook:
     """Return the codebook in `folder`, after every check.
 
-    Raises BadCodebook whose `check` is one of manifest, family, model_hash, file, sha256, tensors, dtype, shape,
-    finite, zero_rows, tables, content: the first that fails, in this order of groups.
+    own: the model's own codebook, for v0, which nobody needs to sign: its content must be the model's.
+    Raises BadCodebook whose `check` is one of manifest, signature, family, model_hash, file, sha256, tensors, dtype,
+    shape, finite, zero_rows, tables, content: the first that fails, in this order of groups.
     """
     manifest = read_manifest(folder, version)
+    if own is None or not signatures.are_checked:
+        signatures.check(version, *_signed(folder, version))
+    elif manifest.content_hash != codebook_hash(own):
+        raise BadCodebook(version, "signature", "it is not the model's own codebook")
     identity.check(version, manifest.family, manifest.model_hash)
     tensors = _read_tensors(folder, manifest)
     check(version, identity, tensors)
@@ -85,6 +106,12 @@ def read_version(folder: Path, version: str, identity: Identity) -> Codebook:
     if codebook_hash(codebook) != manifest.content_hash:
         raise BadCodebook(version, "content", "the tensors are not those of the manifest")
     return codebook
+
+
+def sign_manifest(folder: Path, signatures: Signatures) -> None:
+    """Write the signature of the manifest in `folder`, atomically; nothing without a key."""
+    if (signature := signatures.sign(read_file(folder / "manifest.json"))) is not None:
+        replace_file(folder / SIGNATURE, signature)
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -115,6 +142,15 @@ def check_images(images: Mapping[str, bytes]) -> None:
     for name in images:
         if not _IMAGE.fullmatch(name):
             raise BadInput("images", name, "letters, digits, - and _, then .png")
+
+
+def _signed(folder: Path, version: str) -> tuple[bytes, bytes | None]:
+    """Return the bytes of the manifest in `folder` and its signature, if there is one."""
+    path = folder / SIGNATURE
+    try:
+        return read_file(folder / "manifest.json"), read_file(path) if path.exists() else None
+    except OSError as error:
+        raise BadCodebook(version, "signature", f"{SIGNATURE} cannot be read: {error.strerror}") from None
 
 
 def _read_tensors(folder: Path, manifest: Manifest) -> dict[str, Tensor]:

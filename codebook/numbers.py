@@ -5,12 +5,20 @@ Knows one number in a file. Knows nothing of versions. The caller holds the lock
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.atomic import replace_file
 from core.errors import BadCodebook
 from core.json_records import decode, encode
+
+NAME = re.compile(r"v(0|[1-9][0-9]{0,8})")  # of a version
+
+
+def number_of(version: str) -> int:
+    """Return the number in the name of a version."""
+    return int(version.removeprefix("v"))
 
 
 @dataclass(frozen=True)

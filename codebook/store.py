@@ -8,17 +8,16 @@
     root/audit.jsonl     all its activations
     root/.lock           held by every writer
 
-Any number of processes may read and write. Readers take no lock: files are immutable or replaced atomically.
-There is no deletion; if an operator deletes a version's folder, its number is not assigned again. Knows nothing of
-Redis: the store is the source of truth, with or without it.
+Any number of processes may read and write; readers take no lock, since files are immutable or replaced atomically. The
+number of a folder that was deleted is not assigned again. Knows nothing of Redis: the store is the source of truth.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -34,23 +33,26 @@ from codebook.folder import (
     read_manifest,
     read_report,
     read_version,
+    sign_manifest,
+    sound_manifests,
     write_version,
 )
 from codebook.identity import Identity, IdentityFile
 from codebook.manifest import Manifest, Origin
-from codebook.numbers import Numbers
+from codebook.numbers import NAME, Numbers, number_of
 from codebook.pointer import ActiveRecord, Moved, Pointer
-from codebook.tensors import check, codebook_hash, pack
+from codebook.signature import UNSIGNED, Signatures
+from codebook.tensors import check_codebook, codebook_hash, pack
 from codebook.value import Codebook
 from core.atomic import list_folder, locked
 from core.errors import BadCodebook, BadInput, Conflict, NotFound
 from core.json_records import plain
+from core.settings import Settings
 from core.storage import naming, probe
 
 __all__ = ["ActiveRecord", "CodebookStore", "Manifest", "Moved", "codebook_hash"]
 
 BASE = "v0"
-_VERSION = re.compile(r"v(0|[1-9][0-9]{0,8})")
 _NO_IMAGES: Mapping[str, bytes] = MappingProxyType({})
 
 
@@ -60,14 +62,17 @@ class CodebookStore:
     Until `initialise` has run once for the folder, every other method but `names` and `versions` raises NotFound.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._versions = root / "versions"
+    def __init__(self, root: Path, signatures: Signatures = UNSIGNED) -> None:
+        self.root, self._signatures = root, signatures
+        self._versions, self._pointer = root / "versions", Pointer(root)
         self._identity_file = IdentityFile(root / "model.json")
-        self._pointer = Pointer(root)
-        self._fences = Fences(root / "fences.json")
-        self._numbers = Numbers(root / "numbers.json")
-        self._model: tuple[str, str] | None = None  # family and hash of the model that `initialise` was given
+        self._fences, self._numbers = Fences(root / "fences.json"), Numbers(root / "numbers.json")
+        self._model: Codebook | None = None  # the codebook that `initialise` was given
+
+    @classmethod
+    def of(cls, settings: Settings) -> CodebookStore:
+        """Return the store of the settings, with their keys. Raises BadSetting as Signatures.of."""
+        return cls(settings.store, Signatures.of(settings))
 
     def initialise(self, base: Codebook, facts: Mapping[str, Any]) -> None:
         """Create the store of a model, with its own codebook `base` as the active v0. Idempotent.
@@ -78,13 +83,14 @@ class CodebookStore:
         """
         if base.version != BASE:
             raise BadInput("base", base.version, f"the model's own codebook, {BASE}")
+        self._model = base
         with naming(self.root):
             self._versions.mkdir(parents=True, exist_ok=True)
         # No lock if there is nothing to create: a read-only store can be served.
         with nullcontext() if self._is_whole() else locked(self.root / ".lock"), naming(self.root):
             is_new = not self._identity_file.is_there
             identity = Identity.of(base, plain("facts", facts)) if is_new else self._identity()
-            _check(identity, base)
+            check_codebook(identity, base)
             if is_new:
                 self._identity_file.write(identity)
             if BASE in self.names():
@@ -95,7 +101,6 @@ class CodebookStore:
             if not self._numbers.is_there:  # a store of older code
                 self._numbers.note(self._highest())
             self._pointer.start(BASE, "initialise")
-        self._model = (base.family, base.model_hash)
 
     def check_writable(self) -> None:
         """Raise NoRoom or NoAccess if a version could not be published or activated."""
@@ -105,7 +110,7 @@ class CodebookStore:
 
     def names(self) -> list[str]:
         """Return the names of all versions, oldest first, including those that would be refused."""
-        return sorted(filter(_VERSION.fullmatch, list_folder(self._versions)), key=_number)
+        return sorted(filter(NAME.fullmatch, list_folder(self._versions)), key=number_of)
 
     def versions(self, most: int | None = None, before: str | None = None) -> list[Manifest]:
         """Return the manifests, oldest first, without damaged ones; `manifest` has the reason.
@@ -113,16 +118,10 @@ class CodebookStore:
         most, before: the newest `most` alone, of those that are older than `before`. Raises NotFound for a `before`
         that is not the name of a version.
         """
-        if before is not None and not _VERSION.fullmatch(before):
+        if before is not None and not NAME.fullmatch(before):
             raise NotFound(f"there is no codebook version {before!r}")
-        manifests: list[Manifest] = []
-        names = [name for name in self.names() if before is None or _number(name) < _number(before)]
-        for name in reversed(names):
-            if len(manifests) == most:
-                break
-            with suppress(BadCodebook):
-                manifests.append(read_manifest(self._versions / name, name))
-        return manifests[::-1]
+        names = [name for name in self.names() if before is None or number_of(name) < number_of(before)]
+        return [*islice(sound_manifests(self._versions, names[::-1]), most)][::-1]
 
     def manifest(self, version: str) -> Manifest:
         """Return the manifest of a version. Raises NotFound, or BadCodebook (manifest) if it is damaged."""
@@ -130,7 +129,17 @@ class CodebookStore:
 
     def load(self, version: str) -> Codebook:
         """Return a version after every check. Raises NotFound, or BadCodebook as folder.read_version does."""
-        return read_version(self._folder(version), version, self._identity())
+        own = self._model if version == BASE else None
+        # Nobody signs v0. Without a model to compare it with, it is for whoever serves it to check.
+        signatures = UNSIGNED if version == BASE and own is None else self._signatures
+        return read_version(self._folder(version), version, self._identity(), signatures, own)
+
+    def sign(self, version: str) -> None:
+        """Sign a version that was published without a key, after every other check. Raises as `load`."""
+        with self._writing() as identity:
+            folder = self._folder(version)
+            read_version(folder, version, identity)
+            sign_manifest(folder, self._signatures)
 
     def report(self, version: str) -> dict[str, Any]:
         """Return the report of a version (of v0: the model's facts). Raises NotFound."""
@@ -169,7 +178,7 @@ class CodebookStore:
         figures, gates = plain("figures", figures), plain("gates", gates)
         origin = Origin(parent=parent, job=job, round=round, figures=figures, gates=gates)
         with self._writing() as identity:
-            _check(identity, draft)
+            check_codebook(identity, draft)
             self._fences.admit(job, fence)
             manifest = self._published(job, round) or self._add_next(
                 identity, draft, origin, plain("report", report), images
@@ -222,7 +231,7 @@ class CodebookStore:
     def _identity(self) -> Identity:
         identity = self._identity_file.read()
         if self._model is not None:  # the folder may have been replaced by another model's store
-            identity.check(BASE, *self._model)
+            identity.check(BASE, self._model.family, self._model.model_hash)
         return identity
 
     def _check_base(self) -> None:
@@ -233,12 +242,11 @@ class CodebookStore:
             raise BadCodebook(BASE, error.check, f"{error.detail}; {again}") from None
 
     def _is_whole(self) -> bool:
-        folders = (self._versions / BASE, self.root / "ACTIVE")
-        return self._identity_file.is_there and self._numbers.is_there and all(path.exists() for path in folders)
+        return all((self.root / name).exists() for name in ("model.json", "numbers.json", "ACTIVE", f"versions/{BASE}"))
 
     def _folder(self, version: str) -> Path:
         folder = self._versions / version
-        if not _VERSION.fullmatch(version) or not folder.is_dir():
+        if not NAME.fullmatch(version) or not folder.is_dir():
             raise NotFound(f"there is no codebook version {version!r}")
         return folder
 
@@ -277,9 +285,10 @@ class CodebookStore:
         manifest = Manifest.describe(codebook, tensors, data, base.pixel, **origin)
         with new_version(self._versions, version) as hidden:
             write_version(hidden, manifest, data, report, images)
-            read_version(hidden, version, identity)
+            sign_manifest(hidden, self._signatures)
+            read_version(hidden, version, identity, self._signatures, codebook if version == BASE else None)
             # Before the version becomes visible: it may then be deleted, and a crash may come in between.
-            self._numbers.note(_number(version))
+            self._numbers.note(number_of(version))
         return manifest
 
     def _published(self, job: str, round: int) -> Manifest | None:
@@ -287,14 +296,5 @@ class CodebookStore:
 
     def _highest(self) -> int:
         """Return the highest number of a version that exists or was ever active."""
-        names = [*self.names(), *filter(_VERSION.fullmatch, self._pointer.mentioned())]
-        return max(map(_number, names), default=0)
-
-
-def _check(identity: Identity, codebook: Codebook) -> None:
-    identity.check(codebook.version, codebook.family, codebook.model_hash)
-    check(codebook.version, identity, pack(codebook))
-
-
-def _number(version: str) -> int:
-    return int(version.removeprefix("v"))
+        names = [*self.names(), *filter(NAME.fullmatch, self._pointer.mentioned())]
+        return max(map(number_of, names), default=0)

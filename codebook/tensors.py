@@ -97,6 +97,12 @@ def check(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> No
         raise BadCodebook(version, "zero_rows", f"{short} rows of the pixel table are zero")
 
 
+def check_codebook(identity: Identity, codebook: Codebook) -> None:
+    """Raise BadCodebook unless `codebook` is the model's and can serve it: family, model_hash and those of `check`."""
+    identity.check(codebook.version, codebook.family, codebook.model_hash)
+    check(codebook.version, identity, pack(codebook))
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Whether a tensor holds neither NaN nor infinity, in one pass at the speed of memory."""
     if not tensor.numel() or not tensor.is_floating_point():

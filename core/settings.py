@@ -28,6 +28,8 @@ _DEFAULTS = {
     "SAFECB_CORES": "auto",
     "SAFECB_SECOND_JUDGE": "beside",
     "SAFECB_KEYS": _UNSET,  # no file of keys
+    "SAFECB_SIGNING_KEY": _UNSET,  # new versions are not signed
+    "SAFECB_PUBLIC_KEYS": _UNSET,  # signatures are not checked
     "SAFECB_OPEN": "off",
     "SAFECB_API_KEYS": _UNSET,  # no authentication
     "SAFECB_OPERATOR_KEYS": _UNSET,  # every caller is an operator
@@ -73,6 +75,8 @@ class Settings:
     dtype: "auto", "float32", "bfloat16" or "float16".
     cores: CPU cores that draw and postprocess images; None is all cores of the process.
     keys: file of named keys with scopes, absolute; None if there is none.
+    signing_key: PEM file of the private Ed25519 key that signs new versions, absolute; None if there is none.
+    public_keys: PEM file of the public keys of which one must have signed a version, absolute; None: no check.
     open: whether a server without keys may listen beyond this machine.
     api_keys: keys of the callers; empty disables authentication.
     operator_keys: keys for improve jobs, activation and review of flags; empty makes every caller an operator.
@@ -97,6 +101,8 @@ class Settings:
     cores: int | None
     second_judge: str
     keys: Path | None
+    signing_key: Path | None
+    public_keys: Path | None
     open: bool
     api_keys: tuple[str, ...] = field(repr=False)
     operator_keys: tuple[str, ...] = field(repr=False)
@@ -140,6 +146,8 @@ class Settings:
             cores=_cores(values),
             second_judge=_matching(values, "SAFECB_SECOND_JUDGE", _JUDGE, "the name of a judge"),
             keys=_folder(values, "SAFECB_KEYS") if values["SAFECB_KEYS"] else None,
+            signing_key=_folder(values, "SAFECB_SIGNING_KEY") if values["SAFECB_SIGNING_KEY"] else None,
+            public_keys=_folder(values, "SAFECB_PUBLIC_KEYS") if values["SAFECB_PUBLIC_KEYS"] else None,
             open=_is_on(values, "SAFECB_OPEN"),
             api_keys=_keys(values, "SAFECB_API_KEYS"),
             operator_keys=_keys(values, "SAFECB_OPERATOR_KEYS"),

@@ -89,7 +89,7 @@ def _rounds(
     settings: Settings, journal: Journal, record: JobRecord, watch: JournalProgress, load: Load, loop: Loop
 ) -> dict[str, Any]:
     model = load(settings)
-    store = CodebookStore(settings.store)
+    store = CodebookStore.of(settings)
     store.initialise(model.base_codebook(), model.facts.shown())
     folder = journal.path(record.id)
     start = parent = _start(store, folder)

@@ -15,6 +15,7 @@ from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from codebook.signature import Signatures
 from core import logs, wire
 from core.errors import BadSetting
 from core.settings import Settings
@@ -50,10 +51,11 @@ def work(settings: Settings, job_class: type[AllowedJob] = AllowedJob) -> int:
     """Run jobs until a signal (returns 0) or until RQ gives up (returns 1; its log has the reason).
 
     Raises BadSetting if no Redis is set (`safecb serve` starts the embedded one and sets its address), and for a second
-    judge that is none.
+    judge or a key that is none.
     """
     os.environ.setdefault(*SPINNING)  # for the processes of jobs, which load OpenMP
     check_setting(settings.second_judge)
+    Signatures.of(settings)  # a fault in the keys would otherwise show in the first job
     if settings.redis_url is None:
         raise BadSetting("SAFECB_REDIS_URL", None, "the address of the queue's Redis")
     journal, patience = Journal(settings.home / "jobs"), Patience()

@@ -17,7 +17,7 @@ import typer
 from cli.commands.connection import Server, connected, table
 from codebook.store import CodebookStore
 from core.atomic import write_file
-from core.errors import NotFound
+from core.errors import BadSetting, NotFound
 from core.settings import Settings
 from core.storage import naming
 
@@ -28,12 +28,14 @@ Offline = Annotated[bool, typer.Option("--offline", help="Use the store's folder
 BY = "command line"  # in the audit log
 
 
-def store() -> CodebookStore:
-    """The store of the settings. Raises NotFound if there is none."""
-    root = Settings.from_environ(os.environ).store
-    if not root.is_dir():
-        raise NotFound(f"there is no store at {root}; set SAFECB_STORE or SAFECB_HOME")
-    return CodebookStore(root)
+def store(needs_key: bool = False) -> CodebookStore:
+    """The store of the settings. Raises NotFound if there is none, BadSetting without a key that is needed."""
+    settings = Settings.from_environ(os.environ)
+    if not settings.store.is_dir():
+        raise NotFound(f"there is no store at {settings.store}; set SAFECB_STORE or SAFECB_HOME")
+    if needs_key and settings.signing_key is None:
+        raise BadSetting("SAFECB_SIGNING_KEY", "", "the PEM file of a private Ed25519 key")
+    return CodebookStore.of(settings)
 
 
 @app.command("list")
@@ -95,6 +97,15 @@ def audit(offline: Offline = False, server: Server = None) -> None:
     heads = ("epoch", "move", "version", "before", "by", "when")
     rows = [[move[key] for key in ("epoch", "move", "version", "previous", "moved_by", "moved_at")] for move in moves]
     print(table(heads, rows))
+
+
+@app.command()
+def sign(versions: Annotated[list[str], typer.Argument(help="Codebook versions.")]) -> None:
+    """Sign versions of the store that were published without a key, with that of SAFECB_SIGNING_KEY."""
+    own = store(needs_key=True)
+    for version in versions:
+        own.sign(version)
+        print(f"{version} is signed")
 
 
 @app.command()

@@ -74,7 +74,7 @@ def store(settings: Settings) -> str:
     """Every version can be loaded."""
     if not settings.store.is_dir():
         return "none yet; the first start makes it"
-    own = CodebookStore(settings.store)
+    own = CodebookStore.of(settings)
     active, versions = own.active().version, own.versions()
     for manifest in versions:
         own.load(manifest.version)

@@ -27,6 +27,8 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         cores=None,
         second_judge="beside",
         keys=None,
+        signing_key=None,
+        public_keys=None,
         open=False,
         api_keys=(),
         operator_keys=(),
