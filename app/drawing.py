@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from starlette.concurrency import run_in_threadpool
 from torch import Tensor
 
+from app.access.keys import Caller
 from app.schemas import SEEDS, GeneratedImage, Safety
 from app.service import Engine, Service
 from codebook.live import LiveCodebooks
@@ -111,7 +112,7 @@ async def leased(live: LiveCodebooks, version: str, field: str) -> AsyncIterator
 
 
 async def draw(
-    service: Service, caller: str, prompt: str, versions: Sequence[tuple[str, str]], sampling: Sampling
+    service: Service, caller: Caller, prompt: str, versions: Sequence[tuple[str, str]], sampling: Sampling
 ) -> list[ImageResult]:
     """Draw `prompt` with one sampling under each version, given as (version, field that named it)."""
     engine = service.engine
@@ -123,7 +124,7 @@ async def draw(
 
 async def draw_many(
     service: Service,
-    caller: str,
+    caller: Caller,
     prompt: str,
     version: str,
     sampling: Sampling,
@@ -138,7 +139,7 @@ async def draw_many(
 
 
 async def draw_in_parts(
-    service: Service, caller: str, prompt: str, version: str, sampling: Sampling, n: int
+    service: Service, caller: Caller, prompt: str, version: str, sampling: Sampling, n: int
 ) -> AsyncGenerator[News]:
     """As draw_many, but yield the place in the queue first, then previews of each image, and the results last."""
     engine, loop = service.engine, asyncio.get_running_loop()
@@ -178,7 +179,7 @@ async def decode(service: Service, tokens: Tensor, version: str) -> tuple[Codebo
 async def finish(
     engine: Engine,
     service: Service,
-    caller: str,
+    caller: Caller,
     requests: list[ImageRequest],
     on_news: Callable[[Place | PartialImage], None] | None = None,
 ) -> list[ImageResult]:
@@ -188,7 +189,7 @@ async def finish(
     and Unavailable as the scheduler does.
     """
     try:
-        future = engine.scheduler.submit_draw(requests, caller, on_news)
+        future = engine.scheduler.submit_draw(requests, caller.id, on_news, caller.holder.queue)
         if on_news is not None:
             on_news(engine.scheduler.place(future))
         drawn = await asyncio.wrap_future(future)

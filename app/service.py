@@ -59,7 +59,7 @@ class Service:
         self.flags = Flags(settings.home / "flags.db", settings.keep_hours)
         self.storage = Storage(settings.home, self.store)
         self.keys = KeyRing(settings)
-        self.rates = Rates()
+        self.rates = Rates(settings.redis_url)
         self.counts = Counts()
         self.links = Links(settings.home / "link.key")
         self.failure: SafeCBError | None = None  # why the model could not be opened
@@ -119,3 +119,4 @@ class Service:
         if self._engine is not None:
             self._engine.scheduler.close()
         self.queue.close()
+        self.rates.close()

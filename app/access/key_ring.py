@@ -27,7 +27,8 @@ OPERATOR = "operator"  # in the audit log, whoever has no name
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RATE = re.compile(r"[1-9][0-9]{0,6}/(second|minute|hour|day)")
-_FIELDS, _RATED = {"name", "sha256", "scopes"}, {"rate"}
+_FIELDS, _LIMITS = {"name", "sha256", "scopes"}, {"rate", "queue"}
+MOST_QUEUE = 100_000
 
 
 class Scope(StrEnum):
@@ -42,11 +43,15 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True)
 class Holder:
-    """Whose a key is. name: "" for a key of the environment, and for whoever needs none. rate: of images, if any."""
+    """Whose a key is. name: "" for a key of the environment, and for whoever needs none.
+
+    rate: of images, if any. queue: images that may wait on a server at once, if limited beyond a fair share.
+    """
 
     name: str
     scopes: frozenset[Scope]
     rate: str | None = None
+    queue: int | None = None
 
     def may(self, scope: Scope) -> bool:
         """Whether the holder may do what needs `scope`; ADMIN may do everything."""
@@ -134,8 +139,8 @@ def check_name(field: str, name: object) -> None:
 
 
 def _entry(place: str, entry: Any) -> tuple[str, Holder]:  # noqa: ANN401  # a value of TOML
-    if not isinstance(entry, dict) or set(entry) - _RATED != _FIELDS:
-        allowed = f"the fields {sorted(_FIELDS)}, and rate if there is one"
+    if not isinstance(entry, dict) or set(entry) - _LIMITS != _FIELDS:
+        allowed = f"the fields {sorted(_FIELDS)}, and {sorted(_LIMITS)} if there are such"
         raise BadSetting(place, sorted(entry) if isinstance(entry, dict) else entry, allowed)
     name, sha256, scopes = entry["name"], entry["sha256"], entry["scopes"]
     check_name(f"{place}, name", name)
@@ -146,4 +151,7 @@ def _entry(place: str, entry: Any) -> tuple[str, Holder]:  # noqa: ANN401  # a v
     rate = entry.get("rate")
     if rate is not None and not (isinstance(rate, str) and _RATE.fullmatch(rate)):
         raise BadSetting(f"{place}, rate", rate, 'images in a time, such as "60/minute" (second, minute, hour, day)')
-    return sha256, Holder(name, frozenset(map(Scope, scopes)), rate)
+    queue = entry.get("queue")
+    if queue is not None and (type(queue) is not int or not 1 <= queue <= MOST_QUEUE):
+        raise BadSetting(f"{place}, queue", queue, f"images that may wait, a whole number from 1 to {MOST_QUEUE}")
+    return sha256, Holder(name, frozenset(map(Scope, scopes)), rate, queue)

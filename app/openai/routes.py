@@ -49,16 +49,16 @@ async def generations(
     check_version(service, caller, version, "model")
     sampling = chosen_sampling(facts, body.seed, body.guidance_scale, body.temperature, body.top_k or 0)
     answers = Answers(body, facts, len(service.engine.tokenize(body.prompt)), str(request.base_url), service.links)
-    rates = service.rates.take(caller.holder, n)
+    rates = await service.rates.take(caller.holder, n)
     if body.stream:
-        parts = draw_in_parts(service, caller.id, body.prompt, version, sampling, n)
+        parts = draw_in_parts(service, caller, body.prompt, version, sampling, n)
         # An error comes before there is a place in the queue, and can still be answered with a status.
         await while_connected(request, anext(parts))
         finished: list[ImageResult] = []
         later.add_task(review, service, finished)
         stream = events(parts, answers, body.partial_images or 0, finished)
         return StreamingResponse(stream, media_type=EVENTS, headers=STREAM_HEADERS | rates, background=later)
-    results = await while_connected(request, draw_many(service, caller.id, body.prompt, version, sampling, n))
+    results = await while_connected(request, draw_many(service, caller, body.prompt, version, sampling, n))
     later.add_task(review, service, results)
     answer = await run_in_threadpool(answers.whole, results)
     content = answer.model_dump_json(exclude_none=True)

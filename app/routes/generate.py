@@ -55,16 +55,16 @@ async def generate(
     check_version(service, caller, body.codebook, "codebook")
     facts = service.engine.facts
     sampling = chosen_sampling(facts, body.seed, body.guidance_scale, body.temperature, body.top_k)
-    rates = service.rates.take(caller.holder, body.n)
+    rates = await service.rates.take(caller.holder, body.n)
     if media_type == EVENTS:
-        parts = draw_in_parts(service, caller.id, body.prompt, body.codebook, sampling, body.n)
+        parts = draw_in_parts(service, caller, body.prompt, body.codebook, sampling, body.n)
         # An error comes before there is a place in the queue, and can still be answered with a status.
         first = await while_connected(request, _first(parts))
         finished: list[ImageResult] = []
         later.add_task(review, service, finished)
         events = _events(first, parts, finished)
         return StreamingResponse(events, media_type=EVENTS, headers=STREAM_HEADERS | rates, background=later)
-    work = draw_many(service, caller.id, body.prompt, body.codebook, sampling, body.n)
+    work = draw_many(service, caller, body.prompt, body.codebook, sampling, body.n)
     results = await while_connected(request, work)
     later.add_task(review, service, results)
     codebook = results[0].request.codebook

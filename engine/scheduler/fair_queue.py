@@ -34,14 +34,17 @@ class FairQueue:
     def __len__(self) -> int:
         return sum(map(len, self._callers.values()))
 
+    def waiting(self, caller: str) -> int:
+        """Number of images of a caller."""
+        return len(self._callers.get(caller, ()))
+
     def over(self, caller: str, count: int, limit: int) -> tuple[int, int]:
         """By how many images `count` more of a caller exceed (a) its fair share of `limit` and (b) the whole queue.
 
         They are admitted if either is <= 0: a caller that fills the queue keeps no other out. All callers that wait
         have an equal share. No image loses its place, so that the queue may grow beyond its limit.
         """
-        waiting = len(self._callers.get(caller, ()))
-        return waiting + count - limit // len({caller, *self._callers}), len(self) + count - limit
+        return self.waiting(caller) + count - limit // len({caller, *self._callers}), len(self) + count - limit
 
     def join(self, caller: str, sequences: Sequence[ImageSequence]) -> None:
         """Append images, at least one, to those of their caller."""

@@ -75,8 +75,7 @@ class Scheduler:
         with ThreadPoolExecutor(1) as short_lived:  # OpenMP's helpers of the calling thread would stay with it
             short_lived.submit(self._warm).result()
         self._postprocessor = PostProcessor(model, self._budget)
-        self._queue = FairQueue()
-        self._refused = Refused()
+        self._queue, self._refused = FairQueue(), Refused()
         self._unsettled: dict[Future[list[ImageResult]], list[ImageSequence]] = {}
         self._changed = threading.Condition()  # guards the queue, the refused calls and `_closed`
         self._closed = False
@@ -91,19 +90,22 @@ class Scheduler:
         requests: Sequence[ImageRequest],
         caller: str = "",
         on_part: Callable[[PartialImage], None] | None = None,
+        most: int | None = None,
     ) -> Future[list[ImageResult]]:
         """Draw, decode and judge images; the future gives them in order, or Stopping after `give_up`.
 
         Prompts are tokenised here, in the caller's thread. `on_part` is called with the first quarters of each image's
         tokens, in the scheduler's thread; it must be quick. Raises BadInput for a prompt that the model cannot read;
-        Unavailable when closed or broken; Busy when both the queue and the caller's share of it are full. Its
-        `retry_after` is when there is room for this call, after those refused before it.
+        Unavailable when closed or broken; Busy when both the queue and the caller's share of it are full, or `most`
+        images of the caller wait. Its `retry_after` is when there is room for this call.
         """
         prompts = {prompt: self._model.tokenize(prompt) for prompt in {request.prompt for request in requests}}
         sequences = [ImageSequence(each, prompts[each.prompt], i, on_part) for i, each in enumerate(requests)]
         with self._changed:
             self._refuse_closed()
             over = self._queue.over(caller, len(sequences), self._limit)
+            if most is not None and (beyond := self._queue.waiting(caller) + len(sequences) - most) > 0:
+                raise Busy(f"more than {most} images of this key would wait", self._until_room(caller, beyond, 0))
             if min(over) > 0:
                 raise self._busy(caller, sequences, *over)
             future = results_of(sequences)

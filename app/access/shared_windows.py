@@ -1,0 +1,87 @@
+"""Windows of rates in Redis, so that all servers on it count together, and their number for when it is away.
+
+Knows Redis and `limits`. Knows no keys of callers. Redis away is said once in the log; it is tried again later.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+from uuid import uuid4
+
+from limits import RateLimitItem
+from limits.storage import RedisStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
+from redis import ConnectionPool, Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+log = logging.getLogger(__name__)
+
+PREFIX = "rq:safecb:rates"  # below rq:, for a Redis user who may write the queue's keys alone
+SERVERS = f"{PREFIX}:servers"
+PATIENCE_S = 0.25  # how long a call may wait for Redis
+AWAY_S = 5.0  # after which a Redis that did not answer is tried again
+SEEN_S = 60  # for which a server counts after its last call with a rate
+
+
+class Window(NamedTuple):
+    """A hit of a rate. reset: Unix seconds at which the window has moved on. left: images that still pass."""
+
+    passes: bool
+    reset: float
+    left: int
+
+
+def hit(limiter: SlidingWindowCounterRateLimiter, limit: RateLimitItem, name: str, images: int) -> Window:
+    """Count images against a limit, all of them or none."""
+    passes = limiter.hit(limit, name, cost=images)
+    return Window(passes, *limiter.get_window_stats(limit, name))
+
+
+class SharedWindows:
+    """The windows in the Redis at `url`. Thread-safe; blocks for PATIENCE_S at most.
+
+    servers: how many servers have counted here lately, this one included.
+    """
+
+    def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pool = ConnectionPool.from_url(
+            url, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S, retry=Retry(NoBackoff(), 0)
+        )
+        self._limiter: SlidingWindowCounterRateLimiter | None = None
+        self._me, self._clock, self._away_until = uuid4().hex, clock, float("-inf")
+        self.servers = 1
+
+    def hit(self, limit: RateLimitItem, name: str, images: int) -> Window | None:
+        """Count images against a limit; None while Redis is away."""
+        if self._clock() < self._away_until:
+            return None
+        try:
+            if self._limiter is None:  # its scripts are registered over a connection
+                storage = RedisStorage("redis://", connection_pool=self._pool, key_prefix=PREFIX)
+                self._limiter = SlidingWindowCounterRateLimiter(storage)
+            window = hit(self._limiter, limit, name, images)
+            self.servers = self._seen()
+        except RedisError as error:
+            log.warning("each server counts rates by itself for %g s: %s", AWAY_S, error)
+            self._away_until = self._clock() + AWAY_S
+            return None
+        return window
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._pool.disconnect()
+
+    def _seen(self) -> int:
+        """Note this server, and return how many are noted; times are Redis' own."""
+        with Redis(connection_pool=self._pool) as redis:
+            now = redis.time()[0]
+            with redis.pipeline(transaction=False) as pipeline:
+                pipeline.zadd(SERVERS, {self._me: now})
+                pipeline.zremrangebyscore(SERVERS, "-inf", now - SEEN_S)
+                pipeline.zcard(SERVERS)
+                pipeline.expire(SERVERS, SEEN_S)
+                return int(pipeline.execute()[2])
