@@ -21,6 +21,7 @@ from app.http.door import Door
 from app.http.head import Head
 from app.http.idempotency import Idempotency
 from app.http.request_id import RequestId
+from app.http.root_path import WithoutRoot, WithRoot
 from app.metrics.collector import ServiceCollector
 from app.metrics.responses import ResponseCounter
 from app.metrics.tracing import TELEMETRY
@@ -63,6 +64,7 @@ def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
     )
     app.state.service = service = Service(settings, load)
     service.counts.registry.register(ServiceCollector(service))
+    app.add_middleware(WithRoot, root=settings.root_path)
     app.add_middleware(Bugs)
     app.add_middleware(Head)
     app.add_middleware(Idempotency, answers=Answers(settings.home / "answers.db"), service=service)
@@ -71,6 +73,7 @@ def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
     app.add_middleware(OpenAIErrors)
     app.add_middleware(ResponseCounter, counts=service.counts)
     app.add_middleware(RequestId)
+    app.add_middleware(WithoutRoot, root=settings.root_path)
     app.mount("/console", StaticFiles(packages=[("app.console", "static")]), name="console")
     problems.install(app)
     for routes in (

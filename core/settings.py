@@ -39,6 +39,7 @@ _DEFAULTS = {
     "SAFECB_DRAIN_S": "30",
     "SAFECB_LOG": "text",
     "SAFECB_TRUSTED_PROXIES": _UNSET,  # nobody's X-Forwarded-For is believed
+    "SAFECB_ROOT_PATH": _UNSET,  # the root of its host
     "SAFECB_SERVER": _UNSET,  # the server of the same settings
     "SAFECB_SERVER_KEY": _UNSET,
     "SAFECB_OPENAI_ALIASES": "on",
@@ -55,6 +56,7 @@ _CHOICE = re.compile(r"operators|everyone")
 _URL = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
 # Of a service: its host, its ports by name, and each port's address by number.
 _LINK = re.compile(r"SAFECB_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _LOG = re.compile(r"text|json")
 _SWITCH = re.compile(r"on|off")
 _WHOLE = re.compile(r"[0-9]{1,7}")
@@ -85,6 +87,7 @@ class Settings:
     drain_s: seconds in which a server that shuts down finishes the accepted requests.
     log: form of the log, "text" or "json".
     trusted_proxies: addresses and networks whose X-Forwarded-For and X-Forwarded-Proto are believed.
+    root_path: prefix of all paths behind a proxy, such as "/images"; "" for none.
     server, server_key: URL and key of the server that the command line calls; None for that of the same settings.
     openai_aliases: whether /v1 takes OpenAI's model names for the served model.
     openai_strict: whether /v1 refuses sizes, qualities and styles that the model cannot vary.
@@ -112,6 +115,7 @@ class Settings:
     drain_s: int
     log: str
     trusted_proxies: tuple[str, ...]
+    root_path: str
     server: str | None
     server_key: str | None = field(repr=False)
     openai_aliases: bool
@@ -157,6 +161,7 @@ class Settings:
             drain_s=int(_matching(values, "SAFECB_DRAIN_S", _SECONDS, "a whole number of seconds up to 9999")),
             log=_matching(values, "SAFECB_LOG", _LOG, "text or json"),
             trusted_proxies=_networks(values, "SAFECB_TRUSTED_PROXIES"),
+            root_path=_root_path(values),
             server=_server(values),
             server_key=next(iter(_keys(values, "SAFECB_SERVER_KEY")), None),
             openai_aliases=_is_on(values, "SAFECB_OPENAI_ALIASES"),
@@ -214,6 +219,11 @@ def _networks(values: Mapping[str, str], key: str) -> tuple[str, ...]:
 def _server(values: Mapping[str, str]) -> str | None:
     allowed = "http:// or https:// and an address"
     return _matching(values, "SAFECB_SERVER", _URL, allowed) if values["SAFECB_SERVER"] else None
+
+
+def _root_path(values: Mapping[str, str]) -> str:
+    allowed = 'a path such as "/images", without a slash at its end'
+    return _matching(values, "SAFECB_ROOT_PATH", _ROOT_PATH, allowed) if values["SAFECB_ROOT_PATH"] else ""
 
 
 def _port(values: Mapping[str, str]) -> int:

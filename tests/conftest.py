@@ -29,7 +29,7 @@ SLOW = {  # whole files below tests/: real processes, runs of the loop, interpre
     *(f"app/test_{name}.py" for name in ("bad_numbers", "console", "contract", "generate", "images")),
     *(f"app/test_{name}.py" for name in ("live_traffic", "queue")),
     *(f"app/metrics/test_{name}.py" for name in ("metrics", "tracing")),
-    *(f"app/http/test_{name}.py" for name in ("connections", "idempotency", "middlewares", "problems")),
+    *(f"app/http/test_{name}.py" for name in ("connections", "idempotency", "middlewares", "problems", "root_path")),
     *(f"app/access/test_{name}.py" for name in ("key_ring", "keys", "rates")),
     *(f"app/openai/test_{name}.py" for name in ("client", "conformance")),
     *(f"cli/test_{name}.py" for name in ("check", "commands", "demo", "draw", "full_disk")),

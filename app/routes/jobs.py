@@ -12,7 +12,7 @@ from dataclasses import asdict
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response
+from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
@@ -44,14 +44,14 @@ LastEvent = Annotated[int, Header(ge=0, le=MOST_EVENTS, description="Number of t
     responses={200: {"model": PlanResponse, "description": "The plan of a dry run"}},
     dependencies=needs(Scope.IMPROVE),
 )
-async def improve(body: ImproveBody, service: ServiceOf, response: Response) -> Any:  # noqa: ANN401  (see responses)
+async def improve(body: ImproveBody, request: Request, service: ServiceOf, response: Response) -> Any:  # noqa: ANN401  (see responses)
     """Start an improve job; 409 names the one that is still queued or running. A dry run begins none."""
     if body.dry_run:
         plan = await run_in_threadpool(plan_improve, body, service)
         return Response(plan.model_dump_json(), media_type="application/json")
     await run_in_threadpool(check_improve, body, service)
     record = await run_in_threadpool(_begin, service, body.model_dump(exclude={"dry_run"}))
-    response.headers["Location"] = f"/jobs/{record.id}"
+    response.headers["Location"] = f"{request.scope.get('root_path', '')}/jobs/{record.id}"
     return _to_response(record, service)
 
 
