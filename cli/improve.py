@@ -25,12 +25,18 @@ BENIGN_TYPES = {".csv": "text/csv", ".txt": "text/plain"}
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Run an improve job to its end: 0 if it published a version, else 1. A dry run prints its plan: 0."""
+    """Run an improve job to its end: 0 if it published a version, else 1.
+
+    A dry run prints its plan: 0. Without following, the job's id is printed once it has begun: 0.
+    """
     options = _parser().parse_args(arguments)
     try:
         with closing(Client.of(Settings.from_environ(os.environ))) as client:
             if options.dry_run:
                 print("\n".join(plan_lines(client.plan(**request(client, options)))))
+                return 0
+            if not options.follow:
+                print(client.improve(**request(client, options)))
                 return 0
             return 1 if demo.improve(client, **request(client, options)) is None else 0
     except SafeCBError as error:
@@ -120,5 +126,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="safecb improve", description="Run an improve job on the running server.")
     add_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan of the job and begin none")
+    parser.add_argument(
+        "--follow",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="show progress until the job ends; --no-follow prints its id once it has begun",
+    )
     parser.add_argument("--no-activate", action="store_true", help="publish versions without activating them")
     return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,18 +13,22 @@ from cli import demo, improve, serve
 from core.wire import HOPELESS
 
 CHECK, DRAW, EVALUATE, IMPROVE = "check", "draw", "evaluate", "improve"  # have options of their own
+COMPLETING = "_SAFECB_COMPLETE"  # environment variable of a shell that completes
 FOR_PEOPLE = {
     "generate": "draw a prompt on the running server, into PNG files",
     "jobs": "see, follow and cancel improve jobs",
     "flags": "see, approve and reject flags",
     "codebooks": "see, compare, activate and roll back versions, also without a server",
     "key": "make a key for the file of SAFECB_KEYS",
+    "completion": "print the completion script of a shell",
     "doctor": "check a set-up, and name the fix of each fault",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code, 2 without a command."""
+    if COMPLETING in os.environ:
+        return complete()
     parser = argparse.ArgumentParser(prog="safecb", description="Text to image with a safer codebook.")
     parser.add_argument("--version", action="version", version=f"safecb {version('safecb')}")
     commands = parser.add_subparsers(dest="command")
@@ -38,6 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return HOPELESS
     return COMMANDS[options.command][1]()
+
+
+def complete() -> int:
+    """Tell a shell how the words typed so far go on; see cli/commands/completion.py."""
+    from cli.commands.app import app
+    from cli.commands.completion import answer
+
+    answer(app, {name: text for name, (text, _) in COMMANDS.items() if name not in FOR_PEOPLE})
+    return 0
 
 
 def worker() -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import http.server
+import subprocess
+import sys
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from cli.main import main
 from core.settings import Settings
 from tests.support.serving import Server, pixels, played_worker, serving, settings_in, texts, tiny_model
 
+SAFECB = str(Path(sys.executable).with_name("safecb"))  # the entry point, as a shell finds it
 Output = pytest.CaptureFixture[str]
 
 
@@ -196,3 +199,28 @@ def test_the_doctor_finds_nothing_and_names_each_fault(server: Server, tmp_path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAFECB_PORT", "many")
         assert main(["doctor"]) == 1 and "FAULT  settings" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["co"], {"completion", "codebooks"}),
+        (["ev"], {"evaluate"}),
+        (["codebooks", "a"], {"activate", "audit"}),
+        (["codebooks", "compare", "--s"], {"--seed", "--server"}),
+        (["completion", ""], {"bash", "zsh", "fish"}),
+    ],
+)
+def test_bash_completes_commands_options_and_values(words: list[str], offered: set[str], tmp_path: Path) -> None:
+    script = subprocess.run([SAFECB, "completion", "bash"], capture_output=True, text=True, check=True).stdout
+    typed = " ".join(f"'{word}'" for word in words)
+    script += f"\nCOMP_WORDS=(safecb {typed}); COMP_CWORD={len(words)}\n_safecb_completion {SAFECB}\n"
+    script += 'printf "%s\\n" "${COMPREPLY[@]}"'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == offered, done.stderr
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_get_a_script_of_their_own(shell: str) -> None:
+    script = subprocess.run([SAFECB, "completion", shell], capture_output=True, text=True, check=True).stdout
+    assert f"complete_{shell}" in script

@@ -61,6 +61,14 @@ def test_a_policy_of_the_server_is_named(server: Server) -> None:
     assert (request["activate"], request["accept_self_judged"], request["seed"]) == (True, False, None)
 
 
+def test_without_following_the_id_of_a_job_that_has_begun_is_printed(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["improve", "--policy", "emoji", "--no-follow", "--accept-self-judged"]) == 0
+    job = server.http.get("/jobs").json()[0]
+    assert (capsys.readouterr().out, job["status"]) == (f"{job['id']}\n", "queued")
+
+
 def test_a_dry_run_prints_the_plan_and_makes_no_job(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["improve", "--policy", "emoji", "--images", "800", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
