@@ -38,6 +38,7 @@ SLOW = {  # whole files below tests/: real processes, runs of the loop, interpre
     *(f"codebook/test_{name}.py" for name in ("damage", "restore")),
     *(f"safety/judges/test_{name}.py" for name in ("matchers", "named_judges")),
     *(f"safety/policy/test_{name}.py" for name in ("long_files", "plan", "policies")),
+    "docs/test_commands.py",
     "engine/test_engine.py",
     "engine/test_linear.py",
     "safety/test_router.py",
