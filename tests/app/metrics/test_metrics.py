@@ -147,3 +147,13 @@ def test_promtool_finds_no_fault(server: Server) -> None:
     config = DEPLOY / "prometheus" / "prometheus.yml"
     checked = subprocess.run([PROMTOOL, "check", "config", config], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
+def test_each_alert_is_raised_by_what_it_is_for() -> None:
+    assert PROMTOOL is not None
+    tests = DEPLOY / "prometheus" / "alerts_test.yml"
+    checked = subprocess.run([PROMTOOL, "test", "rules", tests], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    named = set(re.findall(r"alert: (\w+)", (DEPLOY / "prometheus" / "alerts.yml").read_text()))
+    assert named == set(re.findall(r"alertname: (\w+)", tests.read_text()))
