@@ -15,6 +15,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
+    from tests.support.serving import Server
     from tests.support.supervised import Supervised
 
 NICE = 15
@@ -54,6 +55,23 @@ REDIS_FILES = {"app/test_queue.py", "cli/test_redis_server.py"}
 REDIS_FIXTURES = {"address", "house", "redis", "runs"}
 GPU_FILES = {"engine/test_gpu.py"}
 TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random model, which the tests of a file share."""
+    from tests.support.serving import tiny_model  # here, since it brings torch and the app along
+
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def server(model: Path, tmp_path: Path) -> Iterator[Server]:
+    """A server of the test's own on the tiny model."""
+    from tests.support.serving import serving, settings_in
+
+    with serving(settings_in(tmp_path, model)) as server:
+        yield server
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,19 +12,8 @@ import pytest
 
 from app.console.report_page import page
 from codebook.store import CodebookStore
-from tests.support.serving import Server, pixels, publish, serving, settings_in, tiny_model, tiny_png, wait_for
+from tests.support.serving import Server, pixels, publish, serving, settings_in, tiny_png, wait_for
 from tests.support.tiny import build_tiny
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def server(model: Path, tmp_path: Path) -> Iterator[Server]:
-    with serving(settings_in(tmp_path, model)) as server:
-        yield server
 
 
 def test_versions_are_listed_with_their_facts(server: Server) -> None:

@@ -13,16 +13,10 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from recipes.console_picture import FLAGS, WIDTHS, draw, take
 from tests.support.serving import Server, serving, settings_in
-from tests.support.tiny import build_tiny
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PATIENCE_MS = 60_000
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -15,18 +14,7 @@ from core.errors import NotFound
 from records.flags import OPEN_A_CALLER, USED_A_CALLER, USED_A_CATEGORY, Flags
 from records.image_log import ImageMemory, KeptImage
 from records.journal import Journal
-from tests.support.serving import Server, pixels, serving, settings_in, tiny_model, wait_for
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def server(model: Path, tmp_path: Path) -> Iterator[Server]:
-    with serving(settings_in(tmp_path, model)) as server:
-        yield server
+from tests.support.serving import Server, pixels, serving, settings_in, wait_for
 
 
 def flag(server: Server, prompt: str = "a red apple", **more: object) -> dict[str, str]:

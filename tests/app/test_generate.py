@@ -20,12 +20,7 @@ from engine.registry import load_model
 from engine.runner.batch import RunningBatch
 from engine.runner.sequence import ImageSequence
 from engine.runner.served import Served
-from tests.support.serving import Server, pixels, serving, settings_in, texts, tiny_model, wait_for
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
+from tests.support.serving import Server, pixels, serving, settings_in, texts, wait_for
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.access.links import VALID_S, Links
-from tests.support.serving import Server, pixels, serving, settings_in, texts, tiny_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
+from tests.support.serving import Server, pixels, serving, settings_in, texts
 
 
 @pytest.fixture(scope="module")

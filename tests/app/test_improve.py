@@ -13,12 +13,7 @@ from core.wire import HOPELESS
 from engine.registry import EMBEDDED
 from safety.judges.grammar import EXTRAS
 from safety.policy.adult_only import AdultOnly
-from tests.support.serving import SECOND_JUDGE, Server, kites, serving, settings_in, tiny_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
+from tests.support.serving import SECOND_JUDGE, Server, kites, serving, settings_in
 
 
 @pytest.fixture(scope="module")

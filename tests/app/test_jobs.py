@@ -16,14 +16,9 @@ from rq import Queue
 from cli.redis_server import EmbeddedRedis
 from core.wire import HINT_CHANNEL, QUEUE
 from tests.support.redis_home import embedded_redis
-from tests.support.serving import Server, serving, settings_in, tiny_model, wait_for
+from tests.support.serving import Server, serving, settings_in, wait_for
 from worker.allowed_job import AllowedJob
 from worker.recovery import recover
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

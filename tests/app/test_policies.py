@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx2
 import pytest
 
 from tests.support.serving import POLICY_HEADER as HEADER
-from tests.support.serving import Server, kites, serving, settings_in, tiny_model
+from tests.support.serving import Server, kites
 
 CSV, JSON_LINES, TEXT = "text/csv", "application/jsonl", "text/plain"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def server(model: Path, tmp_path: Path) -> Iterator[Server]:
-    with serving(settings_in(tmp_path, model)) as server:
-        yield server
 
 
 def put(server: Server, name: str, data: bytes, kind: str = CSV) -> httpx2.Response:

@@ -14,12 +14,7 @@ from app import queue_state
 from app.queue import ImproveQueue
 from core.wire import PROBE
 from tests.support.redis_home import NO_MASTER, own_redis
-from tests.support.serving import Server, serving, settings_in, tiny_model, wait_for
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
+from tests.support.serving import Server, serving, settings_in, wait_for
 
 
 @pytest.fixture

@@ -19,15 +19,10 @@ from app.access.key_ring import KeyRing, Scope
 from cli.client import Client
 from cli.main import main
 from core.settings import Settings
-from tests.support.serving import Server, pixels, played_worker, serving, settings_in, texts, tiny_model
+from tests.support.serving import Server, pixels, played_worker, serving, settings_in, texts
 
 SAFECB = str(Path(sys.executable).with_name("safecb"))  # the entry point, as a shell finds it
 Output = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

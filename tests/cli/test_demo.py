@@ -16,14 +16,9 @@ from cli.client import Client
 from cli.demo import demo, improve
 from cli.main import main
 from core.errors import SafeCBError, Unavailable
-from tests.support.serving import Server, played_worker, serving, settings_in, tiny_model
+from tests.support.serving import Server, played_worker, serving, settings_in
 
 PROMPTS = ("a red apple", "a cat")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -15,13 +15,8 @@ import pytest
 
 from codebook.store import CodebookStore
 from tests.support.disks import BLOCK, SmallDisk, immutable, small_disk
-from tests.support.serving import PATIENCE_S, publish, tiny_model, wait_for
+from tests.support.serving import PATIENCE_S, publish, wait_for
 from tests.support.supervised import Supervised
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -10,12 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from cli.main import main
-from tests.support.serving import Server, kites, played_worker, serving, settings_in, tiny_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
+from tests.support.serving import Server, kites, played_worker, serving, settings_in
 
 
 @pytest.fixture

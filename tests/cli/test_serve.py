@@ -16,14 +16,9 @@ from redis import Redis
 from codebook.store import CodebookStore
 from core.wire import HOPELESS
 from tests.support.redis_home import NO_MASTER, own_redis
-from tests.support.serving import PATIENCE_S, pixels, publish, texts, tiny_model, wait_for
+from tests.support.serving import PATIENCE_S, pixels, publish, texts, wait_for
 from tests.support.supervised import ROOT, Supervised
 from worker.main import STEP_BACK
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 def draw(http: httpx2.Client) -> bytes:

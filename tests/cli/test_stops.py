@@ -22,17 +22,12 @@ import psutil
 import pytest
 
 from core.wire import HOPELESS
-from tests.support.serving import PATIENCE_S, everything, raw, tiny_model, wait_for
+from tests.support.serving import PATIENCE_S, everything, raw, wait_for
 from tests.support.supervised import ROOT, Supervised
 
 EVENTS = {"Accept": "text/event-stream"}
 ACCEPTS: tuple[dict[str, str], ...] = ({}, {"Accept": "image/png"}, EVENTS)
 SOON_S = 12.0  # "in about a second", on a busy machine; a server that is killed takes longer
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 class SlowServer:

@@ -23,16 +23,11 @@ from records.image_log import ImageMemory, KeptImage
 from records.journal import Journal
 from tests.support.books import open_store
 from tests.support.scripted import ScriptedLoop, StillModel
-from tests.support.serving import PATIENCE_S, Server, publish, serving, settings_in, tiny_model, wait_for
+from tests.support.serving import PATIENCE_S, Server, publish, serving, settings_in, wait_for
 from tests.support.supervised import Supervised
 from worker.attempt import run
 
 Damage = Callable[[Path], object]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 def cut(path: Path) -> None:

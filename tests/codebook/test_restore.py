@@ -20,14 +20,9 @@ from records.journal import Journal
 from tests.support.books import FACTS, base_book, open_store, pixel_draft
 from tests.support.books import publish as publish_book
 from tests.support.scripted import ScriptedLoop, StillModel
-from tests.support.serving import Server, base_of, publish, serving, settings_in, texts, tiny_model, wait_for
+from tests.support.serving import Server, base_of, publish, serving, settings_in, texts, wait_for
 from tests.support.tiny import build_tiny
 from worker.attempt import run
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from app.server import check_exposure
 from core.errors import BadSetting
 from core.settings import Settings
 from tests.app.access.test_keys import CLOSED
-from tests.support.serving import Server, serving, settings_in, tiny_model
+from tests.support.serving import Server, serving, settings_in
 
 ROUTES = {  # what takes more than any key
     Scope.GENERATE: [
@@ -42,11 +42,6 @@ ROUTES = {  # what takes more than any key
 def entry(key: str, *scopes: str, name: str = "") -> str:
     digest = hashlib.sha256(key.encode()).hexdigest()
     return f'[[key]]\nname = "{name or key}"\nsha256 = "{digest}"\nscopes = {list(map(str, scopes))}\n'
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from codebook.store import CodebookStore
 from engine.registry import load_model
 from engine.runner.batch import RunningBatch
 from engine.runner.served import Served
-from tests.support.serving import Server, publish, serving, settings_in, tiny_model, wait_for
+from tests.support.serving import Server, publish, serving, settings_in, wait_for
 
 STATIC = Path(__file__).parents[3] / "app" / "console" / "static"
 CLOSED = [
@@ -70,11 +70,6 @@ OPERATORS_ALONE = {
     ("POST", "/flags/x/reject"),
 }
 OPEN = ["/", "/health/live", "/health/ready", "/docs", "/openapi.json"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

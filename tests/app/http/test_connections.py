@@ -19,16 +19,11 @@ from app.http import connections as protocol
 from app.http.connections import Protocol, configured
 from app.server import Server as StoppingServer
 from app.server import address, bound
-from tests.support.serving import PATIENCE_S, Server, everything, raw, serving, settings_in, tiny_model, wait_for
+from tests.support.serving import PATIENCE_S, Server, everything, raw, serving, settings_in, wait_for
 from tests.support.supervised import Supervised
 
 FEW = 4
 SOON_S = 20.0  # for an answer, on a busy machine
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,10 @@ from core.errors import BadInput, Busy, Conflict
 from engine.image_result import ImageResult
 from records import answers as module
 from records.answers import Answer, Answers
-from tests.support.serving import Server, serving, settings_in, tiny_model
+from tests.support.serving import Server, serving, settings_in
 
 KEY = {"Idempotency-Key": "a-key"}
 ANSWER = Answer(200, [("content-type", "text/plain")], b"done")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def server(model: Path, tmp_path: Path) -> Iterator[Server]:
-    with serving(settings_in(tmp_path, model)) as server:
-        yield server
 
 
 @pytest.fixture

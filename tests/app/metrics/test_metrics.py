@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,22 +15,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from core.errors import Busy
 from engine.registry import load_model
 from engine.runner.served import Served
-from tests.support.serving import Server, played_worker, serving, settings_in, tiny_model, wait_for
+from tests.support.serving import Server, played_worker, serving, settings_in, wait_for
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 PROMTOOL = shutil.which("promtool")
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def server(model: Path, tmp_path: Path) -> Iterator[Server]:
-    with serving(settings_in(tmp_path, model)) as server:
-        yield server
 
 
 def scraped(server: Server) -> Series:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from core.errors import Busy
 from engine.image_result import ImageResult
-from tests.support.serving import Server, serving, settings_in, texts, tiny_model
+from tests.support.serving import Server, serving, settings_in, texts
 
 PROMPT = "a red apple"
 Format = Literal["png", "webp", "jpeg"]
@@ -35,11 +35,6 @@ def closed_clients() -> Iterator[None]:
     for client in MADE:
         client.close()
     MADE.clear()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

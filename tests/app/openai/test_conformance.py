@@ -22,7 +22,7 @@ from app.openai.schemas import (
     PartialImageEvent,
     Usage,
 )
-from tests.support.serving import Server, serving, settings_in, tiny_model
+from tests.support.serving import Server, serving, settings_in
 
 OURS = {"seed", "guidance_scale", "temperature", "top_k"}
 NOT_OFFERED = {"complexity", "frame_count", "frame_duration_ms", "svg"}  # moving and vector images
@@ -42,11 +42,6 @@ CLIENTS: dict[str, dict[str, Any]] = {
     "Newelle": {"model": "gpt-image-1", "prompt": "a red apple", "size": "1024x1024", "output_format": "jpeg",
                 "moderation": "low"},
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
