@@ -24,7 +24,7 @@ from app.http.request_id import RequestId
 from app.http.root_path import WithoutRoot, WithRoot
 from app.metrics.collector import ServiceCollector
 from app.metrics.responses import ResponseCounter
-from app.metrics.tracing import TELEMETRY
+from app.metrics.tracing import telemetry
 from app.openai import routes as routes_openai
 from app.openai.errors import OpenAIErrors
 from app.queue import listen
@@ -39,6 +39,7 @@ from app.routes import metrics as routes_metrics
 from app.routes import policies as routes_policies
 from app.routes import traffic as routes_traffic
 from app.service import Load, Service
+from core.errors import BadSetting
 from core.settings import Settings
 from engine.registry import load_model
 from records.answers import Answers
@@ -60,7 +61,7 @@ def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
         version="1",
         lifespan=_lifespan,
         responses=dict(problems.RESPONSES),
-        telemetry=TELEMETRY,
+        telemetry=telemetry(settings.root_path),
     )
     app.state.service = service = Service(settings, load)
     service.counts.registry.register(ServiceCollector(service))
@@ -90,7 +91,17 @@ def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
         routes_metrics,
     ):
         app.include_router(routes.router)
+    _check_prefix(app, settings.root_path)
     return app
+
+
+def _check_prefix(app: FastAPI, root: str) -> None:
+    """Raise BadSetting for a prefix that a path of the API begins with: whether it was cut off could not be said."""
+    if not root:
+        return
+    begins = sorted({path.split("/")[1] for path in (*app.openapi()["paths"], "/console", "/docs", "/openapi.json")})
+    if root.split("/")[1] in begins:
+        raise BadSetting("SAFECB_ROOT_PATH", root, f"a prefix whose first part is none of {', '.join(begins)}")
 
 
 @asynccontextmanager

@@ -54,23 +54,27 @@ def new_version(parent: Path, version: str) -> Iterator[Path]:
 
 
 def write_version(
-    folder: Path, manifest: Manifest, tensors: bytes, report: Mapping[str, Any], images: Mapping[str, bytes]
+    folder: Path,
+    manifest: Manifest,
+    tensors: bytes,
+    report: Mapping[str, Any],
+    images: Mapping[str, bytes],
+    signatures: Signatures,
 ) -> None:
     """Fill the empty `folder`; every file is synced on return. `tensors` are safetensors bytes."""
     write_file(folder / "codebook.safetensors", tensors)
     write_file(folder / "report.json", to_json("report", report, indent=2))
     for name, image in images.items():
         write_file(folder / name, image)
-    write_file(folder / "manifest.json", encode(manifest))
+    data = encode(manifest)
+    if (signature := signatures.sign(data)) is not None:
+        write_file(folder / SIGNATURE, signature)
+    write_file(folder / "manifest.json", data)
 
 
 def read_manifest(folder: Path, version: str) -> Manifest:
     """Return the manifest in `folder`. Raises BadCodebook (manifest) if it is missing or damaged."""
-    try:
-        data = read_file(folder / "manifest.json")
-    except OSError as error:
-        raise BadCodebook(version, "manifest", f"manifest.json cannot be read: {error.strerror}") from None
-    return Manifest.parse(version, data)
+    return Manifest.parse(version, _manifest_bytes(folder, version))
 
 
 def sound_manifests(parent: Path, versions: Sequence[str]) -> Iterator[Manifest]:
@@ -93,11 +97,26 @@ def read_version(
     Raises BadCodebook whose `check` is one of manifest, signature, family, model_hash, file, sha256, tensors, dtype,
     shape, finite, zero_rows, tables, content: the first that fails, in this order of groups.
     """
-    manifest = read_manifest(folder, version)
+    data = _manifest_bytes(folder, version)  # read once: what is parsed is what is signed
+    manifest = Manifest.parse(version, data)
     if own is None or not signatures.are_checked:
-        signatures.check(version, *_signed(folder, version))
+        signatures.check(version, data, _signature(folder, version))
     elif manifest.content_hash != codebook_hash(own):
         raise BadCodebook(version, "signature", "it is not the model's own codebook")
+    return _checked(folder, manifest, identity)
+
+
+def sign_version(folder: Path, version: str, identity: Identity, signatures: Signatures) -> None:
+    """Sign the version in `folder` after every other check; nothing without a key. Raises as read_version."""
+    data = _manifest_bytes(folder, version)
+    _checked(folder, Manifest.parse(version, data), identity)
+    if (signature := signatures.sign(data)) is not None:
+        replace_file(folder / SIGNATURE, signature)
+
+
+def _checked(folder: Path, manifest: Manifest, identity: Identity) -> Codebook:
+    """Return the codebook in `folder` that a manifest describes, after every check of its tensors."""
+    version = manifest.version
     identity.check(version, manifest.family, manifest.model_hash)
     tensors = _read_tensors(folder, manifest)
     check(version, identity, tensors)
@@ -106,12 +125,6 @@ def read_version(
     if codebook_hash(codebook) != manifest.content_hash:
         raise BadCodebook(version, "content", "the tensors are not those of the manifest")
     return codebook
-
-
-def sign_manifest(folder: Path, signatures: Signatures) -> None:
-    """Write the signature of the manifest in `folder`, atomically; nothing without a key."""
-    if (signature := signatures.sign(read_file(folder / "manifest.json"))) is not None:
-        replace_file(folder / SIGNATURE, signature)
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -144,11 +157,19 @@ def check_images(images: Mapping[str, bytes]) -> None:
             raise BadInput("images", name, "letters, digits, - and _, then .png")
 
 
-def _signed(folder: Path, version: str) -> tuple[bytes, bytes | None]:
-    """Return the bytes of the manifest in `folder` and its signature, if there is one."""
-    path = folder / SIGNATURE
+def _manifest_bytes(folder: Path, version: str) -> bytes:
     try:
-        return read_file(folder / "manifest.json"), read_file(path) if path.exists() else None
+        return read_file(folder / "manifest.json")
+    except OSError as error:
+        raise BadCodebook(version, "manifest", f"manifest.json cannot be read: {error.strerror}") from None
+
+
+def _signature(folder: Path, version: str) -> bytes | None:
+    """Return the signature in `folder`, if there is one."""
+    try:
+        return read_file(folder / SIGNATURE)
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise BadCodebook(version, "signature", f"{SIGNATURE} cannot be read: {error.strerror}") from None
 

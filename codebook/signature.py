@@ -54,6 +54,12 @@ class Signatures:
         """Whether versions must be signed."""
         return bool(self._public)
 
+    def check_signing(self) -> None:
+        """Raise BadSetting if versions must be signed and there is no key to sign them with."""
+        if self._public and self._signing is None:
+            allowed = "the key of new versions, which SAFECB_PUBLIC_KEYS asks for"
+            raise BadSetting("SAFECB_SIGNING_KEY", None, allowed)
+
     def sign(self, manifest: bytes) -> bytes | None:
         """Return the signature [64 bytes] of a manifest's file; None without a key."""
         return None if self._signing is None else self._signing.sign(manifest)

@@ -33,7 +33,7 @@ from codebook.folder import (
     read_manifest,
     read_report,
     read_version,
-    sign_manifest,
+    sign_version,
     sound_manifests,
     write_version,
 )
@@ -137,9 +137,7 @@ class CodebookStore:
     def sign(self, version: str) -> None:
         """Sign a version that was published without a key, after every other check. Raises as `load`."""
         with self._writing() as identity:
-            folder = self._folder(version)
-            read_version(folder, version, identity)
-            sign_manifest(folder, self._signatures)
+            sign_version(self._folder(version), version, identity, self._signatures)
 
     def report(self, version: str) -> dict[str, Any]:
         """Return the report of a version (of v0: the model's facts). Raises NotFound."""
@@ -225,8 +223,11 @@ class CodebookStore:
 
     def audit(self) -> list[dict[str, Any]]:
         """Return every activation, oldest first, as JSON. Raises BadCodebook (audit) for a damaged log."""
-        with self._writing():
-            return [asdict(record) for record in self._pointer.audit()]
+        return [asdict(record) for record in self._pointer.audit()]
+
+    def check_signing(self) -> None:
+        """Raise BadSetting if this process could publish no version that it would load."""
+        self._signatures.check_signing()
 
     def _identity(self) -> Identity:
         identity = self._identity_file.read()
@@ -284,8 +285,7 @@ class CodebookStore:
         data = safetensors.torch.save(tensors)
         manifest = Manifest.describe(codebook, tensors, data, base.pixel, **origin)
         with new_version(self._versions, version) as hidden:
-            write_version(hidden, manifest, data, report, images)
-            sign_manifest(hidden, self._signatures)
+            write_version(hidden, manifest, data, report, images, self._signatures)
             read_version(hidden, version, identity, self._signatures, codebook if version == BASE else None)
             # Before the version becomes visible: it may then be deleted, and a crash may come in between.
             self._numbers.note(number_of(version))

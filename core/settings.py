@@ -87,7 +87,7 @@ class Settings:
     drain_s: seconds in which a server that shuts down finishes the accepted requests.
     log: form of the log, "text" or "json".
     trusted_proxies: addresses and networks whose X-Forwarded-For and X-Forwarded-Proto are believed.
-    root_path: prefix of all paths behind a proxy, such as "/images"; "" for none.
+    root_path: prefix of all paths behind a proxy, such as "/pictures"; "" for none.
     server, server_key: URL and key of the server that the command line calls; None for that of the same settings.
     openai_aliases: whether /v1 takes OpenAI's model names for the served model.
     openai_strict: whether /v1 refuses sizes, qualities and styles that the model cannot vary.
@@ -222,7 +222,7 @@ def _server(values: Mapping[str, str]) -> str | None:
 
 
 def _root_path(values: Mapping[str, str]) -> str:
-    allowed = 'a path such as "/images", without a slash at its end'
+    allowed = 'a path such as "/pictures", without a slash at its end'
     return _matching(values, "SAFECB_ROOT_PATH", _ROOT_PATH, allowed) if values["SAFECB_ROOT_PATH"] else ""
 
 

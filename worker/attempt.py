@@ -91,6 +91,7 @@ def _rounds(
     model = load(settings)
     store = CodebookStore.of(settings)
     store.initialise(model.base_codebook(), model.facts.shown())
+    store.check_signing()
     folder = journal.path(record.id)
     start = parent = _start(store, folder)
     flagged = _flagged(Flags(settings.home / "flags.db", settings.keep_hours), record.id, folder)

@@ -28,21 +28,22 @@ class Rates:
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._shared = None if redis_url is None else SharedWindows(redis_url)
 
-    async def take(self, holder: Holder, images: int) -> dict[str, str]:
+    async def take(self, holder: Holder, images: int, field: str = "n") -> dict[str, str]:
         """Count images against the rate of a key, and return the headers that say what is left; none without a rate.
 
         The headers are those of the IETF's draft-ietf-httpapi-ratelimit-headers-10, and those that OpenAI's clients
-        know. Raises Busy where the rate is used up, BadInput where the key may never draw so many together.
+        know. Raises Busy where the rate is used up, BadInput, naming `field`, where the key may never draw so many
+        together.
         """
         if holder.queue is not None and images > holder.queue:
-            raise BadInput("n", images, f"at most {holder.queue}: no more of the key {holder.name!r} may wait")
+            raise BadInput(field, images, f"at most {holder.queue}: no more of the key {holder.name!r} may wait")
         name, rate = holder.name, holder.rate
         if rate is None:
             return {}
         limit = parse(rate)
         if images > limit.amount:
-            raise BadInput("n", images, f"at most {limit.amount}: the key {name!r} may draw {rate}")
-        window = await run_in_threadpool(self._window, limit, name, images)
+            raise BadInput(field, images, f"at most {limit.amount}: the key {name!r} may draw {rate}")
+        window, limit = await run_in_threadpool(self._window, limit, name, images)
         wait = max(1, math.ceil(window.reset - time.time()))
         if not window.passes:
             raise Busy(f"the key {name!r} may draw {rate} images; {window.left} are left", wait)
@@ -59,10 +60,12 @@ class Rates:
         if self._shared is not None:
             self._shared.close()
 
-    def _window(self, limit: RateLimitItem, name: str, images: int) -> Window:
+    def _window(self, limit: RateLimitItem, name: str, images: int) -> tuple[Window, RateLimitItem]:
+        """A hit, and the limit that it was counted against: while Redis is away this server's share."""
         if self._shared is None:
-            return hit(self._own, limit, name, images)
+            return hit(self._own, limit, name, images), limit
         if (shared := self._shared.hit(limit, name, images)) is not None:
-            return shared
-        share = max(1, limit.amount // self._shared.servers)
-        return hit(self._own, type(limit)(share, limit.multiples), name, images)
+            return shared, limit
+        share = type(limit)(max(1, limit.amount // self._shared.servers), limit.multiples)
+        # A call of more images than a share takes the whole of it, or it would never pass.
+        return hit(self._own, share, name, min(images, share.amount)), share

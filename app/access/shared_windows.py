@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -22,9 +23,10 @@ log = logging.getLogger(__name__)
 
 PREFIX = "rq:safecb:rates"  # below rq:, for a Redis user who may write the queue's keys alone
 SERVERS = f"{PREFIX}:servers"
-PATIENCE_S = 0.25  # how long a call may wait for Redis
+PATIENCE_S = 0.25  # how long each of the two answers that a call needs may take
+SEE_EVERY_S = 5.0
 AWAY_S = 5.0  # after which a Redis that did not answer is tried again
-SEEN_S = 60  # for which a server counts after its last call with a rate
+SEEN_S = 60  # for which a server counts after it was last noted
 
 
 class Window(NamedTuple):
@@ -42,7 +44,7 @@ def hit(limiter: SlidingWindowCounterRateLimiter, limit: RateLimitItem, name: st
 
 
 class SharedWindows:
-    """The windows in the Redis at `url`. Thread-safe; blocks for PATIENCE_S at most.
+    """The windows in the Redis at `url`. Thread-safe; blocks for about twice PATIENCE_S.
 
     servers: how many servers have counted here lately, this one included.
     """
@@ -52,36 +54,53 @@ class SharedWindows:
             url, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S, retry=Retry(NoBackoff(), 0)
         )
         self._limiter: SlidingWindowCounterRateLimiter | None = None
-        self._me, self._clock, self._away_until = uuid4().hex, clock, float("-inf")
+        self._me, self._clock = uuid4().hex, clock
+        self._away_until = self._seen_until = float("-inf")
+        self._is_away = False
         self.servers = 1
 
     def hit(self, limit: RateLimitItem, name: str, images: int) -> Window | None:
         """Count images against a limit; None while Redis is away."""
-        if self._clock() < self._away_until:
+        began = self._clock()
+        if began < self._away_until:
             return None
         try:
             if self._limiter is None:  # its scripts are registered over a connection
                 storage = RedisStorage("redis://", connection_pool=self._pool, key_prefix=PREFIX)
                 self._limiter = SlidingWindowCounterRateLimiter(storage)
             window = hit(self._limiter, limit, name, images)
-            self.servers = self._seen()
         except RedisError as error:
-            log.warning("each server counts rates by itself for %g s: %s", AWAY_S, error)
-            self._away_until = self._clock() + AWAY_S
+            self._leave(str(error))
             return None
+        if self._clock() - began > PATIENCE_S:  # this call has waited, the next ones need not
+            self._leave("it is slow")
+        elif self._is_away:
+            self._is_away = False
+            log.warning("servers count rates together again")
+        self._see()
         return window
+
+    def _leave(self, reason: str) -> None:
+        """Do without Redis for a while; said when it begins."""
+        self._away_until = self._clock() + AWAY_S
+        if not self._is_away:
+            self._is_away = True
+            log.warning("each server counts rates by itself while Redis is away: %s", reason)
 
     def close(self) -> None:
         """Close the connections."""
         self._pool.disconnect()
 
-    def _seen(self) -> int:
-        """Note this server, and return how many are noted; times are Redis' own."""
-        with Redis(connection_pool=self._pool) as redis:
+    def _see(self) -> None:
+        """Note this server and count those that are noted, once in SEE_EVERY_S; times are Redis' own."""
+        if self._clock() < self._seen_until:
+            return
+        self._seen_until = self._clock() + SEE_EVERY_S
+        with suppress(RedisError), Redis(connection_pool=self._pool) as redis:
             now = redis.time()[0]
             with redis.pipeline(transaction=False) as pipeline:
                 pipeline.zadd(SERVERS, {self._me: now})
                 pipeline.zremrangebyscore(SERVERS, "-inf", now - SEEN_S)
                 pipeline.zcard(SERVERS)
                 pipeline.expire(SERVERS, SEEN_S)
-                return int(pipeline.execute()[2])
+                self.servers = int(pipeline.execute()[2])

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class WithoutRoot:
-    """Middleware: a path loses the prefix, if it has it. root: "/images", or "" for none."""
+    """Middleware: a path loses the prefix, if it has it. root: "/pictures", or "" for none."""
 
     def __init__(self, app: ASGIApp, root: str) -> None:
         self._app, self._root = app, root

@@ -13,11 +13,13 @@ from fastapi.telemetry import TelemetryConfig
 PROBES = ("/health/", "/metrics", "/console/")
 
 
-def is_probe(scope: MutableMapping[str, Any]) -> bool:
-    """Whether a request is a probe, a scrape or a file of the console: many, and nobody's question."""
-    path: str = scope["path"]
-    return path.startswith(PROBES)
+def telemetry(root_path: str) -> TelemetryConfig:
+    """Return FastAPI's configuration for a server with this path prefix."""
 
+    def is_probe(scope: MutableMapping[str, Any]) -> bool:
+        """Whether a request is a probe, a scrape or a file of the console: many, and nobody's question."""
+        path: str = scope["path"]
+        return path.removeprefix(root_path).startswith(PROBES)
 
-# Records of exceptions stay off: their texts may hold what a caller wrote.
-TELEMETRY = TelemetryConfig(auto_configure=True, logs=False, exclude=is_probe)
+    # Records of exceptions stay off: their texts may hold what a caller wrote.
+    return TelemetryConfig(auto_configure=True, logs=False, exclude=is_probe)

@@ -126,7 +126,7 @@ async def compare(body: CompareRequest, request: Request, service: ServiceOf, ca
     for version, field in versions:
         check_version(service, caller, version, field)
     facts = service.engine.facts
-    await service.rates.take(caller.holder, len(versions))
+    await service.rates.take(caller.holder, len(versions), "versions")
     sampling = facts.sampling(chosen_seed(body.seed))
     left, right = await while_connected(request, draw(service, caller, body.prompt, versions, sampling))
     return await run_in_threadpool(compared, id_of(request), facts.title, left, right)

@@ -78,7 +78,8 @@ def store(settings: Settings) -> str:
     active, versions = own.active().version, own.versions()
     for manifest in versions:
         own.load(manifest.version)
-    return f"{len(versions)} versions, all sound; {active} is active"
+    unseen = "; v0 is compared with the model at the start" if settings.public_keys is not None else ""
+    return f"{len(versions)} versions, all sound; {active} is active{unseen}"
 
 
 def redis(settings: Settings) -> str:

@@ -79,6 +79,26 @@ def test_a_forged_version_is_refused(root: Path, keys: tuple[Path, Path], tmp_pa
     assert CodebookStore(root).load("v1").version == "v1"
 
 
+def test_what_is_parsed_is_what_is_signed(root: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest that changes between two reads: one read must do."""
+    reads = list[str]()
+
+    def counted(path: Path) -> bytes:
+        reads.append(path.name)
+        return path.read_bytes()
+
+    monkeypatch.setattr("codebook.folder.read_file", counted)
+    CodebookStore(root, signatures(public=keys[1])).load("v1")
+    assert reads.count("manifest.json") == 1
+
+
+def test_a_process_that_could_publish_nothing_says_so_before_a_job(root: Path, keys: tuple[Path, Path]) -> None:
+    CodebookStore(root, signatures(*keys)).check_signing()
+    CodebookStore(root).check_signing()
+    with pytest.raises(BadSetting, match=r"SAFECB_SIGNING_KEY.*SAFECB_PUBLIC_KEYS asks for"):
+        CodebookStore(root, signatures(public=keys[1])).check_signing()
+
+
 def test_an_old_version_is_signed_after_all_other_checks(root: Path, keys: tuple[Path, Path]) -> None:
     signing, checking = CodebookStore(root, signatures(*keys)), CodebookStore(root, signatures(public=keys[1]))
     signing.sign("v2")

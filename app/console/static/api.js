@@ -9,9 +9,11 @@ export async function call(method, path, body) {
   const sent = { method, headers: headers({ accept: 'application/json', ...kinds }) }
   const answer = await fetch(path.slice(1), body === undefined ? sent : { ...sent, body: JSON.stringify(body) })
   const content = await answer.json()
-  if (!answer.ok && path !== '/health/ready') throw new Error(content.detail || content.title)
+  if (!answer.ok && path !== '/health/ready') throw Object.assign(new Error(content.detail || content.title), { status: answer.status })
   return content
 }
+
+export const isClosed = error => error.status === 401 || error.status === 403
 
 // A file as a URL of this page: a link of its own would come without the key.
 export async function file(path, accept) {

@@ -1,6 +1,6 @@
 // The newest activations: what became active, when, and by whose key or job.
 
-import { at, call, element, show } from './api.js'
+import { at, call, element, isClosed, show } from './api.js'
 
 const SHOWN = 12
 let last = -1
@@ -15,7 +15,10 @@ export async function showAudit(epoch) {
     show('audit', moves, all => [element('table', {}, element('thead', {}, row('th', ['epoch', 'move', 'version', 'by', 'when'])),
       element('tbody', {}, ...all.map(move => row('td', [move.epoch, move.move, `${move.previous || '–'} → ${move.version}`,
         move.moved_by, new Date(move.moved_at).toLocaleString()]))))])
-  } catch { at('audits').hidden = true }
+  } catch (error) {
+    at('audits').hidden = true
+    if (isClosed(error)) last = epoch // not asked for again before the next activation, or another key
+  }
 }
 export const forgetAudit = () => { last = -1 }
 

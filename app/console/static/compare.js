@@ -5,11 +5,17 @@ import { bind, keep, stated } from './state.js'
 
 const { left, right } = at('compare').elements
 const chosen = () => [left.value, right.value]
+const older = {} // manifests by version; null for one that is not there
 let books = [], listed = ''
 
-export function showChoices(versions, active) {
-  books = versions
-  const names = versions.map(book => book.version)
+const manifest = async version => { try { return await call('GET', '/codebooks/' + version) } catch { return null } }
+
+// The newest versions, and of the older ones v0, the active one and those of the address.
+export async function showChoices(versions, active) {
+  const shown = versions.map(book => book.version), wished = ['v0', active, stated('left'), stated('right')]
+  for (const version of new Set(wished)) if (version && !shown.includes(version)) older[version] ??= await manifest(version)
+  books = [...Object.values(older).filter(book => book && !shown.includes(book.version)), ...versions]
+  const names = books.map(book => book.version)
   if (names.join() !== listed) {
     listed = names.join()
     for (const [field, usual] of [[left, 'v0'], [right, active]]) {

@@ -5,29 +5,43 @@ import { forgetAudit, showAudit } from './audit.js'
 import { showChoices } from './compare.js'
 import './draw.js'
 import { choices, forget, isExplained, showJob } from './job.js'
-import { showReviews } from './review.js'
+import { forgetReviews, showReviews } from './review.js'
 import { badge, showService, unready } from './service.js'
 import { limit, showVersions } from './versions.js'
 
 at('key').value = sessionStorage.getItem('key') || ''
-at('key').onchange = () => { sessionStorage.setItem('key', at('key').value); forget(); forgetAudit(); refresh() }
+at('key').onchange = () => {
+  sessionStorage.setItem('key', at('key').value)
+  for (const panel of [forget, forgetAudit, forgetReviews]) panel()
+  refresh()
+}
 
+let isRefreshing = false, again = false
 async function refresh() {
-  try {
-    const ready = await call('GET', '/health/ready')
-    at('state').textContent = ready.status === 'ready' ? ready.model : 'not ready'
-    if (ready.status !== 'ready') return unready(ready.reason)
-    const { active, versions } = await call('GET', `/codebooks?limit=${limit()}`)
-    badge(active.version)
-    showVersions(versions)
-    showChoices(versions, active.version)
-    await showService(ready, active)
-    await showAudit(active.epoch)
-    if (!isExplained()) await choices()
-    await showReviews()
-    const [latest] = await call('GET', '/jobs?limit=1')
-    if (latest) showJob(latest)
-  } catch (error) { at('state').textContent = error.message }
+  again = isRefreshing
+  if (isRefreshing) return
+  isRefreshing = true
+  try { await draw() } catch (error) { at('state').textContent = error.message } finally { isRefreshing = false }
+  if (again) refresh()
+}
+
+async function draw() {
+  const ready = await call('GET', '/health/ready')
+  at('state').textContent = ready.status === 'ready' ? ready.model : 'not ready'
+  if (ready.status !== 'ready') return unready(ready.reason)
+  const { active, versions } = await call('GET', `/codebooks?limit=${limit()}`)
+  badge(active.version)
+  showVersions(versions)
+  // A panel that fails takes no other with it.
+  const panels = [showChoices(versions, active.version), showService(ready, active), showAudit(active.epoch), showReviews(), showLatest()]
+  const failed = (await Promise.allSettled(panels)).find(panel => panel.status === 'rejected')
+  if (failed) throw failed.reason
+}
+
+async function showLatest() {
+  if (!isExplained()) await choices()
+  const [latest] = await call('GET', '/jobs?limit=1')
+  if (latest) showJob(latest)
 }
 
 refresh()

@@ -5,24 +5,29 @@ import { at, call, element, show } from './api.js'
 const local = time => new Date(time).toLocaleString()
 
 export async function showService(ready, active) {
-  const traffic = await call('GET', '/traffic')
+  let traffic = null
+  try { traffic = await call('GET', '/traffic') } catch { /* its row says so; the others have what matters then */ }
   show('service', rows(ready, active, traffic), all => all.flatMap(([name, words, bad]) =>
     [element('dt', {}, name), element('dd', { className: bad ? 'bad' : '' }, words)]))
 }
 
 function rows(ready, active, traffic) {
-  const windows = traffic.windows.map(share => `${(100 * share).toFixed(1)} %`).join(', ')
   const silent = ready.worker.state === 'silent'
   return [
     ['Serves', `${active.version} since ${local(active.moved_at)}, by ${active.moved_by} (epoch ${active.epoch})`, ready.refused],
     ...(ready.refused ? [['Refused', ready.refused, true]] : []),
     ['Images', `${ready.images.waiting} waiting, ${ready.images.drawing} drawing`],
-    ['Judged unsafe', `${windows || 'no full window yet'} of ${traffic.window} images each; ${traffic.rest} since`, traffic.alert],
+    ['Judged unsafe', traffic ? shares(traffic) : 'cannot be read now', !traffic || traffic.alert],
     ...(ready.bad_numbers ? [['Refused images', `${ready.bad_numbers}, for NaN or infinity`, true]] : []),
     ['Redis', ready.redis_reason ? `${ready.redis}: ${ready.redis_reason}` : ready.redis, ready.redis_reason],
     ['Worker', silent ? `not heard of since ${local(ready.worker.since)}` : ready.worker.state, silent],
     ...Object.entries(ready.storage).filter(([, state]) => state !== 'ok').map(([place, state]) => [place, state, true]),
   ]
+}
+
+function shares(traffic) {
+  const windows = traffic.windows.map(share => `${(100 * share).toFixed(1)} %`).join(', ')
+  return `${windows || 'no full window yet'} of ${traffic.window} images each; ${traffic.rest} since`
 }
 
 export const unready = reason => show('service', reason, words => [element('dt', {}, 'Not ready'), element('dd', { className: 'bad' }, words)])

@@ -5,13 +5,13 @@ import { facts, gates, mark } from './gates.js'
 
 at('rollback').onclick = doing(() => call('POST', '/codebooks/rollback', {}), 'books-message')
 
-const PAGE = 20
+const PAGE = 20, MOST = 1000 // of one answer
 let most = PAGE
 export const limit = () => most
-at('older').onclick = doing(() => { most += PAGE })
+at('older').onclick = doing(() => { most = Math.min(most + PAGE, MOST) })
 
 export function showVersions(versions) {
-  at('older').hidden = versions.length < most
+  at('older').hidden = versions.length < most || most === MOST
   show('versions', versions.toReversed(), all => all.map(version))
 }
 

@@ -12,7 +12,9 @@ import httpx2
 import openai
 import pytest
 
+from app.factory import create_app
 from app.server import bound
+from core.errors import BadSetting
 from tests.support.serving import PATIENCE_S, Server, serving, settings_in, tiny_model, wait_for
 
 ROOT = "/pictures"
@@ -43,6 +45,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(settings_in(folder / "home", tiny_model(folder / "model"), **own), ready=False) as server:
         wait_for("the server is ready", lambda: server.http.get(f"{ROOT}/health/ready").status_code == 200)
         yield server
+
+
+@pytest.mark.parametrize("root", ["/images", "/v1", "/console/x", "/metrics"])
+def test_a_prefix_that_a_path_begins_with_is_refused_at_start(root: str, tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match=r"SAFECB_ROOT_PATH.*none of codebooks, console"):
+        create_app(settings_in(tmp_path, tmp_path, SAFECB_ROOT_PATH=root))
 
 
 @pytest.mark.parametrize("prefix", ["", ROOT])
