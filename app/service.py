@@ -51,7 +51,7 @@ class Service:
     def __init__(self, settings: Settings, load: Load) -> None:
         self.settings = settings
         self.store = CodebookStore.of(settings)
-        self.live = LiveCodebooks(self.store)
+        self.live = LiveCodebooks(self.store, stale_limit=settings.stale_limit)
         self.journal = Journal(settings.home / "jobs")
         self.queue = ImproveQueue(settings.redis_url)
         self.images = ImageMemory(settings.home / "images.db", settings.keep_images, settings.keep_hours)

@@ -6,8 +6,9 @@ Knows the store and threads. Knows nothing of models, requests or hints.
 from __future__ import annotations
 
 import shlex
+import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
@@ -33,10 +34,19 @@ class LiveCodebooks:
     first `start` or `refresh`.
     """
 
-    def __init__(self, store: CodebookStore, slots: int = 16) -> None:
+    def __init__(
+        self,
+        store: CodebookStore,
+        slots: int = 16,
+        stale_limit: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """stale_limit: seconds of staleness beyond which nothing is leased. clock: seconds."""
         if slots < 2:
             raise BadInput("slots", slots, "at least 2: the active version and the next")
         self._store, self._capacity = store, slots
+        self._stale_limit, self._clock = stale_limit, clock
+        self._followed_at = clock()  # when the store was last followed without an error
         self._slots: OrderedDict[tuple[str, str], _Slot] = OrderedDict()  # least recently leased first
         self._active: tuple[ActiveRecord, _Slot] | None = None
         self._last_error: str | None = None
@@ -59,6 +69,19 @@ class LiveCodebooks:
         """Reason why the last `refresh` kept the old version; None if it did not."""
         with self._lock:
             return self._last_error
+
+    @property
+    def stale_s(self) -> float:
+        """Seconds since this server last knew, and could draw under, what is active in the store."""
+        return max(0.0, self._clock() - self._followed_at)
+
+    def check_fresh(self) -> None:
+        """Raise Unavailable beyond the limit of staleness, if there is one: others may draw under another version."""
+        if self._stale_limit is not None and (stale := self.stale_s) > self._stale_limit:
+            reason = self.last_error or "it does not answer"
+            raise Unavailable(
+                f"the store was last followed {stale:.0f} s ago, and {self._stale_limit:g} are allowed: {reason}", 2.0
+            )
 
     def resident(self) -> list[str]:
         """Return the names of the versions in memory, least recently leased first."""
@@ -103,6 +126,8 @@ class LiveCodebooks:
                 moved, error = False, str(reason)
         with self._lock:
             self._last_error = error
+            if error is None:
+                self._followed_at = self._clock()
         return moved
 
     def activate(self, version: str, *, by: str, expected_epoch: int | None = None) -> Moved:
@@ -121,8 +146,9 @@ class LiveCodebooks:
 
         The active one is resolved once, on entry, without reading the disk. A version by name is read from the store
         unless it is resident. Raises NotFound, BadCodebook as CodebookStore.load, and Unavailable if all slots are
-        leased or none is active.
+        leased or none is active, and as `check_fresh`.
         """
+        self.check_fresh()
         slot = self._take_active() if version == ACTIVE else self._take(version)
         try:
             yield slot.codebook

@@ -34,6 +34,7 @@ _DEFAULTS = {
     "SAFECB_API_KEYS": _UNSET,  # no authentication
     "SAFECB_OPERATOR_KEYS": _UNSET,  # every caller is an operator
     "SAFECB_VERSION_CHOICE": "operators",
+    "SAFECB_STALE_LIMIT": _UNSET,  # a server that cannot follow the store goes on
     "SAFECB_KEEP_IMAGES": "2000",
     "SAFECB_KEEP_HOURS": "24",
     "SAFECB_DRAIN_S": "30",
@@ -56,6 +57,7 @@ _CHOICE = re.compile(r"operators|everyone")
 _URL = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
 # Of a service: its host, its ports by name, and each port's address by number.
 _LINK = re.compile(r"SAFECB_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+_LIMIT = re.compile(r"[1-9][0-9]{0,3}")
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _LOG = re.compile(r"text|json")
 _SWITCH = re.compile(r"on|off")
@@ -83,6 +85,7 @@ class Settings:
     api_keys: keys of the callers; empty disables authentication.
     operator_keys: keys for improve jobs, activation and review of flags; empty makes every caller an operator.
     version_choice: who may name a version other than the active one: "operators" or EVERYONE.
+    stale_limit: seconds without following the store after which a server draws nothing; None: it goes on.
     keep_images, keep_hours: size and age limit of the image log, from which images can be flagged; 0 images: no log.
     drain_s: seconds in which a server that shuts down finishes the accepted requests.
     log: form of the log, "text" or "json".
@@ -110,6 +113,7 @@ class Settings:
     api_keys: tuple[str, ...] = field(repr=False)
     operator_keys: tuple[str, ...] = field(repr=False)
     version_choice: str
+    stale_limit: int | None
     keep_images: int
     keep_hours: int
     drain_s: int
@@ -128,14 +132,7 @@ class Settings:
         Raises BadSetting, naming the variable, its value (secrets masked) and what is allowed, for an unknown SAFECB_
         variable, an empty value, or a value that is not allowed.
         """
-        own = {key: value for key, value in environ.items() if key.startswith("SAFECB_")}
-        present = {key: value for key, value in own.items() if not _is_link(key, value)}
-        for key, value in present.items():
-            if key not in _DEFAULTS:
-                raise BadSetting(key, "<hidden>", f"no such variable, but one of {', '.join(_DEFAULTS)}")
-            if not value.strip():
-                raise BadSetting(key, value, "a value; leave the variable unset for its default")
-        values = _DEFAULTS | present
+        values = _DEFAULTS | _present(environ)
         home = _folder(values, "SAFECB_HOME")
         redis_url = values["SAFECB_REDIS_URL"] and check_redis_url("SAFECB_REDIS_URL", values["SAFECB_REDIS_URL"])
         return cls(
@@ -156,6 +153,7 @@ class Settings:
             api_keys=_keys(values, "SAFECB_API_KEYS"),
             operator_keys=_keys(values, "SAFECB_OPERATOR_KEYS"),
             version_choice=_matching(values, "SAFECB_VERSION_CHOICE", _CHOICE, "operators or everyone"),
+            stale_limit=_stale_limit(values),
             keep_images=int(_matching(values, "SAFECB_KEEP_IMAGES", _WHOLE, "a whole number up to 9999999")),
             keep_hours=int(_matching(values, "SAFECB_KEEP_HOURS", _WHOLE, "a whole number of hours up to 9999999")),
             drain_s=int(_matching(values, "SAFECB_DRAIN_S", _SECONDS, "a whole number of seconds up to 9999")),
@@ -179,6 +177,18 @@ class Settings:
             if path.is_relative_to(folder):
                 return str(setting / path.relative_to(folder))
         return path.name
+
+
+def _present(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables of ours that are set."""
+    own = {key: value for key, value in environ.items() if key.startswith("SAFECB_")}
+    present = {key: value for key, value in own.items() if not _is_link(key, value)}
+    for key, value in present.items():
+        if key not in _DEFAULTS:
+            raise BadSetting(key, "<hidden>", f"no such variable, but one of {', '.join(_DEFAULTS)}")
+        if not value.strip():
+            raise BadSetting(key, value, "a value; leave the variable unset for its default")
+    return present
 
 
 def _is_link(key: str, value: str) -> bool:
@@ -219,6 +229,11 @@ def _networks(values: Mapping[str, str], key: str) -> tuple[str, ...]:
 def _server(values: Mapping[str, str]) -> str | None:
     allowed = "http:// or https:// and an address"
     return _matching(values, "SAFECB_SERVER", _URL, allowed) if values["SAFECB_SERVER"] else None
+
+
+def _stale_limit(values: Mapping[str, str]) -> int | None:
+    allowed = "a whole number of seconds from 1 to 9999"
+    return int(_matching(values, "SAFECB_STALE_LIMIT", _LIMIT, allowed)) if values["SAFECB_STALE_LIMIT"] else None
 
 
 def _root_path(values: Mapping[str, str]) -> str:

@@ -65,6 +65,8 @@ class ServiceCollector:
         yield CounterMetricFamily(
             "safecb_codebook_moves", "Moves of the active alias that this server follows.", active.epoch
         )
+        stale = self._service.live.stale_s
+        yield _gauge("safecb_codebook_stale_seconds", "Seconds since the store was last followed.", stale)
         refused = self._service.live.last_error is not None
         yield _gauge("safecb_codebook_refused", "Whether the store's active version cannot be drawn.", float(refused))
 

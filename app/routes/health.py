@@ -36,6 +36,7 @@ def ready(service: ServiceOf, response: Response) -> dict[str, Any]:
     queue = service.queue.state.report()
     try:
         engine, (active, content_hash) = service.engine, service.live.following()
+        service.live.check_fresh()
         load = engine.scheduler.load()
     except SafeCBError as error:
         response.status_code = 503
@@ -47,6 +48,7 @@ def ready(service: ServiceOf, response: Response) -> dict[str, Any]:
         "codebook_hash": content_hash,
         "epoch": active.epoch,
         "refused": service.live.last_error,
+        "stale_s": round(service.live.stale_s, 1),
         "bad_numbers": service.traffic.bad_numbers(active.version),
         "storage": service.storage.states,
         "images": {"waiting": load.waiting, "drawing": load.drawing},

@@ -278,3 +278,25 @@ def assert_no_lease_leaked(live: LiveCodebooks, versions: list[str]) -> None:
             leases.enter_context(live.lease(version))
         with pytest.raises(Unavailable):
             leases.enter_context(live.lease(others[3]))
+
+
+def test_staleness_is_counted_from_the_last_time_the_store_was_followed(tmp_path: Path) -> None:
+    now = [100.0]
+    store = open_store(tmp_path / "store", versions=1)
+    live = LiveCodebooks(store, stale_limit=10, clock=lambda: now[0])
+    live.start()
+    now[0] += 5
+    assert live.stale_s == 5
+    live.refresh()
+    assert live.stale_s == 0
+    (tmp_path / "store").rename(tmp_path / "away")
+    for _ in range(3):
+        now[0] += 4
+        live.refresh()
+    assert live.stale_s == 12 and live.last_error is not None
+    with pytest.raises(Unavailable, match="12 s ago, and 10 are allowed"), live.lease():
+        pass
+    (tmp_path / "away").rename(tmp_path / "store")
+    live.refresh()
+    with live.lease() as codebook:
+        assert (codebook.version, live.stale_s) == ("v0", 0)

@@ -320,3 +320,19 @@ def test_a_store_refuses_a_model_that_it_was_not_opened_for(tmp_path: Path) -> N
     with pytest.raises(BadCodebook) as refused:
         store.load("v0")
     assert refused.value.check == "model_hash"
+
+
+def test_a_server_that_cannot_follow_its_store_draws_nothing_beyond_the_limit(model: Path, tmp_path: Path) -> None:
+    settings = settings_in(tmp_path / "home", model, SAFECB_STALE_LIMIT="1", SAFECB_STORE=str(tmp_path / "store"))
+    with serving(settings) as server:
+        assert server.draw().status_code == 200
+        (tmp_path / "store").rename(tmp_path / "away")
+        wait_for("the server refuses", lambda: server.http.get("/health/ready").status_code == 503)
+        reason = server.http.get("/health/ready").json()["reason"]
+        assert "the store was last followed" in reason and "1 are allowed" in reason
+        refused = server.draw()
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "2")
+        assert "safecb_codebook_stale_seconds" in server.http.get("/metrics").text
+        (tmp_path / "away").rename(tmp_path / "store")
+        wait_for("it draws again", lambda: server.draw().status_code == 200)
+        assert server.http.get("/health/ready").json()["stale_s"] < 1

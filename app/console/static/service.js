@@ -16,6 +16,7 @@ function rows(ready, active, traffic) {
   return [
     ['Serves', `${active.version} since ${local(active.moved_at)}, by ${active.moved_by} (epoch ${active.epoch})`, ready.refused],
     ...(ready.refused ? [['Refused', ready.refused, true]] : []),
+    ...(ready.stale_s > 5 ? [['Store', `not followed for ${ready.stale_s} s`, true]] : []),
     ['Images', `${ready.images.waiting} waiting, ${ready.images.drawing} drawing`],
     ['Judged unsafe', traffic ? shares(traffic) : 'cannot be read now', !traffic || traffic.alert],
     ...(ready.bad_numbers ? [['Refused images', `${ready.bad_numbers}, for NaN or infinity`, true]] : []),
