@@ -16,7 +16,7 @@ from pathlib import Path
 from weakref import finalize
 
 from core.errors import NoStorage, Unavailable
-from core.storage import failure, naming, probe
+from core.storage import failure, is_remote, naming, probe
 
 log = logging.getLogger(__name__)
 
@@ -121,8 +121,9 @@ class Database:
         connection = sqlite3.connect(self._path, PATIENCE_S, isolation_level=None, check_same_thread=False)
         connection.row_factory = sqlite3.Row
         # Readers do not wait for writers; a power cut may cost the last rows but not the file; deleted rows are
-        # overwritten, since they hold users' texts.
-        settings = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA secure_delete=ON;"
+        # overwritten, since they hold users' texts. A WAL's index is memory that only one machine's processes share.
+        journal = "DELETE" if is_remote(self._path.parent) else "WAL"
+        settings = f"PRAGMA journal_mode={journal}; PRAGMA synchronous=NORMAL; PRAGMA secure_delete=ON;"
         connection.executescript(f"{settings} {self._schema}")
         return connection
 

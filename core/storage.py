@@ -8,12 +8,34 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Protocol
+
+import psutil
 
 from core.errors import NoAccess, NoRoom, NoStorage
 
+_NETWORK = frozenset(
+    (
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "9p",
+        "afs",
+        "beegfs",
+        "ceph",
+        "gfs2",
+        "glusterfs",
+        "gpfs",
+        "lustre",
+        "ocfs2",
+    )
+)
 PROBE_BYTES = 1 << 16  # a disk with less room than this counts as full
 
 _NOT_PERMITTED = (NoAccess, "not permitted", "this process may not; correct its owner, mode or attributes")
@@ -32,6 +54,35 @@ _REASONS: Mapping[int, tuple[type[NoStorage], str, str]] = {
     errno.ENFILE: _TOO_MANY,
     errno.EIO: (NoAccess, "failing", "its disk fails; the kernel's log says how"),
 }
+
+
+class Mount(Protocol):
+    """A mounted file system, as psutil lists them."""
+
+    @property
+    def mountpoint(self) -> str:
+        """Its folder."""
+
+    @property
+    def fstype(self) -> str:
+        """Its type, as in /proc/mounts."""
+
+
+@cache
+def is_remote(folder: Path) -> bool:
+    """Whether a folder lies on a file system that other machines may have mounted too."""
+    return is_network(file_system(folder.resolve(), psutil.disk_partitions(all=True)))
+
+
+def file_system(folder: Path, mounts: Iterable[Mount]) -> str:
+    """Return the type of the file system that holds an absolute folder, "" if no mount does."""
+    holders = [mount for mount in mounts if folder.is_relative_to(mount.mountpoint)]
+    return max(holders, key=lambda mount: len(Path(mount.mountpoint).parts)).fstype if holders else ""
+
+
+def is_network(kind: str) -> bool:
+    """Whether file systems of a type, as /proc/mounts names it, are of a network; of FUSE all count as such."""
+    return kind in _NETWORK or kind.startswith("fuse.")
 
 
 def failure(path: Path, number: int) -> NoStorage:

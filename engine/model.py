@@ -48,6 +48,7 @@ class ModelFacts:
     guidance: float = 2.0  # its best scale, for callers that give none
     temperature: float = 1.0  # likewise
     judges_texts: bool = False  # whether it was trained to answer questions about texts
+    dtype: str = "float32"  # of its layers
 
     @property
     def title(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,11 @@ from safety.loop import ImproveRequest, Progress, RoundResult
 from safety.loop import improve as improve_codebook
 from safety.policy.plan import Plan
 from safety.policy.policy_store import find_policy, usual_policy
-from safety.runtime.executor import Executor
-from safety.runtime.result_cache import ResultCache
 from safety.runtime.run_context import RunContext, prepare_run
 from worker.assistant import Caller, help_with
 from worker.attempt import Loop, run
 from worker.progress import JournalProgress
-from worker.shared_tasks import SharedExecutor
+from worker.shared_tasks import SharedExecutor, machine_of
 
 
 def improve(job_id: str) -> None:
@@ -82,7 +81,7 @@ class SelfImprovement(Loop):
             second,
             work,
             watch,
-            executor=self._executor,
+            executor=partial(SharedExecutor, call=self._call, machine=machine_of(model)),
             on_plan=take,
         )
         return improve_codebook(self._context, start)
@@ -94,6 +93,3 @@ class SelfImprovement(Loop):
         if self._context is None or not has_beside(model.facts.model_id, REFEREE):
             return None
         return assess(self._context, start, end, find_judges([REFEREE], model)[0])
-
-    def _executor(self, cache: ResultCache) -> Executor:
-        return SharedExecutor(cache, self._call)

@@ -28,6 +28,7 @@ from codebook.tensors import codebook_hash, pack, unpack
 from codebook.value import Codebook
 from core.atomic import replace_file
 from core.storage import naming
+from engine.machine import fingerprint
 from engine.model import ImageModel, Sampling
 from safety.runtime.executor import DrawTask, JudgeTask, Make, OnDone, Task
 from safety.runtime.result_cache import ResultCache
@@ -36,10 +37,13 @@ POLL_EVERY_S = 0.1
 
 
 class SharedExecutor:
-    """The executor of an improve job. `call` calls assistant workers; it is called whenever tasks are shared."""
+    """The executor of an improve job. `call` calls assistant workers; it is called whenever tasks are shared.
 
-    def __init__(self, cache: ResultCache, call: Callable[[], None]) -> None:
-        self._cache, self._call = cache, call
+    machine: the fingerprint of the job's machine: only others like it may run its tasks.
+    """
+
+    def __init__(self, cache: ResultCache, call: Callable[[], None], machine: str) -> None:
+        self._cache, self._call, self._machine = cache, call, machine
         self._folder = TaskFolder(cache.folder / "tasks")
 
     def results(self, tasks: Sequence[Task], make: Make, on_done: OnDone) -> list[dict[str, Tensor]]:
@@ -47,7 +51,7 @@ class SharedExecutor:
         missing = [task for task in tasks if not self._cache.has(task.name)]
         if len(missing) > 1:  # a single task starts here immediately
             for task in missing:
-                self._folder.post(task)
+                self._folder.post(task, self._machine)
             self._call()
         while missing:
             if not any(self._folder.do(task, self._cache, make) for task in missing):
@@ -59,14 +63,19 @@ class SharedExecutor:
         return [self._cache.tensors(task.name, partial(make, task)) for task in tasks]
 
 
+def machine_of(model: ImageModel) -> str:
+    """The fingerprint of whatever this process computes with."""
+    return fingerprint(model.base_codebook().pixel.device, model.facts.dtype)
+
+
 class TaskFolder:
     """The pending and running tasks of one job, as files in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def post(self, task: Task) -> None:
-        """Write a task."""
+    def post(self, task: Task, machine: str) -> None:
+        """Write a task. machine: the fingerprint of the job's; others leave it to it."""
         with naming(self._folder):
             self._folder.mkdir(exist_ok=True)
         name = codebook_hash(task.codebook)
@@ -78,17 +87,21 @@ class TaskFolder:
             content: dict[str, Any] = {"prompts": task.prompts, "how": how, "weighed": task.weighed}
         else:
             content = {"tokens": task.tokens.tolist()}
-        replace_file(self._folder / f"{task.name}.json", json.dumps({**content, "codebook": name}).encode())
+        replace_file(
+            self._folder / f"{task.name}.json", json.dumps({**content, "codebook": name, "machine": machine}).encode()
+        )
 
     def names(self) -> list[str]:
         """Return the names of the tasks, in order."""
         return sorted(path.stem for path in self._folder.glob("[!.]*.json"))
 
     def read(self, name: str, model: ImageModel) -> Task | None:
-        """Return a task for `model`, the model it was written for; None if it is gone."""
+        """Return a task for `model`, the model it was written for; None if it is gone, or for another machine."""
         try:
             content = json.loads((self._folder / f"{name}.json").read_bytes())
         except FileNotFoundError:
+            return None
+        if content.get("machine") != machine_of(model):
             return None
         book = self._codebook(content["codebook"], model)
         if "tokens" in content:

@@ -29,7 +29,7 @@ from safety.runtime.progress import Cancelled
 from safety.runtime.result_cache import ResultCache
 from worker.assistant import assist
 from worker.main import SPINNING
-from worker.shared_tasks import SharedExecutor, TaskFolder
+from worker.shared_tasks import SharedExecutor, TaskFolder, machine_of
 
 PROMPTS, BATCH, ROUNDS = 512, 64, 2
 WORDS = ("a red apple", "a fox", "a teapot and a star", "a pizza covered in snow", "a pistol", "a cat")
@@ -81,7 +81,9 @@ def run(workers: int, threads: int) -> tuple[float, str]:
         folder = Path(name)
         cache = ResultCache(folder)
         model = load_model("embedded", "cpu", "auto")
-        runner = ModelRunner(model, cache, UntilOver(folder), BATCH, SharedExecutor(cache, lambda: None))
+        runner = ModelRunner(
+            model, cache, UntilOver(folder), BATCH, SharedExecutor(cache, lambda: None, machine_of(model))
+        )
         with assistants(folder, workers - 1, threads):
             began = time.monotonic()
             drawn = runner.draw("benchmark", texts, range(PROMPTS), runner.base)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from codebook.tensors import codebook_hash, content_hash
 from codebook.value import Codebook
+from engine.machine import fingerprint
 from engine.model import CATEGORY_NONE, ImageModel, ImageRequest, Sampling, Verdict
 from safety.config import LOGITS_BYTES
 from safety.judges.self_judge import scores
@@ -48,6 +49,7 @@ class ModelRunner:
         self.model, self.cache, self.batch = model, cache, batch
         self._executor = executor or LocalExecutor(cache)
         self.base = model.base_codebook()
+        self._machine = fingerprint(self.base.pixel.device, model.facts.dtype)
         self.round = 0
         self._progress = progress
 
@@ -107,7 +109,7 @@ class ModelRunner:
         pixel = content_hash({"pixel": codebook.pixel})
         tasks = []
         for part in torch.split(tokens, self.batch):
-            name = content_hash({"tokens": part.contiguous()}) + pixel
+            name = content_hash({"tokens": part.contiguous()}) + pixel + self._machine
             tasks.append(JudgeTask(f"judged-{hashlib.sha256(name.encode()).hexdigest()[:32]}", part, codebook))
         names = (*self.model.facts.categories, CATEGORY_NONE)  # -1 is the last of them
         return [
@@ -179,7 +181,7 @@ class ModelRunner:
         return lambda i: self.report(phase, done + i * drawing // self.model.facts.tokens, total)
 
     def _sampling_key(self, prompts: Sequence[str], how: Sequence[Sampling], codebook: Codebook) -> str:
-        """The cache key of tokens: prompts, samplings, and the tables that take part in sampling."""
+        """The cache key of tokens: machine, prompts, samplings, and the tables that take part in sampling."""
         used = codebook if self.model.facts.pixel_table_feeds_lm else replace(codebook, pixel=self.base.pixel)
         rows = (f"{astuple(sampling)} {prompt}" for prompt, sampling in zip(prompts, how, strict=True))
-        return hashlib.sha256("\n".join([codebook_hash(used), *rows]).encode()).hexdigest()[:32]
+        return hashlib.sha256("\n".join([self._machine, codebook_hash(used), *rows]).encode()).hexdigest()[:32]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from core.database import Database
+from core.storage import file_system, is_network, is_remote
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS rows (value INTEGER NOT NULL);"
 
@@ -52,3 +54,33 @@ def test_the_file_is_let_go_with_the_object(tmp_path: Path) -> None:
     gc.collect()
     assert not (tmp_path / "rows.db-wal").exists()
     assert values(Database(tmp_path / "rows.db", SCHEMA)) == [1]
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_file_that_other_machines_may_open_has_no_wal(
+    is_shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.database.is_remote", lambda folder: is_shared)
+    one, two = (Database(tmp_path / "rows.db", SCHEMA) for _ in range(2))
+    add(one, 1)
+    add(two, 2)
+    with one.reading() as db:
+        assert db.execute("PRAGMA journal_mode").fetchone()[0] == ("delete" if is_shared else "wal")
+    two.write_back()
+    assert values(two) == [1, 2]
+    assert (tmp_path / "rows.db-wal").exists() != is_shared
+
+
+class Mounted(NamedTuple):
+    mountpoint: str
+    fstype: str
+
+
+def test_the_nearest_mount_says_whether_a_folder_is_shared(tmp_path: Path) -> None:
+    mounts = [Mounted("/", "ext4"), Mounted("/srv", "nfs4"), Mounted("/srv/own", "xfs"), Mounted("/s3", "fuse.s3fs")]
+    kinds = {
+        folder: file_system(Path(folder), mounts) for folder in ("/var", "/srv/home", "/srv/own/x", "/srvx", "/s3")
+    }
+    assert kinds == {"/var": "ext4", "/srv/home": "nfs4", "/srv/own/x": "xfs", "/srvx": "ext4", "/s3": "fuse.s3fs"}
+    assert [is_network(kind) for kind in kinds.values()] == [False, True, False, False, True]
+    assert file_system(Path("/var"), []) == "" and not is_network("") and not is_remote(tmp_path)

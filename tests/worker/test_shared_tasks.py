@@ -33,7 +33,7 @@ from tests.support.serving import wait_for
 from tests.support.toy_model import ToyModel
 from worker.assistant import Caller
 from worker.claim import claim
-from worker.shared_tasks import SharedExecutor, TaskFolder
+from worker.shared_tasks import SharedExecutor, TaskFolder, machine_of
 
 ROOT = Path(__file__).parents[2]
 HELP = """
@@ -53,6 +53,8 @@ class Noting(ToyModel):
 torch.set_num_threads(1)
 help_with(sys.argv[1], Settings.from_environ(os.environ), lambda settings: Noting(), PLAN)
 """
+
+MACHINE = machine_of(ToyModel())
 
 
 class Site:
@@ -88,7 +90,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def shared(site: Site) -> Callable[[ResultCache], SharedExecutor]:
-    return lambda cache: SharedExecutor(cache, lambda: None)
+    return lambda cache: SharedExecutor(cache, lambda: None, MACHINE)
 
 
 def tasks(count: int) -> list[Task]:
@@ -125,7 +127,7 @@ def test_assistants_do_what_the_job_itself_would(site: Site, tmp_path: Path) -> 
         wait_for("an assistant has begun", site.helped)
         return slow(task)
 
-    results = SharedExecutor(site.cache, lambda: None).results(shared, make, lambda done: None)
+    results = SharedExecutor(site.cache, lambda: None, MACHINE).results(shared, make, lambda done: None)
     own = LocalExecutor(ResultCache(tmp_path / "own")).results(shared, slow, lambda done: None)
     assert site.helped() > 0
     for ours, theirs in zip(results, own, strict=True):
@@ -136,7 +138,7 @@ def test_assistants_do_what_the_job_itself_would(site: Site, tmp_path: Path) -> 
 def test_what_a_killed_assistant_held_is_done_by_the_job(site: Site) -> None:
     folder, shared = TaskFolder(site.cache.folder / "tasks"), tasks(2)
     for task in shared:
-        folder.post(task)
+        folder.post(task, MACHINE)
     assistant = site.assistant(pause_s=3600)
     wait_for("the assistant holds a task", site.helped)
     reported: list[int] = []
@@ -145,7 +147,7 @@ def test_what_a_killed_assistant_held_is_done_by_the_job(site: Site) -> None:
         reported.append(done)
         assistant.send_signal(signal.SIGKILL)
 
-    results = SharedExecutor(site.cache, lambda: None).results(shared, maker(site), tell)
+    results = SharedExecutor(site.cache, lambda: None, MACHINE).results(shared, maker(site), tell)
     assert [part["tokens"].shape for part in results] == [(2, 64)] * 2
     assert reported and assistant.wait() == -signal.SIGKILL
 
@@ -153,7 +155,7 @@ def test_what_a_killed_assistant_held_is_done_by_the_job(site: Site) -> None:
 def test_a_job_that_waits_for_an_assistant_can_be_ended(site: Site) -> None:
     folder, shared = TaskFolder(site.cache.folder / "tasks"), tasks(2)
     for task in shared:
-        folder.post(task)
+        folder.post(task, MACHINE)
     site.assistant(pause_s=3600)
     wait_for("the assistant holds a task", site.helped)
 
@@ -161,7 +163,18 @@ def test_a_job_that_waits_for_an_assistant_can_be_ended(site: Site) -> None:
         raise Cancelled("enough")
 
     with pytest.raises(Cancelled):
-        SharedExecutor(site.cache, lambda: None).results(shared, maker(site), tell)
+        SharedExecutor(site.cache, lambda: None, MACHINE).results(shared, maker(site), tell)
+
+
+def test_an_assistant_on_another_kind_of_machine_leaves_tasks_alone(site: Site) -> None:
+    folder, shared = TaskFolder(site.cache.folder / "tasks"), tasks(2)
+    folder.post(shared[0], "0123456789abcdef")
+    assert folder.read(shared[0].name, ToyModel()) is None
+    folder.post(shared[1], MACHINE)
+    site.assistant()
+    wait_for("the assistant has done its task", lambda: site.cache.has(shared[1].name))
+    time.sleep(0.5)
+    assert not site.cache.has(shared[0].name)
 
 
 @pytest.mark.parametrize("end", ["finished", "cancelled"])

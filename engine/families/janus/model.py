@@ -57,9 +57,8 @@ class JanusModel(Served):
         self._vq = inner.vqmodel
         text = inner.language_model.config
         longest: int = text.max_position_embeddings
-        self._facts = _facts(
-            self._vq.config, inner.vision_model.config, longest, text.hidden_size, instructions, model_id, model_hash
-        )
+        configs, hidden = (self._vq.config, inner.vision_model.config), text.hidden_size
+        self._facts = _facts(*configs, longest, hidden, instructions, model_id, model_hash, model.dtype)
         # The longest row is a prompt with an image, or a rewrite question with its answer (16 tokens longer).
         positions = min(longest, 2 * LONGEST_PROMPT + self._facts.tokens)
         # Twice as long: a rewrite that has ended is written on, to no effect, until the longest of its batch has.
@@ -178,6 +177,7 @@ def _facts(
     instructions: Instructions,
     model_id: str,
     model_hash: str,
+    dtype: torch.dtype,
 ) -> ModelFacts:
     """The facts that a configuration states; raises BadModel where its parts contradict each other."""
     side = vq.num_patches
@@ -203,4 +203,5 @@ def _facts(
         guidance=instructions.guidance,
         temperature=instructions.temperature,
         judges_texts=instructions.text_question is not None,
+        dtype=str(dtype).removeprefix("torch."),
     )
