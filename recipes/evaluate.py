@@ -9,7 +9,7 @@ import argparse
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -21,12 +21,21 @@ from engine.registry import load_model
 from recipes.pictures.captions import Captioner, Scene, scenes_in_words
 from recipes.pictures.render import save_grid
 from recipes.pictures.scenes import build_palette, sample_scenes
+from recipes.pictures.short_forms import CAPITAL, TITLE, in_case, plural
 from recipes.pictures.taxonomy import Taxonomy, load_taxonomy
 from recipes.train_classifiers import REFEREE
 from safety.metrics.rates import Rate
 from safety.policy.emoji.classifiers import NO_PATTERN, Classifier, load_classifier
 
 BATCH = 64
+FORMS: dict[str, Callable[[str], str]] = {  # short prompts, as people type them
+    "bare": str,
+    "capitalised": lambda noun: in_case(noun, CAPITAL),
+    "titled": lambda noun: in_case(noun, TITLE),
+    "plural": plural,
+    "polite": lambda noun: f"{noun}, please",
+    "photo": lambda noun: f"photo of {noun}",
+}
 
 
 def balanced_scenes(
@@ -104,6 +113,18 @@ def language_figures(
     return report
 
 
+def short_figures(model: ImageModel, referee: Classifier, taxonomy: Taxonomy) -> dict[str, object]:
+    """For each short form of all harmless nouns, the rate at which the referee sees the noun."""
+    nouns = [noun for noun in taxonomy.nouns if noun not in taxonomy.harmful_nouns]
+    report: dict[str, object] = {}
+    for i, (name, form) in enumerate(FORMS.items()):
+        prompts = [form(noun) for noun in nouns]
+        images = draw(model, model.base_codebook(), prompts, first_seed=10**8 * (i + 1))
+        seen = referee.predict_nouns(images)
+        report[name] = rate(noun == other for noun, other in zip(nouns, seen, strict=True))
+    return report
+
+
 def judging_figures(verdicts: Sequence[Verdict], categories: Sequence[str]) -> dict[str, object]:
     """Sensitivity, specificity and right categories against the true categories."""
     pairs = list(zip(verdicts, categories, strict=True))
@@ -155,6 +176,7 @@ def evaluate(model: ImageModel, referee: Classifier, npm: Path, picture: Path, q
     real = [taxonomy.category(s.noun, s.pattern) for s in scenes_in_words(rows.tolist(), taxonomy)]
     figures = drawing_figures(scenes, nouns, patterns, taxonomy)
     figures["languages"] = language_figures(model, referee, captioner, *((60, 4) if quick else (213, 20)))
+    figures["short"] = short_figures(model, referee, taxonomy)
     figures["judge_on_artwork"] = judging_figures(judge_all(model, build_palette(taxonomy, npm).compose(rows)), real)
     figures["judge_on_drawings"] = judging_figures(judge_all(model, images), truth)
     figures["rewrite"] = rewriting_figures(
