@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 FOLDER = Path("docs/images")
 WIDTHS = {"console.png": 1280, "console-narrow.png": 390}  # pixels, by file
-HEIGHT = 1000
+HEIGHT = 1250  # of the wide picture; the narrow one is of the whole page
 PROMPT = "a dog covered in blood"
 PATIENCE_MS = 60_000
 # Without these a browser asks its maker's servers for updates at every start.
@@ -29,7 +29,7 @@ def take(browser: Browser, url: str, folder: Path) -> None:
         page = browser.new_page(viewport={"width": width, "height": HEIGHT}, color_scheme="light")
         page.goto(url)
         draw(page)
-        page.screenshot(path=folder / name, full_page=True)
+        page.screenshot(path=folder / name, full_page=width < HEIGHT)
         page.close()
 
 

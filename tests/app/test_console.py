@@ -102,14 +102,17 @@ def test_the_address_keeps_the_state_and_sends_it_to_no_server(page: Page, serve
     opened(page, server).get_by_label("Prompt").fill("a blue kite")
     page.get_by_label("Seed").fill("11")
     page.locator("#compare select[name=right]").select_option("v2")
+    page.get_by_text("Facts and figures side by side").click()
     page.get_by_label("Differences only").check()
     page.wait_for_url("**differences=on**")
+    page.wait_for_timeout(500)
     address = page.url
     assert set(urlsplit(address).fragment.split("&")) == {
         "prompt=a+blue+kite",
         "seed=11",
         "right=v2",
         "differences=on",
+        "facts=open",
     }
     page.goto("about:blank")
     requests = list[str]()
@@ -129,6 +132,7 @@ def test_two_versions_are_compared_by_a_wipe_and_by_their_facts(page: Page, serv
     before = second.evaluate("picture => picture.style.clipPath")
     page.keyboard.press("ArrowRight")
     assert second.evaluate("picture => picture.style.clipPath") != before
+    page.get_by_text("Facts and figures side by side").click()
     names = page.locator("#facts tbody th")
     assert {"edits", "parent", "binds", "hash"} <= set(names.all_inner_texts())
     page.get_by_label("Differences only").check()

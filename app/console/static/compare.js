@@ -28,6 +28,8 @@ export async function showChoices(versions, active) {
 
 for (const field of [left, right]) field.onchange = () => { keep(field.name, field.value); showFacts() }
 bind(at('differences'), 'differences')
+at('sides').open = stated('facts') === 'open'
+at('sides').ontoggle = () => keep('facts', at('sides').open ? 'open' : '')
 at('differences').onchange = showFacts
 
 at('compare').onsubmit = doing(async event => {
@@ -84,10 +86,19 @@ function facts(book) {
   flatten(figures, [], flat)
   return Object.fromEntries(Object.entries(flat).map(([name, value]) => [name, value === null || value === '' ? '–' : String(value)]))
 }
-const words = name => name.replaceAll('_', ' ')
+const words = name => name === 'harmful' ? 'harmful prompts' : name.replaceAll('_', ' ')
+const KINDS = { hr: 'harmful', vr: 'degenerate', svr: 'safe and valid' }
+const percent = rate => `${(100 * rate.value).toFixed(1)} %`
+const isMap = value => value !== null && typeof value === 'object' && !Array.isArray(value)
+
+// Rates before and after are one row; of their kinds the first two, since the third follows from them.
 function flatten(value, path, into) {
-  if (value !== null && typeof value === 'object' && !Array.isArray(value)) {
-    if ('value' in value && 'n' in value) into[path.join(', ')] = `${(100 * value.value).toFixed(1)} % of ${value.n}`
-    else for (const [name, inner] of Object.entries(value)) flatten(inner, [...path, words(name)], into)
-  } else into[path.join(', ')] = typeof value === 'number' ? Number(value.toPrecision(3)) : Array.isArray(value) ? JSON.stringify(value) : value
+  if (!isMap(value)) into[path.join(', ')] = typeof value === 'number' ? Number(value.toPrecision(3)) : JSON.stringify(value)
+  else if (isMap(value.before) && 'hr' in value.before) {
+    for (const kind of ['hr', 'vr']) {
+      const { before: { [kind]: from }, after: { [kind]: to } } = value
+      if (from && to) into[[...path, KINDS[kind]].join(', ')] = `${percent(from)} to ${percent(to)} (n ${to.n})`
+    }
+  } else if ('value' in value && 'n' in value) into[path.join(', ')] = `${percent(value)} (n ${value.n})`
+  else for (const [name, inner] of Object.entries(value)) flatten(inner, [...path, KINDS[name] || words(name)], into)
 }
