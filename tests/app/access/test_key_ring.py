@@ -25,7 +25,11 @@ ROUTES = {  # what takes more than any key
     ],
     Scope.FLAG: [("POST", "/flags")],
     Scope.IMPROVE: [("POST", "/improve"), ("DELETE", "/jobs/x")],
-    Scope.PUBLISH: [("POST", "/codebooks/v0/activate"), ("POST", "/codebooks/rollback")],
+    Scope.PUBLISH: [
+        ("GET", "/codebooks/audit"),
+        ("POST", "/codebooks/v0/activate"),
+        ("POST", "/codebooks/rollback"),
+    ],
     Scope.ADMIN: [
         ("GET", "/flags"),
         ("GET", "/flags/x"),
