@@ -10,10 +10,10 @@ from functools import partial
 from importlib.metadata import version
 
 from cli import demo, improve, serve
+from cli.commands import COMPLETING
 from core.wire import HOPELESS
 
 CHECK, DRAW, EVALUATE, IMPROVE = "check", "draw", "evaluate", "improve"  # have options of their own
-COMPLETING = "_SAFECB_COMPLETE"  # environment variable of a shell that completes
 FOR_PEOPLE = {
     "generate": "draw a prompt on the running server, into PNG files",
     "jobs": "see, follow and cancel improve jobs",

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from codebook.identity import Identity
 from codebook.manifest import Manifest
-from codebook.signature import UNSIGNED, Signatures
+from codebook.signature import Signatures
 from codebook.tensors import check, codebook_hash, unpack
 from codebook.value import Codebook
 from core.atomic import list_folder, read_file, replace_file, reveal_folder, write_file
@@ -88,8 +88,8 @@ def read_version(
     folder: Path,
     version: str,
     identity: Identity,
-    signatures: Signatures = UNSIGNED,
-    own: Codebook | None = None,
+    signatures: Signatures,
+    own: Codebook | None,
 ) -> Codebook:
     """Return the codebook in `folder`, after every check.
 

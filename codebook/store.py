@@ -225,10 +225,6 @@ class CodebookStore:
         """Return every activation, oldest first, as JSON. Raises BadCodebook (audit) for a damaged log."""
         return [asdict(record) for record in self._pointer.audit()]
 
-    def check_signing(self) -> None:
-        """Raise BadSetting if this process could publish no version that it would load."""
-        self._signatures.check_signing()
-
     def _identity(self) -> Identity:
         identity = self._identity_file.read()
         if self._model is not None:  # the folder may have been replaced by another model's store
@@ -243,7 +239,8 @@ class CodebookStore:
             raise BadCodebook(BASE, error.check, f"{error.detail}; {again}") from None
 
     def _is_whole(self) -> bool:
-        return all((self.root / name).exists() for name in ("model.json", "numbers.json", "ACTIVE", f"versions/{BASE}"))
+        folders = (self._versions / BASE, self.root / "ACTIVE")
+        return self._identity_file.is_there and self._numbers.is_there and all(path.exists() for path in folders)
 
     def _folder(self, version: str) -> Path:
         folder = self._versions / version

@@ -146,9 +146,9 @@ class Settings:
             dtype=_matching(values, "SAFECB_DTYPE", _DTYPE, "auto, float32, bfloat16 or float16"),
             cores=_cores(values),
             second_judge=_matching(values, "SAFECB_SECOND_JUDGE", _JUDGE, "the name of a judge"),
-            keys=_folder(values, "SAFECB_KEYS") if values["SAFECB_KEYS"] else None,
-            signing_key=_folder(values, "SAFECB_SIGNING_KEY") if values["SAFECB_SIGNING_KEY"] else None,
-            public_keys=_folder(values, "SAFECB_PUBLIC_KEYS") if values["SAFECB_PUBLIC_KEYS"] else None,
+            keys=_file(values, "SAFECB_KEYS"),
+            signing_key=_file(values, "SAFECB_SIGNING_KEY"),
+            public_keys=_file(values, "SAFECB_PUBLIC_KEYS"),
             open=_is_on(values, "SAFECB_OPEN"),
             api_keys=_keys(values, "SAFECB_API_KEYS"),
             operator_keys=_keys(values, "SAFECB_OPERATOR_KEYS"),
@@ -209,6 +209,10 @@ def _folder(values: Mapping[str, str], key: str) -> Path:
         raise BadSetting(key, values[key], "a folder")
     # Absolute, so that it is the same for a process in another folder.
     return Path(values[key]).absolute()
+
+
+def _file(values: Mapping[str, str], key: str) -> Path | None:
+    return _folder(values, key) if values[key] else None
 
 
 def _host(values: Mapping[str, str]) -> str:

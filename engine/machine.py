@@ -1,6 +1,6 @@
 """Fingerprint of whatever computes: two of the same fingerprint come to the same bits, others may differ in the last.
 
-Knows torch and the processor's features. Knows nothing of models.
+Knows torch and the processor's features; of a model, where and in what it computes.
 """
 
 from __future__ import annotations
@@ -13,9 +13,16 @@ from pathlib import Path
 
 import torch
 
+from engine.model import ImageModel
+
 LENGTH = 16  # hexadecimal digits
 _CPU_INFO = Path("/proc/cpuinfo")
 _FEATURES = re.compile(r"(avx|amx|fma|f16c|sse4|asimd|sve|bf16|i8mm)\w*")  # by which kernels are chosen
+
+
+def machine_of(model: ImageModel) -> str:
+    """Return the fingerprint of what this process computes with, for a model."""
+    return fingerprint(model.base_codebook().pixel.device, model.facts.dtype)
 
 
 @cache

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from redis import Redis, RedisError
 
+from codebook.signature import Signatures
 from codebook.store import CodebookStore
 from codebook.value import Codebook
 from core.atomic import replace_file
@@ -91,7 +92,7 @@ def _rounds(
     model = load(settings)
     store = CodebookStore.of(settings)
     store.initialise(model.base_codebook(), model.facts.shown())
-    store.check_signing()
+    Signatures.of(settings).check_signing()
     folder = journal.path(record.id)
     start = parent = _start(store, folder)
     flagged = _flagged(Flags(settings.home / "flags.db", settings.keep_hours), record.id, folder)

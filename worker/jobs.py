@@ -14,6 +14,7 @@ from typing import Any
 from codebook.value import Codebook
 from core import logs
 from core.settings import Settings
+from engine.machine import machine_of
 from engine.model import ImageModel
 from engine.registry import has_beside, load_model
 from safety.config import LoopConfig
@@ -29,7 +30,7 @@ from safety.runtime.run_context import RunContext, prepare_run
 from worker.assistant import Caller, help_with
 from worker.attempt import Loop, run
 from worker.progress import JournalProgress
-from worker.shared_tasks import SharedExecutor, machine_of
+from worker.shared_tasks import SharedExecutor
 
 
 def improve(job_id: str) -> None:

@@ -28,7 +28,7 @@ from codebook.tensors import codebook_hash, pack, unpack
 from codebook.value import Codebook
 from core.atomic import replace_file
 from core.storage import naming
-from engine.machine import fingerprint
+from engine.machine import machine_of
 from engine.model import ImageModel, Sampling
 from safety.runtime.executor import DrawTask, JudgeTask, Make, OnDone, Task
 from safety.runtime.result_cache import ResultCache
@@ -61,11 +61,6 @@ class SharedExecutor:
         for task in tasks:
             self._folder.remove(task.name)
         return [self._cache.tensors(task.name, partial(make, task)) for task in tasks]
-
-
-def machine_of(model: ImageModel) -> str:
-    """The fingerprint of whatever this process computes with."""
-    return fingerprint(model.base_codebook().pixel.device, model.facts.dtype)
 
 
 class TaskFolder:

@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 from typer.completion import completion_init, get_completion_script  # type: ignore[attr-defined]  # no __all__
 
-VARIABLE = "_SAFECB_COMPLETE"  # see COMPLETING in cli/main.py
+from cli.commands import COMPLETING
+
 _FREE = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
@@ -26,7 +27,7 @@ class Shell(StrEnum):
 
 def completion(shell: Annotated[Shell, typer.Argument(help="The shell that is to complete.")]) -> None:
     """Print a shell's completion script: `source <(safecb completion bash)`."""
-    print(get_completion_script(prog_name="safecb", complete_var=VARIABLE, shell=shell))
+    print(get_completion_script(prog_name="safecb", complete_var=COMPLETING, shell=shell))
 
 
 def answer(app: typer.Typer, others: Mapping[str, str]) -> None:
@@ -34,4 +35,4 @@ def answer(app: typer.Typer, others: Mapping[str, str]) -> None:
     for name, text in others.items():
         app.command(name, help=text, context_settings=_FREE)(lambda: None)
     completion_init()
-    app(args=[], prog_name="safecb", complete_var=VARIABLE, standalone_mode=False)
+    app(args=[], prog_name="safecb", complete_var=COMPLETING, standalone_mode=False)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from codebook.tensors import codebook_hash, content_hash
 from codebook.value import Codebook
-from engine.machine import fingerprint
+from engine.machine import machine_of
 from engine.model import CATEGORY_NONE, ImageModel, ImageRequest, Sampling, Verdict
 from safety.config import LOGITS_BYTES
 from safety.judges.self_judge import scores
@@ -49,7 +49,7 @@ class ModelRunner:
         self.model, self.cache, self.batch = model, cache, batch
         self._executor = executor or LocalExecutor(cache)
         self.base = model.base_codebook()
-        self._machine = fingerprint(self.base.pixel.device, model.facts.dtype)
+        self._machine = machine_of(model)
         self.round = 0
         self._progress = progress
 

@@ -92,11 +92,11 @@ def test_what_is_parsed_is_what_is_signed(root: Path, keys: tuple[Path, Path], m
     assert reads.count("manifest.json") == 1
 
 
-def test_a_process_that_could_publish_nothing_says_so_before_a_job(root: Path, keys: tuple[Path, Path]) -> None:
-    CodebookStore(root, signatures(*keys)).check_signing()
-    CodebookStore(root).check_signing()
+def test_a_process_that_could_publish_nothing_says_so_before_a_job(keys: tuple[Path, Path]) -> None:
+    signatures(*keys).check_signing()
+    signatures().check_signing()
     with pytest.raises(BadSetting, match=r"SAFECB_SIGNING_KEY.*SAFECB_PUBLIC_KEYS asks for"):
-        CodebookStore(root, signatures(public=keys[1])).check_signing()
+        signatures(public=keys[1]).check_signing()
 
 
 def test_an_old_version_is_signed_after_all_other_checks(root: Path, keys: tuple[Path, Path]) -> None:

@@ -21,7 +21,7 @@ from tests.support.serving import publish, wait_for
 from tests.support.supervised import ROOT, Supervised
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^```(?:sh|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"^ {4}(?:make|curl|safecb|python|\.venv/bin|export|pip|openssl) ", re.MULTILINE)
 CI = "CI runs `make test` on a fresh machine, which sets up and checks; `make serve` sets up alike"
 GPU = "needs a GPU or an hour; tests/test_benchmarks.py runs the benchmark small"
@@ -48,7 +48,7 @@ PROMPTS = "prompt,category\na red apple,\na dog covered in blood,gore\n"
 
 def commands(page: str) -> Iterator[str]:
     """The shell commands of a page, one a line, without comments; a snippet of Python is one command."""
-    for block in re.finditer(r"^```(sh|python)\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE):
+    for block in BLOCK.finditer((ROOT / page).read_text()):
         kind, text = block.groups()
         if kind == "python":
             yield f"{sys.executable} - <<'END'\n{text}END"

@@ -19,6 +19,7 @@ from torch import Tensor
 from cli.redis_server import EmbeddedRedis
 from codebook.tensors import codebook_hash
 from core.wire import HELP_FUNCTION, HELP_QUEUE
+from engine.machine import machine_of
 from engine.model import Sampling
 from records.journal import Journal
 from safety.loop import Cancelled, improve
@@ -33,7 +34,7 @@ from tests.support.serving import wait_for
 from tests.support.toy_model import ToyModel
 from worker.assistant import Caller
 from worker.claim import claim
-from worker.shared_tasks import SharedExecutor, TaskFolder, machine_of
+from worker.shared_tasks import SharedExecutor, TaskFolder
 
 ROOT = Path(__file__).parents[2]
 HELP = """

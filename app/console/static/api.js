@@ -28,6 +28,8 @@ export function element(name, properties, ...children) {
   return made
 }
 
+export const row = (kind, cells) => element('tr', {}, ...cells.map(cell => element(kind, {}, String(cell))))
+
 export function say(text, bad, where = 'message') { at(where).textContent = text; at(where).className = bad ? 'bad' : 'dim' }
 export const doing = (work, where) => async event => {
   event.preventDefault()

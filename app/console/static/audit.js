@@ -1,6 +1,6 @@
 // The newest activations: what became active, when, and by whose key or job.
 
-import { at, call, element, isClosed, show } from './api.js'
+import { at, call, element, isClosed, row, show } from './api.js'
 
 const SHOWN = 12
 let last = -1
@@ -21,5 +21,3 @@ export async function showAudit(epoch) {
   }
 }
 export const forgetAudit = () => { last = -1 }
-
-const row = (kind, cells) => element('tr', {}, ...cells.map(cell => element(kind, {}, String(cell))))

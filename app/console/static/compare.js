@@ -1,6 +1,6 @@
 // Two versions side by side: one prompt under both with a wipe, and their manifests.
 
-import { at, call, doing, element, say, show } from './api.js'
+import { at, call, doing, element, row, say, show } from './api.js'
 import { bind, keep, stated } from './state.js'
 
 const { left, right } = at('compare').elements
@@ -74,7 +74,6 @@ function pairs(one, other) {
   return names.map(name => [name, one[name] ?? '–', other[name] ?? '–'])
 }
 
-const row = (kind, cells) => element('tr', {}, ...cells.map(cell => element(kind, {}, cell)))
 const table = (heads, rows) => element('table', {}, element('thead', {}, row('th', ['of', ...heads])),
   element('tbody', {}, ...rows.map(([name, ...cells]) => element('tr', {}, element('th', { scope: 'row' }, name), ...cells.map(cell => element('td', {}, cell))))))
 
