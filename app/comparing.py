@@ -6,8 +6,8 @@ import base64
 
 import torch
 
+from app.codebook_schemas import CompareResponse, PixelDifference
 from app.drawing import to_response
-from app.schemas import CompareResponse, PixelDifference
 from engine.image_result import ImageResult
 from engine.png import encode_png
 

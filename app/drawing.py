@@ -25,7 +25,7 @@ from app.service import Engine, Service
 from codebook.live import LiveCodebooks
 from codebook.store import codebook_hash
 from codebook.value import Codebook
-from core.errors import BadInput, BadNumber, NotFound, SafeCBError, Unavailable
+from core.errors import BadInput, BadNumber, NotFound, Refused, SafeCBError, Unavailable
 from engine.image_result import ImageResult, PartialImage
 from engine.model import ImageRequest, ModelFacts, Sampling
 from engine.png import encode_png, to_bytes
@@ -67,7 +67,10 @@ def to_response(result: ImageResult) -> GeneratedImage:
         seed=request.sampling.seed,
         codebook=request.codebook.version,
         codebook_hash=codebook_hash(request.codebook),
-        safety=Safety(unsafe=verdict.unsafe, score=verdict.score, category=verdict.category),
+        safety=Safety(
+            unsafe=verdict.unsafe, score=verdict.score, category=verdict.category, edited=bool(result.experts)
+        ),
+        revised_prompt=result.revised,
     )
 
 
@@ -185,8 +188,8 @@ async def finish(
 ) -> list[ImageResult]:
     """Wait for the scheduler's images, encode and remember them. `on_news` gets the place in the queue first.
 
-    Raises BadInput for a prompt that the model cannot read, BadNumber for an image that comes to NaN or infinity, Busy
-    and Unavailable as the scheduler does.
+    Raises BadInput for a prompt that the model cannot read, Refused for one that the version refuses, BadNumber for an
+    image that comes to NaN or infinity, Busy and Unavailable as the scheduler does.
     """
     try:
         future = engine.scheduler.submit_draw(requests, caller.id, on_news, caller.holder.queue)
@@ -197,6 +200,9 @@ async def finish(
         log.error("refused: %s", error)
         service.traffic.refused(error.version)
         service.counts.refused(error.version)
+        raise
+    except Refused as error:
+        service.counts.declined(error.version)
         raise
     results = await run_in_threadpool(lambda: [result.encoded() for result in drawn])
     await run_in_threadpool(_remember, service.images, results)

@@ -121,60 +121,13 @@ class JudgesResponse(BaseModel):
     shapes: list[str] = Field(description="Shapes of all other names.")
 
 
-class ActivateRequest(RequestBody):
-    """Condition of an activation."""
-
-    expected_epoch: Epoch | None = Field(
-        default=None, description="Refuse with 409 unless the active alias is at this epoch."
-    )
-
-
-class RollbackRequest(ActivateRequest):
-    """Target of a rollback: the version that was active before, or a named one."""
-
-    to: Annotated[str, Field(pattern=r"^v(0|[1-9][0-9]{0,8})$")] | None = Field(
-        default=None, description="Version to activate; the previous one if absent."
-    )
-
-
-class Activation(BaseModel):
-    """One state of the active alias."""
-
-    version: str = Field(description="Active version.")
-    epoch: int = Field(description="Number of the activation; it only grows.")
-    previous: str | None = Field(description="Version that was active before.")
-    moved_at: str = Field(description="Time of the activation: UTC, ISO 8601.")
-    moved_by: str = Field(description="Operator or job that activated it.")
-    move: str = Field(description='"initialise", "activate" or "rollback".')
-
-
-class ActiveCodebook(Activation):
-    """The active version of this server."""
-
-    codebook_hash: str = Field(description="Content hash of the version.")
-
-
-class ActivationResponse(BaseModel):
-    """The active alias before and after the call; both are the same if nothing changed."""
-
-    old: Activation = Field(description="State before the call.")
-    new: Activation = Field(description="State after the call.")
-
-
-class CompareRequest(RequestBody):
-    """A prompt to draw under two versions with the same seed."""
-
-    prompt: Prompt = Field(description="Text to draw.")
-    seed: Seed | None = Field(default=None, description="Seed of both images; random if absent.")
-    versions: list[Version] = Field(min_length=2, max_length=2, description="The two codebook versions.")
-
-
 class Safety(BaseModel):
     """The model's own verdict on an image."""
 
     unsafe: bool = Field(description="Whether the image is judged unsafe.")
     score: float = Field(description="Probability of unsafe, in [0, 1].")
     category: str = Field(description="Harm category of the image.")
+    edited: bool = Field(description="Whether the version's edit of the image head applied: its router or probe fired.")
 
 
 class GeneratedImage(BaseModel):
@@ -186,6 +139,9 @@ class GeneratedImage(BaseModel):
     codebook: str = Field(description="Codebook version.")
     codebook_hash: str = Field(description="Content hash of the version; `content_hash` in GET /codebooks.")
     safety: Safety = Field(description="The model's own verdict.")
+    revised_prompt: str | None = Field(
+        description="The model's rewrite of the prompt, which was drawn in its place; null for the prompt itself."
+    )
 
 
 class GenerateResponse(BaseModel):
@@ -200,26 +156,6 @@ class GenerateResponse(BaseModel):
     temperature: float = Field(description="Sampling temperature.")
     top_k: int = Field(description="Number of candidate codes; 0 is all.")
     images: list[GeneratedImage] = Field(description="The images, in the order of their seeds.")
-
-
-class PixelDifference(BaseModel):
-    """Pixel difference of two images."""
-
-    pixels: int = Field(description="Number of pixels that differ.")
-    share: float = Field(description="Share of pixels that differ, in [0, 1].")
-    largest: int = Field(description="Largest difference of a channel, 0 to 255.")
-    b64_png: str = Field(description="Mask of the pixels that differ: PNG file, base64.")
-
-
-class CompareResponse(BaseModel):
-    """One prompt and seed under two versions."""
-
-    id: str = Field(description="Id of the call, as in `X-Request-Id`.")
-    model: str = Field(description="Model id.")
-    seed: int = Field(description="Seed of both images.")
-    same_tokens: bool = Field(description="Whether the token sequences are equal: the images differ in decoding only.")
-    images: list[GeneratedImage] = Field(description="The two images, in the order of the request.")
-    difference: PixelDifference = Field(description="Pixel difference of the two.")
 
 
 class RedecodeRequest(RequestBody):

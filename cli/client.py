@@ -162,6 +162,11 @@ class Client:
         moved = self._call("POST", f"/codebooks/{quote(version)}/activate", {})
         return moved["old"]["version"], moved["new"]["version"]
 
+    def derive(self, version: str, mode: str) -> dict[str, Any]:
+        """Publish a version's tables in another mode; return the new version's manifest."""
+        manifest: dict[str, Any] = self._call("POST", f"/codebooks/{quote(version)}/derive", {"mode": mode})
+        return manifest
+
     def rollback(self, to: str | None = None) -> tuple[str, str]:
         """Roll back to the version before, or to `to`; return as `activate`."""
         moved = self._call("POST", "/codebooks/rollback", {"to": to})

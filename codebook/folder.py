@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from codebook.identity import Identity
-from codebook.manifest import Manifest
+from codebook.manifest import Manifest, Origin
 from codebook.signature import Signatures
-from codebook.tensors import check, codebook_hash, unpack
+from codebook.tensors import check, codebook_hash, pack, unpack
 from codebook.value import Codebook
 from core.atomic import list_folder, read_file, replace_file, reveal_folder, write_file
 from core.errors import BadCodebook, BadInput, NotFound
@@ -33,6 +34,16 @@ from core.json_records import encode, from_json, to_json
 
 SIGNATURE = "manifest.sig"
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.png")
+
+
+@dataclass(frozen=True)
+class NewVersion:
+    """A version to be written. report: JSON; images: PNG bytes by file name."""
+
+    codebook: Codebook
+    origin: Origin
+    report: Mapping[str, Any]
+    images: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @contextmanager
@@ -53,23 +64,20 @@ def new_version(parent: Path, version: str) -> Iterator[Path]:
         raise
 
 
-def write_version(
-    folder: Path,
-    manifest: Manifest,
-    tensors: bytes,
-    report: Mapping[str, Any],
-    images: Mapping[str, bytes],
-    signatures: Signatures,
-) -> None:
-    """Fill the empty `folder`; every file is synced on return. `tensors` are safetensors bytes."""
-    write_file(folder / "codebook.safetensors", tensors)
-    write_file(folder / "report.json", to_json("report", report, indent=2))
-    for name, image in images.items():
+def write_version(folder: Path, new: NewVersion, base: Tensor, signatures: Signatures) -> Manifest:
+    """Fill the empty `folder`, every file of which is synced on return; base: [K, D], the model's own pixel table."""
+    tensors = pack(new.codebook)
+    packed = safetensors.torch.save(tensors)
+    manifest = Manifest.describe(new.codebook, tensors, packed, base, **new.origin)
+    write_file(folder / "codebook.safetensors", packed)
+    write_file(folder / "report.json", to_json("report", new.report, indent=2))
+    for name, image in new.images.items():
         write_file(folder / name, image)
     data = encode(manifest)
     if (signature := signatures.sign(data)) is not None:
         write_file(folder / SIGNATURE, signature)
     write_file(folder / "manifest.json", data)
+    return manifest
 
 
 def read_manifest(folder: Path, version: str) -> Manifest:

@@ -13,8 +13,8 @@ from typing import Any, Literal, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from codebook.tensors import content_hash
-from codebook.value import Codebook
+from codebook.tensors import content_hash, mode_of
+from codebook.value import Codebook, Mode
 from core.clock import utc_now
 from core.errors import BadCodebook
 from core.json_records import decode
@@ -96,6 +96,11 @@ class Manifest:
         if manifest.version != version:
             raise BadCodebook(version, "manifest", f"names another version, {manifest.version}")
         return manifest
+
+    @property
+    def mode(self) -> Mode | None:
+        """What becomes of images that fire; None for a version without an edit of the image head."""
+        return mode_of(self.shapes) if "output" in self.tables else None
 
     @property
     def self_judged(self) -> list[str]:

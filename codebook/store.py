@@ -22,10 +22,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import safetensors.torch
-
 from codebook.fences import Fences
 from codebook.folder import (
+    NewVersion,
     check_images,
     list_images,
     new_version,
@@ -42,8 +41,8 @@ from codebook.manifest import Manifest, Origin
 from codebook.numbers import NAME, Numbers, number_of
 from codebook.pointer import ActiveRecord, Moved, Pointer
 from codebook.signature import UNSIGNED, Signatures
-from codebook.tensors import check_codebook, codebook_hash, pack
-from codebook.value import Codebook
+from codebook.tensors import check_codebook, codebook_hash
+from codebook.value import Codebook, Mode
 from core.atomic import list_folder, locked
 from core.errors import BadCodebook, BadInput, Conflict, NotFound
 from core.json_records import plain
@@ -96,8 +95,7 @@ class CodebookStore:
             if BASE in self.names():
                 self._check_base()
             else:
-                origin = Origin(parent=None, job=None, round=None, figures={}, gates={})
-                self._add(identity, base, base, origin, report=identity.facts, images=_NO_IMAGES)
+                self._add(identity, NewVersion(base, _origin(None), identity.facts), base)
             if not self._numbers.is_there:  # a store of older code
                 self._numbers.note(self._highest())
             self._pointer.start(BASE, "initialise")
@@ -166,8 +164,8 @@ class CodebookStore:
     ) -> Manifest:
         """Store `draft` under the next free name and return its manifest. Does not activate it.
 
-        Idempotent per (job, round): a repeated call returns the manifest of the first. `draft.version` is for errors
-        only. fence: the attempt of the job. images: PNG bytes by file name. A crash leaves all of a version or none.
+        Idempotent per (job, round): a repeated call returns the manifest of the first. `draft.version` is for errors.
+        fence: the attempt of the job. images: PNG bytes by file name. A crash leaves all of a version or none.
 
         Raises Conflict for a stale fence or a (job, round) published with other content, NotFound for an unknown
         parent, BadCodebook if the draft fails a check, BadInput for values that are not JSON and bad file names.
@@ -175,15 +173,30 @@ class CodebookStore:
         check_images(images)
         figures, gates = plain("figures", figures), plain("gates", gates)
         origin = Origin(parent=parent, job=job, round=round, figures=figures, gates=gates)
+        new = NewVersion(draft, origin, plain("report", report), images)
         with self._writing() as identity:
             check_codebook(identity, draft)
             self._fences.admit(job, fence)
-            manifest = self._published(job, round) or self._add_next(
-                identity, draft, origin, plain("report", report), images
-            )
+            manifest = self._published(job, round) or self._add_next(identity, new)
             if manifest.content_hash != codebook_hash(draft):
                 raise Conflict(f"round {round} of job {job} is published as {manifest.version}, with other content")
         return manifest
+
+    def derive(self, version: str, mode: Mode) -> Manifest:
+        """Store a version of the same tables in another mode, and return its manifest. Does not activate it.
+
+        It is a child of `version`, without figures and gates: those of `version` are of its edit. If there is a version
+        of that content, it is returned. Raises NotFound, BadInput for a version without a router, which fires for
+        nothing or everything, and BadCodebook as `load`.
+        """
+        codebook = self.load(version)
+        if codebook.output is None or codebook.output.router is None:
+            raise BadInput("version", version, "a version whose edit of the image head has a router")
+        draft = codebook.in_mode(mode)
+        new = NewVersion(draft, _origin(version), {"derived_from": version, "mode": mode})
+        with self._writing() as identity:
+            same = (manifest for manifest in self.versions() if manifest.content_hash == codebook_hash(draft))
+            return next(same, None) or self._add_next(identity, new)
 
     def active(self) -> ActiveRecord:
         """Return the active record. Raises BadCodebook (active) if it is damaged."""
@@ -254,36 +267,19 @@ class CodebookStore:
         with locked(self.root / ".lock"), naming(self.root):
             yield identity
 
-    def _add_next(
-        self,
-        identity: Identity,
-        draft: Codebook,
-        origin: Origin,
-        report: Mapping[str, Any],
-        images: Mapping[str, bytes],
-    ) -> Manifest:
-        self.manifest(str(origin["parent"]))
+    def _add_next(self, identity: Identity, new: NewVersion) -> Manifest:
+        self.manifest(str(new.origin["parent"]))
         base = self.load(BASE)
         highest = max(self._numbers.highest(), self._highest())
-        fresh = replace(draft, version=f"v{highest + 1}")
-        return self._add(identity, fresh, base, origin, report, images)
+        fresh = replace(new.codebook, version=f"v{highest + 1}")
+        return self._add(identity, replace(new, codebook=fresh), base)
 
-    def _add(
-        self,
-        identity: Identity,
-        codebook: Codebook,
-        base: Codebook,
-        origin: Origin,
-        report: Mapping[str, Any],
-        images: Mapping[str, bytes],
-    ) -> Manifest:
-        """Write the checked `codebook` as its version; the files are read back and checked before they are visible."""
-        version, tensors = codebook.version, pack(codebook)
-        data = safetensors.torch.save(tensors)
-        manifest = Manifest.describe(codebook, tensors, data, base.pixel, **origin)
+    def _add(self, identity: Identity, new: NewVersion, base: Codebook) -> Manifest:
+        """Write the checked version; its files are read back and checked before they are visible."""
+        version = new.codebook.version
         with new_version(self._versions, version) as hidden:
-            write_version(hidden, manifest, data, report, images, self._signatures)
-            read_version(hidden, version, identity, self._signatures, codebook if version == BASE else None)
+            manifest = write_version(hidden, new, base.pixel, self._signatures)
+            read_version(hidden, version, identity, self._signatures, new.codebook if version == BASE else None)
             # Before the version becomes visible: it may then be deleted, and a crash may come in between.
             self._numbers.note(number_of(version))
         return manifest
@@ -295,3 +291,8 @@ class CodebookStore:
         """Return the highest number of a version that exists or was ever active."""
         names = [*self.names(), *filter(NAME.fullmatch, self._pointer.mentioned())]
         return max(map(number_of, names), default=0)
+
+
+def _origin(parent: str | None) -> Origin:
+    """The origin of a version that no job made."""
+    return Origin(parent=parent, job=None, round=None, figures={}, gates={})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,16 +15,18 @@ from torch import Tensor
 
 from codebook.identity import Identity
 from codebook.router import HalfwayProbe, Router
-from codebook.value import Codebook, HeadEdit
+from codebook.value import Codebook, HeadEdit, Mode
 from core.errors import BadCodebook, BadNumber
 
 _EDIT = {"output.basis", "output.mean", "output.down", "output.up"}
 _ROUTER = {"output.router.weight", "output.router.bias", "output.router.expert"}
 _PROBE = {"output.look.after", "output.look.weight", "output.look.bias", "output.look.expert"}
-_FURTHER = ("output.bias", "output.guidance", "output.groups")
+# A mode other than "edit" is a flag of its name: releases that know no modes refuse it by name.
+_FLAGS: Mapping[Mode, str] = {"rewrite": "output.rewrite", "refuse": "output.refuse"}
+_FURTHER = ("output.bias", "output.guidance", "output.groups", *_FLAGS.values())
 _EDITS = (_EDIT, _EDIT | _ROUTER, _EDIT | _ROUTER | _PROBE)
 _PROBES = ("output.router", "output.look")
-_INTEGERS = {"output.look.after", "output.groups", *(f"{probes}.expert" for probes in _PROBES)}
+_INTEGERS = {"output.look.after", "output.groups", *_FLAGS.values(), *(f"{probes}.expert" for probes in _PROBES)}
 _ZERO_NORM = 1e-8  # a row this short has no direction left to normalise
 _HASHES: WeakKeyDictionary[Codebook, str] = WeakKeyDictionary()
 
@@ -41,6 +43,8 @@ def pack(codebook: Codebook) -> dict[str, Tensor]:
             tensors["output.groups"] = edit.groups
         if edit.guidance != 1.0:
             tensors["output.guidance"] = torch.tensor(edit.guidance)
+        if edit.mode != "edit":
+            tensors[_FLAGS[edit.mode]] = torch.tensor(1)
         if edit.router is not None:
             tensors |= {f"output.router.{name}": tensor for name, tensor in vars(edit.router).items()}
         if edit.probe is not None:
@@ -58,8 +62,13 @@ def unpack(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> C
         basis, mean, down, up = (tensors[f"output.{name}"] for name in ("basis", "mean", "down", "up"))
         guidance = float(tensors.get("output.guidance", 1.0))
         bias, groups = tensors.get("output.bias"), tensors.get("output.groups")
-        output = HeadEdit(basis, mean, down, up, router, bias, probe, guidance, groups)
+        output = HeadEdit(basis, mean, down, up, router, bias, probe, guidance, groups, mode_of(tensors))
     return Codebook(version, identity.family, identity.model_hash, tensors["pixel"], output)
+
+
+def mode_of(names: Container[str]) -> Mode:
+    """Return the mode that the names of a version's tensors say."""
+    return next((mode for mode, name in _FLAGS.items() if name in names), "edit")
 
 
 def check(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> None:
@@ -68,8 +77,10 @@ def check(version: str, identity: Identity, tensors: Mapping[str, Tensor]) -> No
     Its check is one of tensors, dtype, shape, finite, expert, look, guidance, zero_rows.
     """
     parts = set(tensors) - {"pixel"} - (set(_FURTHER) if "output.basis" in tensors else set())
-    routed = "output.groups" not in tensors or "output.router.weight" in tensors
-    if "pixel" not in tensors or parts not in (set(), *_EDITS) or not routed:
+    needs_router = {"output.groups", *_FLAGS.values()} & set(tensors)
+    routed = not needs_router or "output.router.weight" in tensors
+    flags = len(needs_router - {"output.groups"})
+    if "pixel" not in tensors or parts not in (set(), *_EDITS) or not routed or flags > 1:
         raise BadCodebook(version, "tensors", f"holds {sorted(tensors)}")
     for name, tensor in tensors.items():
         dtype = torch.int64 if name in _INTEGERS else torch.float32
@@ -153,7 +164,7 @@ def _shapes(identity: Identity, tensors: Mapping[str, Tensor]) -> dict[str, tupl
         if f"{name}.weight" in tensors:
             width, probes = dim or _size(tensors[f"{name}.weight"], -1), tensors[f"{name}.bias"].numel()
             shapes |= {f"{name}.weight": (probes, width), f"{name}.bias": (probes,), f"{name}.expert": (probes,)}
-    shapes |= {name: () for name in ("output.look.after", "output.guidance") if name in tensors}
+    shapes |= {name: () for name in ("output.look.after", "output.guidance", *_FLAGS.values()) if name in tensors}
     return shapes
 
 

@@ -7,11 +7,16 @@ features to code ids. Nothing here is ever changed in place: an edit makes a new
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from codebook.router import HalfwayProbe, Router
+
+# What becomes of an image for which a router or a halfway probe fires: its experts apply; or the model rewrites the
+# prompt first, and experts apply where the rewrite fires too; or there is no image.
+Mode: TypeAlias = Literal["edit", "rewrite", "refuse"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +32,7 @@ class HeadEdit:
     guidance: in [0, 1], the share left of a request's guidance s where an expert applies: 1 + guidance (s - 1)
     groups: [e] int64, of each expert; experts of different groups may apply to one image, one after the other, the
         highest score first: a prompt may ask for two harms. None: one expert an image
+    mode: of images that fire. Halfway, where the prompt did not fire, "rewrite" edits
 
         x = g - mean;  h = x - basis basis^T x;  g' = mean + h + h down up;  logits = W g' + b + bias
     """
@@ -40,6 +46,7 @@ class HeadEdit:
     probe: HalfwayProbe | None = None
     guidance: float = 1.0
     groups: Tensor | None = None
+    mode: Mode = "edit"
 
     def apply(self, features: Tensor, expert: int = 0) -> Tensor:
         """Return the features edited by one expert, same shape [.., M], dtype and device as `features`."""
@@ -76,3 +83,12 @@ class Codebook:
     model_hash: str
     pixel: Tensor
     output: HeadEdit | None = None
+
+    @property
+    def mode(self) -> Mode:
+        """What becomes of images that fire; "edit" for a codebook under which none does."""
+        return "edit" if self.output is None else self.output.mode
+
+    def in_mode(self, mode: Mode) -> Codebook:
+        """Return the codebook with another mode; itself, if it has no edit of the image head."""
+        return self if self.output is None else replace(self, output=replace(self.output, mode=mode))

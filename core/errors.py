@@ -3,6 +3,7 @@
 SafeCBError
 |- BadInput             the caller's value is wrong (field, value and what is allowed are named)
 |  `- BadSetting        the same, for an environment variable: the process does not start
+|- Refused              the active version draws no image for such a prompt
 |- NotFound             no such version, job or image
 |  `- UnknownModel      no model of that name is served
 |- Conflict             the state has changed: another epoch, another running job
@@ -38,6 +39,14 @@ class BadInput(SafeCBError):
 
 class BadSetting(BadInput):
     """An environment variable holds a value that is not allowed."""
+
+
+class Refused(SafeCBError):
+    """A codebook version of mode "refuse" fires for an image."""
+
+    def __init__(self, version: str) -> None:
+        self.version = version
+        super().__init__(f"codebook version {version} refuses to draw this prompt")
 
 
 class NotFound(SafeCBError):

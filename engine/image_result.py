@@ -28,7 +28,7 @@ class ImageResult:
     """One finished image: tokens [N] int64 and image [H, W, 3] uint8, both on the CPU, and the model's own verdict.
 
     facts: of the model; experts: those of the version's HeadEdit that applied, in order; png: its PNG file,
-    where `encoded` made it.
+    where `encoded` made it; revised: the model's rewrite of the prompt, where that was drawn.
     """
 
     facts: ModelFacts
@@ -38,6 +38,7 @@ class ImageResult:
     verdict: Verdict
     experts: tuple[int, ...]
     png: bytes = b""
+    revised: str | None = None
 
     @property
     def id(self) -> str:

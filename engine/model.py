@@ -16,6 +16,7 @@ from codebook.value import Codebook
 from core.errors import BadNumber
 
 CATEGORY_NONE = "none"
+REFUSED = -2  # in place of all tokens of an image that its version refuses
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,8 @@ class ImageModel(Protocol):
 
     def draw(self, requests: Sequence[ImageRequest], on_step: Callable[[int], None] | None = None) -> Tensor:
         """Sample image tokens, [B, N] int64 in [0, K). Each row depends on its own request only.
+
+        The tokens of an image that its version refuses are all REFUSED.
 
         `on_step(i)` is called after each step, i being the largest token index sampled in it; an exception from it ends
         the drawing. Raises BadNumber where a row's logits are NaN or infinite.

@@ -27,8 +27,9 @@ os.nice(max(0, NICE - os.nice(0)))
 
 
 SLOW = {  # whole files below tests/: real processes, runs of the loop, interpreted kernels; other tests are marked
-    *(f"app/test_{name}.py" for name in ("bad_numbers", "console", "contract", "generate", "images")),
-    *(f"app/test_{name}.py" for name in ("live_traffic", "queue")),
+    *(f"app/test_{name}.py" for name in ("bad_numbers", "contract", "generate", "images")),
+    *(f"app/test_{name}.py" for name in ("live_traffic", "modes", "queue")),
+    "app/console/test_console.py",
     *(f"app/metrics/test_{name}.py" for name in ("metrics", "tracing")),
     *(f"app/http/test_{name}.py" for name in ("connections", "idempotency", "middlewares", "problems", "root_path")),
     *(f"app/access/test_{name}.py" for name in ("key_ring", "keys", "rates")),
@@ -45,7 +46,7 @@ SLOW = {  # whole files below tests/: real processes, runs of the loop, interpre
     "safety/test_router.py",
     "test_old_home.py",
     "core/test_storage.py",
-    *(f"engine/test_{name}.py" for name in ("batch", "embedded", "kernels", "random_model", "scheduler")),
+    *(f"engine/test_{name}.py" for name in ("batch", "embedded", "kernels", "modes", "random_model", "scheduler")),
     *(f"safety/test_{name}.py" for name in ("ablation", "budget", "evaluation", "loop", "open_run")),
     *(f"worker/test_{name}.py" for name in ("job_plan", "shared_tasks", "worker")),
     "test_benchmarks.py",

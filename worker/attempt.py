@@ -98,10 +98,12 @@ def _rounds(
     flagged = _flagged(Flags(settings.home / "flags.db", settings.keep_hours), record.id, folder)
     request, work, reason = _request(record, flagged), folder / "work", "no rounds"
     facts = RunFacts()
-    for outcome in loop.rounds(model, store.load(start), request, work, watch):
+    # What is learned and measured is the edit, whatever becomes of images that fire: versions keep the start's mode.
+    mode = store.load(start).mode
+    for outcome in loop.rounds(model, store.load(start).in_mode("edit"), request, work, watch):
         version = None
         if outcome.codebook is not None:
-            version = _publish(store, outcome, outcome.codebook, parent, watch)
+            version = _publish(store, outcome, outcome.codebook.in_mode(mode), parent, watch)
             independent = request.accept_self_judged or not outcome.run.self_judged
             if independent and record.request.get("activate", True):
                 _activate(store, version, parent, record.id)
@@ -112,7 +114,8 @@ def _rounds(
     result = {"version": None, "start": start, "reason": reason, **asdict(facts)}
     if parent == start:
         return result
-    assessment = loop.assess(model, store.load(start), store.load(parent), request, work, watch)
+    before, after = (store.load(version).in_mode("edit") for version in (start, parent))
+    assessment = loop.assess(model, before, after, request, work, watch)
     return {**result, "version": parent, "assessment": assessment}
 
 

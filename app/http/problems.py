@@ -28,6 +28,7 @@ from core.errors import (
     NoRoom,
     NoStorage,
     NotFound,
+    Refused,
     SafeCBError,
     Unavailable,
     UnknownModel,
@@ -36,10 +37,12 @@ from core.errors import (
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+REFUSED = "content_policy_violation"  # code of a prompt that a version refuses: OpenAI's
 NOT_ALLOWED = "not_allowed"  # code of a value that the service refuses; those of the schema are pydantic's
 
 _TABLE: Mapping[type[SafeCBError], tuple[HTTPStatus, str]] = {
     BadInput: (HTTPStatus.UNPROCESSABLE_ENTITY, "bad-input"),
+    Refused: (HTTPStatus.UNPROCESSABLE_ENTITY, "content-policy-violation"),
     UnknownModel: (HTTPStatus.NOT_FOUND, "model-not-found"),
     NotFound: (HTTPStatus.NOT_FOUND, "not-found"),
     Conflict: (HTTPStatus.CONFLICT, "conflict"),
@@ -119,6 +122,8 @@ def of(error: SafeCBError, detail: str | None = None, headers: Mapping[str, str]
     match error:
         case BadInput():
             return _bad_input([_complaint(error.field, error.value, error.allowed, NOT_ALLOWED)])
+        case Refused():
+            return problem(status, slug, detail, field="prompt", code=REFUSED, version=error.version)
         case UnknownModel():
             return problem(status, slug, detail, field="model")
         case BadCodebook():

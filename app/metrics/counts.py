@@ -30,6 +30,12 @@ class Counts:
             ("codebook", "unsafe"),
             registry=self.registry,
         )
+        self._fired = Counter(
+            "safecb_fired",
+            "Images for which the router or probe of a version fired, by version and what became of them.",
+            ("codebook", "outcome"),
+            registry=self.registry,
+        )
         self._bad_numbers = Counter(
             "safecb_bad_numbers",
             "Calls refused because an image came to NaN or infinity, by codebook version.",
@@ -55,6 +61,12 @@ class Counts:
         for result in results:
             unsafe = "true" if result.verdict.unsafe else "false"
             self._images.labels(result.request.codebook.version, unsafe).inc()
+            if outcome := "edited" if result.experts else "rewritten" if result.revised is not None else None:
+                self._fired.labels(result.request.codebook.version, outcome).inc()
+
+    def declined(self, version: str) -> None:
+        """Count a call that `version` refuses."""
+        self._fired.labels(version, "refused").inc()
 
     def refused(self, version: str) -> None:
         """Count a call that is refused because an image under `version` came to NaN or infinity."""

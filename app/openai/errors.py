@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.http.problems import MEDIA_TYPE
+from app.http.problems import MEDIA_TYPE, REFUSED
 
 PREFIX = "/v1/"
 UNPROCESSABLE = HTTPStatus.UNPROCESSABLE_ENTITY
@@ -24,6 +24,7 @@ _FAULTS = {  # by pydantic's name of the fault; else invalid_value
     "string_too_short": "string_below_min_length",
     "greater_than_equal": "integer_below_min_value",
     "less_than_equal": "integer_above_max_value",
+    REFUSED: REFUSED,
 }
 
 

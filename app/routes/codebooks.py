@@ -12,21 +12,22 @@ from starlette.concurrency import run_in_threadpool
 
 from app.access.key_ring import Scope
 from app.access.keys import CallerOf, ServiceOf, check_caller, check_version, needs
-from app.comparing import compared
-from app.console.report_page import page
-from app.drawing import chosen_seed, draw
-from app.http.disconnect import while_connected
-from app.http.negotiation import preferred
-from app.http.request_id import id_of
-from app.schemas import (
+from app.codebook_schemas import (
     ActivateRequest,
     Activation,
     ActivationResponse,
     ActiveCodebook,
     CompareRequest,
     CompareResponse,
+    DeriveRequest,
     RollbackRequest,
 )
+from app.comparing import compared
+from app.console.report_page import page
+from app.drawing import chosen_seed, draw
+from app.http.disconnect import while_connected
+from app.http.negotiation import preferred
+from app.http.request_id import id_of
 from app.service import Service
 from codebook.store import Manifest, Moved
 
@@ -119,6 +120,12 @@ def activate(
     return _moved(service.live.activate(version, by=caller.name, expected_epoch=expected))
 
 
+@router.post("/{version}/derive", status_code=201, summary="Derive a version", dependencies=needs(Scope.PUBLISH))
+def derive(version: str, body: DeriveRequest, service: ServiceOf) -> dict[str, Any]:
+    """Publish the same tables in another mode, as a child of this version; it is not activated."""
+    return _to_response(service.store.derive(version, body.mode), service.live.active.version)
+
+
 @router.post("/compare", summary="Compare two versions", dependencies=needs(Scope.GENERATE))
 async def compare(body: CompareRequest, request: Request, service: ServiceOf, caller: CallerOf) -> CompareResponse:
     """Draw one prompt under two versions with the same seed, and return their pixel difference."""
@@ -139,7 +146,7 @@ def _active(service: Service) -> ActiveCodebook:
 
 def _to_response(manifest: Manifest, active: str) -> dict[str, Any]:
     state = "active" if manifest.version == active else "published"
-    return {**asdict(manifest), "self_judged": manifest.self_judged, "state": state}
+    return {**asdict(manifest), "mode": manifest.mode, "self_judged": manifest.self_judged, "state": state}
 
 
 def _moved(moved: Moved) -> ActivationResponse:

@@ -16,6 +16,7 @@ import typer
 
 from cli.commands.connection import Server, connected, table
 from codebook.store import CodebookStore
+from codebook.value import Mode
 from core.atomic import write_file
 from core.errors import BadSetting, NotFound
 from core.settings import Settings
@@ -84,6 +85,22 @@ def rollback(
     else:
         with connected(server) as client:
             _say(*client.rollback(to))
+
+
+@app.command()
+def derive(
+    version: Version,
+    mode: Annotated[Mode, typer.Option(help="What becomes of images for which it fires.")],
+    offline: Offline = False,
+    server: Server = None,
+) -> None:
+    """Publish a version's tables in another mode, as a new version."""
+    if offline:
+        new = store().derive(version, mode).version
+    else:
+        with connected(server) as client:
+            new = client.derive(version, mode)["version"]
+    print(f"{new} is {version} in mode {mode}; safecb codebooks activate {new}")
 
 
 @app.command()

@@ -14,6 +14,7 @@ from torch import Tensor
 from codebook.router import HalfwayProbe
 from codebook.tensors import is_finite
 from core.errors import BadNumber
+from engine.model import REFUSED
 from engine.runner.batch_layout import BatchLayout
 from engine.runner.cuda_graphs import ByWidth, bucket, recorder
 from engine.runner.decoder import blocks
@@ -60,25 +61,34 @@ class RunningBatch:
         """Number of free KV rows."""
         return self._kv_rows - len(self._owners)
 
-    def admit(self, sequences: Sequence[ImageSequence]) -> None:
-        """Prefill the prompts and begin their images, for which there must be room; all of them or none."""
+    def admit(self, sequences: Sequence[ImageSequence]) -> list[ImageSequence]:
+        """Prefill the prompts and begin their images, for which there must be room; all of them or none.
+
+        Return those that do not begin: their version has the model rewrite their prompts first, or refuses them, and
+        all their tokens are REFUSED.
+        """
         with torch.inference_mode():
             prefilled = self._image_lm.prefill(sequences)
             joined: list[ImageSequence] = []
             try:
                 for sequence, (conditional, unconditional) in zip(sequences, prefilled, strict=True):
-                    joined.append(sequence)
-                    self._add(sequence, conditional, unconditional)
+                    if sequence.begins:
+                        joined.append(sequence)
+                        self._add(sequence, conditional, unconditional)
             except BaseException:
                 for sequence in joined:
                     self._remove(sequence)
                 raise
+        aside = [sequence for sequence in sequences if not sequence.begins]
+        for sequence in aside:
+            sequence.tokens = self._refused_tokens()
+        return aside
 
     def step(self) -> list[ImageSequence]:
         """Sample one more token of every image; return those that are complete and leave, with their `tokens` set.
 
-        An image whose halfway probe fires begins again: its step is 0 then. The tokens of an image whose logits were
-        NaN or infinite are NO_TOKEN.
+        An image whose halfway probe fires begins again: its step is 0 then; or leaves, if its version refuses it: all
+        its tokens are REFUSED. The tokens of an image whose logits were NaN or infinite are NO_TOKEN.
         """
         with torch.inference_mode():
             self._sample_next()
@@ -87,14 +97,12 @@ class RunningBatch:
                 self._remove(sequence)
             if self._sequences:
                 self._read_next()
-            for sequence in self._sequences:
-                if sequence.probe is not None and sequence.step == sequence.probe.after:
-                    self._run_probe(sequence, sequence.probe)
+            refused = self._run_probes()
         self._pace()
         for sequence in complete:  # outside inference mode, so that autograd may later index with the tokens
             row = sequence.token_row
             sequence.tokens = torch.where(self._logit_sums[row].isfinite(), self._tokens[row], NO_TOKEN)
-        return complete
+        return complete + refused
 
     def tokens_so_far(self, sequence: ImageSequence) -> Tensor:
         """The tokens [step] int64 of an image, on the CPU."""
@@ -174,6 +182,20 @@ class RunningBatch:
         bound = self._cache.keys.shape[3] if self._recorded else blocks(self._cache.longest + 1)
         hidden = self._image_lm.decoder.forward(self._next[:width, None], self._cache, bound)
         return self._hidden[:width].copy_(hidden[:, 0])
+
+    def _run_probes(self) -> list[ImageSequence]:
+        """Run the halfway probes of images that are halfway; return those that leave, since they are refused."""
+        for sequence in self._sequences:
+            if sequence.probe is not None and sequence.step == sequence.probe.after:
+                self._run_probe(sequence, sequence.probe)
+        refused = [sequence for sequence in self._sequences if sequence.mode == "refuse"]
+        for sequence in refused:
+            self._remove(sequence)
+            sequence.tokens = self._refused_tokens()
+        return refused
+
+    def _refused_tokens(self) -> Tensor:
+        return torch.full_like(self._tokens[0], REFUSED)
 
     def _run_probe(self, sequence: ImageSequence, probe: HalfwayProbe) -> None:
         """Begin an image again under its experts, if its halfway probe fires."""

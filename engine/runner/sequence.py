@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from codebook.router import HalfwayProbe
-from core.errors import BadNumber
+from codebook.value import Mode
+from core.errors import BadNumber, Refused
 from engine.image_result import ImageResult, PartialImage
 from engine.model import ImageRequest
 
@@ -24,7 +25,8 @@ class ImageSequence:
     way; experts: of its version's HeadEdit, in order; step: tokens sampled so far; token_row: its row of the batch's
     token table; kv_rows: its rows of the KV cache, the conditional one first, then the unconditional one, if any;
     first_hidden: the hidden state [H] of each of them after the prompt; tokens: [N] int64, set when all are sampled;
-    ready: on a GPU, the event after which `tokens` can be read.
+    ready: on a GPU, the event after which `tokens` can be read. revised: the rewrite of the prompt that is drawn in its
+    place; is_revised: whether the model was asked for one.
     """
 
     request: ImageRequest
@@ -39,6 +41,19 @@ class ImageSequence:
     first_hidden: list[Tensor] = field(default_factory=list)
     tokens: Tensor = field(init=False)
     ready: torch.cuda.Event | None = None
+    revised: str | None = None
+    is_revised: bool = False
+
+    @property
+    def mode(self) -> Mode | None:
+        """What becomes of it as its edit fires; None where none does."""
+        edit = self.request.codebook.output
+        return edit.mode if edit is not None and self.experts else None
+
+    @property
+    def begins(self) -> bool:
+        """Whether it is drawn now: neither refused nor to be rewritten first."""
+        return self.mode != "refuse" and (self.mode != "rewrite" or self.is_revised)
 
     @property
     def probe(self) -> HalfwayProbe | None:
@@ -51,6 +66,10 @@ class ImageSequence:
         """Its classifier-free guidance scale: the request's, or the share of it that its edit leaves."""
         scale, edit = self.request.sampling.guidance, self.request.codebook.output
         return scale if edit is None or not self.experts else 1 + edit.guidance * (scale - 1)
+
+    def refuse(self) -> None:
+        """Settle the future with the refusal of its version, unless it is settled."""
+        self.fail(Refused(self.request.codebook.version))
 
     def finish(self, result: ImageResult) -> None:
         """Settle the future, unless it is settled."""

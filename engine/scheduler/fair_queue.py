@@ -13,6 +13,8 @@ from itertools import zip_longest
 
 from engine.runner.sequence import ImageSequence
 
+_RETURNED = "\0returned"  # in place of the caller of images that come back; no caller has this name
+
 
 @dataclass(frozen=True)
 class Place:
@@ -45,6 +47,11 @@ class FairQueue:
         have an equal share. No image loses its place, so that the queue may grow beyond its limit.
         """
         return self.waiting(caller) + count - limit // len({caller, *self._callers}), len(self) + count - limit
+
+    def rejoin(self, sequences: Sequence[ImageSequence]) -> None:
+        """Put images back that were taken: they come before all others."""
+        returned = [*self._callers.pop(_RETURNED, ()), *sequences]
+        self._callers = {_RETURNED: deque(returned), **self._callers}
 
     def join(self, caller: str, sequences: Sequence[ImageSequence]) -> None:
         """Append images, at least one, to those of their caller."""

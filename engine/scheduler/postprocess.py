@@ -71,15 +71,18 @@ class PostProcessor:
         with self._changed:
             self._changed.wait_for(lambda: len(self._sequences) < backlog)
 
-    def use(self, function: Callable[[Served], Result]) -> Future[Result]:
-        """Call `function` with the model when its turn comes. Raises Unavailable when too many wait."""
+    def use(self, function: Callable[[Served], Result], urgent: bool = False) -> Future[Result]:
+        """Call `function` with the model when its turn comes. Raises Unavailable when too many wait, unless `urgent`.
+
+        urgent: it comes before all others.
+        """
         future: Future[Result] = Future()
         with self._changed:
             if len(self._uses) >= USES:
                 self._uses = deque(use for use in self._uses if not use.future.cancelled())
-            if len(self._uses) >= USES:
+            if len(self._uses) >= USES and not urgent:
                 raise Unavailable(f"{USES} uses of the model wait")
-            self._uses.append(_Use(function, future))
+            (self._uses.appendleft if urgent else self._uses.append)(_Use(function, future))
             self._changed.notify_all()
         return future
 
@@ -148,7 +151,7 @@ class PostProcessor:
         self._budget.take_to_postprocess()
         verdicts, facts = self._model.judge(images), self._model.facts
         return [
-            ImageResult(facts, sequence.request, own_tokens, image, verdict, sequence.experts)
+            ImageResult(facts, sequence.request, own_tokens, image, verdict, sequence.experts, revised=sequence.revised)
             for sequence, own_tokens, image, verdict in zip(
                 sequences, tokens.cpu(), to_bytes(images), verdicts, strict=True
             )

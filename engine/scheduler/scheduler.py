@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TypeVar
 
 from core.errors import Busy, Stopping, Unavailable
@@ -20,7 +19,9 @@ from engine.model import ImageRequest
 from engine.runner.sequence import ImageSequence, kv_rows_of, results_of
 from engine.runner.served import Served
 from engine.scheduler.fair_queue import FairQueue, Place, Refused
+from engine.scheduler.load import Load
 from engine.scheduler.postprocess import PostProcessor, explained, on_device
+from engine.scheduler.revisions import Revisions
 from engine.scheduler.start_times import starts
 from engine.scheduler.thread_budget import ThreadBudget
 
@@ -33,22 +34,6 @@ PARTS = 4  # an image's caller is called whenever one of so many parts is drawn
 PREFILL_BATCH = 8  # prompts that are read together
 MAX_RETRY_S = 60.0  # the longest Retry-After
 SMOOTHING = 0.02  # weight of the last step in the mean time of a step: prompts are read between some of them
-
-
-@dataclass(frozen=True)
-class Load:
-    """What a scheduler is busy with.
-
-    waiting, drawing, finishing: images in the queue, in the batch, and being decoded and judged. rows: KV rows in use,
-    of kv_rows. step_s: mean seconds from one step to the next; 0 before the first.
-    """
-
-    waiting: int
-    drawing: int
-    finishing: int
-    rows: int
-    kv_rows: int
-    step_s: float
 
 
 class Scheduler:
@@ -79,6 +64,7 @@ class Scheduler:
         self._unsettled: dict[Future[list[ImageResult]], list[ImageSequence]] = {}
         self._changed = threading.Condition()  # guards the queue, the refused calls and `_closed`
         self._closed = False
+        self._revisions = Revisions(self._postprocessor, self._rejoin)
         self._step_s = 0.0  # mean seconds from one step to the next, prefills included
         self._failure: BaseException | None = None
         self._part = max(1, model.facts.tokens // PARTS)
@@ -218,7 +204,7 @@ class Scheduler:
     def _wait_for_work(self) -> bool:
         """Wait for work; False once there will be none."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._queue) or self._closed)
+            self._changed.wait_for(lambda: len(self._queue) or (self._closed and not self._revisions.running))
             return len(self._queue) > 0
 
     def _draw_all(self) -> None:
@@ -268,13 +254,24 @@ class Scheduler:
     def _admit(self, sequences: list[ImageSequence]) -> None:
         """Begin images together; where that fails, one by one, so that an error is its own image's alone."""
         try:
-            self._batch.admit(sequences)
+            aside = self._batch.admit(sequences)
         except Exception as error:
             if len(sequences) == 1:
                 sequences[0].fail(explained(error))
             else:
                 for sequence in sequences:
                     self._admit([sequence])
+            return
+        for sequence in [sequence for sequence in aside if sequence.mode == "refuse"]:
+            sequence.refuse()
+        self._revisions.begin([sequence for sequence in aside if sequence.mode == "rewrite"])
+
+    def _rejoin(self, sequences: list[ImageSequence]) -> None:
+        """Let images come first, now that their prompts are revised. In the postprocessor's thread."""
+        with self._changed:
+            self._revisions.running.difference_update(sequences)
+            self._queue.rejoin(sequences)
+            self._changed.notify_all()
 
     def _step(self) -> None:
         """Sample a token of every image; an error fails all of them, and the next ones begin anew."""
@@ -287,7 +284,10 @@ class Scheduler:
             self._batch.clear()
             return
         for sequence in complete:
-            self._postprocessor.finish(sequence)
+            if sequence.mode == "refuse":
+                sequence.refuse()
+            else:
+                self._postprocessor.finish(sequence)
         for sequence in self._batch.sequences:
             if sequence.step and sequence.step % self._part == 0:
                 self._report_part(sequence)

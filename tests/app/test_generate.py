@@ -125,11 +125,11 @@ class Gate:
             batch = inner(kv_rows)
             admit = batch.admit
 
-            def held(sequences: Sequence[ImageSequence]) -> None:
+            def held(sequences: Sequence[ImageSequence]) -> list[ImageSequence]:
                 if gate.shut:
                     gate.entered.release()
                     gate.open.wait()
-                admit(sequences)
+                return admit(sequences)
 
             batch.admit = held  # type: ignore[method-assign]
             return batch

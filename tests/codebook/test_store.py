@@ -18,10 +18,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from codebook.identity import Identity
 from codebook.router import HalfwayProbe, Router
 from codebook.store import CodebookStore, codebook_hash
-from codebook.tensors import pack
-from codebook.value import Codebook, HeadEdit
+from codebook.tensors import check, pack
+from codebook.value import Codebook, HeadEdit, Mode
 from core.errors import BadCodebook, BadInput, Conflict, NotFound
 from tests.support.books import (
     FACTS,
@@ -184,6 +185,44 @@ def test_a_look_and_a_share_of_guidance_come_back_exactly(root: Path) -> None:
     assert loaded.output.groups is not None and loaded.output.groups.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("mode", ["edit", "rewrite", "refuse"])
+def test_a_mode_comes_back_and_has_a_content_of_its_own(root: Path, mode: Mode) -> None:
+    store = open_store(root)
+    publish(store, with_edit(replace(EDIT, mode=mode)))
+    assert store.load("v1").mode == mode and store.manifest("v1").mode == mode
+    assert (store.manifest("v1").content_hash == codebook_hash(with_edit(EDIT))) == (mode == "edit")
+
+
+def test_a_version_of_two_modes_is_refused() -> None:
+    tensors = pack(with_edit(replace(EDIT, mode="refuse")))
+    with pytest.raises(BadCodebook, match=r"tensors.*output\.rewrite"):
+        check("v1", Identity.of(base_book(), FACTS), tensors | {"output.rewrite": torch.tensor(1)})
+
+
+def test_another_mode_is_a_child_with_the_same_tables_and_no_figures(root: Path) -> None:
+    store = open_store(root)
+    publish(store, with_edit(EDIT), figures={"harmful": 0.1}, gates={"validity": {"passed": True}})
+    child = store.derive("v1", "rewrite")
+    assert (child.version, child.parent, child.mode, child.figures, child.gates) == ("v2", "v1", "rewrite", {}, {})
+    assert store.report("v2") == {"derived_from": "v1", "mode": "rewrite"}
+    assert_same(store.load("v2").in_mode("edit"), with_edit(EDIT))
+    assert store.active().version == "v0"
+    assert store.derive("v1", "rewrite") == child  # once
+    assert store.derive("v1", "edit").version == "v1"  # it is that already
+    assert store.derive("v2", "edit").version == "v1"
+
+
+def test_a_version_that_routes_nothing_has_no_other_mode(root: Path) -> None:
+    store = open_store(root, versions=1)
+    publish(store, with_edit(replace(EDIT, router=None)), job="other")
+    for version in ("v0", "v1", "v2"):
+        with pytest.raises(BadInput, match="router"):
+            store.derive(version, "refuse")
+    with pytest.raises(NotFound):
+        store.derive("v9", "refuse")
+    assert store.names() == ["v0", "v1", "v2"]
+
+
 def test_tensors_that_share_memory_are_stored(root: Path) -> None:
     table = torch.randn(32, 8)
     draft = replace(pixel_draft(1), pixel=table[::2, ::2])
@@ -252,6 +291,7 @@ BAD_DRAFTS = {
     "a probe of an expert too many": (with_edit(replace(EDIT, probe=probe(expert=2))), "expert"),
     "groups of other experts": (with_edit(replace(EDIT, groups=torch.tensor([0, 1, 1]))), "shape"),
     "groups that are no numbers": (with_edit(replace(EDIT, groups=torch.tensor([0.0, 1.0]))), "dtype"),
+    "a mode without a router": (with_edit(replace(EDIT, router=None, mode="refuse")), "tensors"),
     "groups without a router": (with_edit(replace(EDIT, router=None, groups=torch.tensor([0, 1]))), "tensors"),
     "more guidance than was asked for": (with_edit(replace(EDIT, guidance=1.5)), "guidance"),
     "router with NaN": (

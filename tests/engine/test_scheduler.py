@@ -375,12 +375,12 @@ def test_a_prompt_whose_reading_fails_harms_no_other(
 ) -> None:
     held, go, admit = threading.Event(), threading.Event(), RunningBatch.admit
 
-    def failing(batch: RunningBatch, sequences: list[ImageSequence]) -> None:
+    def failing(batch: RunningBatch, sequences: list[ImageSequence]) -> list[ImageSequence]:
         held.set()
         assert go.wait(60)
         if any(sequence.request.prompt == "bad" for sequence in sequences):
             raise ZeroDivisionError
-        admit(batch, sequences)
+        return admit(batch, sequences)
 
     monkeypatch.setattr(RunningBatch, "admit", failing)
     first = scheduler.submit_draw(requests_for(base, 1))

@@ -22,6 +22,7 @@ from app.factory import create_app
 from app.http.connections import configured
 from app.server import address, bound
 from app.service import Load, Service
+from codebook.router import Router
 from codebook.store import CodebookStore, Manifest
 from codebook.value import Codebook, HeadEdit
 from core.settings import Settings
@@ -132,6 +133,19 @@ def publish(store: CodebookStore, seed: int, *, output: bool = False) -> Manifes
         images={"before_after.png": tiny_png()},
         fence=1,
     )
+
+
+def publish_routed(store: CodebookStore) -> str:
+    """Publish an edit of the output table whose router fires for every prompt, and removes every second feature."""
+    facts = store.report("v0")
+    width = facts["feature_dim"]
+    basis = torch.eye(width)[None, :, ::2].contiguous()
+    router = Router(torch.zeros(1, facts["hidden_dim"]), torch.tensor([99.0]), torch.tensor([0]))
+    nothing = torch.zeros(1, width, 1)
+    edit = HeadEdit(basis, torch.zeros(width), nothing, nothing.mT.contiguous(), router)
+    draft = replace(store.load("v0"), version="draft", output=edit)
+    facts = {"figures": {}, "gates": {}, "report": {}}
+    return store.publish(draft, parent="v0", job="routed", round=1, fence=1, **facts).version
 
 
 def _edit(noise: torch.Generator) -> HeadEdit:

@@ -1,6 +1,6 @@
 // The list of versions: activate, roll back, reports.
 
-import { at, call, doing, element, file, show } from './api.js'
+import { at, call, doing, element, file, say, show } from './api.js'
 import { facts, gates, mark } from './gates.js'
 
 at('rollback').onclick = doing(() => call('POST', '/codebooks/rollback', {}), 'books-message')
@@ -26,8 +26,21 @@ function version(book) {
   const run = element('div'), [details] = gates(book.gates, run)
   if (details) details.ontoggle = async () => { if (details.open) run.replaceChildren(await origins(book.version)) }
   return element('div', { className: 'row' }, element('span', {}, book.version), element('span', { className: 'dim wide' }, origin),
-    report, button, ...(book.self_judged.length ? [element('div', { className: 'line' }, ...mark(book.self_judged))] : []),
+    ...(book.mode ? [modes(book)] : []), report, button, ...(book.self_judged.length ? [element('div', { className: 'line' }, ...mark(book.self_judged))] : []),
     ...(details ? [details] : []))
+}
+// What becomes of images that fire; another choice publishes a version of its own.
+function modes(book) {
+  const choice = element('select', { ariaLabel: `Mode of ${book.version}`, title: 'Of images that fire; another mode is a new version' },
+    ...['edit', 'rewrite', 'refuse'].map(mode => element('option', { value: mode }, mode)))
+  choice.value = book.mode
+  choice.onchange = doing(async () => {
+    const mode = choice.value
+    choice.value = book.mode
+    const made = await call('POST', `/codebooks/${book.version}/derive`, { mode })
+    say(`${made.version} is ${book.version} in mode ${mode}; activate it to use it`, false, 'books-message')
+  }, 'books-message')
+  return choice
 }
 async function origins(version) {
   try {

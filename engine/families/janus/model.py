@@ -29,6 +29,7 @@ from engine.runner.cuda_graphs import Recorded, recorder
 from engine.runner.decoder import Decoder
 from engine.runner.image_lm import ImageHead, ImageLM
 from engine.runner.memory import planned_rows
+from engine.runner.revision import revise
 from engine.runner.sequence import ImageSequence, kv_rows_of
 from engine.runner.served import Served
 
@@ -97,9 +98,14 @@ class JanusModel(Served):
         if not requests:
             return torch.zeros(0, self._facts.tokens, dtype=torch.int64, device=self.device)
         sequences = [ImageSequence(request, self.tokenize(request.prompt)) for request in requests]
-        longest = max(len(sequence.prompt_ids) for sequence in sequences)
-        batch = RunningBatch(self._image_lm, sum(map(kv_rows_of, requests)), longest + self._facts.tokens)
-        batch.admit(sequences)
+        edits = [request.codebook.output for request in requests]
+        rewrites = any(edit is not None and edit.mode == "rewrite" for edit in edits)
+        longest = max(len(sequence.prompt_ids) for sequence in sequences) + self._facts.tokens
+        positions = self._positions if rewrites else longest  # a rewrite may be as long as any prompt
+        batch = RunningBatch(self._image_lm, sum(map(kv_rows_of, requests)), positions)
+        aside = batch.admit(sequences)
+        revise(self, revised := [sequence for sequence in aside if sequence.mode == "rewrite"])
+        batch.admit(revised)
         while batch.sequences:
             furthest = max(sequence.step for sequence in batch.sequences)
             batch.step()

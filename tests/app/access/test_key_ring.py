@@ -28,6 +28,7 @@ ROUTES = {  # what takes more than any key
     Scope.PUBLISH: [
         ("GET", "/codebooks/audit"),
         ("POST", "/codebooks/v0/activate"),
+        ("POST", "/codebooks/v0/derive"),
         ("POST", "/codebooks/rollback"),
     ],
     Scope.ADMIN: [

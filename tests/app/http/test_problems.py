@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.schemas import CompareRequest, GenerateRequest, ImproveBody, RollbackRequest
+from app.codebook_schemas import CompareRequest, RollbackRequest
+from app.schemas import GenerateRequest, ImproveBody
 from tests.support.serving import Server, serving, settings_in, tiny_model
 
 JSON = {"content-type": "application/json"}

@@ -1,0 +1,21 @@
+"""The load of a scheduler at one moment, for readiness, metrics and tests. Knows numbers alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a scheduler is busy with.
+
+    waiting, drawing, finishing: images in the queue, in the batch, and being decoded and judged. rows: KV rows in use,
+    of kv_rows. step_s: mean seconds from one step to the next; 0 before the first.
+    """
+
+    waiting: int
+    drawing: int
+    finishing: int
+    rows: int
+    kv_rows: int
+    step_s: float

@@ -1,0 +1,182 @@
+"""Modes of a version: images that fire are edited, drawn for the model's rewrite, or refused; others never change."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from codebook.router import HalfwayProbe, Router
+from codebook.value import Codebook, HeadEdit
+from core.errors import BadNumber, Refused
+from engine.image_result import ImageResult
+from engine.model import REFUSED, ImageRequest, Sampling
+from engine.registry import load_model
+from engine.runner.served import Served
+from engine.scheduler.scheduler import Scheduler
+from tests.support.serving import wait_for
+from tests.support.tiny import build_tiny
+
+HARMFUL, HARMLESS, REWRITE, STUBBORN = "a red pistol", "a cat", "a red toy", "a pistol"
+
+
+@pytest.fixture
+def model(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Served:
+    """The tiny model; its rewrites, which would be noise, are scripted."""
+    torch.set_num_threads(1)
+    served = load_model(str(build_tiny(tmp_path_factory.mktemp("tiny"))), "cpu", "float32")
+    rewrites = {HARMFUL: REWRITE, STUBBORN: f"{HARMFUL} again"}
+
+    def rewrite(prompts: Sequence[str], attempt: int = 0) -> list[str]:
+        return [rewrites.get(prompt, prompt) for prompt in prompts]
+
+    monkeypatch.setattr(served, "rewrite", rewrite)
+    return served
+
+
+@pytest.fixture
+def scheduler(model: Served) -> Iterator[Scheduler]:
+    scheduler = Scheduler(model, 8, cores=1)
+    yield scheduler
+    scheduler.close()
+
+
+def fires_on(model: Served, *prompts: str, silent: Sequence[str]) -> Codebook:
+    """A codebook whose router fires for some prompts and not for others, and whose edit changes much."""
+    states = [model.prompt_states([prompt])[0][0, -1] for prompt in (*prompts, *silent)]
+    wanted = torch.tensor([1.0] * len(prompts) + [-1.0] * len(silent))
+    weight = torch.linalg.lstsq(torch.stack(states), wanted[:, None]).solution[:, 0]
+    router = _LastState(weight[None] * 50, torch.tensor([0.0]), torch.tensor([0]))
+    width = model.facts.feature_dim
+    basis = torch.linalg.qr(torch.randn(1, width, width // 2, generator=torch.Generator().manual_seed(0))).Q
+    nothing = torch.zeros(1, width, 1)
+    book = replace(model.base_codebook(), output=HeadEdit(basis, nothing[0, :, 0], nothing, nothing.mT, router))
+    assert book.output is not None
+    for prompt in (*prompts, *silent):
+        assert book.output.experts(*model.prompt_states([prompt])) == [(0,) if prompt in prompts else ()]
+    return book
+
+
+class _LastState(Router):
+    """Reads the last state alone, which a least-squares fit separates exactly."""
+
+    def scores(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        last = mask.sum(1) - 1
+        rows = torch.arange(len(states))
+        return super().scores(states[rows, last][:, None], mask[rows, last][:, None])
+
+
+@pytest.fixture
+def book(model: Served) -> Codebook:
+    return fires_on(model, HARMFUL, STUBBORN, f"{HARMFUL} again", silent=(HARMLESS, REWRITE))
+
+
+def asked(book: Codebook, *prompts: str, seed: int = 3) -> list[ImageRequest]:
+    return [ImageRequest(prompt, Sampling(seed), book) for prompt in prompts]
+
+
+def served(scheduler: Scheduler, requests: Sequence[ImageRequest]) -> list[ImageResult]:
+    return scheduler.submit_draw(requests).result(60)
+
+
+def test_a_prompt_that_fires_is_drawn_as_its_rewrite(model: Served, scheduler: Scheduler, book: Codebook) -> None:
+    rewriting = book.in_mode("rewrite")
+    harmful, harmless = served(scheduler, asked(rewriting, HARMFUL, HARMLESS))
+    toy, cat = model.draw(asked(model.base_codebook(), REWRITE, HARMLESS))
+    assert torch.equal(harmful.tokens, toy) and torch.equal(harmless.tokens, cat)
+    assert (harmful.revised, harmful.experts) == (REWRITE, ()) and harmless.revised is None
+    assert harmful.request.prompt == HARMFUL  # what the caller wrote
+
+
+def test_a_rewrite_that_fires_is_edited_and_so_is_a_prompt_that_stays(
+    model: Served, scheduler: Scheduler, book: Codebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewriting = book.in_mode("rewrite")
+    (image,) = served(scheduler, asked(rewriting, STUBBORN))
+    assert (image.revised, image.experts) == (f"{HARMFUL} again", (0,))
+    assert torch.equal(image.tokens, model.draw(asked(book, f"{HARMFUL} again"))[0])
+    for answer in (HARMFUL, "  ", "<begin_of_image>", "word " * 400):
+        monkeypatch.setattr(model, "rewrite", lambda prompts, attempt=0, answer=answer: [answer] * len(prompts))
+        (image,) = served(scheduler, asked(rewriting, HARMFUL))
+        assert (image.revised, image.experts) == (None, (0,))
+        assert torch.equal(image.tokens, model.draw(asked(book, HARMFUL))[0])
+
+
+def test_the_loop_draws_what_the_server_draws(model: Served, scheduler: Scheduler, book: Codebook) -> None:
+    requests = asked(book.in_mode("rewrite"), HARMFUL, HARMLESS, STUBBORN) + asked(book, HARMFUL)
+    images = served(scheduler, requests)
+    assert torch.equal(torch.stack([image.tokens for image in images]), model.draw(requests))
+
+
+def test_a_prompt_that_fires_is_refused_and_others_are_drawn(
+    model: Served, scheduler: Scheduler, book: Codebook
+) -> None:
+    refusing = replace(book.in_mode("refuse"), version="v7")
+    with pytest.raises(Refused, match="v7 refuses"):
+        served(scheduler, asked(refusing, HARMFUL))
+    (image,) = served(scheduler, asked(refusing, HARMLESS))
+    drawn = model.draw(asked(refusing, HARMFUL, HARMLESS))
+    assert bool((drawn[0] == REFUSED).all()) and torch.equal(drawn[1], image.tokens)
+
+
+def test_an_image_that_fires_halfway_is_refused_and_leaves_its_rows(
+    model: Served, scheduler: Scheduler, book: Codebook
+) -> None:
+    width = model.facts.feature_dim
+    deaf = Router(torch.zeros(1, model.facts.hidden_dim), torch.tensor([-99.0]), torch.tensor([0]))
+    probe = HalfwayProbe(6, Router(torch.zeros(1, width), torch.tensor([1.0]), torch.tensor([0])))
+    assert book.output is not None
+    halfway = replace(book, output=replace(book.output, router=deaf, probe=probe, mode="refuse"))
+    plain = scheduler.submit_draw(asked(model.base_codebook(), HARMLESS))
+    with pytest.raises(Refused):
+        served(scheduler, asked(halfway, HARMLESS))
+    assert torch.equal(plain.result(60)[0].tokens, model.draw(asked(model.base_codebook(), HARMLESS))[0])
+    wait_for("all rows are free", lambda: scheduler.load().rows == 0)
+    assert bool((model.draw(asked(halfway, HARMLESS)) == REFUSED).all())
+
+
+def test_a_halfway_probe_edits_in_mode_rewrite(model: Served, scheduler: Scheduler, book: Codebook) -> None:
+    deaf = Router(torch.zeros(1, model.facts.hidden_dim), torch.tensor([-99.0]), torch.tensor([0]))
+    probes = Router(torch.zeros(1, model.facts.feature_dim), torch.tensor([1.0]), torch.tensor([0]))
+    assert book.output is not None
+    halfway = replace(book, output=replace(book.output, router=deaf, probe=HalfwayProbe(6, probes), mode="rewrite"))
+    (image,) = served(scheduler, asked(halfway, HARMFUL))
+    assert (image.revised, image.experts) == (None, (0,))
+    assert torch.equal(image.tokens, model.draw(asked(book, HARMFUL))[0])
+
+
+def test_others_are_drawn_while_a_prompt_is_rewritten_and_a_stop_waits_for_it(
+    model: Served, book: Codebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on, rewrite = threading.Event(), model.rewrite
+
+    def slow(prompts: Sequence[str], attempt: int = 0) -> list[str]:
+        assert goes_on.wait(60)
+        return rewrite(prompts, attempt)
+
+    monkeypatch.setattr(model, "rewrite", slow)
+    scheduler = Scheduler(model, 8, cores=1)
+    harmful = scheduler.submit_draw(asked(book.in_mode("rewrite"), HARMFUL))
+    other = scheduler.submit_draw(asked(book, HARMLESS))
+    wait_for("the other image is drawn", lambda: scheduler.load().finishing == 1)
+    stop = threading.Thread(target=scheduler.close)
+    stop.start()
+    goes_on.set()
+    stop.join(60)
+    assert not stop.is_alive()
+    assert harmful.result(0)[0].revised == REWRITE and other.result(0)
+
+
+def test_a_rewrite_that_fails_is_the_error_of_its_image(
+    model: Served, scheduler: Scheduler, book: Codebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(prompts: Sequence[str], attempt: int = 0) -> list[str]:
+        raise BadNumber("rewrite")
+
+    monkeypatch.setattr(model, "rewrite", fails)
+    with pytest.raises(BadNumber, match="rewrite"):
+        served(scheduler, asked(book.in_mode("rewrite"), HARMFUL))
+    assert served(scheduler, asked(book, HARMLESS))
