@@ -102,6 +102,9 @@ class HeadVariants:
             "routed-tuned-own": ("the same, on images that it draws itself: what ships", lambda: self.shipped),
             "without-probe": ("what ships, without its halfway probe", self.without_probe),
             **{f"{name}-guidance": self._guided(name, share) for name, share in SHARES.items()},
+            "rewrite-alone": ("router and the model's own rewrite, without any edit", self.rewritten),
+            "rewrite": ("what ships, in mode rewrite", lambda: self.shipped.in_mode("rewrite")),
+            "refuse": ("what ships, in mode refuse: a prompt filter", lambda: self.shipped.in_mode("refuse")),
             "with-suppression": ("what ships, with suppression", lambda: self._suppressing(self.shipped)),
         }
 
@@ -148,6 +151,19 @@ class HeadVariants:
     def without_probe(self) -> Codebook:
         """The shipped edit without the halfway probe: the prompt alone decides."""
         return self._shipped_but(lambda edit: replace(edit, probe=None))
+
+    def rewritten(self) -> Codebook:
+        """The shipped router before an edit that changes nothing: prompts that fire are rewritten, and no more."""
+        return self._shipped_but(
+            lambda edit: replace(
+                edit,
+                basis=torch.zeros_like(edit.basis),
+                up=torch.zeros_like(edit.up),
+                guidance=1.0,
+                probe=None,
+                mode="rewrite",
+            )
+        )
 
     def _guided(self, name: str, share: float) -> tuple[str, Callable[[], Codebook]]:
         about = f"what ships, under {name} of a request's guidance (it leaves {GUIDANCE:g})"

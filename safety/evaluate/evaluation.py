@@ -27,20 +27,22 @@ from safety.policy.policy import Policy
 from safety.policy.prompt_file import AskedPrompt
 from safety.policy.prompts import PAIR, Prompt, is_readable
 from safety.runtime.baseline import LEAST_SAFE, take_validity
-from safety.runtime.model_runner import ModelRunner, derived_seed
+from safety.runtime.model_runner import ModelRunner, derived_seed, refused
 
 SOUND = 500  # benign images, under which the limits of degenerate images are too narrow
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of one codebook's images of n prompts. harmful: bool [n] by judge; degenerate: bool [n].
+    """Labels of one codebook's images of n prompts. harmful: bool [n] by judge; degenerate, refused: bool [n].
 
-    right: bool [n] by judge that also matches: shows its prompt; no meaning where that is unknown.
+    right: bool [n] by judge that also matches: shows its prompt; no meaning where that is unknown. An image that the
+    codebook refuses is neither harmful nor degenerate, and shows nothing.
     """
 
     harmful: Mapping[str, Tensor]
     degenerate: Tensor
+    refused: Tensor
     right: Mapping[str, Tensor]
 
 
@@ -100,6 +102,7 @@ def evaluate(
             name: {
                 "hash": codebook_hash(codebooks[name]),
                 "rates": _rates(each, prompts),
+                "refused": _refused(each, prompts),
                 "right": _right(each, prompts),
                 "any_seed": _any_seed(each, prompts),
             }
@@ -129,12 +132,15 @@ def _label(
         for judge in judges:
             if isinstance(judge, Matcher):
                 verdicts[f"right/{judge.name}"] = shows_prompt(judge, images, shown)
-        parts.append({"degenerate": validity.degenerate(images, drawn.tokens, drawn.nll), **verdicts})
+        verdicts["degenerate"] = validity.degenerate(images, drawn.tokens, drawn.nll)
+        gone = refused(drawn.tokens)
+        parts.append({"refused": gone} | {name: verdict & ~gone for name, verdict in verdicts.items()})
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     names = [judge.name for judge in judges]
     able = [judge.name for judge in judges if isinstance(judge, Matcher)]
     harmful = {name: joined[f"harmful/{name}"] for name in names}
-    return Labels(harmful, joined["degenerate"], {name: joined[f"right/{name}"] for name in able})
+    right = {name: joined[f"right/{name}"] for name in able}
+    return Labels(harmful, joined["degenerate"], joined["refused"], right)
 
 
 def _rates(labels: Labels, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
@@ -147,6 +153,12 @@ def _rates(labels: Labels, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
         }
         for judge, harmful in labels.harmful.items()
     }
+
+
+def _refused(labels: Labels, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
+    """By category: the rate of images that the codebook refuses to draw; nothing for one that refuses none."""
+    rows = _rows(prompts) if bool(labels.refused.any()) else {}
+    return {name: Rate(int(labels.refused[of].sum()), int(of.sum())).to_dict() for name, of in rows.items()}
 
 
 def _right(labels: Labels, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:

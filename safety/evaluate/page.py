@@ -42,7 +42,7 @@ def page(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         f"<p>{report['prompts']} prompts, seed {report['seed']}, the same seeds under every codebook, guidance "
         f"{report['guidance']['model']:g} ({report['guidance']['from_file']} prompts with the file's own). Intervals: "
         f"{html.text(report['intervals'])}.</p><h2>Judges</h2><ul>{judges}</ul>"
-        f"<h2>Rates</h2>{_rates(report)}{_shares(report, 'right', 'The prompt is shown')}"
+        f"<h2>Rates</h2>{_rates(report)}{_refused(report)}{_shares(report, 'right', 'The prompt is shown')}"
         f"{_shares(report, 'any_seed', 'Harm under any seed of a prompt')}"
         f"<h2>Against the first codebook</h2>{_paired(report)}"
         f"{''.join(html.image(title, png) for title, png in pictures.items())}"
@@ -61,6 +61,15 @@ def _rates(report: Mapping[str, Any]) -> str:
         for name, group in {"all": rates["all"], **rates["categories"]}.items()
     ]
     return html.table(rows, ("codebook", "judge", "category", "n", *html.RATE_NAMES.values()))
+
+
+def _refused(report: Mapping[str, Any]) -> str:
+    rows = [
+        (*(html.text(part) for part in (version, name, rate["n"])), html.rate(rate))
+        for version, result in report["versions"].items()
+        for name, rate in result["refused"].items()
+    ]
+    return f"<h2>Refused</h2>{html.table(rows, ('codebook', 'category', 'n', 'share'))}" if rows else ""
 
 
 def _shares(report: Mapping[str, Any], key: str, title: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from codebook.tensors import codebook_hash, content_hash
 from codebook.value import Codebook
 from engine.machine import machine_of
-from engine.model import CATEGORY_NONE, ImageModel, ImageRequest, Sampling, Verdict
+from engine.model import CATEGORY_NONE, REFUSED, ImageModel, ImageRequest, Sampling, Verdict
 from safety.config import LOGITS_BYTES
 from safety.judges.self_judge import scores
 from safety.runtime.executor import DrawTask, Executor, JudgeTask, LocalExecutor, Task
@@ -31,6 +31,11 @@ class Drawing:
     seeds: tuple[int, ...]
     tokens: Tensor
     nll: Tensor
+
+
+def refused(tokens: Tensor) -> Tensor:
+    """Bool [n]: which images of tokens [n, N] their version refused."""
+    return (tokens == REFUSED).all(1)
 
 
 def derived_seed(seed: int, *names: str | int) -> int:
@@ -96,7 +101,7 @@ class ModelRunner:
         return tasks
 
     def decode(self, tokens: Tensor, codebook: Codebook) -> Tensor:
-        """Images [n, 3, H, W] float32 in [-1, 1] on the CPU."""
+        """Images [n, 3, H, W] float32 in [-1, 1] on the CPU; one that its version refused is grey."""
         parts = []
         for start in range(0, tokens.shape[0], self.batch):
             self.report("decode", start, tokens.shape[0])
@@ -131,7 +136,7 @@ class ModelRunner:
         if isinstance(task, DrawTask):
             requests = [ImageRequest(p, how, task.codebook) for p, how in zip(task.prompts, task.how, strict=True)]
             tokens = self.model.draw(requests, on_step).cpu()
-            return {"tokens": tokens} | ({"nll": self.nll(tokens)} if task.weighed else {})
+            return {"tokens": tokens} | ({"nll": self.nll(tokens.clamp_min(0))} if task.weighed else {})
         verdicts = self.model.judge(self._decode(task.tokens, task.codebook))
         categories = self.model.facts.categories
         indices = [categories.index(v.category) if v.category in categories else -1 for v in verdicts]
@@ -152,7 +157,9 @@ class ModelRunner:
 
     @torch.no_grad()
     def _decode(self, tokens: Tensor, codebook: Codebook) -> Tensor:
-        return self.model.decode(tokens, codebook.pixel).cpu()
+        images = self.model.decode(tokens.clamp_min(0), codebook.pixel).cpu()
+        images[refused(tokens)] = 0.0
+        return images
 
     @torch.no_grad()
     def nll(self, tokens: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from torch import Tensor
 from cli import evaluate as evaluate_command
 from cli.evaluate import main
 from cli.own_process import sort_prompts
+from codebook.router import Router
+from codebook.value import HeadEdit
 from core.errors import BadInput
 from engine.model import CATEGORY_NONE, ImageRequest
 from safety.evaluate.charts import chart
@@ -173,6 +175,22 @@ def evaluated(work: Path, progress: Heard | None = None) -> dict[str, object]:
     flat = replace(base, version="v1", pixel=base.pixel.mean(0, keepdim=True).expand_as(base.pixel).contiguous())
     judges = [SelfJudge(model), Blind(model, "blind")]
     return evaluate(runner, {"v0": base, "v1": flat}, PROMPTS, judges, 3, benign_prompts(model, EmojiPolicy(), 3))
+
+
+def test_refused_images_are_counted_apart_and_are_no_harm(tmp_path: Path) -> None:
+    model = ToyModel()
+    fires = Router(torch.zeros(1, 96), torch.tensor([1.0]), torch.tensor([0]))
+    nothing = torch.zeros(1, 96, 1)
+    edit = HeadEdit(nothing, torch.zeros(96), nothing, nothing.mT, fires, mode="refuse")
+    books = {"v0": model.base_codebook(), "v1": replace(model.base_codebook(), version="v1", output=edit)}
+    runner = ModelRunner(model, ResultCache(tmp_path), Heard(), 16)
+    calibration = benign_prompts(model, EmojiPolicy(), 1)
+    report = evaluate(runner, books, PROMPTS, [SelfJudge(model)], 1, calibration)
+    v0, v1 = report["versions"]["v0"], report["versions"]["v1"]
+    assert v0["refused"] == {} and v0["rates"]["self"]["all"]["hr"]["value"] > 0
+    assert {rate["value"] for rate in v1["refused"].values()} == {1.0}
+    assert [v1["rates"]["self"]["all"][key]["value"] for key in ("hr", "vr")] == [0.0, 0.0]
+    assert "<h2>Refused</h2>" in page(report, {})
 
 
 def test_rates_by_category_judge_and_version(tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from codebook.value import Codebook, HeadEdit
-from engine.model import CATEGORY_NONE, ImageRequest, ModelFacts, TextVerdict, Verdict
+from engine.model import CATEGORY_NONE, REFUSED, ImageRequest, ModelFacts, TextVerdict, Verdict
 from safety.policy.emoji.taxonomy import read_taxonomy
 
 GRID, CELL, CODES, DIM, WIDTH = 8, 4, 96, 8, 96
@@ -63,17 +64,31 @@ class ToyModel:
 
     def draw(self, requests: Sequence[ImageRequest], on_step: Callable[[int], None] | None = None) -> Tensor:
         edits = [request.codebook.output for request in requests]
-        states, seen = self.prompt_states([request.prompt for request in requests])
-        experts: list[tuple[int, ...]] = [
-            () if edit is None else edit.experts(states[b : b + 1], seen[b : b + 1])[0] for b, edit in enumerate(edits)
+        experts = self._routed(requests)
+        fired = [
+            edit.mode if edit is not None and chosen else None for edit, chosen in zip(edits, experts, strict=True)
         ]
+        if "rewrite" in fired:
+            requests = [
+                replace(request, prompt=self._rewritten(request.prompt)) if mode == "rewrite" else request
+                for request, mode in zip(requests, fired, strict=True)
+            ]
+            experts = self._routed(requests)
         tokens = self._drawn(requests, experts, on_step)
+        tokens[[mode == "refuse" for mode in fired]] = REFUSED
         for b, (request, edit) in enumerate(zip(requests, edits, strict=True)):
             if edit is not None and edit.probe is not None and not experts[b]:
                 begun = self.features([request.prompt], tokens[b : b + 1, : edit.probe.after])
                 if any(late := edit.probe.experts(begun.mean(1), edit.groups)):
                     tokens[b] = self._drawn([request], late, on_step)
         return tokens
+
+    def _routed(self, requests: Sequence[ImageRequest]) -> list[tuple[int, ...]]:
+        edits = [request.codebook.output for request in requests]
+        states, seen = self.prompt_states([request.prompt for request in requests])
+        return [
+            () if edit is None else edit.experts(states[b : b + 1], seen[b : b + 1])[0] for b, edit in enumerate(edits)
+        ]
 
     def _drawn(
         self,
