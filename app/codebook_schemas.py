@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, RootModel
 
 from app.schemas import Epoch, GeneratedImage, Prompt, RequestBody, Seed, Version
 from codebook.value import Mode
@@ -35,6 +35,35 @@ class RollbackRequest(ActivateRequest):
     )
 
 
+VersionName = Annotated[str, Field(pattern=r"^v(0|[1-9][0-9]{0,8})$")]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=False)]
+
+
+class Shares(RootModel[Annotated[dict[VersionName, Share], Field(min_length=1, max_length=8)]]):
+    """Share of the traffic by version, with the sum 1."""
+
+
+class SplitEvidence(BaseModel):
+    """What this server has drawn since a split began: one version's images, and the active one's beside it."""
+
+    images: int = Field(description="Images; of a repeated prompt the first.")
+    unsafe: int = Field(description="Of these, judged unsafe by the model.")
+    beside_images: int = Field(description="Images of the active version.")
+    beside_unsafe: int = Field(description="Of these, judged unsafe.")
+    e: float = Field(description="e-value against drawing unsafe images no more often than the active version.")
+
+
+class TrafficShares(BaseModel):
+    """Versions that share the traffic of callers who name none."""
+
+    active: str = Field(description="Active version.")
+    epoch: int = Field(description="Epoch of the active alias.")
+    since: int = Field(description="Epoch at which these versions began to share; 0 where none do.")
+    shares: dict[str, float] = Field(description="Share of each version.")
+    evidence: dict[str, SplitEvidence] = Field(description="By version beside the active one: what was seen so far.")
+    limit: float = Field(description="e-value of one version at which the split ends by itself; n times it for n.")
+
+
 class Activation(BaseModel):
     """One state of the active alias."""
 
@@ -43,7 +72,11 @@ class Activation(BaseModel):
     previous: str | None = Field(description="Version that was active before.")
     moved_at: str = Field(description="Time of the activation: UTC, ISO 8601.")
     moved_by: str = Field(description="Operator or job that activated it.")
-    move: str = Field(description='"initialise", "activate" or "rollback".')
+    move: str = Field(description='"initialise", "activate", "rollback", "traffic", "revoke" or "restore".')
+    traffic: dict[str, float] = Field(description="Share of each version; empty where the active one draws for all.")
+    split: int = Field(description="Epoch at which these versions began to share; 0 where none do.")
+    revoked: list[str] = Field(description="Versions under which nothing is drawn.")
+    reason: str = Field(description="Why, for a move that no person made.")
 
 
 class ActiveCodebook(Activation):

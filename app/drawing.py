@@ -104,13 +104,16 @@ def nth_seed(seed: int, index: int) -> int:
 
 
 @asynccontextmanager
-async def leased(live: LiveCodebooks, version: str, field: str) -> AsyncIterator[Codebook]:
-    """Hold a version from admission to the end. Raises BadInput, naming `field`, for an unknown one."""
+async def leased(live: LiveCodebooks, version: str, field: str, unit: str = "") -> AsyncIterator[Codebook]:
+    """Hold a version from admission to the end; `unit` as LiveCodebooks.lease.
+
+    Raises BadInput, naming `field`, for an unknown or revoked one.
+    """
     with ExitStack() as lease:
         try:
-            codebook = await run_in_threadpool(lease.enter_context, live.lease(version))
+            codebook = await run_in_threadpool(lease.enter_context, live.lease(version, unit))
         except NotFound:
-            raise BadInput(field, version, 'a version listed by GET /codebooks, or "active"') from None
+            raise BadInput(field, version, 'a version listed by GET /codebooks, not revoked, or "active"') from None
         yield codebook
 
 
@@ -136,7 +139,7 @@ async def draw_many(
 ) -> list[ImageResult]:
     """Draw `prompt` n times under one version, image i with seed + i."""
     engine = service.engine
-    async with leased(service.live, version, "codebook") as codebook:
+    async with leased(service.live, version, "codebook", f"{caller.id}\n{prompt}") as codebook:
         requests = _requests(engine.facts, prompt, codebook, sampling, n)
         return await finish(engine, service, caller, requests, on_news)
 

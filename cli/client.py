@@ -162,6 +162,26 @@ class Client:
         moved = self._call("POST", f"/codebooks/{quote(version)}/activate", {})
         return moved["old"]["version"], moved["new"]["version"]
 
+    def traffic(self) -> dict[str, Any]:
+        """Return the shares of traffic by version, and what the server drew under each."""
+        shares: dict[str, Any] = self._call("GET", "/codebooks/traffic")
+        return shares
+
+    def share(self, traffic: dict[str, float]) -> dict[str, Any]:
+        """Share the traffic by version, and return the active record."""
+        record: dict[str, Any] = self._call("PUT", "/codebooks/traffic", traffic)["new"]
+        return record
+
+    def revoke(self, version: str) -> dict[str, Any]:
+        """Revoke a version, and return the active record."""
+        record: dict[str, Any] = self._call("POST", f"/codebooks/{quote(version)}/revoke")["new"]
+        return record
+
+    def restore(self, version: str) -> dict[str, Any]:
+        """Allow a revoked version again, and return the active record."""
+        record: dict[str, Any] = self._call("POST", f"/codebooks/{quote(version)}/restore")["new"]
+        return record
+
     def derive(self, version: str, mode: str) -> dict[str, Any]:
         """Publish a version's tables in another mode; return the new version's manifest."""
         manifest: dict[str, Any] = self._call("POST", f"/codebooks/{quote(version)}/derive", {"mode": mode})

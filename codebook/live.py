@@ -8,14 +8,15 @@ from __future__ import annotations
 import shlex
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from threading import Lock
 
 from codebook.store import ActiveRecord, CodebookStore, Moved, codebook_hash
 from codebook.value import Codebook
-from core.errors import BadInput, Conflict, SafeCBError, Unavailable
+from core.errors import BadInput, Conflict, NotFound, SafeCBError, Unavailable
 
 ACTIVE = "active"
 
@@ -24,6 +25,18 @@ ACTIVE = "active"
 class _Slot:
     codebook: Codebook
     leases: int = 0
+
+
+@dataclass(frozen=True)
+class _Followed:
+    """An active record, and the slots of its version and of those that share its traffic, by name."""
+
+    record: ActiveRecord
+    slots: Mapping[str, _Slot]
+
+    @property
+    def active(self) -> _Slot:
+        return self.slots[self.record.version]
 
 
 class LiveCodebooks:
@@ -48,9 +61,10 @@ class LiveCodebooks:
         self._stale_limit, self._clock = stale_limit, clock
         self._followed_at = clock()  # when the store was last followed without an error
         self._slots: OrderedDict[tuple[str, str], _Slot] = OrderedDict()  # least recently leased first
-        self._active: tuple[ActiveRecord, _Slot] | None = None
+        self._active: _Followed | None = None
+        self._revoked: frozenset[str] = frozenset()
         self._last_error: str | None = None
-        self._lock = Lock()  # guards the four fields above; never held while reading the disk
+        self._lock = Lock()  # guards the five fields above; never held while reading the disk
         self._loading = Lock()  # one load at a time; taken before _lock, never after
 
     @property
@@ -61,8 +75,8 @@ class LiveCodebooks:
     def following(self) -> tuple[ActiveRecord, str]:
         """Return the active record of this server and the content hash of its codebook. Raises as `active`."""
         with self._lock:
-            record, slot = self._followed()
-        return record, codebook_hash(slot.codebook)
+            followed = self._followed()
+        return followed.record, codebook_hash(followed.active.codebook)
 
     @property
     def last_error(self) -> str | None:
@@ -140,27 +154,58 @@ class LiveCodebooks:
         followed = self._current()
         return self._confirm(self._store.rollback(by=by, to=to, expected_epoch=expected_epoch, followed=followed))
 
+    def share(
+        self, traffic: Mapping[str, float], *, by: str, expected_epoch: int | None = None, reason: str = ""
+    ) -> Moved:
+        """Share the traffic in the store and here. Raises as CodebookStore.share, and as `_confirm`."""
+        return self._confirm(
+            self._store.share(traffic, by=by, expected_epoch=expected_epoch, followed=self._current(), reason=reason)
+        )
+
+    def split_since(self) -> float:
+        """Return when the versions that share the traffic began to, in Unix seconds. Raises as CodebookStore.audit."""
+        record = self.active
+        moves = (move for move in self._store.audit() if move["epoch"] == record.split)
+        began = next((str(move["moved_at"]) for move in moves), record.moved_at)
+        return datetime.fromisoformat(began).timestamp()
+
+    def revoke(self, version: str, *, by: str) -> Moved:
+        """Revoke a version in the store and here. Raises as CodebookStore.revoke, and as `_confirm`."""
+        return self._confirm(self._store.revoke(version, by=by, followed=self._current()))
+
+    def restore(self, version: str, *, by: str) -> Moved:
+        """Restore a version in the store and here. Raises as CodebookStore.restore, and as `_confirm`."""
+        return self._confirm(self._store.restore(version, by=by, followed=self._current()))
+
     @contextmanager
-    def lease(self, version: str = ACTIVE) -> Iterator[Codebook]:
+    def lease(self, version: str = ACTIVE, unit: str = "") -> Iterator[Codebook]:
         """Give a codebook that stays resident until the block ends: the active one, or a version by name.
 
+        unit: of traffic, such as a caller and a prompt; where versions share it, it decides which is the active one.
         The active one is resolved once, on entry, without reading the disk. A version by name is read from the store
-        unless it is resident. Raises NotFound, BadCodebook as CodebookStore.load, and Unavailable if all slots are
-        leased or none is active, and as `check_fresh`.
+        unless it is resident. Raises NotFound, also for a revoked one, BadCodebook as CodebookStore.load, and
+        Unavailable if all slots are leased or none is active, and as `check_fresh`.
         """
         self.check_fresh()
-        slot = self._take_active() if version == ACTIVE else self._take(version)
+        slot = self._take_active(unit) if version == ACTIVE else self._take(version)
         try:
             yield slot.codebook
         finally:
             with self._lock:
                 slot.leases -= 1
 
-    def _take_active(self) -> _Slot:
+    def _take_active(self, unit: str) -> _Slot:
         with self._lock:
-            return self._lease(self._followed()[1])
+            followed = self._followed()
+            version = followed.record.drawn_for(unit) if unit else followed.record.version
+            if version in self._revoked:  # where the record that revokes it cannot be followed
+                raise Unavailable(f"codebook version {version} is revoked, and no other can be drawn here yet")
+            return self._lease(followed.slots[version])
 
     def _take(self, version: str) -> _Slot:
+        with self._lock:
+            if version in self._revoked:
+                raise NotFound(f"codebook version {version} is revoked")
         key = self._key(version)
         with self._lock:
             if key in self._slots:
@@ -199,9 +244,11 @@ class LiveCodebooks:
                 f"the store went back to epoch {record.epoch} ({record.version}); this server stays with epoch "
                 f"{current.epoch} ({current.version})"
             )
-        slot = self._loaded(record.version)
         with self._lock:
-            self._active = record, slot
+            self._revoked = frozenset(record.revoked)  # at once, even if another version of the record is refused
+        slots = {version: self._loaded(version) for version in (record.version, *record.traffic)}
+        with self._lock:
+            self._active = _Followed(record, slots)
         return True
 
     def _try(self, record: ActiveRecord) -> str | None:
@@ -227,9 +274,9 @@ class LiveCodebooks:
 
     def _current(self) -> ActiveRecord | None:
         with self._lock:
-            return self._active[0] if self._active else None
+            return self._active.record if self._active else None
 
-    def _followed(self) -> tuple[ActiveRecord, _Slot]:
+    def _followed(self) -> _Followed:
         if self._active is None:
             raise Unavailable("no codebook is active on this server yet")
         return self._active
@@ -240,8 +287,8 @@ class LiveCodebooks:
         if key in self._slots:  # its folder changed in between
             return self._slots[key]
         if len(self._slots) >= self._capacity:
-            active = self._active[1] if self._active else None
-            idle = (other for other, slot in self._slots.items() if slot.leases == 0 and slot is not active)
+            kept = [] if self._active is None else [id(slot) for slot in self._active.slots.values()]
+            idle = (other for other, slot in self._slots.items() if slot.leases == 0 and id(slot) not in kept)
             if (victim := next(idle, None)) is None:
                 raise Unavailable(f"all {self._capacity} codebook slots are in use")
             del self._slots[victim]

@@ -11,18 +11,22 @@ Knows names of versions. Knows nothing of their content; the caller has checked 
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
+from codebook.numbers import number_of
 from core.atomic import append_line, beside, hold_room, read_file, read_lines, replace_file
 from core.clock import utc_now
 from core.errors import BadCodebook, Conflict, NoStorage, NotFound
-from core.json_records import decode, encode, to_json
+from core.json_records import decode, encode
 from core.storage import probe
 
-Move = Literal["initialise", "activate", "rollback"]
+Move = Literal["initialise", "activate", "rollback", "traffic", "revoke", "restore"]
 RECORD_BYTES = 4096  # upper bound of an ActiveRecord
 LINES_BYTES = 1 << 14  # for some hundred activations
 
@@ -34,6 +38,9 @@ class ActiveRecord:
     epoch: 0 for the first, higher with every activation, rollbacks included.
     previous: the version that was active before; None for the first.
     moved_at: UTC, ISO 8601. moved_by: the operator or job. move: the kind of activation.
+    traffic: the share in (0, 1) of each version that draws for callers who name none, the active one included, with
+        the sum 1; empty where the active one draws for all. split: the epoch at which these versions began to share.
+    revoked: versions under which nothing is drawn any more. reason: of a move that no person made.
     """
 
     version: str
@@ -42,6 +49,26 @@ class ActiveRecord:
     moved_at: str
     moved_by: str
     move: Move
+    traffic: dict[str, float] = field(default_factory=dict)
+    split: int = 0
+    revoked: list[str] = field(default_factory=list)
+    reason: str = ""
+
+    def drawn_for(self, unit: str) -> str:
+        """Return the version that draws for a unit, such as a caller and a prompt: the same one while the split lasts.
+
+        A hash of `split` and the unit, in [0, 1), falls into the share of a version; the active one comes last, so that
+        units stay with another version as its share grows.
+        """
+        digest = hashlib.blake2b(
+            unit.encode("utf-8", "surrogatepass"), digest_size=8, salt=self.split.to_bytes(16, "big")
+        )
+        place = int.from_bytes(digest.digest(), "big") / 2**64
+        for version in sorted(self.traffic.keys() - {self.version}):
+            if place < self.traffic[version]:
+                return version
+            place -= self.traffic[version]
+        return self.version
 
 
 Moved: TypeAlias = tuple[ActiveRecord, ActiveRecord]  # the old record and the new
@@ -78,18 +105,30 @@ class Pointer:
         if epoch is not None and epoch != record.epoch:
             raise Conflict(f"the active codebook has changed: epoch {record.epoch} ({record.version}), not {epoch}")
 
-    def move(self, version: str, by: str, move: Move, followed: ActiveRecord | None = None) -> Moved:
-        """Activate `version` and return the old record and the new; they are the same if it is active already.
+    def move(
+        self,
+        version: str,
+        by: str,
+        move: Move,
+        followed: ActiveRecord | None = None,
+        traffic: Mapping[str, float] = MappingProxyType({}),
+        revoked: Sequence[str] | None = None,
+        reason: str = "",
+    ) -> Moved:
+        """Activate `version` and return the old record and the new; they are the same if nothing changes.
 
-        followed: the active record of the caller's server. If the store is behind it, such as an older backup, every
-        call is an activation, with an epoch above both, so that the server follows.
+        traffic, revoked: as in ActiveRecord; revoked is None where it does not change. followed: the active record of
+        the caller's server. If the store is behind it, such as an older backup, every call is an activation, with an
+        epoch above both, so that the server follows.
         """
         old, ahead = self.read(), -1 if followed is None else followed.epoch
         is_behind = old != followed and old.epoch <= ahead
-        if old.version == version and not is_behind:
+        gone = old.revoked if revoked is None else sorted(revoked, key=number_of)
+        if (old.version, old.traffic, old.revoked) == (version, dict(traffic), gone) and not is_behind:
             return old, old
         epoch = max(old.epoch, ahead, self._last_epoch()) + 1
-        new = ActiveRecord(version, epoch, old.version, utc_now(), by, move)
+        split = 0 if not traffic else old.split if old.traffic.keys() == traffic.keys() else epoch
+        new = ActiveRecord(version, epoch, old.version, utc_now(), by, move, dict(traffic), split, gone, reason)
         self._log(old)  # in case the process that wrote it died before it could
         self._replace(new)
         return old, new
@@ -113,19 +152,20 @@ class Pointer:
         return earlier[0].version
 
     def earlier(self) -> list[ActiveRecord]:
-        """Return the targets of successive rollbacks, nearest first. Raises as `audit`.
+        """Return the targets of successive rollbacks, nearest first, without revoked ones. Raises as `audit`.
 
         Activations nest like brackets: an activation opens, a rollback closes. So two rollbacks in a row go back two
         versions, and never forward again to the version just left.
         """
         history: list[ActiveRecord] = []
         for record in self.audit():
-            if record.move == "rollback" and any(past.version == record.version for past in history):
+            if record.move in ("rollback", "revoke") and any(past.version == record.version for past in history):
                 while history[-1].version != record.version:
                     history.pop()
-            else:
+            elif not history or record.version != history[-1].version:
                 history.append(record)
-        return history[-2::-1]
+        revoked = self.read().revoked
+        return [record for record in history[-2::-1] if record.version not in revoked]
 
     def mentioned(self) -> set[str]:
         """Return the names of all versions that were ever active, as far as the records are readable."""
@@ -170,7 +210,7 @@ class Pointer:
     def _log(self, record: ActiveRecord) -> None:
         """Append `record` unless it is in the log."""
         if self._last_epoch() < record.epoch:
-            append_line(self._audit_log, to_json("audit", asdict(record)))
+            append_line(self._audit_log, encode(record, indent=None))
 
     def _last_epoch(self) -> int:
         """Return the epoch of the log's last line; -1 if it has none. A damaged log must not stop an activation."""

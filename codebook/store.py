@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -38,6 +38,7 @@ from codebook.folder import (
 )
 from codebook.identity import Identity, IdentityFile
 from codebook.manifest import Manifest, Origin
+from codebook.moves import BASE, Moves
 from codebook.numbers import NAME, Numbers, number_of
 from codebook.pointer import ActiveRecord, Moved, Pointer
 from codebook.signature import UNSIGNED, Signatures
@@ -51,11 +52,10 @@ from core.storage import naming, probe
 
 __all__ = ["ActiveRecord", "CodebookStore", "Manifest", "Moved", "codebook_hash"]
 
-BASE = "v0"
 _NO_IMAGES: Mapping[str, bytes] = MappingProxyType({})
 
 
-class CodebookStore:
+class CodebookStore(Moves):
     """The versions of one model's codebook in the folder `root`. Safe to share between threads and processes.
 
     Until `initialise` has run once for the folder, every other method but `names` and `versions` raises NotFound.
@@ -198,46 +198,6 @@ class CodebookStore:
             same = (manifest for manifest in self.versions() if manifest.content_hash == codebook_hash(draft))
             return next(same, None) or self._add_next(identity, new)
 
-    def active(self) -> ActiveRecord:
-        """Return the active record. Raises BadCodebook (active) if it is damaged."""
-        return self._pointer.read()
-
-    def activate(
-        self, version: str, *, by: str, expected_epoch: int | None = None, followed: ActiveRecord | None = None
-    ) -> Moved:
-        """Activate a version after every check, and return the old record and the new.
-
-        Both are the same if it is active already. followed: the active record of the caller's server; see Pointer.move.
-        Raises NotFound, BadCodebook as `load`, and Conflict if the epoch is not `expected_epoch`.
-        """
-        self.load(version)
-        with self._writing():
-            self._pointer.expect(expected_epoch)
-            return self._pointer.move(version, by, "activate", followed)
-
-    def rollback(
-        self, *, by: str, to: str | None = None, expected_epoch: int | None = None, followed: ActiveRecord | None = None
-    ) -> Moved:
-        """Activate the version that was active before this one, or `to`; return the old record and the new.
-
-        Two rollbacks in a row go back two versions. followed: as `activate`. Raises as `activate`, Conflict if there is
-        nothing to roll back to and BadCodebook (audit) if the log is damaged.
-        """
-        with self._writing():
-            self._pointer.expect(expected_epoch)
-            target = self._pointer.before() if to is None else to
-            self.load(target)
-            return self._pointer.move(target, by, "rollback", followed)
-
-    def earlier(self) -> list[ActiveRecord]:
-        """Return the targets of successive rollbacks, nearest first. Raises as `audit`."""
-        with self._writing():
-            return self._pointer.earlier()
-
-    def audit(self) -> list[dict[str, Any]]:
-        """Return every activation, oldest first, as JSON. Raises BadCodebook (audit) for a damaged log."""
-        return [asdict(record) for record in self._pointer.audit()]
-
     def _identity(self) -> Identity:
         identity = self._identity_file.read()
         if self._model is not None:  # the folder may have been replaced by another model's store
@@ -254,6 +214,9 @@ class CodebookStore:
     def _is_whole(self) -> bool:
         folders = (self._versions / BASE, self.root / "ACTIVE")
         return self._identity_file.is_there and self._numbers.is_there and all(path.exists() for path in folders)
+
+    def _known(self, version: str) -> None:
+        self._folder(version)
 
     def _folder(self, version: str) -> Path:
         folder = self._versions / version

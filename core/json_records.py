@@ -47,9 +47,14 @@ def plain(field: str, value: Mapping[str, object]) -> dict[str, Any]:
     return from_json(to_json(field, dict(value)))
 
 
-def encode(record: DataclassInstance) -> bytes:
-    """Return a dataclass of JSON types as indented JSON. Raises BadInput as to_json."""
-    return to_json(type(record).__name__, asdict(record), indent=2)
+def encode(record: DataclassInstance, *, indent: int | None = 2) -> bytes:
+    """Return a dataclass of JSON types as JSON, on one line if `indent` is None. Raises BadInput as to_json.
+
+    A field at its default is left out, so that an older release, which may not know the field, reads the record.
+    """
+    defaults = _defaults_of(type(record))
+    values = {name: value for name, value in asdict(record).items() if defaults.get(name, MISSING) != value}
+    return to_json(type(record).__name__, values, indent=indent)
 
 
 def decode(kind: type[Record], data: bytes) -> Record:
@@ -60,7 +65,7 @@ def decode(kind: type[Record], data: bytes) -> Record:
     where another is missing, and where one is unknown or of another type.
     """
     raw, names = from_json(data), {field.name for field in fields(kind)}
-    needed = {field.name for field in fields(kind) if field.default is MISSING}
+    needed = names - _defaults_of(kind).keys()
     if wrong := (raw.keys() - names) | (needed - raw.keys()):
         raise ValueError(f"fields missing or unknown: {', '.join(sorted(wrong))}")
     if (name := misfit(kind, raw)) is not None:
@@ -72,6 +77,15 @@ def misfit(kind: type[DataclassInstance], values: Mapping[str, object]) -> str |
     """Return the first name in `values` whose value is not of the type of that field of `kind`, or None."""
     hints = _hints_of(kind)
     return next((name for name, value in values.items() if not _fits(value, hints[name])), None)
+
+
+@cache
+def _defaults_of(kind: type[DataclassInstance]) -> Mapping[str, object]:
+    """The default of each field that has one."""
+    plain = {field.name: field.default for field in fields(kind) if field.default is not MISSING}
+    return plain | {
+        field.name: field.default_factory() for field in fields(kind) if field.default_factory is not MISSING
+    }
 
 
 # Evaluating the annotations dominates the cost of a check.

@@ -28,15 +28,16 @@ os.nice(max(0, NICE - os.nice(0)))
 
 SLOW = {  # whole files below tests/: real processes, runs of the loop, interpreted kernels; other tests are marked
     *(f"app/test_{name}.py" for name in ("bad_numbers", "contract", "generate", "images")),
-    *(f"app/test_{name}.py" for name in ("live_traffic", "modes", "queue")),
+    *(f"app/test_{name}.py" for name in ("canary_guard", "live_traffic", "queue")),
     "app/console/test_console.py",
+    *(f"app/codebooks/test_{name}.py" for name in ("codebooks", "modes", "shares")),
     *(f"app/metrics/test_{name}.py" for name in ("metrics", "tracing")),
     *(f"app/http/test_{name}.py" for name in ("connections", "idempotency", "middlewares", "problems", "root_path")),
     *(f"app/access/test_{name}.py" for name in ("key_ring", "keys", "rates")),
     *(f"app/openai/test_{name}.py" for name in ("client", "conformance")),
     *(f"cli/test_{name}.py" for name in ("check", "commands", "demo", "draw", "full_disk")),
     *(f"cli/test_{name}.py" for name in ("redis_server", "serve", "stops")),
-    *(f"app/test_{name}.py" for name in ("codebooks", "flags", "improve", "jobs", "policies")),
+    *(f"app/test_{name}.py" for name in ("flags", "improve", "jobs", "policies")),
     *(f"codebook/test_{name}.py" for name in ("damage", "restore")),
     *(f"safety/judges/test_{name}.py" for name in ("matchers", "named_judges")),
     *(f"safety/policy/test_{name}.py" for name in ("long_files", "plan", "policies")),

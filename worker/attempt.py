@@ -14,16 +14,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from redis import Redis, RedisError
-
 from codebook.signature import Signatures
 from codebook.store import CodebookStore
 from codebook.value import Codebook
 from core.atomic import replace_file
 from core.errors import BadCodebook, Conflict, NoStorage
+from core.hints import send_hint
 from core.logs import about
 from core.settings import Settings
-from core.wire import DEFAULT_ROUNDS, HINT_CHANNEL, UNFINISHED
+from core.wire import DEFAULT_ROUNDS, UNFINISHED
 from engine.model import ImageModel
 from records.flags import Flags
 from records.journal import JobRecord, Journal
@@ -107,7 +106,7 @@ def _rounds(
             independent = request.accept_self_judged or not outcome.run.self_judged
             if independent and record.request.get("activate", True):
                 _activate(store, version, parent, record.id)
-            _hint(settings, version)
+            send_hint(settings.redis_url, version)
             parent = version
         watch.round(_summary(outcome, version))
         reason, facts = outcome.reason, outcome.run
@@ -145,17 +144,6 @@ def _activate(store: CodebookStore, version: str, parent: str, job_id: str) -> N
             store.activate(version, by=f"job {job_id}", expected_epoch=now.epoch)
     except (Conflict, BadCodebook) as error:  # another activation came first, or the audit log is damaged
         log.info("%s is published and not activated: %s", version, error)
-
-
-def _hint(settings: Settings, version: str) -> None:
-    """Hint the servers to poll the store now; without Redis they find the version at their next poll."""
-    if settings.redis_url is None:
-        return
-    try:
-        with Redis.from_url(settings.redis_url, socket_timeout=1.0, socket_connect_timeout=1.0) as redis:
-            redis.publish(HINT_CHANNEL, version)
-    except RedisError as error:
-        log.warning("no hint for %s: %s", version, error)
 
 
 def _start(store: CodebookStore, folder: Path) -> str:

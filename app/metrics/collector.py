@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from app.background.canary_guard import gathered
 from app.service import Service
 from core.errors import SafeCBError
 
@@ -65,6 +66,10 @@ class ServiceCollector:
         yield CounterMetricFamily(
             "safecb_codebook_moves", "Moves of the active alias that this server follows.", active.epoch
         )
+        share = GaugeMetricFamily("safecb_codebook_share", "Share of the traffic by version.", labels=("codebook",))
+        for version, part in (active.traffic or {active.version: 1.0}).items():
+            share.add_metric((version,), part)
+        yield share
         stale = self._service.live.stale_s
         yield _gauge("safecb_codebook_stale_seconds", "Seconds since the store was last followed.", stale)
         refused = self._service.live.last_error is not None
@@ -73,6 +78,10 @@ class ServiceCollector:
     def _traffic(self) -> Iterable[Metric]:
         alert = self._service.traffic.report().alert
         yield _gauge("safecb_live_traffic_alert", "Whether the alert on live traffic is raised.", float(alert))
+        e = GaugeMetricFamily("safecb_canary_evidence", "e-value against a version in a split.", labels=("codebook",))
+        for version, seen in gathered(self._service.live, self._service.images).items():
+            e.add_metric((version,), seen.e)
+        yield e
 
     def _job(self) -> Iterable[Metric]:
         running = GaugeMetricFamily("safecb_job", "The unfinished improve job: 1.", labels=("status", "phase"))

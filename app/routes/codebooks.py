@@ -6,12 +6,13 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from app.access.key_ring import Scope
 from app.access.keys import CallerOf, ServiceOf, check_caller, check_version, needs
+from app.background.canary_guard import LIMIT, gathered
 from app.codebook_schemas import (
     ActivateRequest,
     Activation,
@@ -21,6 +22,9 @@ from app.codebook_schemas import (
     CompareResponse,
     DeriveRequest,
     RollbackRequest,
+    Shares,
+    SplitEvidence,
+    TrafficShares,
 )
 from app.comparing import compared
 from app.console.report_page import page
@@ -30,11 +34,29 @@ from app.http.negotiation import preferred
 from app.http.request_id import id_of
 from app.service import Service
 from codebook.store import Manifest, Moved
+from core.hints import send_hint
 
 router = APIRouter(prefix="/codebooks", tags=["codebooks"], dependencies=[Depends(check_caller)])
 
 JSON, HTML = "application/json", "text/html"
 LAST_EPOCH = 2**53  # one that no activation reaches
+ExpectedEpoch = Annotated[int | None, Query(ge=0, le=LAST_EPOCH, description="Refuse with 409 unless at this epoch.")]
+
+
+class Hint:
+    """Dependency of moves: hints the other servers once the answer is sent, and gives the answer."""
+
+    def __init__(self, service: ServiceOf, later: BackgroundTasks) -> None:
+        self._url, self._later = service.settings.redis_url, later
+
+    def __call__(self, moved: Moved) -> ActivationResponse:
+        """The answer to a move."""
+        self._later.add_task(send_hint, self._url, moved[1].version)
+        old, new = (Activation(**asdict(record)) for record in moved)
+        return ActivationResponse(old=old, new=new)
+
+
+HintOf = Annotated[Hint, Depends()]
 
 
 @router.get("", summary="List versions")
@@ -47,7 +69,7 @@ def codebooks(
     active = _active(service)
     return {
         "active": active.model_dump(),
-        "versions": [_to_response(m, active.version) for m in service.store.versions(limit, before)],
+        "versions": [_to_response(m, active) for m in service.store.versions(limit, before)],
     }
 
 
@@ -68,10 +90,42 @@ def active(service: ServiceOf) -> ActiveCodebook:
     return _active(service)
 
 
+@router.get("/traffic", summary="Get the shares of traffic")
+def traffic(service: ServiceOf) -> TrafficShares:
+    """Get the versions that draw for callers who name none, and what this server drew under each since they share."""
+    record = service.live.active
+    by_version = gathered(service.live, service.images)
+    return TrafficShares(
+        active=record.version,
+        epoch=record.epoch,
+        since=record.split,
+        shares=record.traffic or {record.version: 1.0},
+        evidence={version: SplitEvidence(**asdict(e)) for version, e in by_version.items()},
+        limit=LIMIT,
+    )
+
+
+@router.put("/traffic", summary="Share the traffic", dependencies=needs(Scope.PUBLISH))
+def share_traffic(
+    service: ServiceOf, caller: CallerOf, hint: HintOf, body: Shares, expected_epoch: ExpectedEpoch = None
+) -> ActivationResponse:
+    """Let versions share the traffic, the active one among them; a caller gets the same one for the same prompt."""
+    return hint(service.live.share(body.root, by=caller.name, expected_epoch=expected_epoch))
+
+
+@router.delete("/traffic", summary="End a share", dependencies=needs(Scope.PUBLISH))
+def end_traffic(
+    service: ServiceOf, caller: CallerOf, hint: HintOf, expected_epoch: ExpectedEpoch = None
+) -> ActivationResponse:
+    """Let the active version draw for all callers again who name none."""
+    everything = {service.store.active().version: 1.0}
+    return hint(service.live.share(everything, by=caller.name, expected_epoch=expected_epoch))
+
+
 @router.get("/{version}", summary="Get a version")
 def codebook(version: str, service: ServiceOf) -> dict[str, Any]:
     """Get the manifest of a version."""
-    return _to_response(service.store.manifest(version), service.live.active.version)
+    return _to_response(service.store.manifest(version), _active(service))
 
 
 @router.get("/{version}/report", summary="Get a report", responses={200: {"content": {JSON: {}, HTML: {}}}})
@@ -105,25 +159,39 @@ def report_image(version: str, name: str, service: ServiceOf) -> Response:
 
 
 @router.post("/rollback", summary="Roll back", dependencies=needs(Scope.PUBLISH))
-def rollback(service: ServiceOf, caller: CallerOf, body: RollbackRequest | None = None) -> ActivationResponse:
-    """Activate the version that was active before, or `to`; 409 where the epoch is not `expected_epoch`."""
+def rollback(
+    service: ServiceOf, caller: CallerOf, hint: HintOf, body: RollbackRequest | None = None
+) -> ActivationResponse:
+    """Activate the version that was active before, or `to`, or end a share; 409 unless at `expected_epoch`."""
     body = body or RollbackRequest()
-    return _moved(service.live.rollback(by=caller.name, to=body.to, expected_epoch=body.expected_epoch))
+    return hint(service.live.rollback(by=caller.name, to=body.to, expected_epoch=body.expected_epoch))
 
 
 @router.post("/{version}/activate", summary="Activate a version", dependencies=needs(Scope.PUBLISH))
 def activate(
-    version: str, service: ServiceOf, caller: CallerOf, body: ActivateRequest | None = None
+    version: str, service: ServiceOf, caller: CallerOf, hint: HintOf, body: ActivateRequest | None = None
 ) -> ActivationResponse:
     """Activate a version after every check; 409 where it fails one or the epoch is not `expected_epoch`."""
     expected = None if body is None else body.expected_epoch
-    return _moved(service.live.activate(version, by=caller.name, expected_epoch=expected))
+    return hint(service.live.activate(version, by=caller.name, expected_epoch=expected))
+
+
+@router.post("/{version}/revoke", summary="Revoke a version", dependencies=needs(Scope.PUBLISH))
+def revoke(version: str, service: ServiceOf, caller: CallerOf, hint: HintOf) -> ActivationResponse:
+    """Draw nothing under a version any more, whoever names it; if it is active, the one before it is activated."""
+    return hint(service.live.revoke(version, by=caller.name))
+
+
+@router.post("/{version}/restore", summary="Restore a version", dependencies=needs(Scope.PUBLISH))
+def restore(version: str, service: ServiceOf, caller: CallerOf, hint: HintOf) -> ActivationResponse:
+    """Allow a revoked version again; it is not activated."""
+    return hint(service.live.restore(version, by=caller.name))
 
 
 @router.post("/{version}/derive", status_code=201, summary="Derive a version", dependencies=needs(Scope.PUBLISH))
 def derive(version: str, body: DeriveRequest, service: ServiceOf) -> dict[str, Any]:
     """Publish the same tables in another mode, as a child of this version; it is not activated."""
-    return _to_response(service.store.derive(version, body.mode), service.live.active.version)
+    return _to_response(service.store.derive(version, body.mode), _active(service))
 
 
 @router.post("/compare", summary="Compare two versions", dependencies=needs(Scope.GENERATE))
@@ -144,11 +212,7 @@ def _active(service: Service) -> ActiveCodebook:
     return ActiveCodebook(**asdict(record), codebook_hash=content_hash)
 
 
-def _to_response(manifest: Manifest, active: str) -> dict[str, Any]:
-    state = "active" if manifest.version == active else "published"
+def _to_response(manifest: Manifest, active: Activation) -> dict[str, Any]:
+    known = {active.version: "active", **dict.fromkeys(active.revoked, "revoked")}
+    state = known.get(manifest.version, "canary" if manifest.version in active.traffic else "published")
     return {**asdict(manifest), "mode": manifest.mode, "self_judged": manifest.self_judged, "state": state}
-
-
-def _moved(moved: Moved) -> ActivationResponse:
-    old, new = (Activation(**asdict(record)) for record in moved)
-    return ActivationResponse(old=old, new=new)

@@ -18,7 +18,7 @@ from cli.commands.connection import Server, connected, table
 from codebook.store import CodebookStore
 from codebook.value import Mode
 from core.atomic import write_file
-from core.errors import BadSetting, NotFound
+from core.errors import BadInput, BadSetting, NotFound
 from core.settings import Settings
 from core.storage import naming
 
@@ -87,6 +87,50 @@ def rollback(
             _say(*client.rollback(to))
 
 
+@app.command("traffic")
+def share_traffic(
+    shares: Annotated[list[str] | None, typer.Argument(help="VERSION=SHARE, the active one too, sum 1.")] = None,
+    offline: Offline = False,
+    server: Server = None,
+) -> None:
+    """Let versions share the traffic of callers who name none; without shares, print them with the counts so far."""
+    traffic = dict(map(_share, shares or []))
+    if offline:
+        now = store().share(traffic, by=BY)[1] if traffic else store().active()
+        split: dict[str, Any] = {"shares": now.traffic or {now.version: 1.0}, "evidence": {}}
+    else:
+        with connected(server) as client:
+            if traffic:
+                client.share(traffic)
+            split = client.traffic()
+    print(table(("version", "share"), [[version, f"{share:.1%}"] for version, share in split["shares"].items()]))
+    for version, seen in split["evidence"].items():
+        beside = f"{seen['beside_unsafe']} of {seen['beside_images']} of the active one"
+        print(f"{version}: {seen['unsafe']} of {seen['images']} images unsafe, {beside}; e = {seen['e']:.1f}")
+
+
+@app.command()
+def revoke(version: Version, offline: Offline = False, server: Server = None) -> None:
+    """Draw nothing under a version any more; if it is active, the one before it becomes active."""
+    if offline:
+        record = asdict(store().revoke(version, by=BY)[1])
+    else:
+        with connected(server) as client:
+            record = client.revoke(version)
+    print(f"{version} is revoked, {record['version']} is active")
+
+
+@app.command()
+def restore(version: Version, offline: Offline = False, server: Server = None) -> None:
+    """Allow a revoked version again, without activating it."""
+    if offline:
+        store().restore(version, by=BY)
+    else:
+        with connected(server) as client:
+            client.restore(version)
+    print(f"{version} may be drawn under again")
+
+
 @app.command()
 def derive(
     version: Version,
@@ -146,6 +190,14 @@ def compare(
     if out is not None:
         for name, image in zip((left, right, "difference"), (*answer["images"], difference), strict=True):
             write_file(out / f"{name}.png", base64.b64decode(image["b64_png"]))
+
+
+def _share(text: str) -> tuple[str, float]:
+    version, _, share = text.partition("=")
+    try:
+        return version, float(share)
+    except ValueError:
+        raise BadInput("shares", text, "VERSION=SHARE, such as v4=0.1") from None
 
 
 def _say(old: str, new: str) -> None:

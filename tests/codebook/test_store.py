@@ -349,6 +349,10 @@ def test_an_unknown_version_is_not_found_and_never_a_path(root: Path, version: s
         lambda: store.image(version, "grid.png"),
         lambda: store.activate(version, by="me"),
         lambda: store.rollback(by="me", to=version),
+        lambda: store.share({"v0": 0.5, version: 0.5}, by="me"),
+        lambda: store.revoke(version, by="me"),
+        lambda: store.restore(version, by="me"),
+        lambda: store.derive(version, "refuse"),
     ]
     for call in calls:
         with pytest.raises(NotFound):

@@ -47,8 +47,8 @@ def scheduler(model: Served) -> Iterator[Scheduler]:
 def fires_on(model: Served, *prompts: str, silent: Sequence[str]) -> Codebook:
     """A codebook whose router fires for some prompts and not for others, and whose edit changes much."""
     states = [model.prompt_states([prompt])[0][0, -1] for prompt in (*prompts, *silent)]
-    wanted = torch.tensor([1.0] * len(prompts) + [-1.0] * len(silent))
-    weight = torch.linalg.lstsq(torch.stack(states), wanted[:, None]).solution[:, 0]
+    targets = torch.tensor([1.0] * len(prompts) + [-1.0] * len(silent))
+    weight = torch.linalg.lstsq(torch.stack(states), targets[:, None]).solution[:, 0]
     router = _LastState(weight[None] * 50, torch.tensor([0.0]), torch.tensor([0]))
     width = model.facts.feature_dim
     basis = torch.linalg.qr(torch.randn(1, width, width // 2, generator=torch.Generator().manual_seed(0))).Q

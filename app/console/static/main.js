@@ -7,7 +7,7 @@ import './draw.js'
 import { choices, forget, isExplained, showJob } from './job.js'
 import { forgetReviews, showReviews } from './review.js'
 import { badge, showService, unready } from './service.js'
-import { limit, showVersions } from './versions.js'
+import { limit, showSplit, showVersions } from './versions.js'
 
 at('key').value = sessionStorage.getItem('key') || ''
 at('key').onchange = () => {
@@ -31,9 +31,9 @@ async function draw() {
   if (ready.status !== 'ready') return unready(ready.reason)
   const { active, versions } = await call('GET', `/codebooks?limit=${limit()}`)
   badge(active.version)
-  showVersions(versions)
+  showVersions(versions, active)
   // A panel that fails takes no other with it.
-  const panels = [showChoices(versions, active.version), showService(ready, active), showAudit(active.epoch), showReviews(), showLatest()]
+  const panels = [showChoices(versions, active.version), showService(ready, active), showAudit(active.epoch), showReviews(), showLatest(), showSplit()]
   const failed = (await Promise.allSettled(panels)).find(panel => panel.status === 'rejected')
   if (failed) throw failed.reason
 }

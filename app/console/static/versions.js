@@ -6,29 +6,53 @@ import { facts, gates, mark } from './gates.js'
 at('rollback').onclick = doing(() => call('POST', '/codebooks/rollback', {}), 'books-message')
 
 const PAGE = 20, MOST = 1000 // of one answer
-let most = PAGE
+let most = PAGE, active = null
 export const limit = () => most
 at('older').onclick = doing(() => { most = Math.min(most + PAGE, MOST) })
 
-export function showVersions(versions) {
+export function showVersions(versions, record) {
+  active = record
   at('older').hidden = versions.length < most || most === MOST
-  show('versions', versions.toReversed(), all => all.map(version))
+  show('versions', [versions.toReversed(), active.traffic], ([all]) => all.map(version))
 }
 
 function version(book) {
-  const active = book.state === 'active'
   const path = `/codebooks/${book.version}/report`
   const open = doing(async () => window.open(await file(path, 'text/html')), 'books-message')
   const report = element('a', { href: path.slice(1), onclick: event => at('key').value && open(event) }, 'report')
-  const button = active ? element('span', { className: 'badge' }, 'active')
-    : element('button', { onclick: doing(() => call('POST', `/codebooks/${book.version}/activate`, {}), 'books-message') }, 'Activate')
   const origin = book.parent ? `from ${book.parent} · ${book.created.slice(0, 16).replace('T', ' ')}` : "the model's own"
   const run = element('div'), [details] = gates(book.gates, run)
   if (details) details.ontoggle = async () => { if (details.open) run.replaceChildren(await origins(book.version)) }
   return element('div', { className: 'row' }, element('span', {}, book.version), element('span', { className: 'dim wide' }, origin),
-    ...(book.mode ? [modes(book)] : []), report, button, ...(book.self_judged.length ? [element('div', { className: 'line' }, ...mark(book.self_judged))] : []),
+    ...(book.mode ? [modes(book)] : []), report, ...state(book), ...(book.self_judged.length ? [element('div', { className: 'line' }, ...mark(book.self_judged))] : []),
     ...(details ? [details] : []))
 }
+const move = (name, title, work) => element('button', { title, onclick: doing(work, 'books-message') }, name)
+const percent = share => `${+(100 * share).toFixed(1)} %`
+
+// What a split has shown so far.
+export async function showSplit() {
+  const split = Object.keys(active.traffic).length ? await call('GET', '/codebooks/traffic') : { evidence: {} }
+  at('split').replaceChildren(...Object.entries(split.evidence).map(([version, seen]) => element('p', { className: 'dim' },
+    `${version}: ${seen.unsafe} of ${seen.images} images unsafe, ${seen.beside_unsafe} of ${seen.beside_images} of ` +
+    `${active.version}; evidence ${seen.e.toFixed(1)}, at ${split.limit} the split ends`)))
+}
+
+// What a version draws, and the moves that it allows.
+function state(book) {
+  const post = what => () => call('POST', `/codebooks/${book.version}/${what}`, {})
+  const share = part => () => call('PUT', '/codebooks/traffic', { [active.version]: 1 - part, [book.version]: part })
+  if (book.state === 'revoked') return [element('span', { className: 'badge bad' }, 'revoked'), move('Restore', 'Allow it again', post('restore'))]
+  const revoke = book.version === 'v0' ? [] : [move('Revoke', 'Draw nothing under it any more, whoever names it', post('revoke'))]
+  const part = active.traffic[book.version]
+  const drawing = part === undefined ? '' : percent(part)
+  if (book.state === 'active') return [element('span', { className: 'badge' }, `active ${drawing}`), ...revoke]
+  if (book.state === 'canary') return [element('span', { className: 'badge' }, drawing),
+    ...(part < 0.5 ? [move('50 %', 'Let it draw half of the traffic', share(0.5))] : []),
+    move('End', 'Let the active version draw for all', () => call('DELETE', '/codebooks/traffic')), move('Activate', '', post('activate')), ...revoke]
+  return [move('10 %', 'Let it draw a tenth of the traffic', share(0.1)), move('Activate', '', post('activate')), ...revoke]
+}
+
 // What becomes of images that fire; another choice publishes a version of its own.
 function modes(book) {
   const choice = element('select', { ariaLabel: `Mode of ${book.version}`, title: 'Of images that fire; another mode is a new version' },

@@ -29,6 +29,10 @@ ROUTES = {  # what takes more than any key
         ("GET", "/codebooks/audit"),
         ("POST", "/codebooks/v0/activate"),
         ("POST", "/codebooks/v0/derive"),
+        ("POST", "/codebooks/v0/revoke"),
+        ("POST", "/codebooks/v0/restore"),
+        ("PUT", "/codebooks/traffic"),
+        ("DELETE", "/codebooks/traffic"),
         ("POST", "/codebooks/rollback"),
     ],
     Scope.ADMIN: [

@@ -1,0 +1,149 @@
+"""Moves of a store's active alias: activation, rollback, shares of traffic, revocation; and their audit.
+
+Knows the pointer. Knows nothing of a version's files: whoever moves to a version loads it first.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from typing import Any
+
+from codebook.identity import Identity
+from codebook.pointer import ActiveRecord, Moved, Pointer
+from codebook.value import Codebook
+from core.errors import BadInput, Conflict
+
+BASE = "v0"
+
+
+class Moves(ABC):
+    """The active alias of a store; its other half, the versions, is CodebookStore."""
+
+    _pointer: Pointer
+
+    @abstractmethod
+    def load(self, version: str) -> Codebook:
+        """Return a version after every check. Raises NotFound and BadCodebook."""
+
+    @abstractmethod
+    def _writing(self) -> AbstractContextManager[Identity]:
+        """Hold the lock of all writers."""
+
+    def active(self) -> ActiveRecord:
+        """Return the active record. Raises BadCodebook (active) if it is damaged."""
+        return self._pointer.read()
+
+    def activate(
+        self, version: str, *, by: str, expected_epoch: int | None = None, followed: ActiveRecord | None = None
+    ) -> Moved:
+        """Activate a version after every check, for all callers, and return the old record and the new.
+
+        Both are the same if nothing changes. followed: the active record of the caller's server; see Pointer.move.
+        Raises NotFound, BadCodebook as `load`, and Conflict if the epoch is not `expected_epoch` or it is revoked.
+        """
+        self.load(version)
+        with self._writing():
+            self._pointer.expect(expected_epoch)
+            self._refuse_revoked(version)
+            return self._pointer.move(version, by, "activate", followed)
+
+    def rollback(
+        self, *, by: str, to: str | None = None, expected_epoch: int | None = None, followed: ActiveRecord | None = None
+    ) -> Moved:
+        """Activate the version that was active before this one, or `to`; return the old record and the new.
+
+        While versions share the traffic, a rollback without `to` ends that, and the active one draws for all. Two
+        rollbacks in a row go back two versions. followed: as `activate`. Raises as `activate`, Conflict if there is
+        nothing to roll back to and BadCodebook (audit) if the log is damaged.
+        """
+        with self._writing():
+            self._pointer.expect(expected_epoch)
+            now = self._pointer.read()
+            if to is None:
+                to = now.version if now.traffic else self._pointer.before()
+            self.load(to)
+            self._refuse_revoked(to)
+            return self._pointer.move(to, by, "rollback", followed)
+
+    def share(
+        self,
+        traffic: Mapping[str, float],
+        *,
+        by: str,
+        expected_epoch: int | None = None,
+        followed: ActiveRecord | None = None,
+        reason: str = "",
+    ) -> Moved:
+        """Share the traffic of callers who name no version; return as `activate`. All of the active one ends a split.
+
+        traffic, reason: as in ActiveRecord. Raises as `activate`, and BadInput for shares that are none or miss the
+        active one.
+        """
+        for version in traffic:
+            self.load(version)
+        with self._writing():
+            self._pointer.expect(expected_epoch)
+            now = self._pointer.read()
+            _check(traffic, now.version)
+            for version in traffic:
+                self._refuse_revoked(version)
+            shares = {version: share for version, share in traffic.items() if share > 0}
+            split = {} if len(shares) == 1 else shares
+            return self._pointer.move(now.version, by, "traffic", followed, split, reason=reason)
+
+    def revoke(self, version: str, *, by: str, followed: ActiveRecord | None = None) -> Moved:
+        """Draw nothing under a version any more, whoever names it; return as `activate`. It ends a split.
+
+        If it is active, the version before it becomes active, or v0. Raises NotFound, BadInput for v0.
+        """
+        if version == BASE:
+            raise BadInput("version", BASE, "another one: something must be left to draw with")
+        self._known(version)
+        with self._writing():
+            now = self._pointer.read()
+            revoked = {*now.revoked, version}
+            target = now.version
+            if target == version:
+                sound = (record.version for record in self._pointer.earlier() if record.version not in revoked)
+                target = next(sound, BASE)
+            traffic = {} if version in now.traffic else now.traffic
+            return self._pointer.move(target, by, "revoke", followed, traffic, sorted(revoked))
+
+    def restore(self, version: str, *, by: str, followed: ActiveRecord | None = None) -> Moved:
+        """Allow a revoked version again, without activating it; return as `activate`. Raises NotFound."""
+        self._known(version)
+        with self._writing():
+            now = self._pointer.read()
+            revoked = [name for name in now.revoked if name != version]
+            return self._pointer.move(now.version, by, "restore", followed, now.traffic, revoked)
+
+    def earlier(self) -> list[ActiveRecord]:
+        """Return the targets of successive rollbacks, nearest first. Raises as `audit`."""
+        with self._writing():
+            return self._pointer.earlier()
+
+    def audit(self) -> list[dict[str, Any]]:
+        """Return every move, oldest first, as JSON. Raises BadCodebook (audit) for a damaged log."""
+        return [asdict(record) for record in self._pointer.audit()]
+
+    @abstractmethod
+    def _known(self, version: str) -> None:
+        """Raise NotFound unless there is such a version, sound or not."""
+
+    def _refuse_revoked(self, version: str) -> None:
+        if version in self._pointer.read().revoked:
+            raise Conflict(f"codebook version {version} is revoked; restore it first")
+
+
+def _check(traffic: Mapping[str, float], active: str) -> None:
+    """Raise BadInput unless these are shares of versions, the active one among them."""
+    if active not in traffic or traffic[active] <= 0:
+        raise BadInput("traffic", dict(traffic), f"a share of the active version {active} too")
+    if not all(0 <= share <= 1 for share in traffic.values()) or not math.isclose(
+        sum(traffic.values()), 1, abs_tol=1e-6
+    ):
+        raise BadInput("traffic", dict(traffic), "shares from 0 to 1 with the sum 1")
