@@ -61,6 +61,11 @@ def worker() -> int:
     return main()
 
 
+def server() -> int:
+    """Become a server: for a machine or container of its own, with SAFECB_REDIS_URL set where there are workers."""
+    os.execve(sys.executable, [sys.executable, "-m", "app.server"], serve.server_environ(os.environ))
+
+
 def evaluate(arguments: Sequence[str] = ()) -> int:
     """Evaluate codebooks in this process; imported here, since the other commands need neither torch nor safety."""
     from cli.evaluate import main as command
@@ -98,6 +103,7 @@ OWN_OPTIONS: Mapping[str, Callable[[Sequence[str]], int]] = {
 }
 COMMANDS: Mapping[str, tuple[str, Callable[[], int]]] = {
     "serve": ("start Redis, a worker and the server", serve.main),
+    "server": ("start a server alone", server),
     "worker": ("start a worker alone", worker),
     IMPROVE: ("run an improve job on the running server", improve.main),
     CHECK: ("check whether an improve job could begin, without a server", check),
