@@ -22,7 +22,7 @@ from torch import Tensor
 from app.access.keys import Caller
 from app.schemas import SEEDS, GeneratedImage, Safety
 from app.service import Engine, Service
-from codebook.live import LiveCodebooks
+from codebook.live import ACTIVE, LiveCodebooks
 from codebook.store import codebook_hash
 from codebook.value import Codebook
 from core.errors import BadInput, BadNumber, NotFound, Refused, SafeCBError, Unavailable
@@ -104,14 +104,16 @@ def nth_seed(seed: int, index: int) -> int:
 
 
 @asynccontextmanager
-async def leased(live: LiveCodebooks, version: str, field: str, unit: str = "") -> AsyncIterator[Codebook]:
-    """Hold a version from admission to the end; `unit` as LiveCodebooks.lease.
+async def leased(
+    live: LiveCodebooks, version: str, field: str, unit: str = "", is_drawn: bool = False
+) -> AsyncIterator[Codebook]:
+    """Hold a version from admission to the end; `unit` and `is_drawn` as LiveCodebooks.lease.
 
     Raises BadInput, naming `field`, for an unknown or revoked one.
     """
     with ExitStack() as lease:
         try:
-            codebook = await run_in_threadpool(lease.enter_context, live.lease(version, unit))
+            codebook = await run_in_threadpool(lease.enter_context, live.lease(version, unit, is_drawn))
         except NotFound:
             raise BadInput(field, version, 'a version listed by GET /codebooks, not revoked, or "active"') from None
         yield codebook
@@ -141,7 +143,10 @@ async def draw_many(
     engine = service.engine
     async with leased(service.live, version, "codebook", f"{caller.id}\n{prompt}") as codebook:
         requests = _requests(engine.facts, prompt, codebook, sampling, n)
-        return await finish(engine, service, caller, requests, on_news)
+        results = await finish(engine, service, caller, requests, on_news)
+    if version == ACTIVE:
+        service.guard.note(results)
+    return results
 
 
 async def draw_in_parts(
@@ -171,13 +176,14 @@ async def draw_in_parts(
             drawing.exception()  # nobody waits for it any more, and the log need not say so
 
 
-async def decode(service: Service, tokens: Tensor, version: str) -> tuple[Codebook, Tensor]:
+async def decode(service: Service, tokens: Tensor, version: str, is_drawn: bool) -> tuple[Codebook, Tensor]:
     """Decode kept tokens [N] under a version: the codebook, and the pixels [H, W, 3] uint8.
 
+    is_drawn: whether it is the version that drew them, so that it may be revoked since.
     Raises BadInput naming `codebook` for an unknown version, BadNumber for pixels that are not finite.
     """
     engine = service.engine
-    async with leased(service.live, version, "codebook") as codebook:
+    async with leased(service.live, version, "codebook", is_drawn=is_drawn) as codebook:
         decoding = engine.scheduler.submit(lambda model: to_bytes(model.decode(tokens[None], codebook.pixel)))
         return codebook, (await asyncio.wrap_future(decoding))[0]
 
@@ -205,7 +211,7 @@ async def finish(
         service.counts.refused(error.version)
         raise
     except Refused as error:
-        service.counts.declined(error.version)
+        service.counts.declined(error.version, len(requests))
         raise
     results = await run_in_threadpool(lambda: [result.encoded() for result in drawn])
     await run_in_threadpool(_remember, service.images, results)

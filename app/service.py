@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from app.access.key_ring import KeyRing
 from app.access.links import Links
 from app.access.rates import Rates
+from app.background.canary_guard import CanaryGuard
 from app.background.live_traffic import LiveTraffic
 from app.background.storage_watch import Storage
 from app.metrics.counts import Counts
@@ -56,6 +57,7 @@ class Service:
         self.queue = ImproveQueue(settings.redis_url)
         self.images = ImageMemory(settings.home / "images.db", settings.keep_images, settings.keep_hours)
         self.traffic = LiveTraffic(self.images, lambda: self.live.active.version)
+        self.guard = CanaryGuard(self.live)
         self.flags = Flags(settings.home / "flags.db", settings.keep_hours)
         self.storage = Storage(settings.home, self.store)
         self.keys = KeyRing(settings)

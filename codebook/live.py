@@ -11,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from threading import Lock
 
 from codebook.store import ActiveRecord, CodebookStore, Moved, codebook_hash
@@ -62,8 +61,9 @@ class LiveCodebooks:
         self._followed_at = clock()  # when the store was last followed without an error
         self._slots: OrderedDict[tuple[str, str], _Slot] = OrderedDict()  # least recently leased first
         self._active: _Followed | None = None
-        self._revoked: frozenset[str] = frozenset()
+        self._revoked: tuple[int, frozenset[str]] = -1, frozenset()  # as of an epoch
         self._last_error: str | None = None
+        self._coming: dict[str, _Slot] = {}  # of the record that is being followed; guarded by `_loading`
         self._lock = Lock()  # guards the five fields above; never held while reading the disk
         self._loading = Lock()  # one load at a time; taken before _lock, never after
 
@@ -90,7 +90,10 @@ class LiveCodebooks:
         return max(0.0, self._clock() - self._followed_at)
 
     def check_fresh(self) -> None:
-        """Raise Unavailable beyond the limit of staleness, if there is one: others may draw under another version."""
+        """Raise Unavailable if nothing may be drawn: the active version here is revoked, or stale beyond the limit."""
+        with self._lock:
+            if self._active is not None and (version := self._active.record.version) in self._revoked[1]:
+                raise Unavailable(f"codebook version {version} is revoked, and no other can be drawn here yet")
         if self._stale_limit is not None and (stale := self.stale_s) > self._stale_limit:
             reason = self.last_error or "it does not answer"
             raise Unavailable(
@@ -162,13 +165,6 @@ class LiveCodebooks:
             self._store.share(traffic, by=by, expected_epoch=expected_epoch, followed=self._current(), reason=reason)
         )
 
-    def split_since(self) -> float:
-        """Return when the versions that share the traffic began to, in Unix seconds. Raises as CodebookStore.audit."""
-        record = self.active
-        moves = (move for move in self._store.audit() if move["epoch"] == record.split)
-        began = next((str(move["moved_at"]) for move in moves), record.moved_at)
-        return datetime.fromisoformat(began).timestamp()
-
     def revoke(self, version: str, *, by: str) -> Moved:
         """Revoke a version in the store and here. Raises as CodebookStore.revoke, and as `_confirm`."""
         return self._confirm(self._store.revoke(version, by=by, followed=self._current()))
@@ -178,16 +174,17 @@ class LiveCodebooks:
         return self._confirm(self._store.restore(version, by=by, followed=self._current()))
 
     @contextmanager
-    def lease(self, version: str = ACTIVE, unit: str = "") -> Iterator[Codebook]:
+    def lease(self, version: str = ACTIVE, unit: str = "", is_drawn: bool = False) -> Iterator[Codebook]:
         """Give a codebook that stays resident until the block ends: the active one, or a version by name.
 
         unit: of traffic, such as a caller and a prompt; where versions share it, it decides which is the active one.
+        is_drawn: for an image that was drawn under the version before; it may be revoked since.
         The active one is resolved once, on entry, without reading the disk. A version by name is read from the store
         unless it is resident. Raises NotFound, also for a revoked one, BadCodebook as CodebookStore.load, and
         Unavailable if all slots are leased or none is active, and as `check_fresh`.
         """
         self.check_fresh()
-        slot = self._take_active(unit) if version == ACTIVE else self._take(version)
+        slot = self._take_active(unit) if version == ACTIVE else self._take(version, is_drawn)
         try:
             yield slot.codebook
         finally:
@@ -198,13 +195,13 @@ class LiveCodebooks:
         with self._lock:
             followed = self._followed()
             version = followed.record.drawn_for(unit) if unit else followed.record.version
-            if version in self._revoked:  # where the record that revokes it cannot be followed
+            if version in self._revoked[1]:  # where the record that revokes it cannot be followed
                 raise Unavailable(f"codebook version {version} is revoked, and no other can be drawn here yet")
             return self._lease(followed.slots[version])
 
-    def _take(self, version: str) -> _Slot:
+    def _take(self, version: str, is_drawn: bool) -> _Slot:
         with self._lock:
-            if version in self._revoked:
+            if version in self._revoked[1] and not is_drawn:
                 raise NotFound(f"codebook version {version} is revoked")
         key = self._key(version)
         with self._lock:
@@ -244,11 +241,13 @@ class LiveCodebooks:
                 f"the store went back to epoch {record.epoch} ({record.version}); this server stays with epoch "
                 f"{current.epoch} ({current.version})"
             )
+        with self._lock:  # at once, even if a version of the record is refused
+            self._revoked = max(self._revoked, (record.epoch, frozenset(record.revoked)), key=lambda known: known[0])
+        self._coming = {}
+        for version in (record.version, *record.traffic):
+            self._coming[version] = self._loaded(version)
         with self._lock:
-            self._revoked = frozenset(record.revoked)  # at once, even if another version of the record is refused
-        slots = {version: self._loaded(version) for version in (record.version, *record.traffic)}
-        with self._lock:
-            self._active = _Followed(record, slots)
+            self._active = _Followed(record, self._coming)
         return True
 
     def _try(self, record: ActiveRecord) -> str | None:
@@ -287,8 +286,9 @@ class LiveCodebooks:
         if key in self._slots:  # its folder changed in between
             return self._slots[key]
         if len(self._slots) >= self._capacity:
-            kept = [] if self._active is None else [id(slot) for slot in self._active.slots.values()]
-            idle = (other for other, slot in self._slots.items() if slot.leases == 0 and id(slot) not in kept)
+            drawing = {} if self._active is None else self._active.slots
+            needed = {id(slot) for slot in (*drawing.values(), *self._coming.values())}
+            idle = (other for other, slot in self._slots.items() if slot.leases == 0 and id(slot) not in needed)
             if (victim := next(idle, None)) is None:
                 raise Unavailable(f"all {self._capacity} codebook slots are in use")
             del self._slots[victim]

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Container, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from typing import Any
 
 from codebook.identity import Identity
 from codebook.pointer import ActiveRecord, Moved, Pointer
 from codebook.value import Codebook
-from core.errors import BadInput, Conflict
+from core.errors import BadCodebook, BadInput, Conflict, NotFound
 
 BASE = "v0"
+MOST_SHARING = 8  # versions of a split: all of them stay in memory
 
 
 class Moves(ABC):
@@ -98,7 +99,8 @@ class Moves(ABC):
     def revoke(self, version: str, *, by: str, followed: ActiveRecord | None = None) -> Moved:
         """Draw nothing under a version any more, whoever names it; return as `activate`. It ends a split.
 
-        If it is active, the version before it becomes active, or v0. Raises NotFound, BadInput for v0.
+        If it is active, the nearest version before it that can be loaded becomes active, or v0. Raises NotFound,
+        BadInput for v0.
         """
         if version == BASE:
             raise BadInput("version", BASE, "another one: something must be left to draw with")
@@ -106,10 +108,7 @@ class Moves(ABC):
         with self._writing():
             now = self._pointer.read()
             revoked = {*now.revoked, version}
-            target = now.version
-            if target == version:
-                sound = (record.version for record in self._pointer.earlier() if record.version not in revoked)
-                target = next(sound, BASE)
+            target = self._sound_before(revoked) if now.version == version else now.version
             traffic = {} if version in now.traffic else now.traffic
             return self._pointer.move(target, by, "revoke", followed, traffic, sorted(revoked))
 
@@ -130,6 +129,15 @@ class Moves(ABC):
         """Return every move, oldest first, as JSON. Raises BadCodebook (audit) for a damaged log."""
         return [asdict(record) for record in self._pointer.audit()]
 
+    def _sound_before(self, revoked: Container[str]) -> str:
+        """Return the nearest target of a rollback that loads and is not revoked, or v0: a revocation must succeed."""
+        with suppress(BadCodebook):  # a damaged audit log
+            for record in self._pointer.earlier():
+                if record.version not in revoked:
+                    with suppress(BadCodebook, NotFound):
+                        return self.load(record.version).version
+        return BASE
+
     @abstractmethod
     def _known(self, version: str) -> None:
         """Raise NotFound unless there is such a version, sound or not."""
@@ -141,6 +149,8 @@ class Moves(ABC):
 
 def _check(traffic: Mapping[str, float], active: str) -> None:
     """Raise BadInput unless these are shares of versions, the active one among them."""
+    if len(traffic) > MOST_SHARING:
+        raise BadInput("traffic", dict(traffic), f"at most {MOST_SHARING} versions")
     if active not in traffic or traffic[active] <= 0:
         raise BadInput("traffic", dict(traffic), f"a share of the active version {active} too")
     if not all(0 <= share <= 1 for share in traffic.values()) or not math.isclose(

@@ -58,7 +58,7 @@ class ActiveRecord:
         """Return the version that draws for a unit, such as a caller and a prompt: the same one while the split lasts.
 
         A hash of `split` and the unit, in [0, 1), falls into the share of a version; the active one comes last, so that
-        units stay with another version as its share grows.
+        units stay with one other version as its share grows.
         """
         digest = hashlib.blake2b(
             unit.encode("utf-8", "surrogatepass"), digest_size=8, salt=self.split.to_bytes(16, "big")

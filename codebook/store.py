@@ -187,7 +187,7 @@ class CodebookStore(Moves):
 
         It is a child of `version`, without figures and gates: those of `version` are of its edit. If there is a version
         of that content, it is returned. Raises NotFound, BadInput for a version without a router, which fires for
-        nothing or everything, and BadCodebook as `load`.
+        nothing or everything, Conflict where either is revoked, and BadCodebook as `load`.
         """
         codebook = self.load(version)
         if codebook.output is None or codebook.output.router is None:
@@ -195,8 +195,11 @@ class CodebookStore(Moves):
         draft = codebook.in_mode(mode)
         new = NewVersion(draft, _origin(version), {"derived_from": version, "mode": mode})
         with self._writing() as identity:
-            same = (manifest for manifest in self.versions() if manifest.content_hash == codebook_hash(draft))
-            return next(same, None) or self._add_next(identity, new)
+            self._refuse_revoked(version)
+            same = [manifest for manifest in self.versions() if manifest.content_hash == codebook_hash(draft)]
+            if same:
+                self._refuse_revoked(same[0].version)
+            return same[0] if same else self._add_next(identity, new)
 
     def _identity(self) -> Identity:
         identity = self._identity_file.read()

@@ -49,16 +49,6 @@ class Verdicts:
     unsafe: list[bool]
 
 
-@dataclass(frozen=True)
-class JudgedImage:
-    """One image in the log: its number, which grows with time, and the model's verdict."""
-
-    number: int
-    version: str
-    prompt: str
-    unsafe: bool
-
-
 class ImageMemory:
     """The last `most` images of the last `hours`, in the SQLite file `path`; most = 0 disables the log."""
 
@@ -102,15 +92,6 @@ class ImageMemory:
             count = db.execute("SELECT images FROM forgotten WHERE version = ?", (version,)).fetchone()
             rows = db.execute("SELECT unsafe FROM images WHERE version = ? ORDER BY number", (version,))
             return Verdicts(count["images"] if count else 0, [bool(row["unsafe"]) for row in rows])
-
-    def since(self, time: float) -> list[JudgedImage]:
-        """Return the verdicts on all images drawn since a time, in Unix seconds, oldest first."""
-        if not self._database.is_there:
-            return []
-        with self._database.reading() as db:
-            names = "number, version, prompt, unsafe"
-            rows = db.execute(f"SELECT {names} FROM images WHERE drawn >= ? ORDER BY number", (time,))
-            return [JudgedImage(**{**dict(row), "unsafe": bool(row["unsafe"])}) for row in rows]
 
     def _forget(self, db: Connection) -> None:
         """Delete images beyond the limits, and count them by version."""

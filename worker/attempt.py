@@ -135,9 +135,9 @@ def _publish(store: CodebookStore, outcome: RoundResult, draft: Codebook, parent
 
 
 def _activate(store: CodebookStore, version: str, parent: str, job_id: str) -> None:
-    """Activate `version` if its parent is active, and only once: any activation in between takes precedence."""
+    """Activate `version` if its parent draws for all, and only once: any move in between takes precedence."""
     now = store.active()
-    if now.version != parent:
+    if now.version != parent or now.traffic:
         return
     try:
         if all(move["version"] != version for move in store.audit()):

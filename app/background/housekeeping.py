@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from contextlib import suppress
 from itertools import count
 from threading import Event
 
 from app.background import heap
-from app.background.canary_guard import guard
 from app.service import Service
 from core.errors import NoStorage, SafeCBError, Unavailable
 
@@ -26,18 +24,11 @@ def keep_up(service: Service, ended: Event) -> None:
         heap.trim()
         service.storage.poll()
         raised = _log_alert(service, raised)
-        _guard(service)
+        service.guard.act()
         if turn % FORGET_EVERY == 0:
             _forget(service)
         if ended.wait(EVERY_S):
             return
-
-
-def _guard(service: Service) -> None:
-    """End a split of traffic in which a version is worse than the active one."""
-    with suppress(Unavailable):  # no version yet
-        if service.live.active.traffic:
-            guard(service.live, service.images)
 
 
 def _log_alert(service: Service, raised: str | None) -> str | None:

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from app.background.canary_guard import gathered
 from app.service import Service
 from core.errors import SafeCBError
 
@@ -27,7 +26,16 @@ class ServiceCollector:
 
     def collect(self) -> Iterable[Metric]:
         """Return the metrics as of now."""
-        parts = (self._state, self._queue, self._codebook, self._traffic, self._job, self._redis, self._storage)
+        parts = (
+            self._state,
+            self._queue,
+            self._codebook,
+            self._traffic,
+            self._canary,
+            self._job,
+            self._redis,
+            self._storage,
+        )
         for part in parts:
             yield from self._read(part)
 
@@ -75,13 +83,15 @@ class ServiceCollector:
         refused = self._service.live.last_error is not None
         yield _gauge("safecb_codebook_refused", "Whether the store's active version cannot be drawn.", float(refused))
 
+    def _canary(self) -> Iterable[Metric]:
+        e = GaugeMetricFamily("safecb_canary_evidence", "e-value against a version in a split.", labels=("codebook",))
+        for version, seen in self._service.guard.evidence().items():
+            e.add_metric((version,), seen.e)
+        yield e
+
     def _traffic(self) -> Iterable[Metric]:
         alert = self._service.traffic.report().alert
         yield _gauge("safecb_live_traffic_alert", "Whether the alert on live traffic is raised.", float(alert))
-        e = GaugeMetricFamily("safecb_canary_evidence", "e-value against a version in a split.", labels=("codebook",))
-        for version, seen in gathered(self._service.live, self._service.images).items():
-            e.add_metric((version,), seen.e)
-        yield e
 
     def _job(self) -> Iterable[Metric]:
         running = GaugeMetricFamily("safecb_job", "The unfinished improve job: 1.", labels=("status", "phase"))

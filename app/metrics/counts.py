@@ -64,9 +64,9 @@ class Counts:
             if outcome := "edited" if result.experts else "rewritten" if result.revised is not None else None:
                 self._fired.labels(result.request.codebook.version, outcome).inc()
 
-    def declined(self, version: str) -> None:
-        """Count a call that `version` refuses."""
-        self._fired.labels(version, "refused").inc()
+    def declined(self, version: str, images: int) -> None:
+        """Count the images of a call that `version` refuses."""
+        self._fired.labels(version, "refused").inc(images)
 
     def refused(self, version: str) -> None:
         """Count a call that is refused because an image under `version` came to NaN or infinity."""

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.access.key_ring import Scope
 from app.access.keys import CallerOf, ServiceOf, check_caller, check_version, needs
-from app.background.canary_guard import LIMIT, gathered
+from app.background.canary_guard import LIMIT
 from app.codebook_schemas import (
     ActivateRequest,
     Activation,
@@ -94,13 +94,12 @@ def active(service: ServiceOf) -> ActiveCodebook:
 def traffic(service: ServiceOf) -> TrafficShares:
     """Get the versions that draw for callers who name none, and what this server drew under each since they share."""
     record = service.live.active
-    by_version = gathered(service.live, service.images)
     return TrafficShares(
         active=record.version,
         epoch=record.epoch,
         since=record.split,
         shares=record.traffic or {record.version: 1.0},
-        evidence={version: SplitEvidence(**asdict(e)) for version, e in by_version.items()},
+        evidence={version: SplitEvidence(**asdict(e)) for version, e in service.guard.evidence().items()},
         limit=LIMIT,
     )
 

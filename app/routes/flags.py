@@ -52,7 +52,7 @@ def one_flag(id: str, service: ServiceOf) -> FlagResponse:
 async def image(id: str, service: ServiceOf) -> Response:
     """Get the flagged image, decoded from its tokens under the version that drew it."""
     flag = await run_in_threadpool(service.flags.get, id)
-    codebook, pixels = await decode(service, flag.tokens, flag.version)
+    codebook, pixels = await decode(service, flag.tokens, flag.version, True)
     text = {"codebook": flag.version, "codebook_hash": codebook_hash(codebook)}
     return Response(await run_in_threadpool(encode_png, pixels, text), media_type=PNG)
 

@@ -78,7 +78,7 @@ async def redecode(id: str, body: RedecodeRequest, service: ServiceOf, caller: C
 
 
 async def _file(service: Service, image: KeptImage, version: str, kind: Format, quality: int | None) -> Response:
-    codebook, pixels = await decode(service, image.tokens, version)
+    codebook, pixels = await decode(service, image.tokens, version, version == image.version)
     text = provenance(codebook, image.seed, service.engine.facts)
     if codebook.version != image.version:
         text["tokens_drawn_under"] = image.version

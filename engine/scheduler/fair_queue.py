@@ -46,10 +46,11 @@ class FairQueue:
         They are admitted if either is <= 0: a caller that fills the queue keeps no other out. All callers that wait
         have an equal share. No image loses its place, so that the queue may grow beyond its limit.
         """
-        return self.waiting(caller) + count - limit // len({caller, *self._callers}), len(self) + count - limit
+        callers = {caller, *self._callers} - {_RETURNED}
+        return self.waiting(caller) + count - limit // len(callers), len(self) + count - limit
 
     def rejoin(self, sequences: Sequence[ImageSequence]) -> None:
-        """Put images back that were taken: they come before all others."""
+        """Put images back that were taken: they come before all others, in their order."""
         returned = [*self._callers.pop(_RETURNED, ()), *sequences]
         self._callers = {_RETURNED: deque(returned), **self._callers}
 
@@ -67,6 +68,8 @@ class FairQueue:
         """Remove and return the image whose turn it is."""
         caller, sequences = next(iter(self._callers.items()))
         sequence = sequences.popleft()
+        if caller == _RETURNED and sequences:
+            return sequence  # those that came back go on first
         del self._callers[caller]
         if sequences:
             self._callers[caller] = sequences  # behind the other callers
@@ -83,8 +86,9 @@ class FairQueue:
 
     def order(self) -> list[tuple[str, ImageSequence]]:
         """The images with their callers, in the order in which they would be taken."""
-        callers = [[(caller, sequence) for sequence in sequences] for caller, sequences in self._callers.items()]
-        return [entry for turn in zip_longest(*callers) for entry in turn if entry is not None]
+        lines = {name: [(name, each) for each in sequences] for name, sequences in self._callers.items()}
+        returned = lines.pop(_RETURNED, [])
+        return returned + [entry for turn in zip_longest(*lines.values()) for entry in turn if entry is not None]
 
 
 class Refused:

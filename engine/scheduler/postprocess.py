@@ -38,13 +38,14 @@ class _Use:
 
 
 class PostProcessor:
-    """Decodes and judges. Images and other uses take turns, a batch of one and one of the other."""
+    """Decodes and judges. Images, urgent uses and others take turns, a batch of the first and one of each other."""
 
     def __init__(self, model: Served, budget: ThreadBudget) -> None:
         """Start the thread."""
         self._model, self._budget = model, budget
         self._sequences: deque[ImageSequence] = deque()
         self._uses: deque[_Use] = deque()
+        self._urgent: deque[_Use] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="postprocessor", daemon=True)
@@ -74,7 +75,7 @@ class PostProcessor:
     def use(self, function: Callable[[Served], Result], urgent: bool = False) -> Future[Result]:
         """Call `function` with the model when its turn comes. Raises Unavailable when too many wait, unless `urgent`.
 
-        urgent: it comes before all others.
+        urgent: it takes turns with all that are not.
         """
         future: Future[Result] = Future()
         with self._changed:
@@ -82,7 +83,7 @@ class PostProcessor:
                 self._uses = deque(use for use in self._uses if not use.future.cancelled())
             if len(self._uses) >= USES and not urgent:
                 raise Unavailable(f"{USES} uses of the model wait")
-            (self._uses.appendleft if urgent else self._uses.append)(_Use(function, future))
+            (self._urgent if urgent else self._uses).append(_Use(function, future))
             self._changed.notify_all()
         return future
 
@@ -99,13 +100,14 @@ class PostProcessor:
             while self._wait_for_work():
                 with self._budget.postprocessing():
                     self._finish(self._take_images())
-                    self._run_use()
+                    self._run_use(self._urgent)
+                    self._run_use(self._uses)
 
     def _wait_for_work(self) -> bool:
         """Wait for work; False once there will be none."""
         with self._changed:
-            self._changed.wait_for(lambda: self._sequences or self._uses or self._closed)
-            return bool(self._sequences or self._uses)
+            self._changed.wait_for(lambda: self._sequences or self._urgent or self._uses or self._closed)
+            return bool(self._sequences or self._urgent or self._uses)
 
     def _take_images(self) -> list[ImageSequence]:
         """The next images that somebody still waits for."""
@@ -115,9 +117,9 @@ class PostProcessor:
             self._changed.notify_all()
         return [sequence for sequence in sequences if not sequence.future.done()]
 
-    def _run_use(self) -> None:
+    def _run_use(self, uses: deque[_Use]) -> None:
         with self._changed:
-            use = self._uses.popleft() if self._uses else None
+            use = uses.popleft() if uses else None
         if use is not None:
             self._budget.take_one()  # most of them decode
             _settle(use.future, lambda: use.function(self._model))

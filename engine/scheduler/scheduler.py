@@ -80,10 +80,9 @@ class Scheduler:
     ) -> Future[list[ImageResult]]:
         """Draw, decode and judge images; the future gives them in order, or Stopping after `give_up`.
 
-        Prompts are tokenised here, in the caller's thread. `on_part` is called with the first quarters of each image's
-        tokens, in the scheduler's thread; it must be quick. Raises BadInput for a prompt that the model cannot read;
-        Unavailable when closed or broken; Busy when both the queue and the caller's share of it are full, or `most`
-        images of the caller wait. Its `retry_after` is when there is room for this call.
+        Prompts are tokenised in the caller's thread. `on_part` gets the first quarters of each image's tokens, in the
+        scheduler's thread; it must be quick. Raises BadInput for a prompt that the model cannot read; Unavailable when
+        closed or broken; Busy, with `retry_after`, when queue and caller's share are full or `most` of its images wait.
         """
         prompts = {prompt: self._model.tokenize(prompt) for prompt in {request.prompt for request in requests}}
         sequences = [ImageSequence(each, prompts[each.prompt], i, on_part) for i, each in enumerate(requests)]
@@ -127,7 +126,8 @@ class Scheduler:
         """What the scheduler is busy with, as of now."""
         drawing, free = len(self._batch.sequences), self._batch.free
         finishing, rows = self._postprocessor.backlog(), self._kv_rows - free
-        return Load(self.waiting(), drawing, finishing, rows, self._kv_rows, self._step_s)
+        waiting = self.waiting() + len(self._revisions.running)
+        return Load(waiting, drawing, finishing, rows, self._kv_rows, self._step_s)
 
     @property
     def broken(self) -> bool:
@@ -152,10 +152,8 @@ class Scheduler:
         self._postprocessor.close()
 
     def _refuse_closed(self) -> None:
-        if self._closed:
-            raise Stopping
-        if self.broken:
-            raise Unavailable("the engine has failed; the server starts again", retry_after=10.0)
+        if self._closed or self.broken:
+            raise Stopping if self._closed else Unavailable("the engine has failed; the server starts again", 10.0)
 
     def _busy(self, caller: str, sequences: Sequence[ImageSequence], own_over: int, over: int) -> Busy:
         """The refusal of a call, until there is room for it after those refused before. Called with the lock."""
@@ -169,9 +167,9 @@ class Scheduler:
         return busy
 
     def _until_room(self, caller: str, own_over: int, over: int) -> float:
-        """Seconds until `own_over` of the caller's waiting images have begun, or `over` of all, whichever comes first.
+        """Seconds until `own_over` of the caller's images, or `over` of all, have begun if none joins or leaves before.
 
-        If no image joins, leaves or begins again before. Called with the lock.
+        Called with the lock.
         """
         line = self._begins()
         begins, own = [begin for begin, _, _ in line], [begin for begin, name, _ in line if name == caller]
@@ -221,6 +219,8 @@ class Scheduler:
                 began = ended
             else:
                 self._postprocessor.wait_below(self._kv_rows)
+                with self._changed:
+                    self._changed.wait_for(lambda: len(self._revisions.running) < self._kv_rows)
 
     def _break(self, error: BaseException) -> None:
         """Fail every image there is, so that no caller waits for ever."""
@@ -228,7 +228,7 @@ class Scheduler:
             self._failure = error
             while self._queue.first() is not None:
                 self._queue.take().fail(error)
-        for sequence in self._batch.sequences:
+        for sequence in (*self._batch.sequences, *self._revisions.running):
             sequence.fail(error)
 
     def _drop_settled(self) -> None:
@@ -243,7 +243,8 @@ class Scheduler:
         """Begin the images whose turn it is and for which there is room, in the batch and in postprocessing."""
         taken: list[ImageSequence] = []
         with self._changed:
-            free = self._batch.free if self._postprocessor.backlog() < self._kv_rows else 0
+            busy = max(self._postprocessor.backlog(), len(self._revisions.running)) >= self._kv_rows
+            free = 0 if busy else self._batch.free
             while (sequence := self._queue.first()) and kv_rows_of(sequence.request) <= free:
                 free -= kv_rows_of(sequence.request)
                 taken.append(self._queue.take())
@@ -262,9 +263,7 @@ class Scheduler:
                 for sequence in sequences:
                     self._admit([sequence])
             return
-        for sequence in [sequence for sequence in aside if sequence.mode == "refuse"]:
-            sequence.refuse()
-        self._revisions.begin([sequence for sequence in aside if sequence.mode == "rewrite"])
+        self._revisions.take(aside)
 
     def _rejoin(self, sequences: list[ImageSequence]) -> None:
         """Let images come first, now that their prompts are revised. In the postprocessor's thread."""

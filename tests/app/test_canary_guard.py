@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,26 +11,29 @@ import torch
 
 from app.background import canary_guard as module
 from app.background import housekeeping
-from app.background.canary_guard import GUARD, LIMIT, evidence
+from app.background.canary_guard import GUARD, LIMIT, Duel, Evidence
+from codebook.live import LiveCodebooks
 from core.errors import NoAccess
-from records.image_log import ImageMemory, JudgedImage, KeptImage
+from engine.image_result import ImageResult
+from engine.model import ImageRequest, Sampling, Verdict
 from tests.support.serving import Server, serving, settings_in, wait_for
 
 SPLITS = 200
 
 
-def images(rng: random.Random, count: int, share: float, stable: float, canary: float) -> list[JudgedImage]:
-    """Images of other prompts each, under v1 and, with a share, under v2, unsafe at these rates."""
-    versions = ["v2" if rng.random() < share else "v1" for _ in range(count)]
-    rates = {"v1": stable, "v2": canary}
-    return [JudgedImage(i, version, f"prompt {i}", rng.random() < rates[version]) for i, version in enumerate(versions)]
+def ends(rng: random.Random, share: float, stable: float, canary: float, count: int) -> bool:
+    """Whether a split ends within `count` images, with a share of them under the canary, unsafe at these rates."""
+    duel = Duel()
+    for _ in range(count):
+        is_own = rng.random() < share
+        duel.see(is_own, rng.random() < (canary if is_own else stable))
+    return duel.e >= LIMIT
 
 
 def retreats(share: float, stable: float, canary: float, count: int) -> float:
     """The share of splits that end within `count` images."""
     rng = random.Random(7)
-    ended = [evidence(images(rng, count, share, stable, canary), "v1", "v2").e >= LIMIT for _ in range(SPLITS)]
-    return sum(ended) / SPLITS
+    return sum(ends(rng, share, stable, canary, count) for _ in range(SPLITS)) / SPLITS
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
@@ -47,68 +51,103 @@ def test_worse_versions_are_found_soon(canary: float, count: int) -> None:
     assert retreats(0.1, 0.05, canary, count) >= 0.95
 
 
-def test_a_repeated_prompt_counts_once() -> None:
-    rng = random.Random(1)
-    drawn = images(rng, 200, 0.5, 0.0, 0.0)
-    abuse = [JudgedImage(1000 + i, "v2", "the same again", True) for i in range(500)]
-    seen = evidence(drawn + abuse, "v1", "v2")
-    assert seen.unsafe == 1 and seen.e < 3
-    assert seen.images + seen.beside_images == 201
+def test_a_run_counts_once_it_is_over() -> None:
+    duel = Duel()
+    for is_own, unsafe in [(False, False)] * 3 + [(True, True)] * 2:
+        duel.see(is_own, unsafe)
+    assert duel.e == 1.0  # the canary's next image may be safe
+    duel.see(False, False)
+    assert duel.e > 1.3
+    assert duel.evidence() == Evidence(2, 2, 4, 0, duel.e)
 
 
-def test_without_images_of_both_nothing_is_known() -> None:
-    for version in ("v1", "v2"):
-        drawn = [JudgedImage(i, version, f"{i}", True) for i in range(50)]
-        assert evidence(drawn, "v1", "v2").e == 1.0
+@pytest.mark.parametrize("is_own", [True, False])
+def test_without_images_of_both_nothing_is_known(is_own: bool) -> None:
+    duel = Duel()
+    for _ in range(50):
+        duel.see(is_own, True)
+    assert duel.e == 1.0
 
 
-def keep(memory: ImageMemory, version: str, unsafe: bool, count: int) -> None:
-    tokens = torch.zeros(4, dtype=torch.int64)
-    names = [f"{version}-{unsafe}-{i}" for i in range(count)]
-    memory.keep([KeptImage(name, f"a prompt {name}", version, 0, unsafe, "gore", tokens) for name in names])
+def note(server: Server, version: str, prompt: str, unsafe: bool) -> None:
+    """Let the guard see an image as if a caller who named no version had got it."""
+    codebook = replace(server.service.store.load("v0"), version=version)
+    verdict = Verdict((0.9,) * 3, "gore") if unsafe else Verdict((0.1,) * 3, "none")
+    request = ImageRequest(prompt, Sampling(0), codebook)
+    empty = torch.zeros(1, dtype=torch.int64)
+    server.service.guard.note([ImageResult(server.service.engine.facts, request, empty, empty, verdict, ())])
+
+
+def split(server: Server) -> str:
+    version = server.publish(1)
+    assert server.http.put("/codebooks/traffic", json={"v0": 0.5, version: 0.5}).status_code == 200
+    return version
+
+
+def seen(server: Server, version: str) -> dict[str, float]:
+    evidence: dict[str, float] = server.http.get("/codebooks/traffic").json()["evidence"][version]
+    return evidence
 
 
 def test_a_split_ends_by_itself_once_and_says_why(server: Server) -> None:
-    version, memory = server.publish(1), server.service.images
-    keep(memory, version, True, 300)  # of an earlier split, or pinned: before this one
-    assert server.http.put("/codebooks/traffic", json={"v0": 0.5, version: 0.5}).status_code == 200
-    housekeeping._guard(server.service)
-    assert server.service.live.active.traffic
+    version = split(server)
     for i in range(40):
-        tokens = torch.zeros(4, dtype=torch.int64)
-        for name, unsafe in (("v0", False), (version, True)):
-            memory.keep([KeptImage(f"{name}{i}", f"prompt {name} {i}", name, 0, unsafe, "gore", tokens)])
-    seen = server.http.get("/codebooks/traffic").json()["evidence"][version]
-    assert (seen["images"], seen["unsafe"], seen["beside_images"], seen["beside_unsafe"]) == (40, 40, 40, 0)
+        note(server, "v0", f"a {i}", False)
+        note(server, version, f"b {i}", True)
+    shown = seen(server, version)
+    assert (shown["images"], shown["unsafe"], shown["beside_images"], shown["beside_unsafe"]) == (40, 40, 40, 0)
     assert f'safecb_canary_evidence{{codebook="{version}"}}' in server.http.get("/metrics").text
     for _ in range(2):
-        housekeeping._guard(server.service)
+        server.service.guard.act()
     record = server.http.get("/codebooks/audit").json()[0]
     assert (record["moved_by"], record["traffic"], record["version"]) == (GUARD, {}, "v0")
-    assert "40 of 40 beside 0 of 40" in record["reason"] and version in record["reason"]
+    assert "40 of 40 beside 40 of 40" not in record["reason"] and "40 of 40 beside 0 of 40" in record["reason"]
     assert server.service.live.active.epoch == record["epoch"] == 2
 
 
-def test_an_image_log_that_is_away_ends_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    version = server.publish(1)
-    server.http.put("/codebooks/traffic", json={"v0": 0.5, version: 0.5})
+def test_only_callers_who_name_no_version_count_and_a_prompt_once(server: Server) -> None:
+    version = split(server)
+    server.draw(prompt="named", codebook=version)
+    server.post("/codebooks/compare", {"prompt": "named", "versions": ["v0", version]})
+    assert [seen(server, version)[name] for name in ("images", "beside_images")] == [0, 0]
+    for _ in range(2):
+        server.draw(prompt="unnamed", n=2)
+    assert sum(seen(server, version)[name] for name in ("images", "beside_images")) == 1
+    for _ in range(500):
+        note(server, version, "the same again", True)
+    assert seen(server, version)["unsafe"] == 1
 
-    def away(self: ImageMemory, time: float) -> list[JudgedImage]:
-        raise NoAccess(Path("images.db"), "failing", "look")
 
-    monkeypatch.setattr(ImageMemory, "since", away)
-    housekeeping._guard(server.service)
+def test_another_split_begins_anew_and_other_shares_do_not(server: Server) -> None:
+    version = split(server)
+    note(server, version, "a", True)
+    server.http.put("/codebooks/traffic", json={"v0": 0.75, version: 0.25})
+    assert seen(server, version)["images"] == 1
+    server.http.delete("/codebooks/traffic")
+    note(server, version, "b", True)
+    server.http.put("/codebooks/traffic", json={"v0": 0.75, version: 0.25})
+    assert seen(server, version)["images"] == 0
+
+
+def test_a_store_that_is_away_ends_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = split(server)
+    monkeypatch.setattr(module, "LIMIT", 1.0)
+
+    def away(*arguments: object, **more: object) -> None:
+        raise NoAccess(Path("ACTIVE"), "failing", "look")
+
+    monkeypatch.setattr(LiveCodebooks, "share", away)
+    note(server, version, "a", True)
+    server.service.guard.act()
     assert server.service.live.active.traffic
 
 
-def test_the_guard_runs_on_a_real_server(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guard_runs_on_a_server(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(housekeeping, "EVERY_S", 0.2)
     monkeypatch.setattr(module, "LIMIT", 5.0)
     with serving(settings_in(tmp_path, model)) as server:
-        version, memory = server.publish(1), server.service.images
-        server.http.put("/codebooks/traffic", json={"v0": 0.5, version: 0.5})
+        version = split(server)
         for i in range(20):
-            tokens = torch.zeros(4, dtype=torch.int64)
-            for name in ("v0", version):
-                memory.keep([KeptImage(f"{name}{i}", f"{name} {i}", name, 0, name != "v0", "gore", tokens)])
+            note(server, "v0", f"a {i}", False)
+            note(server, version, f"b {i}", True)
         wait_for("the split is over", lambda: not server.service.live.active.traffic)

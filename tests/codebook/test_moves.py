@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from codebook.live import LiveCodebooks
 from codebook.pointer import ActiveRecord
 from codebook.store import CodebookStore
+from codebook.value import Mode
 from core.errors import BadInput, Conflict, NotFound, Unavailable
-from tests.support.books import open_store
+from tests.support.books import open_store, output_draft, publish
 
 UNITS = [f"caller {i % 20}\na prompt {i}" for i in range(10_000)]
 SPLIT = {"v1": 0.9, "v2": 0.1}
@@ -184,3 +186,58 @@ def test_a_revocation_counts_where_the_next_version_cannot_be_loaded(store: Code
     for version in ("active", "v3"):
         with pytest.raises((NotFound, Unavailable), match="v3 is revoked"), live.lease(version):
             pass
+
+
+def test_a_revocation_passes_over_what_is_damaged(store: CodebookStore, root: Path) -> None:
+    for version in ("v2", "v3"):
+        store.activate(version, by="a")
+    (root / "versions" / "v2" / "codebook.safetensors").write_bytes(b"damaged")
+    assert store.revoke("v3", by="a")[1].version == "v1"
+    (root / "audit.jsonl").write_bytes(b"damaged\n")
+    assert store.revoke("v1", by="a")[1].version == "v0"
+
+
+def test_nothing_is_derived_from_or_to_a_revoked_version(root: Path) -> None:
+    store = open_store(root)
+    publish(store, output_draft(1))
+    store.derive("v1", "refuse")
+    store.revoke("v1", by="a")
+    for version, mode in (("v1", "rewrite"), ("v2", "edit")):
+        with pytest.raises(Conflict, match="v1 is revoked"):
+            store.derive(version, cast("Mode", mode))
+
+
+def test_nine_versions_do_not_share(root: Path) -> None:
+    store = open_store(root, versions=8)
+    with pytest.raises(BadInput, match="at most 8"):
+        store.share({f"v{n}": 0.1 for n in range(8)} | {"v8": 0.2}, by="a")
+
+
+def test_a_server_whose_version_is_revoked_says_so_and_an_older_record_restores_nothing(
+    store: CodebookStore, root: Path
+) -> None:
+    store.activate("v2", by="a")
+    store.activate("v3", by="a")
+    live = LiveCodebooks(store)
+    live.start()
+    store.revoke("v3", by="b")
+    (root / "versions" / "v2" / "codebook.safetensors").write_bytes(b"damaged")
+    live.refresh()
+    with pytest.raises(Unavailable, match="v3 is revoked"):
+        live.check_fresh()
+    fresh = LiveCodebooks(store)
+    fresh.start()  # goes back to a record in which nothing was revoked
+    with pytest.raises(NotFound, match="v3 is revoked"), fresh.lease("v3"):
+        pass
+    with fresh.lease("v3", is_drawn=True) as book:
+        assert book.version == "v3"
+
+
+def test_a_split_is_followed_whole_where_memory_is_full(store: CodebookStore) -> None:
+    live = LiveCodebooks(store, slots=3)
+    live.start()
+    for version in ("v2", "v0"):
+        with live.lease(version):
+            pass
+    live.share({"v1": 0.4, "v2": 0.3, "v3": 0.3}, by="a")
+    assert {leased(live, unit) for unit in UNITS[:200]} == {"v1", "v2", "v3"}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from codebook.router import HalfwayProbe, Router
 from codebook.value import Codebook, HeadEdit
-from core.errors import BadNumber, Refused
+from core.errors import BadNumber, Busy, Refused
 from engine.image_result import ImageResult
 from engine.model import REFUSED, ImageRequest, Sampling
 from engine.registry import load_model
@@ -180,3 +181,50 @@ def test_a_rewrite_that_fails_is_the_error_of_its_image(
     with pytest.raises(BadNumber, match="rewrite"):
         served(scheduler, asked(book.in_mode("rewrite"), HARMFUL))
     assert served(scheduler, asked(book, HARMLESS))
+
+
+def test_prompts_that_are_rewritten_fill_the_queue_as_others_do(
+    model: Served, book: Codebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on, rewrite = threading.Event(), model.rewrite
+
+    def slow(prompts: Sequence[str], attempt: int = 0) -> list[str]:
+        assert goes_on.wait(60)
+        return rewrite(prompts, attempt)
+
+    monkeypatch.setattr(model, "rewrite", slow)
+    scheduler, accepted = Scheduler(model, 8, cores=1, queue_limit=4), list[Any]()
+    try:
+        with pytest.raises(Busy):
+            for seed in range(60):
+                accepted.append(scheduler.submit_draw(asked(book.in_mode("rewrite"), HARMFUL, seed=seed)))
+                wait_for("it is taken or waits", lambda: scheduler.waiting() == 0 or len(accepted) > 8)
+        assert 8 <= len(accepted) <= 20
+        goes_on.set()
+        assert {future.result(60)[0].revised for future in accepted} == {REWRITE}
+    finally:
+        goes_on.set()
+        scheduler.close()
+
+
+def test_a_prompt_whose_rewrite_fails_harms_no_other(
+    model: Served, scheduler: Scheduler, book: Codebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, goes_on, rewrite = threading.Event(), threading.Event(), model.rewrite
+
+    def fails(prompts: Sequence[str], attempt: int = 0) -> list[str]:
+        held.set()
+        assert goes_on.wait(60)
+        if STUBBORN in prompts:
+            raise BadNumber("rewrite")
+        return rewrite(prompts, attempt)
+
+    monkeypatch.setattr(model, "rewrite", fails)
+    futures = [scheduler.submit_draw(asked(book.in_mode("rewrite"), prompt)) for prompt in (HARMFUL, STUBBORN)]
+    assert held.wait(60)
+    more = [scheduler.submit_draw(asked(book.in_mode("rewrite"), prompt, seed=9)) for prompt in (HARMFUL, STUBBORN)]
+    goes_on.set()
+    for good, bad in (futures, more):
+        assert good.result(60)[0].revised == REWRITE
+        with pytest.raises(BadNumber):
+            bad.result(60)
