@@ -99,8 +99,8 @@ class Manifest:
 
     @property
     def mode(self) -> Mode | None:
-        """What becomes of images that fire; None for a version without an edit of the image head."""
-        return mode_of(self.shapes) if "output" in self.tables else None
+        """What becomes of images that fire; None for a version without a router, by which none does."""
+        return mode_of(self.shapes) if "output.router.weight" in self.shapes else None
 
     @property
     def self_judged(self) -> list[str]:

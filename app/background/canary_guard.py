@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 
 from codebook.live import LiveCodebooks
-from core.errors import SafeCBError
+from core.errors import SafeCBError, Unavailable
 from engine.image_result import ImageResult
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,11 @@ class CanaryGuard:
     def act(self) -> None:
         """End the split if one of its versions is worse; an error leaves it to the next turn."""
         try:
-            seen, record = self.evidence(), self._live.active
+            record = self._live.active
+        except Unavailable:  # no version yet
+            return
+        try:
+            seen = self.evidence()
             for version, e in seen.items():
                 if e.e >= LIMIT * len(seen):  # several versions share the chance of a mistake
                     counts = f"{e.unsafe} of {e.images} beside {e.beside_unsafe} of {e.beside_images}, e = {e.e:.0f}"

@@ -33,7 +33,7 @@ export const row = (kind, cells) => element('tr', {}, ...cells.map(cell => eleme
 export function say(text, bad, where = 'message') { at(where).textContent = text; at(where).className = bad ? 'bad' : 'dim' }
 export const doing = (work, where) => async event => {
   event.preventDefault()
-  try { await work(event); if (where) say('', false, where) } catch (error) { say(error.message, true, where) }
+  try { const words = await work(event); if (where) say(typeof words === 'string' ? words : '', false, where) } catch (error) { say(error.message, true, where) }
   dispatchEvent(new Event('refresh'))
 }
 

@@ -1,6 +1,6 @@
 // The list of versions: activate, roll back, reports.
 
-import { at, call, doing, element, file, say, show } from './api.js'
+import { at, call, doing, element, file, show } from './api.js'
 import { facts, gates, mark } from './gates.js'
 
 at('rollback').onclick = doing(() => call('POST', '/codebooks/rollback', {}), 'books-message')
@@ -62,7 +62,7 @@ function modes(book) {
     const mode = choice.value
     choice.value = book.mode
     const made = await call('POST', `/codebooks/${book.version}/derive`, { mode })
-    say(`${made.version} is ${book.version} in mode ${mode}; activate it to use it`, false, 'books-message')
+    return `${made.version} is ${book.version} in mode ${mode}; activate it to use it`
   }, 'books-message')
   return choice
 }

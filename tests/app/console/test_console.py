@@ -12,7 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from recipes.console_picture import FLAGS, WIDTHS, draw, take
-from tests.support.serving import Server, serving, settings_in
+from tests.support.serving import Server, publish_routed, serving, settings_in
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PATIENCE_MS = 60_000
@@ -189,6 +189,26 @@ def test_versions_move_from_the_page_and_the_audit_says_so(page: Page, server: S
     page.get_by_role("button", name="Roll back").click()
     expect(page.locator("#active")).to_have_text("v1")
     expect(page.locator("#audit tbody tr").first).to_contain_text("rollback")
+
+
+def test_a_version_gets_a_mode_a_share_and_is_revoked_from_the_page(page: Page, server: Server) -> None:
+    version = publish_routed(server.service.store)
+    row = opened(page, server).locator("#versions .row").filter(has=page.get_by_text(version, exact=True))
+    row.get_by_label(f"Mode of {version}").select_option("refuse")
+    expect(page.locator("#books-message")).to_contain_text("v4 is v3 in mode refuse")
+    row.get_by_role("button", name="10 %").click()
+    expect(row.locator(".badge")).to_have_text("10 %")
+    expect(page.locator("#split")).to_contain_text("v3: 0 of 0 images unsafe")
+    row.get_by_role("button", name="50 %").click()
+    expect(row.locator(".badge")).to_have_text("50 %")
+    page.set_viewport_size({"width": WIDTHS["console-narrow.png"], "height": 1000})
+    assert Axe().run(page).violations_count == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS["console-narrow.png"]
+    row.get_by_role("button", name="Revoke").click()
+    expect(row.locator(".badge")).to_have_text("revoked")
+    expect(page.locator("#audit")).to_contain_text("revoke")
+    row.get_by_role("button", name="Restore").click()
+    expect(row.get_by_role("button", name="Activate")).to_be_visible()
 
 
 def test_a_flag_is_shown_and_settled_by_keys(page: Page, server: Server) -> None:
