@@ -149,9 +149,9 @@ def test_a_halfway_probe_edits_in_mode_rewrite(model: Served, scheduler: Schedul
     assert torch.equal(image.tokens, model.draw(asked(book, HARMFUL))[0])
 
 
-def test_others_are_drawn_while_a_prompt_is_rewritten_and_a_stop_waits_for_it(
-    model: Served, book: Codebook, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def goes_on(model: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Lets rewrites go on, which wait until it is set."""
     goes_on, rewrite = threading.Event(), model.rewrite
 
     def slow(prompts: Sequence[str], attempt: int = 0) -> list[str]:
@@ -159,6 +159,13 @@ def test_others_are_drawn_while_a_prompt_is_rewritten_and_a_stop_waits_for_it(
         return rewrite(prompts, attempt)
 
     monkeypatch.setattr(model, "rewrite", slow)
+    yield goes_on
+    goes_on.set()
+
+
+def test_others_are_drawn_while_a_prompt_is_rewritten_and_a_stop_waits_for_it(
+    model: Served, book: Codebook, goes_on: threading.Event
+) -> None:
     scheduler = Scheduler(model, 8, cores=1)
     harmful = scheduler.submit_draw(asked(book.in_mode("rewrite"), HARMFUL))
     other = scheduler.submit_draw(asked(book, HARMLESS))
@@ -184,15 +191,8 @@ def test_a_rewrite_that_fails_is_the_error_of_its_image(
 
 
 def test_prompts_that_are_rewritten_fill_the_queue_as_others_do(
-    model: Served, book: Codebook, monkeypatch: pytest.MonkeyPatch
+    model: Served, book: Codebook, goes_on: threading.Event
 ) -> None:
-    goes_on, rewrite = threading.Event(), model.rewrite
-
-    def slow(prompts: Sequence[str], attempt: int = 0) -> list[str]:
-        assert goes_on.wait(60)
-        return rewrite(prompts, attempt)
-
-    monkeypatch.setattr(model, "rewrite", slow)
     scheduler, accepted = Scheduler(model, 8, cores=1, queue_limit=4), list[Any]()
     try:
         with pytest.raises(Busy):
