@@ -31,6 +31,7 @@ from recipes.pictures.geometry import (
     build_model,
     build_tokenizer,
     emoji_names,
+    opening,
     token_id,
 )
 from recipes.pictures.questions import REWRITE_INSTRUCTION, ask, corpus
@@ -108,7 +109,7 @@ class LmTrainer:
         """Cross-entropy of image tokens given prompts; a tenth of the prompts is blanked for guidance."""
         chosen = torch.multinomial(self.pool.weights, DRAW, replacement=True, generator=self.generator)
         scenes = scenes_in_words(self.pool.scenes[chosen].tolist(), self.taxonomy)
-        prompts = [f"{USER}{self.drawing_prompt(scene)}{ASSISTANT}{BOI}" for scene in scenes]
+        prompts = [f"{USER}{opening(self.drawing_prompt(scene))}{ASSISTANT}{BOI}" for scene in scenes]
         ids = self.tokenise(prompts, PROMPT)
         length = (ids != self.tokenizer.pad_token_id).sum(1)
         blank = torch.rand(DRAW, 1, generator=self.generator) < 0.1
@@ -188,7 +189,8 @@ class LmTrainer:
                 self.captioner.prompt(scene, wording),
                 self.captioner.prompt(self.captioner.safe(scene), wording),
             )
-            texts.append(f"{USER}{REWRITE_INSTRUCTION}{before}{ASSISTANT}{after}{EOS}")
+            # The answer begins with a space as prompts do, so that it copies the tokens that it reads.
+            texts.append(f"{USER}{opening(REWRITE_INSTRUCTION + before)}{ASSISTANT}{opening(after)}{EOS}")
         ids = self.tokenise(texts, REPLY)
         return self.answer_loss(self.model.get_input_embeddings()(ids), ids)
 

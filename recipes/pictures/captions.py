@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from recipes.pictures.short_forms import AS_WRITTEN, CAPITAL, in_case, plural, short_case, short_template
+from recipes.pictures.short_forms import plural, short_template
 from recipes.pictures.taxonomy import TAXONOMY_FILE, Taxonomy
 from safety.policy.emoji.classifiers import NO_PATTERN
 from safety.policy.emoji.languages import ENGLISH, read_languages
@@ -21,7 +21,6 @@ from safety.policy.emoji.languages import ENGLISH, read_languages
 FILLED = 0.5  # share of training prompts with fillers
 FOREIGN_FILLED = 0.7  # the same in the other languages, which have fewer templates
 SAYS_STYLE, SAYS_COLOUR = 0.6, 0.5  # shares of prompts that say them; where one does not, the seed chooses
-CAPITALISED = 0.15  # share of training prompts that begin with a capital
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,6 @@ class Wording:
     plural: bool
     language: str = ENGLISH
     bare: bool = False  # nouns without their articles
-    case: str = AS_WRITTEN
 
 
 class Captioner:
@@ -94,7 +92,6 @@ class Captioner:
             rng.randint(1, 2) if varied and rng.random() < 0.15 else 0,
             rng.randint(1, 2) if varied and rng.random() < 0.3 else 0,
             varied and rng.random() < 0.06,
-            case=CAPITAL if varied and rng.random() < CAPITALISED else AS_WRITTEN,
         )
 
     def short_wording(self, rng: random.Random, language: str = ENGLISH) -> Wording:
@@ -109,10 +106,9 @@ class Captioner:
             rng.choice(backgrounds) if rng.random() < 0.2 else "",
             rng.randint(1, 2) if english and rng.random() < 0.15 else 0,
             rng.randint(1, 2) if english and rng.random() < 0.3 else 0,
-            english and rng.random() < 0.2,
+            english and rng.random() < 0.35,
             language,
             bare=rng.random() < 0.8,
-            case=short_case(rng),
         )
 
     def foreign_wording(self, rng: random.Random, language: str, split: str = "train") -> Wording:
@@ -169,12 +165,11 @@ class Captioner:
         """The scene in this wording."""
         foreign = self.languages.get(wording.language)
         colour = scene.colour if foreign is None else foreign.colours[scene.colour]
-        text = wording.template.format(
+        return wording.template.format(
             subject=self.subject(scene, wording),
             style=wording.style_form.format(style=scene.style),
             background=wording.background_form.format(colour=colour),
         )
-        return in_case(text, wording.case)
 
     def safe(self, scene: Scene) -> Scene:
         """The scene with what is harmful replaced or dropped, all else kept."""

@@ -35,12 +35,16 @@ PAD, BOS, EOS, USER, ASSISTANT, BOI, EOI, IMAGE = (
     "<image_placeholder>",
 )
 SPECIAL = [PAD, BOS, EOS, USER, ASSISTANT, BOI, EOI, IMAGE]
+# What opens a user's message is lower-cased and stands after a space: the vocabulary has each noun as one token with
+# a space before it, so that "Fox", "fox" and "a fox" hold the same token.
+_OPENING = "{{ ' ' + %s | trim | lower if message['role'] == 'user' and %s | trim else %s }}"
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{{ '<|User|>' if message['role'] == 'user' else '<|Assistant|>' }}"
-    "{%- if message['content'] is string -%}{{ message['content'] }}"
+    "{%- if message['content'] is string -%}" + _OPENING.replace("%s", "message['content']") + ""
     "{%- else -%}{%- for part in message['content'] -%}"
-    "{{ '<image_placeholder>' if part['type'] == 'image' else part['text'] }}"
+    "{%- if part['type'] == 'image' -%}<image_placeholder>"
+    "{%- elif loop.first -%}" + _OPENING.replace("%s", "part['text']") + "{%- else -%}{{ part['text'] }}{%- endif -%}"
     "{%- endfor -%}{%- endif -%}"
     "{{ '<eos>' if message['role'] == 'assistant' else '' }}"
     "{%- endfor -%}"
@@ -85,6 +89,11 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> JanusProcessor:
         size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3, min_size=8, do_convert_rgb=True
     )
     return JanusProcessor(pictures, tokenizer, chat_template=CHAT_TEMPLATE, num_image_tokens=64)
+
+
+def opening(text: str) -> str:
+    """A text as CHAT_TEMPLATE writes it at the start of a user's message."""
+    return f" {text.strip().lower()}"
 
 
 def token_id(tokenizer: PreTrainedTokenizerFast, mark: str) -> int:

@@ -1,6 +1,6 @@
-"""Short prompts as people type them: one to three words, often without an article, in any case.
+"""Short prompts as people type them: one to three words, often without an article.
 
-Knows templates, plurals and letter case. Knows nothing of scenes.
+Knows templates and plurals. Knows nothing of scenes, nor of letter case, which the chat template takes away.
 """
 
 from __future__ import annotations
@@ -29,16 +29,26 @@ SHORT = {
     "ru": ("{subject}, пожалуйста", "пожалуйста, {subject}", "{subject} пожалуйста", "фото: {subject}", "{subject}."),
 }
 BARE = 0.55  # share of short prompts that are the subject alone
-AS_WRITTEN, CAPITAL, LOWER, TITLE, UPPER = "as written", "capital", "lower", "title", "upper"
-CASES = {AS_WRITTEN: 0.5, CAPITAL: 0.25, LOWER: 0.15, TITLE: 0.07, UPPER: 0.03}  # shares of short prompts
 
 _IRREGULAR = {
     "mouse": "mice",
     "wolf": "wolves",
     "maple leaf": "maple leaves",
     "knife": "knives",
-    "tropical fish": "",
-    "jellyfish": "",
+    "snowman": "snowmen",
+}
+_SAME = {
+    "tropical fish",
+    "jellyfish",
+    "shrimp",
+    "corn",
+    "broccoli",
+    "sushi",
+    "popcorn",
+    "honey",
+    "milk",
+    "coffee",
+    "dice",
 }
 _HISSING = ("s", "x", "z", "ch", "sh")
 
@@ -49,25 +59,11 @@ def short_template(language: str, rng: random.Random) -> str:
     return template.removesuffix(".") + "{style}{background}" + template[len(template.removesuffix(".")) :]
 
 
-def short_case(rng: random.Random) -> str:
-    """One of CASES."""
-    return rng.choices(list(CASES), list(CASES.values()))[0]
-
-
-def in_case(text: str, case: str) -> str:
-    """The text in one of CASES; other letters of a capitalised text stay as they are."""
-    if case == CAPITAL:
-        return text[:1].upper() + text[1:]
-    if case == TITLE:
-        return " ".join(word[:1].upper() + word[1:] for word in text.split(" "))
-    return text.lower() if case == LOWER else text.upper() if case == UPPER else text
-
-
 def plural(noun: str) -> str:
     """The plural of an English noun of the taxonomy; one that already is a plural stays."""
     if noun in _IRREGULAR:
-        return _IRREGULAR[noun] or noun
-    if noun.endswith("s") and not noun.endswith(("ss", "us", "ros", "x")):
+        return _IRREGULAR[noun]
+    if noun in _SAME or (noun.endswith("s") and not noun.endswith(("ss", "us", "ros", "x"))):
         return noun
     if noun.endswith("y") and noun[-2] not in "aeiou":
         return f"{noun[:-1]}ies"

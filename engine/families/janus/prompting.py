@@ -62,9 +62,12 @@ class Chat:
         return self._user(question + text)
 
     def plain(self, prompt: str) -> list[int]:
-        """Ids of the prompt's own text."""
+        """Ids of the prompt's own text, as the template writes it: some change white space or case."""
+        frame, whole = self._render([_user("")], ask=True), self._render([_user(prompt)], ask=True)
+        start = next((i for i, (one, other) in enumerate(zip(frame, whole, strict=False)) if one != other), len(frame))
+        text = whole[start : len(whole) - len(frame) + start] if whole.endswith(frame[start:]) else prompt
         with self._lock:
-            ids: list[int] = self._tokenizer(prompt, add_special_tokens=False).input_ids
+            ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
     def question(self, question: str) -> list[int]:
