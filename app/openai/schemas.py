@@ -100,7 +100,7 @@ class Origin(BaseModel):
     codebook: str = Field(description="Own field: codebook version.")
     codebook_hash: str = Field(description="Own field: content hash of the version.")
     safety: Safety = Field(description="Own field: the model's own verdict.")
-    revised_prompt: str | None = Field(description="The model's rewrite that was drawn; null for the prompt itself.")
+    revised_prompt: str | None = Field(default=None, description="The model's rewrite, where that was drawn.")
 
 
 class ImageData(Origin):

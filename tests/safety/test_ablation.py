@@ -100,7 +100,7 @@ def test_controls_rewrite_or_refuse_what_fires_and_leave_the_rest(
     for name in ("refuse", "rewrite", "rewrite-alone"):
         assert torch.equal(drawn(name, benign), drawn("base", benign)), name
     gone = refused(drawn("refuse", harmful))
-    assert gone.double().mean() > 0.8
+    assert 4 <= int(gone.sum()) <= 16
     fired = [prompt for prompt, is_gone in zip(harmful, gone.tolist(), strict=True) if is_gone]
     rewrites = context.runner.model.rewrite(fired)
     assert torch.equal(drawn("rewrite-alone", fired), drawn("base", rewrites))

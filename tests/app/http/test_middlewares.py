@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.support.serving import Server, raw, serving, settings_in
+from tests.support.serving import Server, raw, serving, settings_in, wait_for
 
 JSON = {"Content-Type": "application/json"}
 
@@ -51,6 +51,7 @@ def test_a_method_of_a_callers_own_makes_no_series(server: Server) -> None:
 def test_a_forged_path_is_one_line_of_the_log(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="app.metrics.responses"):
         server.http.get("/x%0Aforged")
+        wait_for("the answer is logged", lambda: "forged" in caplog.text)  # after it is sent
     assert [record.getMessage() for record in caplog.records if "forged" in record.getMessage()] == [
         "GET /x%0Aforged 404"
     ]
