@@ -10,7 +10,10 @@ from typing import Annotated
 from pydantic import BaseModel, Field, RootModel
 
 from app.schemas import Epoch, GeneratedImage, Prompt, RequestBody, Seed, Version
+from codebook.moves import MOST_SHARING
 from codebook.value import Mode
+
+VersionName = Annotated[str, Field(pattern=r"^v(0|[1-9][0-9]{0,8})$")]
 
 
 class ActivateRequest(RequestBody):
@@ -30,16 +33,13 @@ class DeriveRequest(RequestBody):
 class RollbackRequest(ActivateRequest):
     """Target of a rollback: the version that was active before, or a named one."""
 
-    to: Annotated[str, Field(pattern=r"^v(0|[1-9][0-9]{0,8})$")] | None = Field(
-        default=None, description="Version to activate; the previous one if absent."
-    )
+    to: VersionName | None = Field(default=None, description="Version to activate; the previous one if absent.")
 
 
-VersionName = Annotated[str, Field(pattern=r"^v(0|[1-9][0-9]{0,8})$")]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=False)]
 
 
-class Shares(RootModel[Annotated[dict[VersionName, Share], Field(min_length=1, max_length=8)]]):
+class Shares(RootModel[Annotated[dict[VersionName, Share], Field(min_length=1, max_length=MOST_SHARING)]]):
     """Share of the traffic by version, with the sum 1."""
 
 

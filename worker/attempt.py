@@ -98,11 +98,11 @@ def _rounds(
     request, work, reason = _request(record, flagged), folder / "work", "no rounds"
     facts = RunFacts()
     # What is learned and measured is the edit, whatever becomes of images that fire: versions keep the start's mode.
-    mode = store.load(start).mode
-    for outcome in loop.rounds(model, store.load(start).in_mode("edit"), request, work, watch):
+    begun = store.load(start)
+    for outcome in loop.rounds(model, begun.in_mode("edit"), request, work, watch):
         version = None
         if outcome.codebook is not None:
-            version = _publish(store, outcome, outcome.codebook.in_mode(mode), parent, watch)
+            version = _publish(store, outcome, outcome.codebook.in_mode(begun.mode), parent, watch)
             independent = request.accept_self_judged or not outcome.run.self_judged
             if independent and record.request.get("activate", True):
                 _activate(store, version, parent, record.id)
@@ -113,7 +113,7 @@ def _rounds(
     result = {"version": None, "start": start, "reason": reason, **asdict(facts)}
     if parent == start:
         return result
-    before, after = (store.load(version).in_mode("edit") for version in (start, parent))
+    before, after = (codebook.in_mode("edit") for codebook in (begun, store.load(parent)))
     assessment = loop.assess(model, before, after, request, work, watch)
     return {**result, "version": parent, "assessment": assessment}
 

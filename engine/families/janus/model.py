@@ -98,8 +98,7 @@ class JanusModel(Served):
         if not requests:
             return torch.zeros(0, self._facts.tokens, dtype=torch.int64, device=self.device)
         sequences = [ImageSequence(request, self.tokenize(request.prompt)) for request in requests]
-        edits = [request.codebook.output for request in requests]
-        rewrites = any(edit is not None and edit.mode == "rewrite" for edit in edits)
+        rewrites = any(request.codebook.mode == "rewrite" for request in requests)
         longest = max(len(sequence.prompt_ids) for sequence in sequences) + self._facts.tokens
         positions = self._positions if rewrites else longest  # a rewrite may be as long as any prompt
         batch = RunningBatch(self._image_lm, sum(map(kv_rows_of, requests)), positions)
