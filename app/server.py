@@ -208,7 +208,7 @@ def chosen(service: Service) -> list[str]:
     parts = {
         "model": f"{facts.title}, {facts.image_size} pixels, weights {facts.model_hash[:12]}",
         "device": f"{settings.device}, {settings.dtype}, {settings.cores or count_cores()} cores",
-        "store": f"{settings.store}, {len(service.store.names())} versions",
+        "store": f"{service.store.place.name}, {len(service.store.names())} versions",
         "Redis": "none: no improve jobs" if settings.redis_url is None else "as SAFECB_REDIS_URL says",
         "second judge": settings.second_judge,
         "keys": may,

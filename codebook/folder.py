@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,13 @@ from core.errors import BadCodebook, BadInput, NotFound
 from core.json_records import encode, from_json, to_json
 
 SIGNATURE = "manifest.sig"
+_LIGHT = ("manifest.json", SIGNATURE, "report.json")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.png")
+
+
+def is_light(name: str) -> bool:
+    """Whether a file of a version is small, and read without its tensors and images."""
+    return name in _LIGHT
 
 
 @dataclass(frozen=True)
@@ -85,13 +91,6 @@ def read_manifest(folder: Path, version: str) -> Manifest:
     return Manifest.parse(version, _manifest_bytes(folder, version))
 
 
-def sound_manifests(parent: Path, versions: Sequence[str]) -> Iterator[Manifest]:
-    """Yield the manifests of these versions, folders of `parent`, without damaged ones."""
-    for version in versions:
-        with suppress(BadCodebook):
-            yield read_manifest(parent / version, version)
-
-
 def read_version(
     folder: Path,
     version: str,
@@ -114,12 +113,14 @@ def read_version(
     return _checked(folder, manifest, identity)
 
 
-def sign_version(folder: Path, version: str, identity: Identity, signatures: Signatures) -> None:
-    """Sign the version in `folder` after every other check; nothing without a key. Raises as read_version."""
+def sign_version(folder: Path, version: str, identity: Identity, signatures: Signatures) -> bool:
+    """Sign the version in `folder` after every other check; False without a key. Raises as read_version."""
     data = _manifest_bytes(folder, version)
     _checked(folder, Manifest.parse(version, data), identity)
-    if (signature := signatures.sign(data)) is not None:
-        replace_file(folder / SIGNATURE, signature)
+    if (signature := signatures.sign(data)) is None:
+        return False
+    replace_file(folder / SIGNATURE, signature)
+    return True
 
 
 def _checked(folder: Path, manifest: Manifest, identity: Identity) -> Codebook:

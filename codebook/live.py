@@ -5,7 +5,6 @@ Knows the store and threads. Knows nothing of models, requests or hints.
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -122,10 +121,9 @@ class LiveCodebooks:
         except SafeCBError as error:  # the earlier versions are unknown
             refused.append(str(error))
         reasons = "; ".join(dict.fromkeys(refused))
-        again = f"cd {shlex.quote(str(self._store.root))} && mkdir -p damaged && mv ACTIVE audit.jsonl damaged"
         raise Unavailable(
             f"no codebook can be served: {reasons}; restore these from a backup or, to start from the model's own "
-            f"codebook v0, run: {again}"
+            f"codebook v0, run: {self._store.place.remedy}"
         )
 
     def refresh(self) -> bool:

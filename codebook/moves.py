@@ -7,18 +7,36 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 from codebook.identity import Identity
-from codebook.pointer import ActiveRecord, Moved, Pointer
+from codebook.pointer import ActiveRecord, Moved, Outrun, Pointer
 from codebook.value import Codebook
 from core.errors import BadCodebook, BadInput, Conflict, NotFound
 
 BASE = "v0"
 MOST_SHARING = 8  # versions of a split: all of them stay in memory
+TRIES = 20  # of a move that others outrun
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def _anew(move: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Let a move be decided anew, on the new state, where another process has moved the alias in between."""
+
+    @wraps(move)
+    def tried(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        for _ in range(TRIES):
+            with suppress(Outrun):
+                return move(*args, **kwargs)
+        return move(*args, **kwargs)
+
+    return tried
 
 
 class Moves(ABC):
@@ -38,6 +56,7 @@ class Moves(ABC):
         """Return the active record. Raises BadCodebook (active) if it is damaged."""
         return self._pointer.read()
 
+    @_anew
     def activate(
         self, version: str, *, by: str, expected_epoch: int | None = None, followed: ActiveRecord | None = None
     ) -> Moved:
@@ -52,6 +71,7 @@ class Moves(ABC):
             self._refuse_revoked(version)
             return self._pointer.move(version, by, "activate", followed)
 
+    @_anew
     def rollback(
         self, *, by: str, to: str | None = None, expected_epoch: int | None = None, followed: ActiveRecord | None = None
     ) -> Moved:
@@ -70,6 +90,7 @@ class Moves(ABC):
             self._refuse_revoked(to)
             return self._pointer.move(to, by, "rollback", followed)
 
+    @_anew
     def share(
         self,
         traffic: Mapping[str, float],
@@ -96,6 +117,7 @@ class Moves(ABC):
             split = {} if len(shares) == 1 else shares
             return self._pointer.move(now.version, by, "traffic", followed, split, reason=reason)
 
+    @_anew
     def revoke(self, version: str, *, by: str, followed: ActiveRecord | None = None) -> Moved:
         """Draw nothing under a version any more, whoever names it; return as `activate`. It ends a split.
 
@@ -112,6 +134,7 @@ class Moves(ABC):
             traffic = {} if version in now.traffic else now.traffic
             return self._pointer.move(target, by, "revoke", followed, traffic, sorted(revoked))
 
+    @_anew
     def restore(self, version: str, *, by: str, followed: ActiveRecord | None = None) -> Moved:
         """Allow a revoked version again, without activating it; return as `activate`. Raises NotFound."""
         self._known(version)

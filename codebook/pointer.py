@@ -1,34 +1,23 @@
-"""Active alias of a store and the log of its activations: the files ACTIVE and audit.jsonl.
+"""Active alias of a store: its record, its moves, and the history from which a rollback finds its target.
 
-An activation takes effect once ACTIVE is replaced; its line in the log follows. A crash between the two leaves the log
-one line short, and the next activation writes the missing line first, since ACTIVE has all of it; an activation that
-cannot do so is refused, so that at most one line is missing.
-
-Activating a safer version must work on a full disk: space for the next ACTIVE and some lines of the log is reserved.
-
-Knows names of versions. Knows nothing of their content; the caller has checked them, and holds the lock.
+Knows names of versions. Knows nothing of their content, which the caller has checked, nor of where the records lie
+(codebook/places).
 """
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from codebook.numbers import number_of
-from core.atomic import append_line, beside, hold_room, read_file, read_lines, replace_file
 from core.clock import utc_now
-from core.errors import BadCodebook, Conflict, NoStorage, NotFound
-from core.json_records import decode, encode
-from core.storage import probe
+from core.errors import Conflict
 
 Move = Literal["initialise", "activate", "rollback", "traffic", "revoke", "restore"]
-RECORD_BYTES = 4096  # upper bound of an ActiveRecord
-LINES_BYTES = 1 << 14  # for some hundred activations
 
 
 @dataclass(frozen=True)
@@ -74,30 +63,24 @@ class ActiveRecord:
 Moved: TypeAlias = tuple[ActiveRecord, ActiveRecord]  # the old record and the new
 
 
-class Pointer:
-    """The active alias of a store and its audit log. Only `read` may be called without the store's lock."""
+class Outrun(Conflict):
+    """Another process has moved the alias since it was read: read it again, and decide anew."""
 
-    def __init__(self, root: Path) -> None:
-        self._active, self._audit_log = root / "ACTIVE", root / "audit.jsonl"
 
+class Pointer(ABC):
+    """The active alias of a store and its audit log. Only `read` may be called without the place's `writing`."""
+
+    @abstractmethod
     def read(self) -> ActiveRecord:
         """Return the record. Raises NotFound before the first activation, BadCodebook (active) if damaged."""
-        try:
-            return decode(ActiveRecord, read_file(self._active))
-        except FileNotFoundError:
-            raise NotFound(f"no codebook is active in {self._active.parent}: the store is not initialised") from None
-        except (OSError, ValueError) as error:
-            detail = f"{self._active} is damaged: {error}; move it away and start again: it comes back from audit.jsonl"
-            raise BadCodebook("active", "active", detail) from None
 
+    @abstractmethod
     def start(self, version: str, by: str) -> None:
-        """Activate `version` unless one is active; if ACTIVE was lost, restore it from the log. Raises as `read`."""
-        try:
-            self.read()
-        except NotFound:
-            moves = self._logged()
-            first = ActiveRecord(version, 0, None, utc_now(), by, "initialise")
-            self._replace(moves[-1] if moves else first)
+        """Activate `version` unless one is active. Raises as `read`."""
+
+    @abstractmethod
+    def check_writable(self) -> None:
+        """Raise NoStorage if an activation could not be written."""
 
     def expect(self, epoch: int | None) -> None:
         """Raise Conflict if `epoch` is not None and not the current one; otherwise as `read`."""
@@ -119,18 +102,17 @@ class Pointer:
 
         traffic, revoked: as in ActiveRecord; revoked is None where it does not change. followed: the active record of
         the caller's server. If the store is behind it, such as an older backup, every call is an activation, with an
-        epoch above both, so that the server follows.
+        epoch above both, so that the server follows. Raises Outrun as `_commit`.
         """
         old, ahead = self.read(), -1 if followed is None else followed.epoch
         is_behind = old != followed and old.epoch <= ahead
         gone = old.revoked if revoked is None else sorted(revoked, key=number_of)
         if (old.version, old.traffic, old.revoked) == (version, dict(traffic), gone) and not is_behind:
             return old, old
-        epoch = max(old.epoch, ahead, self._last_epoch()) + 1
+        epoch = max(old.epoch, ahead, self._highest()) + 1
         split = 0 if not traffic else old.split if old.traffic.keys() == traffic.keys() else epoch
         new = ActiveRecord(version, epoch, old.version, utc_now(), by, move, dict(traffic), split, gone, reason)
-        self._log(old)  # in case the process that wrote it died before it could
-        self._replace(new)
+        self._commit(old, new)
         return old, new
 
     def audit(self) -> list[ActiveRecord]:
@@ -138,12 +120,6 @@ class Pointer:
         moves = self._logged()
         current = self.read()
         return moves if moves and moves[-1].epoch >= current.epoch else [*moves, current]
-
-    def check_writable(self) -> None:
-        """Raise NoRoom or NoAccess if a file of the alias cannot be written; reserve space for the next activations."""
-        self._hold_room()
-        probe(self._active)
-        probe(self._audit_log)
 
     def before(self) -> str:
         """Return the target of a rollback. Raises Conflict if there is none, otherwise as `audit`."""
@@ -167,53 +143,14 @@ class Pointer:
         revoked = self.read().revoked
         return [record for record in history[-2::-1] if record.version not in revoked]
 
-    def mentioned(self) -> set[str]:
-        """Return the names of all versions that were ever active, as far as the records are readable."""
-        lines = self._lines()
-        with suppress(OSError):
-            lines.append(self._active.read_bytes())
-        names = set()
-        for line in lines:
-            with suppress(ValueError):
-                names.add(decode(ActiveRecord, line).version)
-        return names
-
-    def _replace(self, record: ActiveRecord) -> None:
-        replace_file(self._active, encode(record))
-        self._hold_room()
-        with suppress(NoStorage):  # the activation is done; the next one writes its line, or is refused
-            self._log(record)
-
-    def _hold_room(self) -> None:
-        hold_room(beside(self._active), RECORD_BYTES)
-        hold_room(self._audit_log, LINES_BYTES)
-
+    @abstractmethod
     def _logged(self) -> list[ActiveRecord]:
-        moves = []
-        for number, line in enumerate(self._lines(), start=1):
-            try:
-                moves.append(decode(ActiveRecord, line))
-            except ValueError as error:
-                detail = (
-                    f"line {number} of audit.jsonl is damaged: {error}; name the version to go back to or move it away"
-                )
-                raise BadCodebook("active", "audit", detail) from None
-        return moves
+        """Return the records in the log, oldest first. Raises BadCodebook (audit) if one is damaged."""
 
-    def _lines(self) -> list[bytes]:
-        try:
-            return read_lines(self._audit_log)
-        except OSError as error:
-            detail = f"{self._audit_log} cannot be read: {error.strerror}; move it away"
-            raise BadCodebook("active", "audit", detail) from None
+    @abstractmethod
+    def _highest(self) -> int:
+        """Return the highest epoch in the log, -1 if it has none. A damaged log must not stop an activation."""
 
-    def _log(self, record: ActiveRecord) -> None:
-        """Append `record` unless it is in the log."""
-        if self._last_epoch() < record.epoch:
-            append_line(self._audit_log, encode(record, indent=None))
-
-    def _last_epoch(self) -> int:
-        """Return the epoch of the log's last line; -1 if it has none. A damaged log must not stop an activation."""
-        with suppress(ValueError, IndexError):
-            return decode(ActiveRecord, self._lines()[-1]).epoch
-        return -1
+    @abstractmethod
+    def _commit(self, old: ActiveRecord, new: ActiveRecord) -> None:
+        """Write `new`, which takes the place of `old`. Raises Outrun where `old` is no longer the active record."""

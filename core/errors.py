@@ -15,7 +15,8 @@ SafeCBError
    |- Stopping          the same, because the server is shutting down
    `- NoStorage         a file cannot be read or written now; it is named (core/storage.py has the reasons)
       |- NoRoom         its disk is full or its quota used up
-      `- NoAccess       its disk is read-only or fails, a right is missing, or too many files are open
+      |- NoAccess       its disk is read-only or fails, a right is missing, or too many files are open
+      `- NoBucket       an object of the bucket: its server does not answer, or refuses this process
 """
 
 import math
@@ -125,3 +126,15 @@ class NoRoom(NoStorage):
 
 class NoAccess(NoStorage):
     """A file cannot be opened, read or changed."""
+
+
+class NoBucket(NoStorage):
+    """An object in a bucket cannot be read or written. `key`: the URL of the object, for logs."""
+
+    def __init__(self, key: str, state: str, remedy: str) -> None:
+        super().__init__(Path(key), state, remedy)
+        self.key = key
+
+    def about(self, name: object) -> str:
+        """Return the error's text; callers see the setting."""
+        return f"SAFECB_STORE cannot be used: {self.remedy}"

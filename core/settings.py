@@ -5,6 +5,7 @@ Knows names and allowed values. Opens no file. Knows nothing of what the values 
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 from collections.abc import Mapping
@@ -53,6 +54,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?")
 _DTYPE = re.compile(r"auto|float32|bfloat16|float16")
 _JUDGE = re.compile(r"\S+")
 _CORES = re.compile(r"auto|[1-9][0-9]{0,2}")
+_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._-]+)*")
 _CHOICE = re.compile(r"operators|everyone")
 _URL = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
 # Of a service: its host, its ports by name, and each port's address by number.
@@ -74,7 +76,8 @@ class Settings:
     model: "embedded", a model folder or a hub name.
     host, port: where the server listens; port 0 picks a free one.
     redis_url: redis://, rediss:// or unix://; None runs an embedded Redis.
-    store: folder of the codebook versions, absolute.
+    store: folder of the codebook versions, absolute; with a bucket, of this machine's copies of them.
+    bucket: "s3://NAME/PREFIX" of the bucket that holds the versions and the jobs of several machines; None: the folder.
     device: "auto", "cpu", "cuda" or "cuda:N".
     dtype: "auto", "float32", "bfloat16" or "float16".
     cores: CPU cores that draw and postprocess images; None is all cores of the process.
@@ -102,6 +105,7 @@ class Settings:
     port: int
     redis_url: str | None = field(repr=False)
     store: Path
+    bucket: str | None
     device: str
     dtype: str
     cores: int | None
@@ -141,7 +145,8 @@ class Settings:
             host=_host(values),
             port=_port(values),
             redis_url=redis_url or None,
-            store=_folder(values, "SAFECB_STORE") if values["SAFECB_STORE"] else home / "store",
+            store=_store(values, home),
+            bucket=_bucket(values),
             device=_matching(values, "SAFECB_DEVICE", _DEVICE, "auto, cpu, cuda or cuda:N"),
             dtype=_matching(values, "SAFECB_DTYPE", _DTYPE, "auto, float32, bfloat16 or float16"),
             cores=_cores(values),
@@ -203,12 +208,23 @@ def _matching(values: Mapping[str, str], key: str, pattern: re.Pattern[str], all
 
 
 def _folder(values: Mapping[str, str], key: str) -> Path:
-    if "://" in values[key]:
-        raise BadSetting(key, values[key], "a folder; object stores are not supported yet")
-    if "\0" in values[key]:
+    if "\0" in values[key] or "://" in values[key]:
         raise BadSetting(key, values[key], "a folder")
     # Absolute, so that it is the same for a process in another folder.
     return Path(values[key]).absolute()
+
+
+def _bucket(values: Mapping[str, str]) -> str | None:
+    """The URL of a store in a bucket, None of one in a folder."""
+    if "://" not in values["SAFECB_STORE"]:
+        return None
+    return _matching(values, "SAFECB_STORE", _BUCKET, "a folder, or s3://BUCKET/PREFIX without a slash at its end")
+
+
+def _store(values: Mapping[str, str], home: Path) -> Path:
+    if (bucket := _bucket(values)) is not None:
+        return home / "copies" / hashlib.sha256(bucket.encode()).hexdigest()[:8]
+    return _folder(values, "SAFECB_STORE") if values["SAFECB_STORE"] else home / "store"
 
 
 def _file(values: Mapping[str, str], key: str) -> Path | None:

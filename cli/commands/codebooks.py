@@ -25,14 +25,14 @@ from core.storage import naming
 app = typer.Typer(no_args_is_help=True, help="Codebook versions.")
 
 Version = Annotated[str, typer.Argument(help="Codebook version.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Use the store's folder (SAFECB_STORE), without a server.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Use the store itself (SAFECB_STORE), without a server.")]
 BY = "command line"  # in the audit log
 
 
 def store(needs_key: bool = False) -> CodebookStore:
     """The store of the settings. Raises NotFound if there is none, BadSetting without a key that is needed."""
     settings = Settings.from_environ(os.environ)
-    if not settings.store.is_dir():
+    if settings.bucket is None and not settings.store.is_dir():
         raise NotFound(f"there is no store at {settings.store}; set SAFECB_STORE or SAFECB_HOME")
     if needs_key and settings.signing_key is None:
         raise BadSetting("SAFECB_SIGNING_KEY", "", "the PEM file of a private Ed25519 key")

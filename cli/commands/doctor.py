@@ -71,10 +71,12 @@ def model(settings: Settings) -> str:
 
 
 def store(settings: Settings) -> str:
-    """Every version can be loaded."""
-    if not settings.store.is_dir():
-        return "none yet; the first start makes it"
+    """Every version can be loaded; of several simultaneous creations in a bucket one wins."""
     own = CodebookStore.of(settings)
+    if settings.bucket is not None:
+        own.place.prepare()
+    if own.place.identity() is None:
+        return "none yet; the first start makes it"
     active, versions = own.active().version, own.versions()
     for manifest in versions:
         own.load(manifest.version)

@@ -168,7 +168,7 @@ def test_the_doctor_finds_nothing_and_names_each_fault(server: Server, tmp_path:
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 7 and all(line.startswith("ok  ") for line in lines) and "2 versions, all sound" in lines[2]
-    file = server.service.store.root / "versions" / version / "codebook.safetensors"
+    file = server.service.settings.store / "versions" / version / "codebook.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     faults = {
         "SAFECB_MODEL": (str(tmp_path), "model"),

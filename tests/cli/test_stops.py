@@ -45,7 +45,7 @@ class SlowServer:
             "SAFECB_DRAIN_S": str(drain_s),
             "STEP_S": str(step_s),
         }
-        command = [sys.executable, "-m", "tests.support.slow_server"]
+        command = [sys.executable, "-m", "tests.support.servers.slow_server"]
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env={**os.environ, **environ}, stdout=output, stderr=output

@@ -22,6 +22,7 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         port=8000,
         redis_url=None,
         store=Path("var/store").absolute(),
+        bucket=None,
         device="auto",
         dtype="auto",
         cores=None,
@@ -86,7 +87,8 @@ def test_a_relative_home_does_not_move_with_the_working_folder(tmp_path: Path, m
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *((key, value) for key in ("SAFECB_HOME", "SAFECB_STORE") for value in ("", "  ", "s3://bucket/x", "a\0b")),
+        *((key, value) for key in ("SAFECB_HOME", "SAFECB_STORE") for value in ("", "  ", "gs://bucket/x", "a\0b")),
+        *(("SAFECB_STORE", value) for value in ("s3://", "s3://b", "s3://bucket/", "s3://Bucket", "s3://bucket//x")),
         *(("SAFECB_MODEL", value) for value in ("", " ", " embedded", "embedded\n")),
         *(("SAFECB_HOST", value) for value in ("", "http://localhost", "a b", "-x", "host/path", "localhost\n")),
         *(("SAFECB_PORT", value) for value in ("", "http", "-1", "65536", "8000.0", "8_000", " 8000", "٨٠٠٠", "1e3")),
@@ -111,9 +113,12 @@ def test_a_bad_value_is_refused_and_named(key: str, value: str) -> None:
         assert repr(value) in str(refused.value)
 
 
-def test_an_object_store_is_refused_with_what_is_possible() -> None:
-    with pytest.raises(BadSetting, match="a folder; object stores are not supported yet"):
-        Settings.from_environ({"SAFECB_STORE": "s3://bucket/codebooks"})
+def test_a_bucket_takes_the_place_of_the_folder_and_its_copies_stay_in_the_home() -> None:
+    own, other = (Settings.from_environ({"SAFECB_STORE": f"s3://bucket/{name}"}) for name in ("a", "b"))
+    assert own.bucket == "s3://bucket/a"
+    assert own.store.parent == own.home / "copies" and own.store != other.store
+    with pytest.raises(BadSetting, match="s3://BUCKET/PREFIX"):
+        Settings.from_environ({"SAFECB_STORE": "gs://bucket/codebooks"})
 
 
 @pytest.mark.parametrize(

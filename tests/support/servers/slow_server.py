@@ -1,4 +1,4 @@
-"""The real server process with a model that is STEP_S seconds slower a token: `python -m tests.support.slow_server`."""
+"""The real server process with a model that is STEP_S seconds slower a token; run it with python -m."""
 
 from __future__ import annotations
 

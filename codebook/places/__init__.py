@@ -1,0 +1,1 @@
+"""Places of a codebook store: a folder of one machine, or a bucket that several machines share."""
