@@ -130,7 +130,7 @@ def _let_end(threads: Sequence[Thread]) -> None:
 def _watch(service: Service, ended: Event) -> None:
     service.open()
     if service.failure is None:
-        follow(service.live, service.settings.redis_url, ended)
+        follow(service.live, service.settings, ended)
 
 
 def _listen(service: Service, ended: Event) -> None:

@@ -32,7 +32,8 @@ class ImproveQueue:
     state: as of the last `poll` or failed `put`.
     """
 
-    def __init__(self, url: str | None) -> None:
+    def __init__(self, url: str | None, names: wire.RedisNames = wire.PLAIN_NAMES) -> None:
+        self._names = names
         self._redis = None if url is None else _client(url)
         self._url = url
         self._heartbeats = Heartbeats()
@@ -43,7 +44,7 @@ class ImproveQueue:
         if not self._redis:
             return
         try:
-            queue = Queue(wire.QUEUE, connection=self._redis, serializer="json")
+            queue = Queue(self._names.queue, connection=self._redis, serializer="json")
             queue.enqueue_call(wire.IMPROVE_FUNCTION, args=(job_id,), job_id=job_id, **wire.LIFETIME)
         except RedisError as error:
             log.warning("job %s waits in the journal: %s", job_id, error)
@@ -65,8 +66,8 @@ class ImproveQueue:
             return
         try:
             with _client(self._url) as redis:
-                redis.set(wire.PROBE, wire.PROBE_VALUE, ex=wire.PROBE_TTL_S)
-                workers = sorted(get_keys(Queue(wire.QUEUE, connection=redis)))
+                redis.set(self._names.probe, wire.PROBE_VALUE, ex=wire.PROBE_TTL_S)
+                workers = sorted(get_keys(Queue(self._names.queue, connection=redis)))
                 with redis.pipeline(transaction=False) as pipeline:
                     for worker in workers:
                         pipeline.hget(worker, "last_heartbeat")

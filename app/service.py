@@ -21,6 +21,7 @@ from codebook.live import LiveCodebooks
 from codebook.store import CodebookStore
 from core.errors import BadModel, BadNumber, SafeCBError, Stopping, Unavailable
 from core.settings import Settings
+from core.wire import RedisNames
 from engine.model import ImageRequest, ModelFacts, Sampling
 from engine.runner.served import Served
 from engine.scheduler.scheduler import Scheduler
@@ -53,15 +54,15 @@ class Service:
         self.settings = settings
         self.store = CodebookStore.of(settings)
         self.live = LiveCodebooks(self.store, stale_limit=settings.stale_limit)
-        self.journal = Journal(settings.home / "jobs")
-        self.queue = ImproveQueue(settings.redis_url)
+        self.journal = Journal.of(settings)
+        self.queue = ImproveQueue(settings.redis_url, RedisNames.of(settings))
         self.images = ImageMemory(settings.home / "images.db", settings.keep_images, settings.keep_hours)
         self.traffic = LiveTraffic(self.images, lambda: self.live.active.version)
         self.guard = CanaryGuard(self.live)
         self.flags = Flags(settings.home / "flags.db", settings.keep_hours)
         self.storage = Storage(settings.home, self.store)
         self.keys = KeyRing(settings)
-        self.rates = Rates(settings.redis_url)
+        self.rates = Rates(settings.redis_url, RedisNames.of(settings).rates)
         self.counts = Counts()
         self.links = Links(settings.home / "link.key")
         self.failure: SafeCBError | None = None  # why the model could not be opened

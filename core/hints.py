@@ -10,17 +10,18 @@ import logging
 from redis import Redis
 from redis.exceptions import RedisError
 
-from core.wire import HINT_CHANNEL
+from core.settings import Settings
+from core.wire import RedisNames
 
 log = logging.getLogger(__name__)
 
 
-def send_hint(redis_url: str | None, version: str) -> None:
+def send_hint(settings: Settings, version: str) -> None:
     """Hint all servers that `version` was published or moved; without Redis, and while it is away, nothing is sent."""
-    if redis_url is None:
+    if settings.redis_url is None:
         return
     try:
-        with Redis.from_url(redis_url, socket_timeout=1.0, socket_connect_timeout=1.0) as redis:
-            redis.publish(HINT_CHANNEL, version)
+        with Redis.from_url(settings.redis_url, socket_timeout=1.0, socket_connect_timeout=1.0) as redis:
+            redis.publish(RedisNames.of(settings).hints, version)
     except RedisError as error:
         log.warning("no hint for %s: %s", version, error)

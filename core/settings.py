@@ -176,6 +176,11 @@ class Settings:
         """Folder of the uploaded policies."""
         return self.home / "policies"
 
+    @property
+    def bucket_tag(self) -> str | None:
+        """Eight hex digits for the bucket, the same on every machine; None without one."""
+        return None if self.bucket is None else _tag(self.bucket)
+
     def place(self, path: Path) -> str:
         """Return the name of a file relative to its setting: for callers, who may not see the server's paths."""
         for setting, folder in (("SAFECB_STORE", self.store), ("SAFECB_HOME", self.home)):
@@ -223,8 +228,12 @@ def _bucket(values: Mapping[str, str]) -> str | None:
 
 def _store(values: Mapping[str, str], home: Path) -> Path:
     if (bucket := _bucket(values)) is not None:
-        return home / "copies" / hashlib.sha256(bucket.encode()).hexdigest()[:8]
+        return home / "copies" / _tag(bucket)
     return _folder(values, "SAFECB_STORE") if values["SAFECB_STORE"] else home / "store"
+
+
+def _tag(bucket: str) -> str:
+    return hashlib.sha256(bucket.encode()).hexdigest()[:8]
 
 
 def _file(values: Mapping[str, str], key: str) -> Path | None:

@@ -1,13 +1,18 @@
 """Contract between the server, the workers and the supervisor: names, lifetimes, exit codes.
 
-The processes import it instead of each other. Knows no Redis and no process.
+The processes import it instead of each other. Knows settings. Knows no Redis and no process.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
+
+from core.settings import Settings
 
 QUEUE: Final = "improve"
 HELP_QUEUE: Final = "help"  # for idle workers that assist a running job
@@ -25,12 +30,39 @@ UNFINISHED: Final = ("queued", "running")  # states of a job
 HINT_CHANNEL: Final = "safecb:codebook"  # pub/sub: the name of a version that was just published or activated
 
 PROBE: Final = "rq:safecb:probe"  # below rq:, for a Redis user who may write the queue's keys alone
+RATES: Final = "rq:safecb:rates"  # likewise
 PROBE_VALUE: Final = "written to see whether it can be"
 PROBE_TTL_S: Final = 60
 
 HOPELESS: Final = 2  # exit code of a process that a restart cannot help
 LAST_WORDS_FD: Final = "LAST_WORDS_FD"  # environment variable: the pipe for a process's last words to its supervisor
 MOST_WORDS: Final = 4096  # bytes that a pipe takes without a reader
+
+
+@dataclass(frozen=True)
+class RedisNames:
+    """The names in Redis of one deployment. Those of a bucket carry its tag, so that one Redis serves several.
+
+    help_queue: of the machine: an assistant works on the files of a job that runs there.
+    """
+
+    queue: str = QUEUE
+    help_queue: str = HELP_QUEUE
+    hints: str = HINT_CHANNEL
+    probe: str = PROBE
+    rates: str = RATES
+
+    @classmethod
+    def of(cls, settings: Settings) -> RedisNames:
+        """Return the names of the settings."""
+        if (tag := settings.bucket_tag) is None:
+            return cls()
+        machine = hashlib.sha256(f"{socket.gethostname()}:{settings.home}".encode()).hexdigest()[:8]
+        shared = (f"{name}-{tag}" for name in (HINT_CHANNEL, PROBE, RATES))
+        return cls(f"{QUEUE}-{tag}", f"{HELP_QUEUE}-{tag}-{machine}", *shared)
+
+
+PLAIN_NAMES: Final = RedisNames()  # of a deployment that has a Redis, or a database of one, to itself
 
 
 def last_words(reason: str) -> None:

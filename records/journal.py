@@ -1,41 +1,28 @@
-"""Job journal: one folder per job, written so that a crash of any process leaves a consistent record.
+"""Job journal: the jobs of a service, their states and events; the source of truth about every job.
 
-    root/<id>/record.json    the state of the job, replaced atomically
-    root/<id>/events.jsonl   its events, appended
-    root/<id>/work/          the job's own files
-    root/<id>/.lock          held by every writer of this job; root/.lock by every creation
-
-Knows records on disk. Knows nothing of queues, of Redis or of what a job does.
+Joins the rules of a record (records/jobs/job.py) and a place of records: a folder of one machine, or a bucket that
+several share. Knows nothing of queues, of Redis or of what a job does.
 """
 
 from __future__ import annotations
 
-import re
 import secrets
-import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias, Unpack
 
-from core.atomic import (
-    append_line,
-    list_folder,
-    locked,
-    read_file,
-    read_lines,
-    replace_file,
-    reveal_folder,
-    write_file,
-)
-from core.clock import utc_now
-from core.errors import Conflict, NoStorage, NotFound, SafeCBError
-from core.json_records import decode, encode, from_json, plain, to_json
-from core.storage import naming
-from records.job import Changes, JobRecord
+from core.bucket.bucket import Bucket
+from core.errors import Conflict, NoStorage, SafeCBError
+from core.json_records import plain
+from core.settings import Settings
+from records.jobs.bucket_jobs import BucketJobs
+from records.jobs.folder_jobs import FolderJobs
+from records.jobs.job import Changes, JobRecord
+from records.jobs.place import JobPlace
 
 __all__ = ["IMPROVE", "JobRecord", "Journal"]
 
@@ -43,14 +30,22 @@ Jobs: TypeAlias = list[JobRecord]  # inside Journal the name `list` is a method
 Events: TypeAlias = list[dict[str, Any]]
 
 IMPROVE = "improve"
-_ID = re.compile(r"[0-9a-f]{24}")
 
 
 class Journal:
-    """The jobs in the folder `root`. Safe to share between threads and processes; readers take no lock."""
+    """The jobs of a place, or of a folder. Safe to share between threads and processes; readers take no lock.
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    Where the place is a bucket, every method raises NoBucket while its server does not answer.
+    """
+
+    def __init__(self, place: JobPlace | Path) -> None:
+        self._place: JobPlace = FolderJobs(place) if isinstance(place, Path) else place
+
+    @classmethod
+    def of(cls, settings: Settings, patience: float = 0.0) -> Journal:
+        """Return the journal of the settings. patience: seconds for which a use waits for a bucket that is away."""
+        folder = settings.home / "jobs"
+        return cls(folder if settings.bucket is None else BucketJobs(Bucket(settings.bucket, patience), folder))
 
     def create(self, kind: str, request: Mapping[str, Any]) -> JobRecord:
         """Create a queued job and return it.
@@ -59,31 +54,17 @@ class Journal:
         another of that kind is queued or running.
         """
         record = JobRecord.queued(_new_id(), kind, plain("request", request))
-        with naming(self._root):
-            self._root.mkdir(parents=True, exist_ok=True)
-        with locked(self._root / ".lock"), naming(self._root):
+
+        def check() -> None:
             if kind == IMPROVE and (other := self.running()) is not None:
                 raise Conflict(f"improve job {other.id} is {other.status}; only one runs at a time")
-            hidden = self._root / ".new"
-            if hidden.exists():  # a crash left it
-                shutil.rmtree(hidden)
-            try:
-                (hidden / "work").mkdir(parents=True)
-                write_file(hidden / "record.json", encode(record))
-                reveal_folder(hidden, self._root / record.id)
-            except Exception:  # for example, a full disk
-                shutil.rmtree(hidden, ignore_errors=True)
-                raise
+
+        self._place.add(record, check)
         return record
 
     def get(self, id: str) -> JobRecord:
         """Return a job. Raises NotFound, and SafeCBError if its record is damaged."""
-        path = self._folder(id) / "record.json"
-        try:
-            return decode(JobRecord, read_file(path))
-        except (OSError, ValueError) as error:
-            detail = f"the record of job {id} is damaged: {error}; restore {path} from a backup or move its folder away"
-            raise SafeCBError(detail) from None
+        return self._place.read(id)
 
     def list(self, most: int | None = None, before: str = "") -> Jobs:
         """Return the newest jobs, all or at most `most`, older than the job `before` if one is named.
@@ -105,7 +86,7 @@ class Journal:
         return {}
 
     def _newest(self, before: str = "") -> Iterator[JobRecord]:
-        for id in sorted(filter(_ID.fullmatch, list_folder(self._root)), reverse=True):
+        for id in sorted(self._place.ids(), reverse=True):
             if before and id >= before:
                 continue
             try:
@@ -120,9 +101,10 @@ class Journal:
 
         Raises NotFound, and Conflict where the job has ended.
         """
-        with self._changing(id) as record:
-            self._write(replace(record.moved({"status": "running"}), attempt=record.attempt + 1))
-            return record.attempt + 1
+        begun = self._place.change(
+            id, lambda record: replace(record.moved({"status": "running"}), attempt=record.attempt + 1)
+        )
+        return begun.attempt
 
     def update(self, id: str, /, *, attempt: int | None = None, **changes: Unpack[Changes]) -> JobRecord:
         """Change some fields of a job and return it; the times of start and end follow the status.
@@ -130,47 +112,43 @@ class Journal:
         attempt: the fencing token; a worker always passes its own. Raises NotFound, BadInput for an unknown field or a
         value of a wrong type, and Conflict for a stale attempt, an illegal transition, or a job that has ended.
         """
-        with self._changing(id) as record:
+
+        def change(record: JobRecord) -> JobRecord:
             if attempt is not None and attempt != record.attempt:
                 raise Conflict(f"attempt {attempt} of job {id} is stale: attempt {record.attempt} has taken over")
-            return self._write(record.moved(changes))
+            return record.moved(changes)
+
+        return self._place.change(id, change)
 
     def append_event(self, id: str, event: Mapping[str, Any]) -> int:
         """Append an event and return its number: 1, 2, ... Raises NotFound, and BadInput if it is not JSON."""
-        path = self._folder(id) / "events.jsonl"
-        with locked(self._folder(id) / ".lock"):
-            number = len(read_lines(path)) + 1
-            append_line(path, to_json("event", {**event, "id": number, "at": utc_now()}))
-        return number
+        return self._place.append_event(id, event)
 
     def events(self, id: str, after: int) -> Events:
         """Return the events with a number above `after`, oldest first, each with its number `id` and its time `at`.
 
-        Raises NotFound, and SafeCBError if a line is damaged.
+        Raises NotFound, and SafeCBError if one is damaged.
         """
         try:
-            return [from_json(line) for line in read_lines(self._folder(id) / "events.jsonl")[max(after, 0) :]]
+            return [dict(event) for event in self._place.events(id, after)]
         except ValueError as error:
             raise SafeCBError(f"the events of job {id} are damaged: {error}") from None
 
     def path(self, id: str) -> Path:
-        """Return the existing folder for the job's own files. Raises NotFound."""
-        return self._folder(id) / "work"
+        """Return this machine's folder for the job's own files. Raises NotFound."""
+        return self._place.folder(id)
 
-    def _folder(self, id: str) -> Path:
-        folder = self._root / id
-        if not _ID.fullmatch(id) or not folder.is_dir():
-            raise NotFound(f"there is no job {id!r}")
-        return folder
+    def once(self, id: str, name: str, make: Callable[[], Any]) -> Any:  # noqa: ANN401  (JSON)
+        """Return a JSON value of a job that its first attempt decides, whichever machines make the others."""
+        return self._place.once(id, name, make)
 
-    @contextmanager
-    def _changing(self, id: str) -> Iterator[JobRecord]:
-        with locked(self._folder(id) / ".lock"):
-            yield self.get(id)
+    def claim(self, id: str, attempt: int) -> AbstractContextManager[None]:
+        """Show until the block or the process ends that an attempt (from 1) lives."""
+        return self._place.claim(id, attempt)
 
-    def _write(self, record: JobRecord) -> JobRecord:
-        replace_file(self._root / record.id / "record.json", encode(record))
-        return record
+    def is_claimed(self, id: str, attempt: int) -> bool:
+        """Whether an attempt lives; False for one that never began."""
+        return self._place.is_claimed(id, attempt)
 
 
 def _new_id() -> str:

@@ -21,7 +21,6 @@ from safety.config import LoopConfig
 from safety.runtime.model_runner import ModelRunner
 from safety.runtime.progress import Cancelled, Progress
 from safety.runtime.result_cache import ResultCache
-from worker.claim import is_claimed
 from worker.shared_tasks import POLL_EVERY_S, TaskFolder
 
 log = logging.getLogger(__name__)
@@ -32,8 +31,8 @@ CALL_EVERY_S = 5.0
 class Caller:
     """Calls the idle workers at `redis_url` to assist a job, at most every CALL_EVERY_S; a no-op without Redis."""
 
-    def __init__(self, redis_url: str | None, job_id: str) -> None:
-        self._url, self._job_id, self._called = redis_url, job_id, 0.0
+    def __init__(self, redis_url: str | None, job_id: str, queue: str = HELP_QUEUE) -> None:
+        self._url, self._job_id, self._queue, self._called = redis_url, job_id, queue, 0.0
 
     def __call__(self) -> None:
         """Queue one assistant for each idle worker without one."""
@@ -42,7 +41,7 @@ class Caller:
         self._called = time.monotonic()
         try:
             with Redis.from_url(self._url, socket_timeout=1.0, socket_connect_timeout=1.0) as redis:
-                queue = Queue(HELP_QUEUE, connection=redis, serializer="json")
+                queue = Queue(self._queue, connection=redis, serializer="json")
                 idle = sum(worker.get_state() == "idle" for worker in Worker.all(connection=redis))
                 for _ in range(idle - queue.count):
                     queue.enqueue_call(
@@ -64,14 +63,14 @@ class AssistantProgress:
             record = self._journal.get(self._job_id)
         except NotFound as gone:
             raise Cancelled(str(gone)) from None
-        alive = is_claimed(self._journal.path(self._job_id), record.attempt)
+        alive = self._journal.is_claimed(self._job_id, record.attempt)
         if record.status != "running" or record.cancel_requested or not alive:
             raise Cancelled(f"job {self._job_id} needs no help any more")
 
 
 def help_with(job_id: str, settings: Settings, load: Callable[[Settings], ImageModel], config: LoopConfig) -> None:
     """Run tasks of the job until it ends or its attempt dies."""
-    journal = Journal(settings.home / "jobs")
+    journal = Journal.of(settings)
     watch = AssistantProgress(journal, job_id)
     try:
         watch.report("help", 0, 1, 0)

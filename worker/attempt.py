@@ -6,7 +6,6 @@ least once and processes die at any point, so every step is idempotent.
 
 from __future__ import annotations
 
-import json
 import logging
 import zlib
 from collections.abc import Callable, Iterable
@@ -17,7 +16,6 @@ from typing import Any, Protocol
 from codebook.signature import Signatures
 from codebook.store import CodebookStore
 from codebook.value import Codebook
-from core.atomic import replace_file
 from core.errors import BadCodebook, Conflict, NoStorage
 from core.hints import send_hint
 from core.logs import about
@@ -28,10 +26,11 @@ from records.flags import Flags
 from records.journal import JobRecord, Journal
 from safety.loop import Cancelled, ImproveRequest, Progress, RoundResult
 from safety.outcome import RunFacts
-from worker.claim import claim, is_claimed
 from worker.progress import JournalProgress
 
 log = logging.getLogger(__name__)
+
+PATIENCE_S = 600.0  # for which a job waits for a bucket that does not answer
 
 Load = Callable[[Settings], ImageModel]
 
@@ -65,14 +64,14 @@ def run(job_id: str, settings: Settings, load: Load, loop: Loop) -> None:
 
 def _attempt(job_id: str, settings: Settings, load: Load, loop: Loop) -> None:
     about(job_id=job_id)
-    journal = Journal(settings.home / "jobs")
+    journal = Journal.of(settings, PATIENCE_S)
     record = journal.get(job_id)
-    if record.status not in UNFINISHED or is_claimed(journal.path(job_id), record.attempt):
+    if record.status not in UNFINISHED or journal.is_claimed(job_id, record.attempt):
         log.info("job %s needs no attempt", job_id)
         return
     fence = journal.begin_attempt(job_id)
     watch = JournalProgress(journal, job_id, fence)
-    with claim(journal.path(job_id), fence):
+    with journal.claim(job_id, fence):
         try:
             watch.report("loading", 0, 1, 0)
             result = _rounds(settings, journal, record, watch, load, loop)
@@ -89,13 +88,16 @@ def _rounds(
     settings: Settings, journal: Journal, record: JobRecord, watch: JournalProgress, load: Load, loop: Loop
 ) -> dict[str, Any]:
     model = load(settings)
-    store = CodebookStore.of(settings)
+    store = CodebookStore.of(settings, PATIENCE_S)
     store.initialise(model.base_codebook(), model.facts.shown())
     Signatures.of(settings).check_signing()
-    folder = journal.path(record.id)
-    start = parent = _start(store, folder)
-    flagged = _flagged(Flags(settings.home / "flags.db", settings.keep_hours), record.id, folder)
-    request, work, reason = _request(record, flagged), folder / "work", "no rounds"
+    # Decided by the first attempt: the active version may move, a flag may be deleted before the job is resumed.
+    start: str = journal.once(record.id, "start", lambda: {"version": store.active().version})["version"]
+    parent = start
+    flags = Flags(settings.home / "flags.db", settings.keep_hours)
+    flagged = journal.once(record.id, "flagged", lambda: [(f.prompt, f.category) for f in flags.take(record.id)])
+    request, work = _request(record, tuple((p, c) for p, c in flagged)), journal.path(record.id) / "work"
+    reason = "no rounds"
     facts = RunFacts()
     # What is learned and measured is the edit, whatever becomes of images that fire: versions keep the start's mode.
     begun = store.load(start)
@@ -106,7 +108,7 @@ def _rounds(
             independent = request.accept_self_judged or not outcome.run.self_judged
             if independent and record.request.get("activate", True):
                 _activate(store, version, parent, record.id)
-            send_hint(settings.redis_url, version)
+            send_hint(settings, version)
             parent = version
         watch.round(_summary(outcome, version))
         reason, facts = outcome.reason, outcome.run
@@ -144,27 +146,6 @@ def _activate(store: CodebookStore, version: str, parent: str, job_id: str) -> N
             store.activate(version, by=f"job {job_id}", expected_epoch=now.epoch)
     except (Conflict, BadCodebook) as error:  # another activation came first, or the audit log is damaged
         log.info("%s is published and not activated: %s", version, error)
-
-
-def _start(store: CodebookStore, folder: Path) -> str:
-    """Return the start version of the job: the active one at its first attempt, kept beside its record."""
-    path = folder / "start.json"
-    if not path.exists():
-        replace_file(path, json.dumps({"version": store.active().version}).encode())
-    version: str = json.loads(path.read_text())["version"]
-    return version
-
-
-def _flagged(flags: Flags, job_id: str, folder: Path) -> tuple[tuple[str, str | None], ...]:
-    """Return the flagged prompts of the job with their categories: taken at its first attempt, kept likewise.
-
-    A flag may be deleted before the job is resumed.
-    """
-    path = folder / "flagged.json"
-    if not path.exists():
-        taken = [(flag.prompt, flag.category) for flag in flags.take(job_id)]
-        replace_file(path, json.dumps(taken).encode())
-    return tuple((prompt, category) for prompt, category in json.loads(path.read_text()))
 
 
 def _request(record: JobRecord, flagged: tuple[tuple[str, str | None], ...]) -> ImproveRequest:

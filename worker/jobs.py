@@ -14,6 +14,7 @@ from typing import Any
 from codebook.value import Codebook
 from core import logs
 from core.settings import Settings
+from core.wire import RedisNames
 from engine.machine import machine_of
 from engine.model import ImageModel
 from engine.registry import has_beside, load_model
@@ -40,7 +41,12 @@ def improve(job_id: str) -> None:
     """
     settings = Settings.from_environ(os.environ)
     logs.configure(settings.log)
-    run(job_id, settings, _load, SelfImprovement(settings, Caller(settings.redis_url, job_id)))
+    run(
+        job_id,
+        settings,
+        _load,
+        SelfImprovement(settings, Caller(settings.redis_url, job_id, RedisNames.of(settings).help_queue)),
+    )
 
 
 def help_improve(job_id: str) -> None:

@@ -58,15 +58,15 @@ def work(settings: Settings, job_class: type[AllowedJob] = AllowedJob) -> int:
     Signatures.of(settings)  # a fault in the keys would otherwise show in the first job
     if settings.redis_url is None:
         raise BadSetting("SAFECB_REDIS_URL", None, "the address of the queue's Redis")
-    journal, patience = Journal(settings.home / "jobs"), Patience()
+    journal, patience, names = Journal.of(settings), Patience(), wire.RedisNames.of(settings)
     _die_of_signals()
     while True:
         patience.settled = False
         try:
             with Redis.from_url(settings.redis_url, retry=ONCE) as redis:
-                redis.set(wire.PROBE, wire.PROBE_VALUE, ex=wire.PROBE_TTL_S)
+                redis.set(names.probe, wire.PROBE_VALUE, ex=wire.PROBE_TTL_S)
             with Redis.from_url(settings.redis_url, retry=ONCE) as redis:  # RQ sets its own timeout
-                worker = open_worker(redis, journal, patience.settle, job_class)
+                worker = open_worker(redis, journal, patience.settle, job_class, names)
                 worker.work(logging_level="INFO")
                 return 0 if worker.stopping else 1
         except RedisError as error:

@@ -13,7 +13,6 @@ from rq import Queue
 from core.errors import Conflict, NoStorage
 from core.wire import LIFETIME, UNFINISHED
 from records.journal import JobRecord, Journal
-from worker.claim import is_claimed
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ def recover(journal: Journal, queue: Queue, function: str) -> None:
     try:
         for record in journal.list():
             lost = record.status in UNFINISHED and record.id not in waiting
-            if lost and not is_claimed(journal.path(record.id), record.attempt):
+            if lost and not journal.is_claimed(record.id, record.attempt):
                 _settle(journal, queue, record, function)
     except NoStorage as error:
         log.error("lost jobs wait: %s", error.about(error.path))

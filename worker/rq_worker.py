@@ -154,15 +154,19 @@ class ImproveWorker(SpawnWorker):
 
 
 def open_worker(
-    connection: Redis[bytes], journal: Journal, settled: Callable[[], None], job_class: type[AllowedJob] = AllowedJob
+    connection: Redis[bytes],
+    journal: Journal,
+    settled: Callable[[], None],
+    job_class: type[AllowedJob] = AllowedJob,
+    names: wire.RedisNames = wire.PLAIN_NAMES,
 ) -> ImproveWorker:
     """Return a worker on `connection` that recovers the jobs of `journal`; `work()` runs it until a signal.
 
     settled: called once Redis has served a whole turn. Raises Redis' errors.
     """
-    names = (wire.QUEUE, wire.HELP_QUEUE)  # improve jobs first
+    queues = (names.queue, names.help_queue)  # improve jobs first
     worker = ImproveWorker(
-        [Queue(name, connection=connection, job_class=job_class, serializer="json") for name in names],
+        [Queue(name, connection=connection, job_class=job_class, serializer="json") for name in queues],
         connection=connection,
         job_class=job_class,
         serializer="json",

@@ -17,16 +17,17 @@ from starlette.concurrency import run_in_threadpool
 from app.access.key_ring import Holder
 from app.access.shared_windows import SharedWindows, Window, hit
 from core.errors import BadInput, Busy
+from core.wire import RATES
 
 NAME = "images"  # of the policy in RateLimit headers
 
 
 class Rates:
-    """The rates of one server; redis_url: where servers count together, None to count alone. Thread-safe."""
+    """The rates of one server; redis_url: where servers count together, below `prefix`; None to count alone."""
 
-    def __init__(self, redis_url: str | None = None) -> None:
+    def __init__(self, redis_url: str | None = None, prefix: str = RATES) -> None:
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
-        self._shared = None if redis_url is None else SharedWindows(redis_url)
+        self._shared = None if redis_url is None else SharedWindows(redis_url, prefix)
 
     async def take(self, holder: Holder, images: int, field: str = "n") -> dict[str, str]:
         """Count images against the rate of a key, and return the headers that say what is left; none without a rate.

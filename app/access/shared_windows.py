@@ -19,10 +19,10 @@ from redis import ConnectionPool, Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from core.wire import RATES
+
 log = logging.getLogger(__name__)
 
-PREFIX = "rq:safecb:rates"  # below rq:, for a Redis user who may write the queue's keys alone
-SERVERS = f"{PREFIX}:servers"
 PATIENCE_S = 0.25  # how long each of the two answers that a call needs may take
 SEE_EVERY_S = 5.0
 AWAY_S = 5.0  # after which a Redis that did not answer is tried again
@@ -44,12 +44,13 @@ def hit(limiter: SlidingWindowCounterRateLimiter, limit: RateLimitItem, name: st
 
 
 class SharedWindows:
-    """The windows in the Redis at `url`. Thread-safe; blocks for about twice PATIENCE_S.
+    """The windows in the Redis at `url`, below `prefix`. Thread-safe; blocks for about twice PATIENCE_S.
 
     servers: how many servers have counted here lately, this one included.
     """
 
-    def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, url: str, prefix: str = RATES, clock: Callable[[], float] = time.monotonic) -> None:
+        self._prefix, self._servers = prefix, f"{prefix}:servers"
         self._pool = ConnectionPool.from_url(
             url, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S, retry=Retry(NoBackoff(), 0)
         )
@@ -66,7 +67,7 @@ class SharedWindows:
             return None
         try:
             if self._limiter is None:  # its scripts are registered over a connection
-                storage = RedisStorage("redis://", connection_pool=self._pool, key_prefix=PREFIX)
+                storage = RedisStorage("redis://", connection_pool=self._pool, key_prefix=self._prefix)
                 self._limiter = SlidingWindowCounterRateLimiter(storage)
             window = hit(self._limiter, limit, name, images)
         except RedisError as error:
@@ -99,8 +100,8 @@ class SharedWindows:
         with suppress(RedisError), Redis(connection_pool=self._pool) as redis:
             now = redis.time()[0]
             with redis.pipeline(transaction=False) as pipeline:
-                pipeline.zadd(SERVERS, {self._me: now})
-                pipeline.zremrangebyscore(SERVERS, "-inf", now - SEEN_S)
-                pipeline.zcard(SERVERS)
-                pipeline.expire(SERVERS, SEEN_S)
+                pipeline.zadd(self._servers, {self._me: now})
+                pipeline.zremrangebyscore(self._servers, "-inf", now - SEEN_S)
+                pipeline.zcard(self._servers)
+                pipeline.expire(self._servers, SEEN_S)
                 self.servers = int(pipeline.execute()[2])

@@ -14,7 +14,8 @@ from redis.client import PubSub
 from redis.exceptions import RedisError
 
 from codebook.live import LiveCodebooks
-from core.wire import HINT_CHANNEL
+from core.settings import Settings
+from core.wire import RedisNames
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +23,12 @@ POLL_EVERY_S = 0.25
 RECONNECT_EVERY_S = 1.0
 
 
-def follow(live: LiveCodebooks, redis_url: str | None, ended: Event) -> None:
+def follow(live: LiveCodebooks, settings: Settings, ended: Event) -> None:
     """Keep `live` at the store's active version until `ended`: the body of a thread.
 
     Not a task of the event loop: there a hint would wait for the loop, and then for a thread.
     """
-    hints, last_error = _Hints(redis_url, ended), None
+    hints, last_error = _Hints(settings, ended), None
     while not ended.is_set():
         if live.refresh():
             log.info("codebook %s is active, epoch %d", live.active.version, live.active.epoch)
@@ -43,8 +44,8 @@ def follow(live: LiveCodebooks, redis_url: str | None, ended: Event) -> None:
 class _Hints:
     """Subscription to the hint channel; without Redis, only a timer."""
 
-    def __init__(self, url: str | None, ended: Event) -> None:
-        self._url, self._ended = url, ended
+    def __init__(self, settings: Settings, ended: Event) -> None:
+        self._url, self._name, self._ended = settings.redis_url, RedisNames.of(settings).hints, ended
         self._channel: PubSub | None = None
         self._tried = -RECONNECT_EVERY_S
 
@@ -70,5 +71,5 @@ class _Hints:
         if self._channel is None and self._url is not None and monotonic() - self._tried >= RECONNECT_EVERY_S:
             self._tried = monotonic()
             self._channel = Redis.from_url(self._url, socket_connect_timeout=RECONNECT_EVERY_S).pubsub()
-            self._channel.subscribe(HINT_CHANNEL)
+            self._channel.subscribe(self._name)
         return self._channel

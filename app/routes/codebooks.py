@@ -47,11 +47,11 @@ class Hint:
     """Dependency of moves: hints the other servers once the answer is sent, and gives the answer."""
 
     def __init__(self, service: ServiceOf, later: BackgroundTasks) -> None:
-        self._url, self._later = service.settings.redis_url, later
+        self._settings, self._later = service.settings, later
 
     def __call__(self, moved: Moved) -> ActivationResponse:
         """The answer to a move."""
-        self._later.add_task(send_hint, self._url, moved[1].version)
+        self._later.add_task(send_hint, self._settings, moved[1].version)
         old, new = (Activation(**asdict(record)) for record in moved)
         return ActivationResponse(old=old, new=new)
 

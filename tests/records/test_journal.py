@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytest
 
 from core.errors import BadInput, Conflict, NotFound, SafeCBError
-from records.job import Status
+from records.jobs.job import Status
 from records.journal import Journal
 from tests.support.racing import race
 

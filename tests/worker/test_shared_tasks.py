@@ -21,6 +21,7 @@ from codebook.tensors import codebook_hash
 from core.wire import HELP_FUNCTION, HELP_QUEUE
 from engine.machine import machine_of
 from engine.model import Sampling
+from records.jobs.claim import claim
 from records.journal import Journal
 from safety.loop import Cancelled, improve
 from safety.policy.emoji.emoji_policy import EmojiPolicy
@@ -33,7 +34,6 @@ from tests.support.redis_home import embedded_redis
 from tests.support.serving import wait_for
 from tests.support.toy_model import ToyModel
 from worker.assistant import Caller
-from worker.claim import claim
 from worker.shared_tasks import SharedExecutor, TaskFolder
 
 ROOT = Path(__file__).parents[2]

@@ -27,12 +27,12 @@ from core.settings import Settings
 from core.wire import HINT_CHANNEL, QUEUE
 from records.flags import Flags
 from records.image_log import KeptImage
+from records.jobs.claim import claim, is_claimed
 from records.journal import JobRecord, Journal
 from tests.support.scripted import KNOWS_NO_WEAPONS, ScriptedJob, ScriptedLoop, StillModel
 from tests.support.serving import PATIENCE_S, wait_for
 from worker.allowed_job import AllowedJob
 from worker.attempt import run
-from worker.claim import claim, is_claimed
 from worker.main import SPINNING, work
 from worker.progress import JournalProgress
 from worker.recovery import MAX_ATTEMPTS, recover
@@ -526,7 +526,9 @@ def test_a_real_worker_refuses_a_foreign_job_and_its_call_backs(house: House) ->
 
 
 def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
-    script = f"from pathlib import Path; from worker.claim import claim\nwith claim(Path({str(tmp_path)!r}), 1):\n"
+    script = (
+        f"from pathlib import Path; from records.jobs.claim import claim\nwith claim(Path({str(tmp_path)!r}), 1):\n"
+    )
     script += "    print('held', flush=True); input()"
     holder = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with holder:

@@ -96,7 +96,7 @@ def test_two_servers_count_together_and_by_shares_while_redis_is_away(monkeypatc
 def test_a_redis_that_hangs_holds_up_one_call_in_five_seconds(caplog: pytest.LogCaptureFixture) -> None:
     clock = [0.0]
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
-        windows = SharedWindows(f"redis://127.0.0.1:{silent.getsockname()[1]}", lambda: clock[0])
+        windows = SharedWindows(f"redis://127.0.0.1:{silent.getsockname()[1]}", clock=lambda: clock[0])
         limit = parse("10/hour")
         silent.settimeout(5)
         for now, is_tried in ((0.0, True), (4.9, False), (5.1, True)):

@@ -38,5 +38,10 @@ def is_claimed(folder: Path, attempt: int) -> bool:
     return False
 
 
+def has_claim(folder: Path, attempt: int) -> bool:
+    """Return whether the attempt began on this machine, dead or alive."""
+    return _file(folder, attempt).exists()
+
+
 def _file(folder: Path, attempt: int) -> Path:
     return folder / f"attempt-{attempt}.lock"
