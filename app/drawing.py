@@ -31,7 +31,7 @@ from engine.model import ImageRequest, ModelFacts, Sampling
 from engine.png import encode_png, to_bytes
 from engine.runner.served import Served
 from engine.scheduler.fair_queue import Place
-from records.image_log import ImageMemory, KeptImage
+from records.image_log import ImageLog, KeptImage
 
 log = logging.getLogger(__name__)
 
@@ -249,7 +249,7 @@ async def _preview(engine: Engine, part: PartialImage) -> bytes | None:
     return await run_in_threadpool(encode_png, pixels, {})
 
 
-def _remember(memory: ImageMemory, results: Sequence[ImageResult]) -> None:
+def _remember(memory: ImageLog, results: Sequence[ImageResult]) -> None:
     """Keep the images for flags. A full disk or a damaged file costs the memory, not the answer."""
     try:
         memory.keep([to_kept(result) for result in results])

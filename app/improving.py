@@ -41,7 +41,7 @@ def check_improve(body: ImproveBody, service: Service) -> Policy:
     """
     engine, settings = service.engine, service.settings
     with naming(settings.policies):
-        policy = _policy(body.policy or usual_policy(engine.facts.categories), settings.policies)
+        policy = _policy(body.policy or usual_policy(engine.facts.categories), service.policies.read())
     categories = body.categories or policy.categories
     _check_categories(categories, policy)
     if lack := lacking(policy, categories):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.access.key_ring import KeyRing
-from app.access.links import Links
+from app.access.links import Links, file_secret, shared_secret
 from app.access.rates import Rates
 from app.background.canary_guard import CanaryGuard
 from app.background.live_traffic import LiveTraffic
@@ -19,6 +19,8 @@ from app.metrics.counts import Counts
 from app.queue import ImproveQueue
 from codebook.live import LiveCodebooks
 from codebook.store import CodebookStore
+from core.bucket.bucket import Bucket
+from core.bucket.shared_folder import SharedFolder
 from core.errors import BadModel, BadNumber, SafeCBError, Stopping, Unavailable
 from core.settings import Settings
 from core.wire import RedisNames
@@ -26,9 +28,10 @@ from engine.model import ImageRequest, ModelFacts, Sampling
 from engine.runner.served import Served
 from engine.scheduler.scheduler import Scheduler
 from engine.scheduler.thread_budget import count_cores
-from records.flags import Flags
-from records.image_log import ImageMemory
+from records.bucket_flags import open_flags
+from records.image_log import ImageLog, ImageMemory
 from records.journal import Journal
+from records.shared_images import SharedImages
 
 log = logging.getLogger(__name__)
 
@@ -56,15 +59,16 @@ class Service:
         self.live = LiveCodebooks(self.store, stale_limit=settings.stale_limit)
         self.journal = Journal.of(settings)
         self.queue = ImproveQueue(settings.redis_url, RedisNames.of(settings))
-        self.images = ImageMemory(settings.home / "images.db", settings.keep_images, settings.keep_hours)
+        self.images = _images(settings)
+        self.policies = SharedFolder.policies(settings)
         self.traffic = LiveTraffic(self.images, lambda: self.live.active.version)
         self.guard = CanaryGuard(self.live)
-        self.flags = Flags(settings.home / "flags.db", settings.keep_hours)
+        self.flags = open_flags(settings)
         self.storage = Storage(settings.home, self.store)
         self.keys = KeyRing(settings)
         self.rates = Rates(settings.redis_url, RedisNames.of(settings).rates)
         self.counts = Counts()
-        self.links = Links(settings.home / "link.key")
+        self.links = Links(_link_secret(settings))
         self.failure: SafeCBError | None = None  # why the model could not be opened
         self.stopping = False  # whether the server drains: new requests are refused
         self._load = load
@@ -123,3 +127,18 @@ class Service:
             self._engine.scheduler.close()
         self.queue.close()
         self.rates.close()
+
+
+def _images(settings: Settings) -> ImageLog:
+    """The image log of one machine, lent to others where there are any."""
+    own = ImageMemory(settings.home / "images.db", settings.keep_images, settings.keep_hours)
+    if settings.bucket is None or settings.redis_url is None:
+        return own
+    return SharedImages(own, settings.redis_url, RedisNames.of(settings).images, settings.keep_hours)
+
+
+def _link_secret(settings: Settings) -> Callable[[], bytes]:
+    """The secret of signed links: one for all servers of a deployment."""
+    if settings.bucket is None:
+        return file_secret(settings.home / "link.key")
+    return shared_secret(Bucket(settings.bucket))

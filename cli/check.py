@@ -19,6 +19,7 @@ from app.improving import check_covers, check_judge
 from cli.improve import add_options, is_file, names
 from cli.own_process import ConsoleProgress
 from cli.plans import GIB, plan_lines
+from core.bucket.shared_folder import SharedFolder
 from core.errors import BadInput, SafeCBError
 from core.settings import Settings
 from core.wire import DEFAULT_ROUNDS
@@ -61,7 +62,7 @@ def check(options: argparse.Namespace, settings: Settings) -> str | None:
     judge = options.second_judge or settings.second_judge
     check_judge(judge, settings.model)
     model = load_model(settings.model, settings.device, settings.dtype)
-    policy = named or find_policy(usual_policy(model.facts.categories), settings.policies)
+    policy = named or find_policy(usual_policy(model.facts.categories), SharedFolder.policies(settings).read())
     request = ImproveRequest(
         prompts=None,
         categories=None if options.categories is None else tuple(names(options.categories)),
@@ -106,7 +107,7 @@ def _policy(name: str, benign: Path | None, settings: Settings) -> Policy:
         return FilePolicy.read(Path(name), benign)
     if benign is not None:
         raise BadInput("--benign", str(benign), "a policy that is a file too")
-    return find_policy(name, settings.policies)
+    return find_policy(name, SharedFolder.policies(settings).read())
 
 
 def _lines(context: RunContext, tested: bool) -> Iterator[str]:

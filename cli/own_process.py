@@ -14,6 +14,7 @@ from pathlib import Path
 
 from codebook.store import CodebookStore
 from codebook.value import Codebook
+from core.bucket.shared_folder import SharedFolder
 from core.errors import BadInput, NoStorage, SafeCBError
 from core.settings import Settings
 from engine.model import ImageModel
@@ -88,7 +89,7 @@ def find_codebooks(settings: Settings, model: ImageModel, names: Sequence[str]) 
 
 def policy_of(name: str | None, settings: Settings, model: ImageModel) -> Policy:
     """The policy of this name, or the usual one of the model. Raises BadInput and NotFound."""
-    return find_policy(name or usual_policy(model.facts.categories), settings.policies)
+    return find_policy(name or usual_policy(model.facts.categories), SharedFolder.policies(settings).read())
 
 
 @dataclass(frozen=True)

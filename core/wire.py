@@ -31,6 +31,7 @@ HINT_CHANNEL: Final = "safecb:codebook"  # pub/sub: the name of a version that w
 
 PROBE: Final = "rq:safecb:probe"  # below rq:, for a Redis user who may write the queue's keys alone
 RATES: Final = "rq:safecb:rates"  # likewise
+IMAGES: Final = "rq:safecb:image"
 PROBE_VALUE: Final = "written to see whether it can be"
 PROBE_TTL_S: Final = 60
 
@@ -51,6 +52,7 @@ class RedisNames:
     hints: str = HINT_CHANNEL
     probe: str = PROBE
     rates: str = RATES
+    images: str = IMAGES
 
     @classmethod
     def of(cls, settings: Settings) -> RedisNames:
@@ -58,7 +60,7 @@ class RedisNames:
         if (tag := settings.bucket_tag) is None:
             return cls()
         machine = hashlib.sha256(f"{socket.gethostname()}:{settings.home}".encode()).hexdigest()[:8]
-        shared = (f"{name}-{tag}" for name in (HINT_CHANNEL, PROBE, RATES))
+        shared = (f"{name}-{tag}" for name in (HINT_CHANNEL, PROBE, RATES, IMAGES))
         return cls(f"{QUEUE}-{tag}", f"{HELP_QUEUE}-{tag}-{machine}", *shared)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from sqlite3 import Connection, Row
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
@@ -61,17 +61,43 @@ class Flag:
 Flagged: TypeAlias = list[Flag]  # inside Flags the name `list` is a method
 
 
-class Flags:
-    """The flags in the SQLite file `path`; settled flags are deleted after `hours`."""
-
-    def __init__(self, path: Path, hours: float) -> None:
-        self._database, self._hours = Database(path, _SCHEMA), hours
+class FlagQueue(Protocol):
+    """The flags of a deployment; safe to share between threads and processes."""
 
     def add(self, image: KeptImage, category: str | None, note: str, caller: str, *, review: bool) -> Flag:
         """Flag an image; an open flag of the same caller on the same prompt is returned unchanged.
 
         Raises Busy where the caller, or all callers, have too many open flags.
         """
+
+    def forget(self) -> None:
+        """Delete expired flags."""
+
+    def get(self, id: str) -> Flag:
+        """Return a flag. Raises NotFound."""
+
+    def list(self, state: State | None = None) -> Flagged:
+        """Return all flags, or those in one state, newest first."""
+
+    def settle(self, id: str, state: Literal["accepted", "rejected"], category: str | None = None) -> Flag:
+        """Accept or reject an open flag; `category` replaces its own. Raises NotFound; Conflict if it is settled."""
+
+    def take(self, job: str) -> Flagged:
+        """Return the flags that `job` learns from, one per prompt, and mark them used; repeatable.
+
+        They are the oldest accepted flags, at most USED_A_CATEGORY per category and USED_A_CALLER per caller. Other
+        accepted flags on their prompts become used as well.
+        """
+
+
+class Flags:
+    """The flags in the SQLite file `path`; settled flags are deleted after `hours`. See FlagQueue for its methods."""
+
+    def __init__(self, path: Path, hours: float) -> None:
+        self._database, self._hours = Database(path, _SCHEMA), hours
+
+    def add(self, image: KeptImage, category: str | None, note: str, caller: str, *, review: bool) -> Flag:
+        """See FlagQueue."""
         with self._database.changing() as db:
             self._forget(db)
             key = text_key(image.prompt)
@@ -88,19 +114,19 @@ class Flags:
             return self._get(db, row[0])
 
     def forget(self) -> None:
-        """Delete expired flags; `add` does so too, but there may be no next flag."""
+        """See FlagQueue; `add` does so too, but there may be no next flag."""
         if self._database.is_there:
             with self._database.changing() as db:
                 self._forget(db)
             self._database.write_back()
 
     def get(self, id: str) -> Flag:
-        """Return a flag. Raises NotFound."""
+        """See FlagQueue."""
         with self._database.reading() as db:
             return self._get(db, id)
 
     def list(self, state: State | None = None) -> Flagged:
-        """Return all flags, or those in one state, newest first."""
+        """See FlagQueue."""
         with self._database.reading() as db:
             states = STATES if state is None else (state,)
             marks = ", ".join("?" * len(states))
@@ -108,7 +134,7 @@ class Flags:
             return [_flag(row) for row in rows]
 
     def settle(self, id: str, state: Literal["accepted", "rejected"], category: str | None = None) -> Flag:
-        """Accept or reject an open flag; `category` replaces its own. Raises NotFound; Conflict if it is settled."""
+        """See FlagQueue."""
         with self._database.changing() as db:
             if (flag := self._get(db, id)).state not in OPEN:
                 raise Conflict(f"flag {id} is {flag.state}")
@@ -118,15 +144,11 @@ class Flags:
             return self._get(db, id)
 
     def take(self, job: str) -> Flagged:
-        """Return the flags that `job` learns from, one per prompt, and mark them used; repeatable.
-
-        They are the oldest accepted flags, at most USED_A_CATEGORY per category and USED_A_CALLER per caller. Other
-        accepted flags on their prompts become used as well.
-        """
+        """See FlagQueue."""
         with self._database.changing() as db:
             if not (used := self._used_by(db, job)):
                 first = "SELECT *, min(number) FROM flags WHERE state = 'accepted' GROUP BY key ORDER BY number"
-                used = _fair([_flag(row) for row in db.execute(first)])
+                used = choose_fairly([_flag(row) for row in db.execute(first)])
                 alike = "key = (SELECT key FROM flags WHERE id = ?) AND state = 'accepted'"
                 rows = [row for flag in used for row in db.execute(f"SELECT id FROM flags WHERE {alike}", (flag.id,))]
                 ids = [row["id"] for row in rows]
@@ -158,13 +180,19 @@ class Flags:
     def _refuse_flood(self, db: Connection, caller: str) -> None:
         counted = "SELECT count(*), sum(caller = ?) FROM flags WHERE state IN (?, ?)"
         in_all, own = db.execute(counted, (caller, *OPEN)).fetchone()
-        if (own or 0) >= OPEN_A_CALLER:
-            raise Busy(f"{own} flags of yours are open; at most {OPEN_A_CALLER} may be", HOUR_S)
-        if in_all >= OPEN_IN_ALL:
-            raise Busy(f"{in_all} flags are open; at most {OPEN_IN_ALL} may be", HOUR_S)
+        refuse_flood(own or 0, in_all)
 
 
-def _fair(flags: Flagged) -> Flagged:
+def refuse_flood(own: int, in_all: int) -> None:
+    """Raise Busy where so many open flags of a caller, and of all callers, allow no further one."""
+    if own >= OPEN_A_CALLER:
+        raise Busy(f"{own} flags of yours are open; at most {OPEN_A_CALLER} may be", HOUR_S)
+    if in_all >= OPEN_IN_ALL:
+        raise Busy(f"{in_all} flags are open; at most {OPEN_IN_ALL} may be", HOUR_S)
+
+
+def choose_fairly(flags: Flagged) -> Flagged:
+    """Return the first of these flags, so many of each category and each caller as a job takes."""
     taken: Flagged = []
     for flag in flags:
         alike = sum(other.category == flag.category for other in taken)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from sqlite3 import Connection
+from typing import Protocol
 
 import numpy
 import torch
@@ -49,15 +50,36 @@ class Verdicts:
     unsafe: list[bool]
 
 
+class ImageLog(Protocol):
+    """The log of a server; thread-safe."""
+
+    def keep(self, images: Sequence[KeptImage]) -> None:
+        """Log images."""
+
+    def forget(self) -> None:
+        """Delete images beyond the limits."""
+
+    def get(self, id: str) -> KeptImage:
+        """Return an image. Raises NotFound if it is unknown or deleted."""
+
+    def verdicts(self, version: str) -> Verdicts:
+        """Return the verdicts on the images of a version, including expired images that are not deleted yet."""
+
+
 class ImageMemory:
     """The last `most` images of the last `hours`, in the SQLite file `path`; most = 0 disables the log."""
 
     def __init__(self, path: Path, most: int, hours: float) -> None:
         self._database, self._most, self._hours = Database(path, _SCHEMA, expendable=True), most, hours
 
+    @property
+    def is_on(self) -> bool:
+        """Whether images are logged at all."""
+        return self._most > 0
+
     def keep(self, images: Sequence[KeptImage]) -> None:
         """Log images, replacing older ones of the same id, and delete those beyond the limits."""
-        if not self._most:
+        if not self.is_on:
             return
         rows = [(i.id, time.time(), i.prompt, i.version, i.seed, i.unsafe, i.category, pack(i.tokens)) for i in images]
         names = "id, drawn, prompt, version, seed, unsafe, category, tokens"

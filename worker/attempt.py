@@ -22,7 +22,7 @@ from core.logs import about
 from core.settings import Settings
 from core.wire import DEFAULT_ROUNDS, UNFINISHED
 from engine.model import ImageModel
-from records.flags import Flags
+from records.bucket_flags import open_flags
 from records.journal import JobRecord, Journal
 from safety.loop import Cancelled, ImproveRequest, Progress, RoundResult
 from safety.outcome import RunFacts
@@ -94,7 +94,7 @@ def _rounds(
     # Decided by the first attempt: the active version may move, a flag may be deleted before the job is resumed.
     start: str = journal.once(record.id, "start", lambda: {"version": store.active().version})["version"]
     parent = start
-    flags = Flags(settings.home / "flags.db", settings.keep_hours)
+    flags = open_flags(settings, PATIENCE_S)
     flagged = journal.once(record.id, "flagged", lambda: [(f.prompt, f.category) for f in flags.take(record.id)])
     request, work = _request(record, tuple((p, c) for p, c in flagged)), journal.path(record.id) / "work"
     reason = "no rounds"

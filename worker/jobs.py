@@ -13,6 +13,7 @@ from typing import Any
 
 from codebook.value import Codebook
 from core import logs
+from core.bucket.shared_folder import SharedFolder
 from core.settings import Settings
 from core.wire import RedisNames
 from engine.machine import machine_of
@@ -29,7 +30,7 @@ from safety.policy.plan import Plan
 from safety.policy.policy_store import find_policy, usual_policy
 from safety.runtime.run_context import RunContext, prepare_run
 from worker.assistant import Caller, help_with
-from worker.attempt import Loop, run
+from worker.attempt import PATIENCE_S, Loop, run
 from worker.progress import JournalProgress
 from worker.shared_tasks import SharedExecutor
 
@@ -73,7 +74,8 @@ class SelfImprovement(Loop):
         Raises BadInput for the name of a policy or a judge that is none, BadModel where the second judge cannot be had:
         its gate cannot be left out.
         """
-        policy = find_policy(request.policy or usual_policy(model.facts.categories), self._settings.policies)
+        policies = SharedFolder.policies(self._settings, PATIENCE_S)
+        policy = find_policy(request.policy or usual_policy(model.facts.categories), policies.read())
         device = model.base_codebook().pixel.device
         second = parse_second_judge(request.second_judge or self._settings.second_judge, model, device)
         tested = has_beside(model.facts.model_id, REFEREE)

@@ -1,7 +1,7 @@
 """Signed links to images: whoever has one may read its image until it expires, without a key.
 
-The signature is an HMAC over all that the link says; its secret is a file of the server, made at the first link. Knows
-nothing of images.
+The signature is an HMAC over all that the link says; its secret is made at the first link, and shared by all servers
+of a deployment. Knows nothing of images.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import hmac
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlencode
 
 from core.atomic import sync_folder
+from core.bucket.bucket import Bucket
 from core.storage import naming
 
 VALID_S = 3600
@@ -25,10 +27,10 @@ SIGNATURE = "sig"  # parameter of a query: by this name OpenTelemetry's conventi
 
 
 class Links:
-    """The links of one server. path: the secret's file, created if missing and readable by its owner alone."""
+    """The links of one deployment. secret: gives the bytes they are signed with; raises NoStorage."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, secret: Callable[[], bytes]) -> None:
+        self._secret = secret
 
     def query(self, path: str, **says: str | int) -> str:
         """Return the query of a link to `path`, valid for VALID_S: what it says, `expires` and SIGNATURE."""
@@ -46,22 +48,40 @@ class Links:
         message = f"{path}?{urlencode(sorted(content.items()))}".encode()
         return hmac.new(self._secret(), message, hashlib.sha256).hexdigest()
 
-    def _secret(self) -> bytes:
-        with naming(self._path):
-            try:
-                return self._path.read_bytes()
-            except FileNotFoundError:
-                return self._make()
 
-    def _make(self) -> bytes:
-        """Create the secret; of two processes that try, one wins and both read what it wrote."""
-        new = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
-        with open(new, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(secrets.token_bytes(SECRET_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        with suppress(FileExistsError):
-            os.link(new, self._path)
-        new.unlink()
-        sync_folder(self._path.parent)
-        return self._path.read_bytes()
+def file_secret(path: Path) -> Callable[[], bytes]:
+    """Return what reads the secret from a file, created if missing and readable by its owner alone."""
+
+    def secret() -> bytes:
+        with naming(path):
+            try:
+                return path.read_bytes()
+            except FileNotFoundError:
+                return _make(path)
+
+    return secret
+
+
+def shared_secret(bucket: Bucket) -> Callable[[], bytes]:
+    """Return what reads the secret from a bucket, once: of all servers, the first to need one has made it."""
+
+    @cache
+    def secret() -> bytes:
+        bucket.create("link.key", secrets.token_bytes(SECRET_BYTES))
+        return bucket.read("link.key") or b""
+
+    return secret
+
+
+def _make(path: Path) -> bytes:
+    """Create the secret; of two processes that try, one wins and both read what it wrote."""
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with open(new, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(secrets.token_bytes(SECRET_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+    with suppress(FileExistsError):
+        os.link(new, path)
+    new.unlink()
+    sync_folder(path.parent)
+    return path.read_bytes()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from threading import Lock
 
-from records.image_log import ImageMemory, Verdicts
+from records.image_log import ImageLog, Verdicts
 
 WINDOW = 200  # images
 RAISED_ABOVE, CLEARED_BELOW = 0.05, 0.025  # share of a window's images that are judged unsafe
@@ -69,7 +69,7 @@ def judged(before: AlertState, verdicts: Verdicts) -> tuple[Traffic, AlertState]
 class LiveTraffic:
     """Monitor of the active version; thread-safe. A restarted server evaluates the image log again."""
 
-    def __init__(self, images: ImageMemory, active: Callable[[], str]) -> None:
+    def __init__(self, images: ImageLog, active: Callable[[], str]) -> None:
         """`active` returns the name of the active version."""
         self._images, self._active = images, active
         self._state = AlertState("")

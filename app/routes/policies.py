@@ -37,13 +37,13 @@ RAW = {"schema": {"type": "string", "format": "binary"}}
 @router.get("", summary="List policies")
 def policies(service: ServiceOf) -> list[PolicyResponse]:
     """List all policies: the installed ones, then files by name. A file that cannot be used has a fault."""
-    return [_to_response(summary, service) for summary in list_policies(service.settings.policies)]
+    return [_to_response(summary, service) for summary in list_policies(service.policies.read())]
 
 
 @router.get("/{name}", summary="Get a policy")
 def policy(name: str, service: ServiceOf) -> PolicyResponse:
     """Get a policy."""
-    return _to_response(summarise(name, service.settings.policies), service)
+    return _to_response(summarise(name, service.policies.read()), service)
 
 
 @router.put(
@@ -59,11 +59,10 @@ async def put(name: str, request: Request, service: ServiceOf, response: Respons
     The file is read first: 422 names the line and the column of a fault, and nothing is stored.
     """
     _media_type(request, CSV, JSON_LINES)
-    data, folder = await request.body(), service.settings.policies
-    is_new = name not in await run_in_threadpool(policy_names, folder)
-    await run_in_threadpool(save_policy, name, data, folder)
+    data = await request.body()
+    summary, is_new = await run_in_threadpool(_saved, name, data, service)
     response.status_code = 201 if is_new else 200
-    return _to_response(await run_in_threadpool(summarise, name, folder), service)
+    return _to_response(summary, service)
 
 
 @router.put(
@@ -75,9 +74,8 @@ async def put(name: str, request: Request, service: ServiceOf, response: Respons
 async def put_benign(name: str, request: Request, service: ServiceOf) -> PolicyResponse:
     """Make the body, one prompt a line or a CSV file, the benign prompts beside an uploaded policy."""
     suffix = BENIGN[_media_type(request, TEXT, CSV)]
-    data, folder = await request.body(), service.settings.policies
-    await run_in_threadpool(save_benign, name, suffix, data, folder)
-    return _to_response(await run_in_threadpool(summarise, name, folder), service)
+    data = await request.body()
+    return _to_response(await run_in_threadpool(_with_benign, name, suffix, data, service), service)
 
 
 @router.delete("/{name}", summary="Delete a policy", status_code=204, dependencies=needs(Scope.ADMIN))
@@ -86,7 +84,23 @@ def delete(name: str, service: ServiceOf) -> None:
 
     A job that runs has its prompts; one that waits with this policy will fail.
     """
-    delete_policy(name, service.settings.policies)
+    with service.policies.changing() as folder:
+        delete_policy(name, folder)
+
+
+def _saved(name: str, data: bytes, service: Service) -> tuple[PolicySummary, bool]:
+    """Save a policy; return it, and whether it is new."""
+    with service.policies.changing() as folder:
+        is_new = name not in policy_names(folder)
+        save_policy(name, data, folder)
+        return summarise(name, folder), is_new
+
+
+def _with_benign(name: str, suffix: str, data: bytes, service: Service) -> PolicySummary:
+    """Save the benign prompts of a policy; return it."""
+    with service.policies.changing() as folder:
+        save_benign(name, suffix, data, folder)
+        return summarise(name, folder)
 
 
 def _media_type(request: Request, *allowed: str) -> str:

