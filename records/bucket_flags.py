@@ -197,7 +197,10 @@ class BucketFlags:
 
 def _first_each(entries: _Entries) -> _Entries:
     """The first flag of each prompt."""
-    return list({entry.key: entry for entry in reversed(entries)}.values())[::-1]
+    first: dict[str, _Entry] = {}
+    for entry in entries:
+        first.setdefault(entry.key, entry)
+    return list(first.values())
 
 
 def _texts(id: str) -> str:
