@@ -9,6 +9,7 @@ import errno
 import logging
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import count
@@ -21,6 +22,7 @@ from core.storage import failure, is_remote, naming, probe
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 10.0  # timeout of a writer that waits for another
+AGAIN_S = 0.01
 _DAMAGE = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
 # SQLite's codes for a file that cannot be read or written, without the reason.
 _VAGUE = {sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
@@ -73,9 +75,23 @@ class Database:
             if not self._is_held:
                 # The last connection to close checkpoints the WAL and waits for the disk, far longer than a row takes.
                 # One connection that stays open as long as this object does avoids that; any thread may close it.
-                finalize(self, self._first().close)
+                finalize(self, self._first_in_turn().close)
                 self._is_held = True
         return self._connect()
+
+    def _first_in_turn(self) -> sqlite3.Connection:
+        """Return the first connection, however many processes make the file in the same moment.
+
+        SQLite does not wait, whatever its timeout, where two of them change the journal mode of a new file.
+        """
+        ends = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return self._first()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= ends:
+                    raise
+            time.sleep(AGAIN_S)
 
     def _first(self) -> sqlite3.Connection:
         if (damage := self._damage()) is not None:

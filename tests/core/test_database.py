@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import NamedTuple
 
 import pytest
@@ -29,6 +31,21 @@ def test_two_objects_on_one_file_see_each_others_rows(tmp_path: Path) -> None:
     add(one, 1)
     add(two, 2)
     assert values(one) == values(two) == [1, 2]
+
+
+def test_whoever_makes_a_new_file_in_the_same_moment_waits_for_the_others(tmp_path: Path) -> None:
+    line = Barrier(4)
+
+    def make(files: list[Database]) -> None:
+        for database in files:
+            line.wait()
+            add(database, 1)
+
+    numbers = range(40)
+    files = [[Database(tmp_path / f"{number}.db", SCHEMA) for number in numbers] for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(make, files))
+    assert [values(database) for database in files[0]] == [[1] * 4] * len(numbers)
 
 
 def test_a_block_that_raises_changes_nothing(tmp_path: Path) -> None:
