@@ -15,9 +15,13 @@ from typing import Annotated, Any
 import typer
 
 from cli.commands.connection import Server, connected, table
+from codebook.places.bucket_place import BucketPlace
+from codebook.places.copying import copy_store
+from codebook.places.folder_place import FolderPlace
 from codebook.store import CodebookStore
 from codebook.value import Mode
 from core.atomic import write_file
+from core.bucket.bucket import Bucket
 from core.errors import BadInput, BadSetting, NotFound
 from core.settings import Settings
 from core.storage import naming
@@ -158,6 +162,19 @@ def audit(offline: Offline = False, server: Server = None) -> None:
     heads = ("epoch", "move", "version", "before", "by", "when")
     rows = [[move[key] for key in ("epoch", "move", "version", "previous", "moved_by", "moved_at")] for move in moves]
     print(table(heads, rows))
+
+
+@app.command("copy")
+def copy_to(bucket: Annotated[str, typer.Argument(help="s3://BUCKET/PREFIX that holds no store yet.")]) -> None:
+    """Copy the store, its versions and their history, from its folder into a bucket for several machines."""
+    settings = Settings.from_environ(os.environ)
+    if settings.bucket is not None:
+        raise BadSetting("SAFECB_STORE", settings.bucket, "the folder of the store to copy")
+    target = Settings.from_environ({**os.environ, "SAFECB_STORE": bucket})
+    if target.bucket is None:
+        raise BadInput("bucket", bucket, "s3://BUCKET/PREFIX")
+    versions = copy_store(FolderPlace(settings.store), BucketPlace(Bucket(target.bucket), target.store))
+    print(f"{len(versions)} versions are in {bucket}; set SAFECB_STORE to it on all machines")
 
 
 @app.command()

@@ -126,6 +126,10 @@ class BucketPlace:
             return version
         return self.reserve(once)  # another was first: its name
 
+    def leave_out(self, number: int) -> None:
+        """Let no version get a number up to this one."""
+        self._bucket.create(f"numbers/{number:09d}", secrets.token_bytes(8))
+
     @contextmanager
     def adding(self, version: str) -> Iterator[Path]:
         """See Place."""

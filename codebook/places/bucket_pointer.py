@@ -8,7 +8,7 @@ Knows a log. Knows nothing of the other objects in the bucket.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import local
 from typing import Any
@@ -54,6 +54,17 @@ class BucketPointer(Pointer):
         """See Pointer."""
         if self._newest() is None:
             self._log.append(0, _value(ActiveRecord(version, 0, None, utc_now(), by, "initialise")))
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a record."""
+        return self._newest() is not None
+
+    def adopt(self, records: Sequence[ActiveRecord]) -> None:
+        """Begin with the history of another place. Raises Outrun where another process has begun meanwhile."""
+        for number, record in enumerate(records):
+            if not self._log.append(number, _value(record)):
+                raise Outrun(f"another process has begun a store in {self._url} meanwhile")
 
     def check_writable(self) -> None:
         """See Pointer: whoever may write an object may write this one."""

@@ -71,7 +71,7 @@ class FolderPlace:
         """See Place: the lock."""
         with locked(self.root / ".lock"), naming(self.root):
             if not self._numbers.is_there:  # a store of older code
-                self._numbers.note(self._highest())
+                self._numbers.note(self.highest())
             yield
 
     def names(self) -> list[str]:
@@ -87,7 +87,7 @@ class FolderPlace:
 
     def reserve(self, once: str | None) -> str:
         """See Place; under the lock whoever publishes the same twice finds the first."""
-        return f"v{max(self._numbers.highest(), self._highest()) + 1}"
+        return f"v{self.highest() + 1}"
 
     @contextmanager
     def adding(self, version: str) -> Iterator[Path]:
@@ -114,7 +114,7 @@ class FolderPlace:
             probe(path)
         self.pointer.check_writable()
 
-    def _highest(self) -> int:
-        """Return the highest number of a version that exists or was ever active."""
+    def highest(self) -> int:
+        """Return the highest number of a version that exists, was ever active, or was assigned and deleted."""
         names = [*self.names(), *filter(NAME.fullmatch, self.pointer.mentioned())]
-        return max(map(number_of, names), default=0)
+        return max(self._numbers.highest() if self._numbers.is_there else 0, *map(number_of, names), 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,13 +13,14 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from cli.main import main
 from codebook.places import bucket_place
 from codebook.places.bucket_place import BucketPlace
 from codebook.signature import UNSIGNED, Signatures
 from codebook.store import CodebookStore, codebook_hash
 from core.bucket.bucket import Bucket
 from core.errors import BadCodebook, Conflict, NoBucket, NotFound
-from tests.support.books import FACTS, base_book, output_draft, pixel_draft, publish, publish_active
+from tests.support.books import FACTS, base_book, open_store, output_draft, pixel_draft, publish, publish_active
 from tests.support.servers.s3 import S3, Line, s3_server, use
 
 Machine = Callable[..., CodebookStore]
@@ -228,3 +230,37 @@ def test_a_mode_is_derived_once(machine: Machine) -> None:
     one, other = machine(), machine()
     version = publish(one, output_draft(1)).version
     assert one.derive(version, "rewrite").version == other.derive(version, "rewrite").version == "v2"
+
+
+def test_a_folders_store_is_copied_with_its_history_and_numbers(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = open_store(tmp_path / "home" / "store", versions=3)
+    folder.activate("v2", by="me")
+    folder.activate("v1", by="me")
+    shutil.rmtree(tmp_path / "home" / "store" / "versions" / "v3")
+    monkeypatch.setenv("SAFECB_HOME", str(tmp_path / "home"))
+    assert main(["codebooks", "copy", url]) == 0
+    assert "3 versions" in capsys.readouterr().out
+    copied = CodebookStore(BucketPlace(Bucket(url), tmp_path / "copies"))
+    copied.initialise(base_book(), FACTS)
+    assert copied.names() == ["v0", "v1", "v2"] and copied.audit() == folder.audit()
+    assert codebook_hash(copied.load("v2")) == codebook_hash(pixel_draft(2))
+    copied.rollback(by="me")
+    assert copied.active().version == "v2"
+    assert publish(copied, pixel_draft(7), job="next").version == "v4"  # v3 was given before
+    assert main(["codebooks", "copy", url]) == 1
+    assert "holds a codebook store already" in capsys.readouterr().err
+    assert main(["codebooks", "copy", "elsewhere"]) == 1
+
+
+def test_the_doctor_races_the_bucket(
+    url: str, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SAFECB_HOME", str(tmp_path))
+    monkeypatch.setenv("SAFECB_STORE", url)
+    main(["doctor"])
+    assert "none yet; the first start makes it" in capsys.readouterr().out
+    line.blind = True
+    main(["doctor"])
+    assert "simultaneous creations" in capsys.readouterr().out

@@ -34,7 +34,7 @@ def test_two_objects_on_one_file_see_each_others_rows(tmp_path: Path) -> None:
 
 
 def test_whoever_makes_a_new_file_in_the_same_moment_waits_for_the_others(tmp_path: Path) -> None:
-    line = Barrier(4)
+    line = Barrier(4, timeout=30)
 
     def make(files: list[Database]) -> None:
         for database in files:
