@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from threading import Lock
 
 from codebook.live import LiveCodebooks
+from codebook.trials.bets import BETS, LIMIT
 from core.errors import SafeCBError, Unavailable
 from engine.image_result import ImageResult
 
 log = logging.getLogger(__name__)
 
 GUARD = "canary guard"  # in the audit
-BETS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)  # shares of the wealth staked on each difference
-LIMIT = 100.0  # e-value of a retreat: wrong in at most 1 of 100 splits of an equally safe version, at whatever look
 REMEMBERED = 10_000  # prompts of which a repetition is not counted
 
 
@@ -42,9 +41,8 @@ class Duel:
     """The evidence on one version beside the active one, image by image.
 
     Runs of images alternate between both, as callers are split. A difference d in [-1, 1] is the unsafe share of a
-    whole run of the version less that of the run of the active one before it. Under the hypothesis E d <= 0, each
-    product over (1 + bet d) is a supermartingale, and so is the mean over BETS: it exceeds LIMIT with a chance of at
-    most 1 / LIMIT, at any time (Ville; betting as in Waudby-Smith and Ramdas, JRSS B 86, 2024).
+    whole run of the version less that of the run of the active one before it. Under the hypothesis E d <= 0 the mean
+    wealth of BETS exceeds LIMIT with a chance of at most 1 / LIMIT, at any time (codebook/trials/bets.py).
     """
 
     counts: dict[bool, list[int]] = field(default_factory=lambda: {True: [0, 0], False: [0, 0]})  # images, unsafe

@@ -12,7 +12,6 @@ from starlette.concurrency import run_in_threadpool
 
 from app.access.key_ring import Scope
 from app.access.keys import CallerOf, ServiceOf, check_caller, check_version, needs
-from app.background.canary_guard import LIMIT
 from app.codebook_schemas import (
     ActivateRequest,
     Activation,
@@ -34,6 +33,7 @@ from app.http.negotiation import preferred
 from app.http.request_id import id_of
 from app.service import Service
 from codebook.store import Manifest, Moved
+from codebook.trials.bets import LIMIT
 from core.hints import send_hint
 
 router = APIRouter(prefix="/codebooks", tags=["codebooks"], dependencies=[Depends(check_caller)])

@@ -11,8 +11,9 @@ import torch
 
 from app.background import canary_guard as module
 from app.background import housekeeping
-from app.background.canary_guard import GUARD, LIMIT, Duel, Evidence
+from app.background.canary_guard import GUARD, Duel, Evidence
 from codebook.live import LiveCodebooks
+from codebook.trials.bets import LIMIT
 from core.errors import NoAccess
 from engine.image_result import ImageResult
 from engine.model import ImageRequest, Sampling, Verdict
