@@ -5,7 +5,7 @@ Knows shapes of JSON. Knows nothing of stores.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, RootModel
 
@@ -72,11 +72,16 @@ class Activation(BaseModel):
     previous: str | None = Field(description="Version that was active before.")
     moved_at: str = Field(description="Time of the activation: UTC, ISO 8601.")
     moved_by: str = Field(description="Operator or job that activated it.")
-    move: str = Field(description='"initialise", "activate", "rollback", "traffic", "revoke" or "restore".')
+    move: str = Field(
+        description='"initialise", "activate", "rollback", "traffic", "revoke", "restore", "shadow" or "canary".'
+    )
     traffic: dict[str, float] = Field(description="Share of each version; empty where the active one draws for all.")
     split: int = Field(description="Epoch at which these versions began to share; 0 where none do.")
     revoked: list[str] = Field(description="Versions under which nothing is drawn.")
     reason: str = Field(description="Why, for a move that no person made.")
+    shadow: dict[str, Any] = Field(description="Version, share and job of a shadow comparison; empty without one.")
+    canary: str = Field(description="Version whose share grows in steps; empty without one.")
+    evidence: dict[str, Any] = Field(description="Counts that decided a move that no person made.")
 
 
 class ActiveCodebook(Activation):

@@ -163,13 +163,17 @@ class LiveCodebooks:
             self._store.share(traffic, by=by, expected_epoch=expected_epoch, followed=self._current(), reason=reason)
         )
 
+    def move(self, move: Callable[[CodebookStore, ActiveRecord | None], Moved]) -> Moved:
+        """Make another move, given the store and the active record here. Raises as the move, and as `_confirm`."""
+        return self._confirm(move(self._store, self._current()))
+
     def revoke(self, version: str, *, by: str) -> Moved:
         """Revoke a version in the store and here. Raises as CodebookStore.revoke, and as `_confirm`."""
-        return self._confirm(self._store.revoke(version, by=by, followed=self._current()))
+        return self.move(lambda store, here: store.revoke(version, by=by, followed=here))
 
     def restore(self, version: str, *, by: str) -> Moved:
         """Restore a version in the store and here. Raises as CodebookStore.restore, and as `_confirm`."""
-        return self._confirm(self._store.restore(version, by=by, followed=self._current()))
+        return self.move(lambda store, here: store.restore(version, by=by, followed=here))
 
     @contextmanager
     def lease(self, version: str = ACTIVE, unit: str = "", is_drawn: bool = False) -> Iterator[Codebook]:

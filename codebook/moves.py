@@ -1,5 +1,8 @@
 """Moves of a store's active alias: activation, rollback, shares of traffic, revocation; and their audit.
 
+Each of them but a restoration ends a shadow comparison and the steps of a canary; those have moves of their own
+(codebook/trials/trial_moves.py).
+
 Knows the pointer. Knows nothing of a version's files: whoever moves to a version loads it first.
 """
 
@@ -26,7 +29,7 @@ _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 
-def _anew(move: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+def anew(move: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
     """Let a move be decided anew, on the new state, where another process has moved the alias in between."""
 
     @wraps(move)
@@ -56,7 +59,7 @@ class Moves(ABC):
         """Return the active record. Raises BadCodebook (active) if it is damaged."""
         return self._pointer.read()
 
-    @_anew
+    @anew
     def activate(
         self, version: str, *, by: str, expected_epoch: int | None = None, followed: ActiveRecord | None = None
     ) -> Moved:
@@ -71,7 +74,7 @@ class Moves(ABC):
             self._refuse_revoked(version)
             return self._pointer.move(version, by, "activate", followed)
 
-    @_anew
+    @anew
     def rollback(
         self, *, by: str, to: str | None = None, expected_epoch: int | None = None, followed: ActiveRecord | None = None
     ) -> Moved:
@@ -90,7 +93,7 @@ class Moves(ABC):
             self._refuse_revoked(to)
             return self._pointer.move(to, by, "rollback", followed)
 
-    @_anew
+    @anew
     def share(
         self,
         traffic: Mapping[str, float],
@@ -117,9 +120,9 @@ class Moves(ABC):
             split = {} if len(shares) == 1 else shares
             return self._pointer.move(now.version, by, "traffic", followed, split, reason=reason)
 
-    @_anew
+    @anew
     def revoke(self, version: str, *, by: str, followed: ActiveRecord | None = None) -> Moved:
-        """Draw nothing under a version any more, whoever names it; return as `activate`. It ends a split.
+        """Draw nothing under a version any more, whoever names it; return as `activate`. It ends its split or trial.
 
         If it is active, the nearest version before it that can be loaded becomes active, or v0. Raises NotFound,
         BadInput for v0.
@@ -132,16 +135,22 @@ class Moves(ABC):
             revoked = {*now.revoked, version}
             target = self._sound_before(revoked) if now.version == version else now.version
             traffic = {} if version in now.traffic else now.traffic
-            return self._pointer.move(target, by, "revoke", followed, traffic, sorted(revoked))
+            is_tried = version in (now.version, now.shadow.get("version"))
+            shadow, canary = {} if is_tried else now.shadow, now.canary if traffic else ""
+            return self._pointer.move(
+                target, by, "revoke", followed, traffic, sorted(revoked), shadow=shadow, canary=canary
+            )
 
-    @_anew
+    @anew
     def restore(self, version: str, *, by: str, followed: ActiveRecord | None = None) -> Moved:
         """Allow a revoked version again, without activating it; return as `activate`. Raises NotFound."""
         self._known(version)
         with self._writing():
             now = self._pointer.read()
             revoked = [name for name in now.revoked if name != version]
-            return self._pointer.move(now.version, by, "restore", followed, now.traffic, revoked)
+            return self._pointer.move(
+                now.version, by, "restore", followed, now.traffic, revoked, shadow=now.shadow, canary=now.canary
+            )
 
     def earlier(self) -> list[ActiveRecord]:
         """Return the targets of successive rollbacks, nearest first. Raises as `audit`."""

@@ -11,13 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from codebook.numbers import number_of
 from core.clock import utc_now
 from core.errors import Conflict
 
-Move = Literal["initialise", "activate", "rollback", "traffic", "revoke", "restore"]
+Move = Literal["initialise", "activate", "rollback", "traffic", "revoke", "restore", "shadow", "canary"]
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class ActiveRecord:
     traffic: the share in (0, 1) of each version that draws for callers who name none, the active one included, with
         the sum 1; empty where the active one draws for all. split: the epoch at which these versions began to share.
     revoked: versions under which nothing is drawn any more. reason: of a move that no person made.
+    shadow: version, share and job of a shadow comparison that goes on. canary: the version whose share grows in steps.
+    evidence: the counts that decided a move that no person made.
     """
 
     version: str
@@ -42,6 +45,9 @@ class ActiveRecord:
     split: int = 0
     revoked: list[str] = field(default_factory=list)
     reason: str = ""
+    shadow: dict[str, Any] = field(default_factory=dict)
+    canary: str = ""
+    evidence: dict[str, Any] = field(default_factory=dict)
 
     def drawn_for(self, unit: str) -> str:
         """Return the version that draws for a unit, such as a caller and a prompt: the same one while the split lasts.
@@ -94,24 +100,29 @@ class Pointer(ABC):
         by: str,
         move: Move,
         followed: ActiveRecord | None = None,
-        traffic: Mapping[str, float] = MappingProxyType({}),
+        traffic: Mapping[str, float] = NONE,
         revoked: Sequence[str] | None = None,
         reason: str = "",
+        shadow: Mapping[str, Any] = NONE,
+        canary: str = "",
+        evidence: Mapping[str, Any] = NONE,
     ) -> Moved:
         """Activate `version` and return the old record and the new; they are the same if nothing changes.
 
-        traffic, revoked: as in ActiveRecord; revoked is None where it does not change. followed: the active record of
-        the caller's server. If the store is behind it, such as an older backup, every call is an activation, with an
+        traffic to evidence: as in ActiveRecord; revoked is None where it does not change. followed: the active record
+        of the caller's server. If the store is behind it, such as an older backup, every call is an activation, with an
         epoch above both, so that the server follows. Raises Outrun as `_commit`.
         """
         old, ahead = self.read(), -1 if followed is None else followed.epoch
         is_behind = old != followed and old.epoch <= ahead
         gone = old.revoked if revoked is None else sorted(revoked, key=number_of)
-        if (old.version, old.traffic, old.revoked) == (version, dict(traffic), gone) and not is_behind:
+        state = (version, dict(traffic), gone, dict(shadow), canary)
+        if (old.version, old.traffic, old.revoked, old.shadow, old.canary) == state and not is_behind:
             return old, old
         epoch = max(old.epoch, ahead, self._highest()) + 1
         split = 0 if not traffic else old.split if old.traffic.keys() == traffic.keys() else epoch
-        new = ActiveRecord(version, epoch, old.version, utc_now(), by, move, dict(traffic), split, gone, reason)
+        trial = (reason, dict(shadow), canary, dict(evidence))
+        new = ActiveRecord(version, epoch, old.version, utc_now(), by, move, dict(traffic), split, gone, *trial)
         self._commit(old, new)
         return old, new
 

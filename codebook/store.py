@@ -28,7 +28,7 @@ from codebook.folder import (
 )
 from codebook.identity import Identity
 from codebook.manifest import Manifest, Origin
-from codebook.moves import BASE, Moves
+from codebook.moves import BASE
 from codebook.numbers import NAME, number_of
 from codebook.places.bucket_place import BucketPlace
 from codebook.places.folder_place import FolderPlace
@@ -36,6 +36,7 @@ from codebook.places.place import Place
 from codebook.pointer import ActiveRecord, Moved
 from codebook.signature import UNSIGNED, Signatures
 from codebook.tensors import check_codebook, codebook_hash
+from codebook.trials.trial_moves import TrialMoves
 from codebook.value import Codebook, Mode
 from core.bucket.bucket import Bucket
 from core.errors import BadCodebook, BadInput, Conflict, NotFound
@@ -47,7 +48,7 @@ __all__ = ["ActiveRecord", "CodebookStore", "Manifest", "Moved", "codebook_hash"
 _NO_IMAGES: Mapping[str, bytes] = MappingProxyType({})
 
 
-class CodebookStore(Moves):
+class CodebookStore(TrialMoves):
     """The versions of one model's codebook in a place, or in a folder. Safe to share between threads and processes.
 
     Until `initialise` has run once for the place, every other method but `names` and `versions` raises NotFound. Where

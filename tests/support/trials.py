@@ -57,7 +57,8 @@ def _logs(*payoffs: tuple[float, NDArray[Any]]) -> NDArray[Any]:
     total: NDArray[Any] = numpy.full(payoffs[0][1].shape, -numpy.inf)
     for bet in BETS:
         numpy.logaddexp(total, sum(count * numpy.log1p(bet * payoff) for payoff, count in payoffs), out=total)
-    return total - numpy.log(len(BETS))
+    total -= numpy.log(len(BETS))
+    return total
 
 
 CASES = {
