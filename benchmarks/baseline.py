@@ -19,10 +19,10 @@ from fastapi import FastAPI, Response
 from pydantic import BaseModel
 
 from engine.families.janus.loading import load_janus
-from engine.families.janus.random_model import PREFIX, random_janus
+from engine.families.janus.random_model import random_janus
 from engine.instructions import general_chat, read_instructions
 from engine.png import encode_png, to_bytes
-from engine.registry import find_model
+from engine.registry import PREFIX, find_model
 
 TOGETHER, WAIT_S = {"cpu": 8, "cuda": 32}, 0.01
 

@@ -15,9 +15,9 @@ import torch
 from transformers import JanusForConditionalGeneration
 
 from benchmarks.load import PROMPTS
-from engine.families.janus.random_model import PREFIX, random_janus
+from engine.families.janus.random_model import random_janus
 from engine.model import ImageRequest
-from engine.registry import find_model, load_model
+from engine.registry import PREFIX, find_model, load_model
 from engine.runner.sequence import ImageSequence
 from engine.runner.served import Served
 

@@ -7,23 +7,49 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from core.errors import BadModel
-from engine.families.janus import loading as janus
-from engine.families.janus.random_model import PREFIX
 from engine.runner.served import Served
+from engine.unified.parts import Parts
+from engine.unified.served_model import ServedModel
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "checkpoints" / "embedded"
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
-Loader = Callable[[str, Path, str, torch.device, torch.dtype], Served]  # name, folder, hash of its weights, ..
-FAMILIES: Mapping[str, Loader] = {"janus": janus.load}  # by the model_type of config.json
+GROUP = "safecb.families"  # of entry points: a module that is a Family each
+PREFIX = "random:"
+
+
+class Family(Protocol):
+    """The module of a family; a package of its own may bring one."""
+
+    NAME: str
+    GEOMETRIES: Collection[str]  # of its random models, without PREFIX
+
+    def fits(self, config: Mapping[str, Any]) -> bool:
+        """Whether a config.json is of this family."""
+
+    def load(self, name: str, folder: Path, model_hash: str, device: torch.device, dtype: torch.dtype) -> Parts:
+        """Make the parts of the model called `name` from its folder. Raises BadModel."""
+
+    def load_random(self, name: str, device: torch.device, dtype: torch.dtype) -> Parts:
+        """Make parts with random weights, as "random:GEOMETRY". Raises BadModel."""
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """Return the families that installed packages bring, by name. Raises BadModel for one that cannot be imported."""
+    points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
+    return tuple(_imported(point) for point in points)
 
 
 def load_model(name: str, device: str, dtype: str) -> Served:
@@ -36,11 +62,11 @@ def load_model(name: str, device: str, dtype: str) -> Served:
     auto = torch.float32 if target.type == "cpu" else torch.bfloat16
     kind: torch.dtype = auto if dtype == "auto" else getattr(torch, dtype)
     if name.startswith(PREFIX):
-        return janus.load_random(name, target, kind)
+        return ServedModel(_random_family(name).load_random(name, target, kind))
     folder = find_model(name)
-    load = FAMILIES[_family(folder)]
+    family = find_family(folder)
     own = str(folder.resolve()) if name != "embedded" and Path(name).is_dir() else name
-    return load(own, folder, hash_weights(folder), target, kind)
+    return ServedModel(family.load(own, folder, hash_weights(folder), target, kind))
 
 
 def find_model(name: str) -> Path:
@@ -71,7 +97,8 @@ def check_model(name: str) -> str:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise BadModel(f"{folder}: holds no .safetensors file")
-    return f"{name}, {_family(folder)}, {sum(file.stat().st_size for file in files) / 2**20:.0f} MiB of weights"
+    size = sum(file.stat().st_size for file in files) / 2**20
+    return f"{name}, {find_family(folder).NAME}, {size:.0f} MiB of weights"
 
 
 def has_beside(name: str, folder: str) -> bool:
@@ -96,14 +123,34 @@ def hash_weights(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _family(folder: Path) -> str:
-    """The model_type of a folder, one of FAMILIES. Raises BadModel."""
+def find_family(folder: Path) -> Family:
+    """Return the family of a folder. Raises BadModel where there is none, naming those that are served."""
     try:
-        family: str = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = config["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadModel(f"{folder}: no readable config.json with a model_type: {error}") from error
-    if family not in FAMILIES:
-        raise BadModel(f"{folder}: is a {family!r} model; the families served are: {', '.join(map(repr, FAMILIES))}")
+    fitting = [family for family in families() if family.fits(config)]
+    if not fitting:
+        served = ", ".join(repr(family.NAME) for family in families())
+        raise BadModel(f"{folder}: is a {kind!r} model; the families served are: {served}")
+    return fitting[0]
+
+
+def _random_family(name: str) -> Family:
+    """The family of a random model. Raises BadModel, naming all geometries."""
+    for family in families():
+        if name.removeprefix(PREFIX) in family.GEOMETRIES:
+            return family
+    geometries = [PREFIX + geometry for family in families() for geometry in family.GEOMETRIES]
+    raise BadModel(f"{name}: there are {', '.join(geometries)}")
+
+
+def _imported(point: EntryPoint) -> Family:
+    try:
+        family: Family = point.load()
+    except Exception as error:  # whatever a package does
+        raise BadModel(f"the family {point.name!r} of {point.value} cannot be imported: {error}") from error
     return family
 
 

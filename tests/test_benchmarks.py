@@ -22,7 +22,7 @@ from codebook.store import CodebookStore
 from engine.families.janus import random_model
 from engine.model import ImageRequest
 from engine.png import encode_png, to_bytes
-from engine.registry import EMBEDDED, load_model
+from engine.registry import EMBEDDED, PREFIX, load_model
 from records.journal import Journal
 from tests.support.serving import Server, settings_in, tiny_model
 from tests.support.serving import serving as server_of
@@ -118,9 +118,9 @@ def test_another_model_gets_pages_of_its_own() -> None:
 def test_the_baseline_and_the_steps_take_any_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(random_model.GEOMETRIES, "small", random_model.Geometry(32, 1, 2, 48))
     folder = str(tiny_model(tmp_path))
-    for name in (folder, f"{random_model.PREFIX}small"):
+    for name in (folder, f"{PREFIX}small"):
         assert steps.work_of(name).weights > steps.work_of(name).kv_numbers > 0
-    for name in (folder, f"{random_model.PREFIX}small"):
+    for name in (folder, f"{PREFIX}small"):
         drawn = baseline.Generator(name, torch.device("cpu"), 2, compiled=False).draw("a cat")
         assert drawn.startswith(b"\x89PNG")
     costs = steps.step_costs(folder, "cpu")

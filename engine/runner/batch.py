@@ -20,6 +20,7 @@ from engine.runner.cuda_graphs import ByWidth, bucket, recorder
 from engine.runner.decoder import blocks
 from engine.runner.image_lm import ImageLM, PrefillResult
 from engine.runner.sampling import apply_cfg, sample
+from engine.runner.script import ScriptTensors
 from engine.runner.sequence import ImageSequence
 
 NO_TOKEN = -1  # in place of all tokens of an image whose logits were NaN or infinite
@@ -36,8 +37,10 @@ class RunningBatch:
         self._next = torch.zeros_like(self._hidden)  # the embeddings that the rows read next
         self._features = torch.zeros(kv_rows, image_lm.width, device=image_lm.codes.device)
         self._sums = torch.zeros_like(self._features)  # of an image's features so far, for the halfway probe
-        # The last row of the token table is for padded images.
-        self._tokens = torch.zeros(kv_rows + 1, image_lm.tokens, dtype=torch.int64, device=image_lm.codes.device)
+        self._script = ScriptTensors(image_lm.script, image_lm.codes) if not image_lm.script.is_plain else None
+        # The last row of the token table is for padded images, a last column for steps that draw no code.
+        columns = image_lm.tokens + (self._script is not None)
+        self._tokens = torch.zeros(kv_rows + 1, columns, dtype=torch.int64, device=image_lm.codes.device)
         # The sum of all logits of the image at a row of the token table. NaN and infinity stay in it, so that a step
         # need not wait for a GPU to report them.
         self._logit_sums = torch.zeros(kv_rows + 1, device=image_lm.codes.device)
@@ -92,7 +95,7 @@ class RunningBatch:
         """
         with torch.inference_mode():
             self._sample_next()
-            complete = [sequence for sequence in self._sequences if sequence.step == self._image_lm.tokens]
+            complete = [sequence for sequence in self._sequences if sequence.step == self._image_lm.script.steps]
             for sequence in complete:
                 self._remove(sequence)
             if self._sequences:
@@ -101,12 +104,17 @@ class RunningBatch:
         self._pace()
         for sequence in complete:  # outside inference mode, so that autograd may later index with the tokens
             row = sequence.token_row
-            sequence.tokens = torch.where(self._logit_sums[row].isfinite(), self._tokens[row], NO_TOKEN)
+            drawn = self._tokens[row, : self._image_lm.tokens]
+            sequence.tokens = torch.where(self._logit_sums[row].isfinite(), drawn, NO_TOKEN)
         return complete + refused
 
     def tokens_so_far(self, sequence: ImageSequence) -> Tensor:
-        """The tokens [step] int64 of an image, on the CPU."""
-        return self._tokens[sequence.token_row, : sequence.step].to("cpu", copy=True)
+        """The tokens [n] int64 of an image that are drawn, on the CPU."""
+        return self._tokens[sequence.token_row, : self.drawn(sequence)].to("cpu", copy=True)
+
+    def drawn(self, sequence: ImageSequence) -> int:
+        """Number of tokens of an image that are drawn."""
+        return self._image_lm.script.drawn(sequence.step)
 
     def drop(self, sequence: ImageSequence) -> None:
         """Stop drawing an image."""
@@ -153,7 +161,10 @@ class RunningBatch:
         else:
             self._sample_tokens(width)
         if layout.probed:
-            self._sums[:width] += self._features[:width]
+            summed = self._features[:width]
+            if self._script is not None:
+                summed = summed * self._script.is_drawn[layout.steps[layout.owners]][:, None]
+            self._sums[:width] += summed
         layout.steps.add_(1)
         for sequence in self._sequences:
             sequence.step += 1
@@ -166,13 +177,17 @@ class RunningBatch:
         guided = apply_cfg(logits, layout.cfg_rows)
         self._logit_sums.index_add_(0, layout.token_rows, guided.sum(1))
         tokens = sample(guided, layout.sampling, layout.steps)
-        self._tokens[layout.token_rows, layout.steps] = tokens
+        if self._script is None:
+            self._tokens[layout.token_rows, layout.steps] = tokens
+        else:
+            self._tokens[layout.token_rows, self._script.columns[layout.steps]] = tokens
+            tokens = self._script.read(tokens, layout.steps)
         return torch.index_select(self._image_lm.codes, 0, tokens[layout.owners], out=self._next[:width])
 
     def _read_next(self) -> None:
         """Let every row read the token that its image has just got."""
         kv_rows, cache = len(self._owners), self._cache
-        cache.longest = max(len(sequence.prompt_ids) + sequence.step - 1 for sequence in self._sequences)
+        cache.longest = max(max(sequence.prompt_lengths) + sequence.step - 1 for sequence in self._sequences)
         self._forward(self._read_tokens, self._width(kv_rows))
         cache.advance(kv_rows, 1)
 
@@ -186,7 +201,7 @@ class RunningBatch:
     def _run_probes(self) -> list[ImageSequence]:
         """Run the halfway probes of images that are halfway; return those that leave, since they are refused."""
         for sequence in self._sequences:
-            if sequence.probe is not None and sequence.step == sequence.probe.after:
+            if sequence.probe is not None and self.drawn(sequence) == sequence.probe.after:
                 self._run_probe(sequence, sequence.probe)
         refused = [sequence for sequence in self._sequences if sequence.mode == "refuse"]
         for sequence in refused:
@@ -195,7 +210,7 @@ class RunningBatch:
         return refused
 
     def _refused_tokens(self) -> Tensor:
-        return torch.full_like(self._tokens[0], REFUSED)
+        return torch.full_like(self._tokens[0, : self._image_lm.tokens], REFUSED)
 
     def _run_probe(self, sequence: ImageSequence, probe: HalfwayProbe) -> None:
         """Begin an image again under its experts, if its halfway probe fires."""
@@ -207,8 +222,9 @@ class RunningBatch:
             self._logit_sums[sequence.token_row] = torch.nan
         if sequence.experts:
             sequence.step, self._laid_out = 0, False
-            for row, hidden in zip(sequence.kv_rows, sequence.first_hidden, strict=True):
-                self._cache.lengths[row], self._hidden[row] = len(sequence.prompt_ids), hidden
+            beginnings = zip(sequence.kv_rows, sequence.prompt_lengths, sequence.first_hidden, strict=True)
+            for row, length, hidden in beginnings:
+                self._cache.lengths[row], self._hidden[row] = length, hidden
 
     def _add(self, sequence: ImageSequence, conditional: PrefillResult, unconditional: PrefillResult | None) -> None:
         sequence.step, sequence.token_row = 0, self._free_token_rows.pop()
@@ -218,6 +234,7 @@ class RunningBatch:
             row = len(self._owners)
             sequence.kv_rows.append(row)
             sequence.first_hidden.append(prefill.hidden)
+            sequence.prompt_lengths.append(prefill.length)
             self._owners.append(sequence)
             self._cache.copy_row(row, prefill.cache, prefill.row)
             self._hidden[row], self._sums[row] = prefill.hidden, 0.0
@@ -236,7 +253,7 @@ class RunningBatch:
                 self._owners[row] = mover
                 mover.kv_rows[mover.kv_rows.index(last)] = row
             self._cache.lengths[last] = 0  # padded rows attend to nothing of it
-        sequence.kv_rows, sequence.first_hidden = [], []
+        sequence.kv_rows, sequence.first_hidden, sequence.prompt_lengths = [], [], []
         self._sequences.remove(sequence)
         self._free_token_rows.append(sequence.token_row)
         self._laid_out = False

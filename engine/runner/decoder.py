@@ -1,4 +1,4 @@
-"""A Llama decoder with a preallocated KV cache: prefill, extend, and the raw forward pass for CUDA graphs.
+"""A Llama-shaped decoder with a preallocated KV cache: prefill, extend, and the raw forward pass for CUDA graphs.
 
 One code path reads prompts, single tokens and whole teacher-forced images, in rows of unequal length. It is
 batch-invariant: on the CPU bit for bit. Knows no images and no chat format.
@@ -10,32 +10,21 @@ import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.runner.linear import Linear, Norm
+from engine.runner.backbone import Backbone, LayerOptions
+from engine.runner.linear import Linear
+from engine.runner.norms import HeadNorm, norm_of
 
 # Of heads [R, T, n + 2 h, d] (queries, keys, values), and a layer's keys and values, into which theirs are written:
 _Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # the attention's output [R, T, n d]
 _Rotary = Callable[[Tensor, Tensor, Tensor], Tensor]  # the rotated queries [R, T, n, d]
 
 BLOCK = 16  # attention reads whole blocks of positions, so that a row's sums do not depend on their number
-
-
-class LlamaModules(Protocol):
-    """The modules of a Llama-shaped language model, under the names that transformers gives them."""
-
-    @property
-    def embed_tokens(self) -> Any: ...  # noqa: ANN401, D102
-    @property
-    def layers(self) -> Any: ...  # noqa: ANN401, D102
-    @property
-    def norm(self) -> Any: ...  # noqa: ANN401, D102
-    @property
-    def rotary_emb(self) -> Any: ...  # noqa: ANN401, D102
 
 
 @dataclass
@@ -82,33 +71,41 @@ class KVCache:
 class _Layer:
     """One decoder layer's weights, fused: query, key and value in one product, gate and up in another."""
 
-    def __init__(self, layer: Any) -> None:  # noqa: ANN401  (a layer of LlamaModules)
+    def __init__(self, layer: Any, options: LayerOptions) -> None:  # noqa: ANN401  (a layer of a Backbone)
         attention, mlp = layer.self_attn, layer.mlp
-        norms = layer.input_layernorm, layer.post_attention_layernorm
-        self.input_norm, self.post_attention_norm = (Norm(norm.weight, norm.variance_epsilon) for norm in norms)
+        self.input_norm = norm_of(layer.input_layernorm, options.gain_offset)
+        self.post_attention_norm = norm_of(layer.post_attention_layernorm, options.gain_offset)
         self.qkv = Linear([attention.q_proj, attention.k_proj, attention.v_proj])
         self.o_proj = Linear([attention.o_proj])
         self.gate_up = Linear([mlp.gate_proj, mlp.up_proj])
         self.down = Linear([mlp.down_proj])
+        self.head_norm = None if options.head_norm is None else HeadNorm.of(attention, options)
 
 
 class Decoder:
     """The stack of decoder layers. Holds no state but weights: many threads may read with it simultaneously."""
 
-    def __init__(self, llama: LlamaModules, positions: int) -> None:
-        """Move the layers out of `llama`, which is left without; `positions` is the longest row, in tokens."""
-        layers = llama.layers
-        attention = layers[0].self_attn
+    def __init__(self, backbone: Backbone, positions: int) -> None:
+        """Move the layers out of `backbone`, which is left without; `positions` is the longest row, in tokens.
+
+        Raises BadModel for a layer that is not read as the model's own code reads it.
+        """
+        backbone.check()
+        layers, self._options = backbone.layers, backbone.options
+        attention: Any = layers[0].self_attn
         self._head_dim: int = attention.head_dim
         self._kv_heads: int = attention.k_proj.out_features // self._head_dim
-        self._embed, self._norm = llama.embed_tokens, Norm(llama.norm.weight, llama.norm.variance_epsilon)
-        self.width: int = self._norm.gain.shape[0]  # H
-        position_ids = torch.arange(blocks(positions), device=self._norm.gain.device)[None]
+        self._embed, self._scale = backbone.embed_tokens, backbone.embedding_scale
+        self._norm = norm_of(backbone.norm, self._options.gain_offset)
+        like = attention.q_proj.weight
+        self._device, self._dtype = like.device, like.dtype
+        self.width = int(self._norm.gain.shape[0])  # H
+        position_ids = torch.arange(blocks(positions), device=self._device)[None]
         with torch.no_grad():
-            cos, sin = llama.rotary_emb(self._norm.gain, position_ids)
+            cos, sin = backbone.rotary_emb(like.new_zeros(1), position_ids)
             self._layers = []
             while len(layers):  # one by one, so that no more than one layer is in memory twice
-                self._layers.append(_Layer(layers[0]))
+                self._layers.append(_Layer(layers[0], self._options))
                 del layers[0]
         self._cos, self._sin = cos[0], sin[0]  # [positions, d]
 
@@ -120,19 +117,20 @@ class Decoder:
 
     def row_bytes(self, positions: int) -> int:
         """Bytes of one KV row of `positions` positions."""
-        numbers = 2 * len(self._layers) * self._kv_heads * blocks(positions) * self._head_dim
-        return numbers * self._norm.gain.element_size()
+        numbers: int = 2 * len(self._layers) * self._kv_heads * blocks(positions) * self._head_dim
+        return numbers * int(self._dtype.itemsize)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [..] -> embeddings [.., H]."""
         embedded: Tensor = self._embed(ids)
-        return embedded
+        return embedded if self._scale == 1.0 else embedded * torch.tensor(self._scale, dtype=embedded.dtype)
 
     def new_cache(self, kv_rows: int, positions: int) -> KVCache:
         """Return an empty cache of `kv_rows` rows with at least `positions` positions each."""
         shape = (len(self._layers), kv_rows, self._kv_heads, blocks(positions), self._head_dim)
-        lengths = torch.zeros(kv_rows, dtype=torch.int64, device=self._norm.gain.device)
-        return KVCache(self._norm.gain.new_zeros(shape), self._norm.gain.new_zeros(shape), lengths)
+        lengths = torch.zeros(kv_rows, dtype=torch.int64, device=self._device)
+        keys, values = (torch.zeros(shape, dtype=self._dtype, device=self._device) for _ in range(2))
+        return KVCache(keys, values, lengths)
 
     def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Tensor, Tensor, KVCache]:
         """Read prompts of token ids, of unequal length, into a new cache with `room` more positions.
@@ -141,7 +139,7 @@ class Decoder:
         row's last token, and the cache.
         """
         lengths = [len(ids) for ids in prompts]
-        width, device = blocks(max(lengths)), self._norm.gain.device
+        width, device = blocks(max(lengths)), self._device
         padded = torch.tensor([[*ids, *itertools.repeat(0, width - len(ids))] for ids in prompts], device=device)
         cache = self.new_cache(len(prompts), width + room)
         states = self.extend(self.embed(padded), cache)
@@ -168,16 +166,29 @@ class Decoder:
         attention = self._attention(cache, kv_rows, count, bound)
         hidden = embeddings
         for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
-            heads = layer.qkv(layer.input_norm(hidden)).view(kv_rows, count, -1, self._head_dim)
-            hidden = layer.o_proj(attention(heads, keys, values), hidden)
-            hidden = layer.down(layer.gate_up.gated(layer.post_attention_norm(hidden)), hidden)
+            if self._options.norms_after:
+                hidden = hidden + layer.input_norm(layer.o_proj(attention(self._heads(layer, hidden), keys, values)))
+                mixed = layer.down(layer.gate_up.gated(hidden, self._options.activation))
+                hidden = hidden + layer.post_attention_norm(mixed)
+            else:
+                heads = self._heads(layer, layer.input_norm(hidden))
+                hidden = layer.o_proj(attention(heads, keys, values), hidden)
+                gated = layer.gate_up.gated(layer.post_attention_norm(hidden), self._options.activation)
+                hidden = layer.down(gated, hidden)
         return self._norm(hidden)
+
+    def _heads(self, layer: _Layer, hidden: Tensor) -> Tensor:
+        """Queries, keys and values [R, T, n + 2 h, d] of hidden states [R, T, H]."""
+        heads = layer.qkv(hidden).view(*hidden.shape[:2], -1, self._head_dim)
+        if layer.head_norm is not None:
+            heads[:, :, : -self._kv_heads] = layer.head_norm(heads[:, :, : -self._kv_heads])
+        return heads
 
     def _attention(self, cache: KVCache, kv_rows: int, count: int, bound: int) -> _Attention:
         """Attention of `count` tokens of each of the first rows of `cache`."""
         if cache.lengths.is_cuda and count == 1:
             return self._decode_attention(cache)
-        device, dtype = self._norm.gain.device, self._norm.gain.dtype
+        device, dtype = self._device, self._dtype
         positions = cache.lengths[:kv_rows, None] + torch.arange(count, device=device)  # [R, T]
         future = torch.arange(bound, device=device) > positions[:, :, None]
         mask = torch.zeros(future.shape, dtype=dtype, device=device)

@@ -17,6 +17,7 @@ from codebook.value import HeadEdit
 from engine.model import ImageRequest, PromptTokenizer
 from engine.runner.decoder import BLOCK, Decoder, KVCache
 from engine.runner.linear import MAX_ROWS, Linear
+from engine.runner.script import Script
 from engine.runner.sequence import ImageSequence
 
 # An edit, its expert, and the int64 rows it applies to, in the order in which they apply.
@@ -25,49 +26,54 @@ Routed = Sequence[tuple[HeadEdit, int, Tensor]]
 EDIT_ROWS = 16  # rows are edited in groups of this size, so that a row's last bits do not depend on their number
 GPU_BUCKET = 4 * BLOCK  # on a GPU prompts are read together whose lengths are equal in this unit
 CACHED_UNCONDITIONAL = 16  # unconditional prompts whose KV rows are cached
+PIECE = 1024  # tokens read together: attention on a CPU holds [heads, piece, positions]
 
 
 @dataclass(frozen=True)
 class ImageHead:
     """The modules through which image tokens enter and leave a language model; a family hands them in.
 
-    projection: H -> M; activation: of its outputs, which gives the features; table: M -> K, the output table;
-    code_embeddings: [K, H], what the language model reads for each code.
+    table: M -> K, the output table; code_embeddings: [K + G, H], what the language model reads for each code, and for
+    the given tokens of its script; projection: H -> M, and activation, of its outputs, which gives the features: where
+    there is none, hidden states are the features.
     """
 
-    projection: nn.Linear
-    activation: Callable[[Tensor], Tensor]
     table: nn.Linear
     code_embeddings: Tensor
+    projection: nn.Linear | None = None
+    activation: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class PrefillResult:
-    """A prompt that has been read: row `row` of `cache`, and the last hidden state [H], from which sampling begins."""
+    """A prompt of `length` tokens that has been read: row `row` of `cache`, and the last hidden state [H] of it."""
 
     cache: KVCache
     row: int
     hidden: Tensor
+    length: int
 
 
 class ImageLM:
     """A decoder with an image head."""
 
-    def __init__(self, head: ImageHead, decoder: Decoder, prompts: PromptTokenizer, tokens: int) -> None:
-        """Take the parts; `tokens` is N, the tokens of an image."""
-        self.decoder, self.tokens = decoder, tokens
+    def __init__(self, head: ImageHead, decoder: Decoder, prompts: PromptTokenizer, script: Script) -> None:
+        """Take the parts."""
+        self.decoder, self.script, self.tokens = decoder, script, script.tokens
         self.width: int = head.table.in_features  # M
         self.codes = head.code_embeddings
         self._prompts, self._table = prompts, head.table
-        self._output, self._projection = Linear([head.table]), Linear([head.projection])
+        self._output = Linear([head.table])
+        self._projection = None if head.projection is None else Linear([head.projection])
         self._activation = head.activation
-        # By length: an unconditional prompt says nothing but its length. The most recently used comes last.
-        self._unconditional: OrderedDict[int, PrefillResult] = OrderedDict()
+        # By its ids; the most recently used comes last.
+        self._unconditional: OrderedDict[tuple[int, ...], PrefillResult] = OrderedDict()
 
     def warm(self, kv_rows: int) -> None:
         """Warm up the linear layers for reading any number of tokens, and for sampling in up to `kv_rows` rows."""
         self.decoder.warm()
-        self._projection.warm(kv_rows)
+        if self._projection is not None:
+            self._projection.warm(kv_rows)
         self._output.warm(kv_rows)
 
     def prefill(self, sequences: Sequence[ImageSequence]) -> list[tuple[PrefillResult, PrefillResult | None]]:
@@ -92,13 +98,34 @@ class ImageLM:
             for each in sequences
         ]
 
+    def prompt_length(self, ids: Sequence[int]) -> int:
+        """Positions that a prompt of these ids, or its unconditional one, takes at most."""
+        return max(len(ids), len(self._prompts.unconditional(ids)))
+
     def features(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:
         """Teacher-forced features [B, n, M] float32 of images' first tokens [B, n] under the prompts."""
         tokens = tokens.to(self.codes.device)
         with torch.no_grad():
-            _, last, cache = self.decoder.prefill([self._prompts.tokenize(p) for p in prompts], self.tokens - 1)
-            rest = self.decoder.extend(self.codes[tokens[:, :-1]], cache)
-            return self.head_input(torch.cat([last[:, None], rest], 1)).float()
+            prompt_ids = [self._prompts.tokenize(p) for p in prompts]
+            _, last, cache = self.decoder.prefill(prompt_ids, self.script.steps - 1)
+            if self.script.is_plain:
+                rest = self.decoder.extend(self.codes[tokens[:, :-1]], cache)
+                return self.head_input(torch.cat([last[:, None], rest], 1)).float()
+            return self._scripted_features(last, cache, tokens)
+
+    def _scripted_features(self, last: Tensor, cache: KVCache, tokens: Tensor) -> Tensor:
+        """The features of the steps that draw a code, among given tokens, read in pieces of PIECE."""
+        steps = self.script.steps_of(tokens.shape[1])
+        codes = self.codes.shape[0] - self.script.kinds
+        read = torch.tensor([codes + (given or 0) for given in self.script.given[: steps[-1]]], device=tokens.device)
+        read = read.expand(tokens.shape[0], -1).clone()
+        drawn = torch.tensor(steps[:-1], device=tokens.device)
+        read[:, drawn] = tokens[:, :-1]
+        states = [last[:, None]]
+        for start in range(0, read.shape[1], PIECE):
+            states.append(self.decoder.extend(self.codes[read[:, start : start + PIECE]], cache))
+        hidden = torch.cat(states, 1)[:, torch.tensor(steps, device=tokens.device)]
+        return self.head_input(hidden).float()
 
     def prompt_states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Last hidden states [B, T, H] float32 of the prompts and bool [B, T], False at padding."""
@@ -122,24 +149,26 @@ class ImageLM:
 
     def head_input(self, hidden: Tensor) -> Tensor:
         """Hidden states [.., H] -> features [.., M], in the model's dtype."""
-        return self._activation(self._projection(hidden))
+        projected = hidden if self._projection is None else self._projection(hidden)
+        return projected if self._activation is None else self._activation(projected)
 
     def _prefill_group(self, sequences: Sequence[ImageSequence]) -> list[PrefillResult]:
         states, last, cache = self.decoder.prefill([sequence.prompt_ids for sequence in sequences], 0)
         experts = route([sequence.request for sequence in sequences], states, _mask(states, cache))
         for sequence, chosen in zip(sequences, experts, strict=True):
             sequence.experts = chosen
-        return [PrefillResult(cache, row, hidden) for row, hidden in enumerate(last)]
+        lengths = [len(sequence.prompt_ids) for sequence in sequences]
+        return [PrefillResult(cache, row, hidden, lengths[row]) for row, hidden in enumerate(last)]
 
     def _unconditional_of(self, sequence: ImageSequence) -> PrefillResult:
-        cached, length = self._unconditional, len(sequence.prompt_ids)
-        if length not in cached:
-            _, last, cache = self.decoder.prefill([self._prompts.unconditional(sequence.prompt_ids)], 0)
-            cached[length] = PrefillResult(cache, 0, last[0])
+        cached, ids = self._unconditional, tuple(self._prompts.unconditional(sequence.prompt_ids))
+        if ids not in cached:
+            _, last, cache = self.decoder.prefill([ids], 0)
+            cached[ids] = PrefillResult(cache, 0, last[0], len(ids))
             if len(cached) > CACHED_UNCONDITIONAL:
                 cached.popitem(last=False)
-        cached.move_to_end(length)
-        return cached[length]
+        cached.move_to_end(ids)
+        return cached[ids]
 
 
 def route(requests: Sequence[ImageRequest], states: Tensor, mask: Tensor) -> list[tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Linear layers and RMSNorm for inference, batch-invariant and in the layout that their processor multiplies fastest.
+"""Linear layers for inference, batch-invariant and in the layout that their processor multiplies fastest.
 
 On the CPU oneDNN packs the weights once. On a GPU a kernel of ours multiplies up to MAX_ROWS rows. A row's product has
 the same bits whatever the number of rows; torch's does not.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,21 +22,6 @@ SIZES = {
     torch.float32: (*range(2, 33, 2), 40, 48, 56, 64, 80, 96, 128, 192, 256),
     torch.bfloat16: (32,),
 }
-
-
-class Norm(NamedTuple):
-    """RMSNorm over the last dimension, times gain [inputs]."""
-
-    gain: Tensor
-    epsilon: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Normalise [.., inputs]."""
-        if x.is_cuda:
-            from engine.runner import kernels  # needs triton, which comes with torch for a GPU
-
-            return kernels.rms_norm(x, self.gain, self.epsilon)
-        return F.rms_norm(x, x.shape[-1:], self.gain, self.epsilon)
 
 
 class Linear:
@@ -59,14 +43,17 @@ class Linear:
             return kernels.multiply(x, self._weight, self._bias, residual)
         return self._multiply(x) if residual is None else residual + self._multiply(x)
 
-    def gated(self, x: Tensor) -> Tensor:
-        """SwiGLU: [.., inputs] -> [.., outputs / 2], silu of the first half of the outputs times the second half."""
-        if self._fits_kernel(x):
+    def gated(self, x: Tensor, activation: str = "silu") -> Tensor:
+        """Gate: [.., inputs] -> [.., outputs / 2], `activation` of the first half of the outputs times the second.
+
+        activation: "silu" or "gelu_tanh".
+        """
+        if activation == "silu" and self._bias is None and self._fits_kernel(x):
             from engine.runner import kernels
 
             return kernels.gated(x, self._weight)
         gate, up = self._multiply(x).chunk(2, -1)
-        return F.silu(gate) * up
+        return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
 
     def warm(self, rows: int) -> None:
         """Have oneDNN cache all it needs for products of up to `rows` rows with the current number of threads."""

@@ -22,11 +22,11 @@ class ImageSequence:
     """The state of one image. `future` is its result; once that is settled or cancelled, nobody waits for the image.
 
     prompt_ids: the tokens of the prompt; index: the image's number in its call; on_part: is called a few times on the
-    way; experts: of its version's HeadEdit, in order; step: tokens sampled so far; token_row: its row of the batch's
-    token table; kv_rows: its rows of the KV cache, the conditional one first, then the unconditional one, if any;
-    first_hidden: the hidden state [H] of each of them after the prompt; tokens: [N] int64, set when all are sampled;
-    ready: on a GPU, the event after which `tokens` can be read. revised: the rewrite of the prompt that is drawn in its
-    place; is_revised: whether the model was asked for one.
+    way; experts: of its version's HeadEdit, in order; step: steps of its script so far; token_row: its row of the
+    batch's token table; kv_rows: its rows of the KV cache, the conditional one first, then the unconditional one, if
+    any; prompt_lengths, first_hidden: of each of them, the tokens of its prompt and the hidden state [H] after it;
+    tokens: [N] int64, set when all are sampled; ready: on a GPU, the event after which `tokens` can be read. revised:
+    the rewrite of the prompt that is drawn in its place; is_revised: whether the model was asked for one.
     """
 
     request: ImageRequest
@@ -39,6 +39,7 @@ class ImageSequence:
     token_row: int = -1
     kv_rows: list[int] = field(default_factory=list)
     first_hidden: list[Tensor] = field(default_factory=list)
+    prompt_lengths: list[int] = field(default_factory=list)
     tokens: Tensor = field(init=False)
     ready: torch.cuda.Event | None = None
     revised: str | None = None

@@ -17,9 +17,9 @@ from app.background import housekeeping as upkeep
 from app.routes.generate import _event
 from codebook.value import HeadEdit
 from core.errors import BadModel
-from engine.families.janus.model import JanusModel
 from engine.registry import load_model
 from engine.runner.served import Served
+from engine.unified.served_model import ServedModel
 from tests.support.serving import Server, serving, settings_in, tiny_model, wait_for
 from tests.support.supervised import Supervised
 from tests.support.tiny import FEATURE_DIM
@@ -75,7 +75,7 @@ def test_a_model_that_overflows_is_not_ready(key: str, part: str, tmp_path: Path
 
 
 @pytest.fixture
-def falling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, JanusModel]]:
+def falling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, ServedModel]]:
     """A server, and its model: the tests plant NaN in it while it serves."""
     loaded: list[Served] = []
 
@@ -85,15 +85,15 @@ def falling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[S
 
     monkeypatch.setattr(upkeep, "EVERY_S", 0.05)
     with serving(settings_in(tmp_path / "a home", tiny_model(tmp_path / "a model")), load) as server:
-        yield server, cast(JanusModel, loaded[0])
+        yield server, cast(ServedModel, loaded[0])
 
 
-def break_vision(model: JanusModel) -> None:
-    plant(model._judge._model.get_parameter(VISION))
+def break_vision(model: ServedModel) -> None:
+    plant(cast(Any, model._parts.drawing.see).model.get_parameter(VISION))
 
 
-def break_decoder(model: JanusModel) -> None:
-    plant(model._vq.decoder.conv_out.weight)
+def break_decoder(model: ServedModel) -> None:
+    plant(cast(Any, model._parts.picture).args[0].decoder.conv_out.weight)
 
 
 def strict(text: str) -> Any:  # noqa: ANN401 - JSON
@@ -109,10 +109,10 @@ def strict(text: str) -> Any:  # noqa: ANN401 - JSON
 @pytest.mark.parametrize(("broken", "part"), [(break_vision, "verdict"), (break_decoder, "pixels")])
 @pytest.mark.parametrize("accept", ["application/json", "image/png", "text/event-stream"])
 def test_an_image_that_comes_to_no_number_is_an_error(
-    broken: Callable[[JanusModel], None],
+    broken: Callable[[ServedModel], None],
     part: str,
     accept: str,
-    falling: tuple[Server, JanusModel],
+    falling: tuple[Server, ServedModel],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     server, model = falling
@@ -139,7 +139,7 @@ def test_an_image_that_comes_to_no_number_is_an_error(
 
 
 @pytest.mark.fault("F01")
-def test_a_version_that_overflows_fails_its_own_images_alone(falling: tuple[Server, JanusModel]) -> None:
+def test_a_version_that_overflows_fails_its_own_images_alone(falling: tuple[Server, ServedModel]) -> None:
     server, _ = falling
     base = server.service.store.load("v0")
     expected = server.png()

@@ -21,12 +21,12 @@ from codebook.router import HalfwayProbe, Router
 from codebook.tensors import check, is_finite, pack
 from codebook.value import HeadEdit
 from core.errors import BadCodebook, BadInput, BadModel, BadNumber
-from engine.families.janus.model import JanusModel
 from engine.model import ImageRequest, Sampling, Verdict
 from engine.registry import EMBEDDED, load_model
 from engine.runner.batch import NO_TOKEN, RunningBatch
 from engine.runner.sequence import ImageSequence
 from engine.scheduler.scheduler import Scheduler
+from engine.unified.served_model import ServedModel
 from safety.evaluate.assessment import _score_heldout
 from safety.evaluate.evaluation import evaluate
 from safety.gates.quality import frechet
@@ -57,9 +57,9 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> JanusModel:
+def model(tmp_path: Path) -> ServedModel:
     torch.set_num_threads(1)
-    return cast(JanusModel, load_model(str(build_tiny(tmp_path / "tiny")), "cpu", "float32"))
+    return cast(ServedModel, load_model(str(build_tiny(tmp_path / "tiny")), "cpu", "float32"))
 
 
 class Says(ToyModel):
@@ -190,7 +190,7 @@ def test_a_picture_that_cannot_be_measured_is_void() -> None:
     assert validity.outside(replace(sound, measures=unknown)).tolist() == [True, False]
 
 
-def test_a_table_whose_rows_overflow_is_refused(model: JanusModel) -> None:
+def test_a_table_whose_rows_overflow_is_refused(model: ServedModel) -> None:
     """Each row divided by its length of infinity would decode as zeros, all images alike."""
     base = model.base_codebook()
     identity = Identity.of(base, {})
@@ -200,7 +200,7 @@ def test_a_table_whose_rows_overflow_is_refused(model: JanusModel) -> None:
     assert refused.value.check == "finite"
 
 
-def overflowing(model: JanusModel, where: str) -> ImageRequest:
+def overflowing(model: ServedModel, where: str) -> ImageRequest:
     """A request under finite tables that come to infinity in the features, the logits, the router or the probe."""
     codes, signs = model.facts.codes, torch.tensor([[1.0, -1.0]]).repeat(1, FEATURE_DIM // 2)
     probe = Router(LARGEST * signs, torch.zeros(1), torch.zeros(1, dtype=torch.int64))  # comes to inf - inf
@@ -217,7 +217,7 @@ def overflowing(model: JanusModel, where: str) -> ImageRequest:
 
 
 @pytest.mark.parametrize("where", ["features", "logits", "router score", "probe"])
-def test_a_bad_image_fails_alone(where: str, model: JanusModel) -> None:
+def test_a_bad_image_fails_alone(where: str, model: ServedModel) -> None:
     """The other images of its batch, and those that take its rows later, are drawn as if it had never been."""
     bad, good = overflowing(model, where), ImageRequest("a red apple", Sampling(7), model.base_codebook())
     (alone,) = model.draw([good])
@@ -239,7 +239,7 @@ def test_a_bad_image_fails_alone(where: str, model: JanusModel) -> None:
         model.draw([good, bad])
 
 
-def admit(model: JanusModel, batch: RunningBatch, requests: list[ImageRequest]) -> list[ImageSequence]:
+def admit(model: ServedModel, batch: RunningBatch, requests: list[ImageRequest]) -> list[ImageSequence]:
     sequences = [ImageSequence(request, model.tokenize(request.prompt)) for request in requests]
     batch.admit(sequences)
     return sequences
@@ -254,12 +254,12 @@ def completed(batch: RunningBatch) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("moves", [False, True])
-def test_nan_that_an_image_leaves_in_the_cache_harms_no_other(moves: bool, model: JanusModel) -> None:
+def test_nan_that_an_image_leaves_in_the_cache_harms_no_other(moves: bool, model: ServedModel) -> None:
     """Neither where it ends nor where it moves from: the next image in these rows reads past its own end there."""
     base = model.base_codebook()
     short, long = (ImageRequest(text, Sampling(3), base) for text in ("a red apple", "a red apple " * 9))
     right = model.draw([long, short])
-    token = model._chat.plain("Q")[0]
+    token = model._parts.drawing.chat.plain("Q")[0]
     assert token not in model.tokenize(long.prompt)
     with torch.inference_mode():
         model._image_lm.decoder._embed.weight[token] = math.nan
@@ -281,8 +281,8 @@ def test_nan_that_an_image_leaves_in_the_cache_harms_no_other(moves: bool, model
     assert torch.equal(torch.stack(tokens), right)
 
 
-def test_features_states_and_rewrites_are_finite(model: JanusModel) -> None:
-    token = model._chat.plain("Q")[0]
+def test_features_states_and_rewrites_are_finite(model: ServedModel) -> None:
+    token = model._parts.drawing.chat.plain("Q")[0]
     with torch.inference_mode():
         model._image_lm.decoder._embed.weight[token] = math.nan
     tokens = torch.zeros(1, model.facts.tokens, dtype=torch.int64)

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from codebook.router import HalfwayProbe, Router
 from codebook.value import Codebook, HeadEdit
 from core.errors import BadModel
-from engine.families.janus.model import JanusModel
 from engine.model import ImageRequest, Sampling
 from engine.registry import EMBEDDED, load_model
 from engine.runner.cuda_graphs import Record, Recorded, Replay, recorder
@@ -30,6 +29,7 @@ from engine.runner.memory import MAX_ROWS_ON_CPU, available, fitting, planned_ro
 from engine.runner.sampling import sample
 from engine.runner.sequence import ImageSequence, kv_rows_of
 from engine.runner.served import Served
+from engine.unified.served_model import ServedModel
 from tests.support.draws import draws_of
 from tests.support.tape import record
 from tests.support.tiny import build_tiny
@@ -276,7 +276,7 @@ def test_a_product_does_not_depend_on_the_number_of_rows(kind: torch.dtype) -> N
 
 def test_the_model_keeps_one_copy_of_its_layers(tmp_path: Path) -> None:
     model: Any = load_model(str(build_tiny(tmp_path / "tiny")), "cpu", "float32")
-    assert len(model._judge._model.model.language_model.layers) == 0
+    assert len(model._parts.drawing.backbone.layers) == 0
 
 
 def test_recorded_steps_draw_the_same_in_padded_rows(tiny: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,7 +394,7 @@ def test_a_container_s_file_cache_counts_as_free(tmp_path: Path, limit: str, use
 
 
 def test_few_unconditional_prompts_are_cached(tiny: Served) -> None:
-    image_lm = cast(JanusModel, tiny)._image_lm
+    image_lm = cast(ServedModel, tiny)._image_lm
     for length in range(3, 60):
         tiny.draw([ImageRequest("x" * length, Sampling(1), tiny.base_codebook())])
     assert len(image_lm._unconditional) == CACHED_UNCONDITIONAL
@@ -413,6 +413,6 @@ def test_one_row_s_top_k_is_its_own() -> None:
 
 
 def test_a_kv_row_takes_the_bytes_planned_for_it(tiny: Served) -> None:
-    decoder = cast(JanusModel, tiny)._image_lm.decoder
+    decoder = cast(ServedModel, tiny)._image_lm.decoder
     cache = decoder.new_cache(3, 40)
     assert cache.keys.nbytes + cache.values.nbytes == 3 * decoder.row_bytes(40)

@@ -126,7 +126,7 @@ def test_rewriting_does_not_depend_on_the_batch(model: ImageModel) -> None:
 
 
 def test_later_attempts_at_a_rewrite_are_sampled(model: ImageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.families.janus.rewriting.TEMPERATURE", 10.0)  # both models are very sure
+    monkeypatch.setattr("engine.unified.rewriting.TEMPERATURE", 10.0)  # both models are very sure
     prompts = [*PROMPTS, "a knife covered in blood"]
     attempts = [model.rewrite(prompts, attempt) for attempt in range(4)]
     assert attempts[2] == model.rewrite(prompts, 2) == [model.rewrite([prompt], 2)[0] for prompt in prompts]

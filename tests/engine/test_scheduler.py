@@ -19,7 +19,6 @@ from transformers import PreTrainedTokenizerBase
 from codebook.router import HalfwayProbe, Router
 from codebook.value import Codebook, HeadEdit
 from core.errors import BadInput, Busy, Stopping, Unavailable
-from engine.families.janus.model import JanusModel
 from engine.image_result import ImageResult, PartialImage
 from engine.model import ImageRequest, Sampling
 from engine.registry import load_model
@@ -322,7 +321,7 @@ def test_a_prompt_is_tokenised_once_in_its_caller_s_thread(
     scheduler: Scheduler, model: Served, base: Codebook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[int] = []
-    tokenizer, encode = cast(JanusModel, model)._chat._tokenizer, PreTrainedTokenizerBase.__call__
+    tokenizer, encode = cast(Any, model)._parts.drawing.chat._tokenizer, PreTrainedTokenizerBase.__call__
 
     def counted(self: object, *args: Any, **options: Any) -> object:  # noqa: ANN401
         threads.append(get_ident())

@@ -5,32 +5,82 @@ Knows transformers' loaders. Knows nothing of names and hubs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
-from torch import nn
-from transformers import JanusForConditionalGeneration, JanusProcessor
+from torch import Tensor, nn
+from transformers import JanusForConditionalGeneration, JanusProcessor, JanusVisionConfig, JanusVQVAEConfig
 from transformers.utils import logging as transformers_logging
 
 from codebook.tensors import is_finite
 from core.errors import BadModel
-from engine.families.janus.model import JanusModel
-from engine.families.janus.random_model import random_janus
-from engine.instructions import general_chat, read_instructions
+from engine.families.backbones import read_backbone
+from engine.families.fast_norms import use_fast_norms
+from engine.families.janus.pixels import decode_one
+from engine.families.janus.prompting import JanusChat
+from engine.families.janus.random_model import GEOMETRIES, random_janus
+from engine.families.janus.sight import Sight
+from engine.instructions import Instructions, general_chat, read_instructions
+from engine.model import ModelFacts
+from engine.runner.image_lm import ImageHead
+from engine.runner.script import Script
+from engine.unified.parts import Language, Parts
+from engine.unified.served_model import LONGEST_PROMPT
+
+__all__ = ["GEOMETRIES", "NAME", "fits", "load", "load_random"]  # see engine.registry.Family
+
+NAME = "janus"
 
 
-def load(name: str, folder: Path, model_hash: str, device: torch.device, dtype: torch.dtype) -> JanusModel:
-    """Load the model called `name` from its folder. Raises BadModel."""
+def fits(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of this family."""
+    return config.get("model_type") == NAME
+
+
+def load(name: str, folder: Path, model_hash: str, device: torch.device, dtype: torch.dtype) -> Parts:
+    """Make the parts of the model called `name` from its folder. Raises BadModel."""
     instructions = read_instructions(folder)
     model, processor = load_janus(folder, device, dtype)
-    return JanusModel(model, processor, instructions, name, model_hash)
+    return janus_parts(model, processor, instructions, name, model_hash)
 
 
-def load_random(name: str, device: torch.device, dtype: torch.dtype) -> JanusModel:
-    """Build a model with random weights, as "random:janus-pro-1b". Raises BadModel for an unknown geometry."""
+def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
+    """Make parts with random weights, as "random:janus-pro-1b". Raises BadModel for an unknown geometry."""
     model, processor, model_hash = random_janus(name, device, dtype)
-    return JanusModel(model, processor, general_chat(), name, model_hash)
+    return janus_parts(model, processor, general_chat(), name, model_hash)
+
+
+def janus_parts(
+    model: JanusForConditionalGeneration,
+    processor: JanusProcessor,
+    instructions: Instructions,
+    model_id: str,
+    model_hash: str,
+) -> Parts:
+    """Make the parts of a model on its device, and its processor. Raises BadModel."""
+    model.train(False).requires_grad_(False)
+    inner = model.model
+    vq, text = inner.vqmodel, inner.language_model.config
+    longest: int = text.max_position_embeddings
+    configs = (vq.config, inner.vision_model.config)
+    facts = _facts(*configs, longest, text.hidden_size, instructions, model_id, model_hash, model.dtype)
+    use_fast_norms(vq.decoder)
+    chat = JanusChat(processor, facts.max_prompt_tokens)
+    sight = Sight(model, *chat.image_statistics)
+    return Parts(
+        facts,
+        instructions,
+        Language(read_backbone(inner.language_model), model.lm_head, chat, longest, sight),
+        _image_head(inner),
+        Script.plain(facts.tokens),
+        vq.quantize.embedding.weight,
+        partial(decode_one, vq),
+    )
 
 
 def load_janus(
@@ -53,3 +103,48 @@ def _check_weights(folder: Path, model: nn.Module, dtype: torch.dtype) -> None:
     for key, weight in model.state_dict().items():
         if not is_finite(weight):
             raise BadModel(f"{folder}: its weight {key} holds NaN or infinity as {str(dtype).removeprefix('torch.')}")
+
+
+def _image_head(janus: transformers.JanusModel) -> ImageHead:
+    head = janus.generation_head
+    with torch.no_grad():  # no codebook version edits what the language model reads, so once is enough
+        embeddings: Tensor = janus.generation_aligner(janus.generation_embeddings.weight)
+    return ImageHead(head.vision_head, embeddings, head.proj_out, head.activation_fn)
+
+
+def _facts(
+    vq: JanusVQVAEConfig,
+    vision: JanusVisionConfig,
+    longest: int,
+    hidden: int,
+    instructions: Instructions,
+    model_id: str,
+    model_hash: str,
+    dtype: torch.dtype,
+) -> ModelFacts:
+    """The facts that a configuration states; raises BadModel where its parts contradict each other."""
+    side = vq.num_patches
+    size = side * 2 ** (len(vq.channel_multiplier) - 1)
+    if side * side != vision.num_image_tokens:
+        raise BadModel(f"{model_id}: {vision.num_image_tokens} image tokens do not fill a {side} x {side} grid")
+    if size != vision.image_size:
+        raise BadModel(f"{model_id}: draws {size} pixels a side, but its vision tower reads {vision.image_size}")
+    return ModelFacts(
+        family=NAME,
+        model_id=model_id,
+        model_hash=model_hash,
+        grid=(side, side),
+        image_size=size,
+        codes=vq.num_embeddings,
+        code_dim=vq.embed_dim,
+        feature_dim=vq.projection_dim,
+        hidden_dim=hidden,
+        normalised=True,
+        pixel_table_feeds_lm=False,
+        max_prompt_tokens=min(longest - side * side, LONGEST_PROMPT),
+        categories=instructions.categories,
+        guidance=instructions.guidance,
+        temperature=instructions.temperature,
+        judges_texts=instructions.text_question is not None,
+        dtype=str(dtype).removeprefix("torch."),
+    )

@@ -14,8 +14,8 @@ from transformers import JanusProcessor
 from core.errors import BadInput, BadModel
 
 
-class Chat:
-    """Token ids that ask for an image, about an image, and about or for a text, in one processor's format."""
+class JanusChat:
+    """The format of one processor's chat template. See Chat for its methods."""
 
     def __init__(self, processor: JanusProcessor, limit: int) -> None:
         """Wrap a processor; `limit` is the longest templated prompt, in tokens."""

@@ -23,7 +23,6 @@ from transformers import (
 
 from core.errors import BadModel
 
-PREFIX = "random:"
 _PAD, _BOS, _EOS, _USER, _ASSISTANT = "<pad>", "<bos>", "<eos>", "<|User|>", "<|Assistant|>"
 _BEGIN = "<begin_of_image>"
 _IMAGE_TOKENS = {"image_token": "<image_placeholder>", "boi_token": _BEGIN, "eoi_token": "<end_of_image>"}
@@ -60,9 +59,9 @@ def random_janus(
 
     The weights are a function of the name, the device's kind and the dtype. Raises BadModel for another name.
     """
-    geometry = GEOMETRIES.get(name.removeprefix(PREFIX))
+    geometry = GEOMETRIES.get(name.rpartition(":")[2])
     if geometry is None:
-        raise BadModel(f"{name}: there are {', '.join(PREFIX + geometry for geometry in GEOMETRIES)}")
+        raise BadModel(f"{name}: there are {', '.join(GEOMETRIES)}")
     processor = _processor()
     with torch.random.fork_rng(), device:
         torch.manual_seed(0)

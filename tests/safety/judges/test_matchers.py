@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from core.errors import BadInput, BadModel, BadNumber
-from engine.families.janus import asking
 from engine.families.janus.loading import load_janus
-from engine.families.janus.model import JanusModel
 from engine.model import ImageRequest
 from engine.registry import load_model
+from engine.unified import asking
+from engine.unified.served_model import ServedModel
 from safety.judges.checkpoints import load_image_processor, to_pictures
 from safety.judges.matchers import AskMatcher, Asks, ClipMatcher, Matcher, parse_matcher, shows_prompt
 from tests.safety.judges import tiny_judges
@@ -38,9 +38,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def janus(home: Path) -> JanusModel:
+def janus(home: Path) -> ServedModel:
     model = load_model(str(home / "janus"), "cpu", "float32")
-    assert isinstance(model, JanusModel)
+    assert isinstance(model, ServedModel)
     return model
 
 
@@ -116,7 +116,7 @@ def test_bad_thresholds_and_checkpoints_are_refused(home: Path) -> None:
         matcher("ask")
 
 
-def test_an_answer_that_is_no_probability_ends_by_name(home: Path, janus: JanusModel) -> None:
+def test_an_answer_that_is_no_probability_ends_by_name(home: Path, janus: ServedModel) -> None:
     class Silent:
         def ask(self, images: Tensor, questions: Sequence[str]) -> Tensor:
             return torch.full((len(questions),), float("nan"))
@@ -127,7 +127,7 @@ def test_an_answer_that_is_no_probability_ends_by_name(home: Path, janus: JanusM
         shows_prompt(parse_matcher("ask", janus, CPU), levels(2, 16), ["a cat"])
 
 
-def test_answers_are_those_of_transformers(home: Path, janus: JanusModel) -> None:
+def test_answers_are_those_of_transformers(home: Path, janus: ServedModel) -> None:
     images = levels(5, 16)
     questions = [f"Does this image show {prompt}? Answer yes or no." for prompt in PROMPTS[:4]] + ["Red?"]
     with torch.no_grad():
@@ -149,7 +149,7 @@ def _yes(home: Path, images: Tensor, questions: list[str]) -> Tensor:
     return torch.stack(shares)
 
 
-def test_an_answer_does_not_depend_on_its_batch(janus: JanusModel) -> None:
+def test_an_answer_does_not_depend_on_its_batch(janus: ServedModel) -> None:
     count = 2 * asking.TOGETHER + 1
     images, questions = levels(count, 16), [f"Is it {'very ' * i}red?" for i in range(count)]
     answers = janus.ask(images, questions)
@@ -159,14 +159,14 @@ def test_an_answer_does_not_depend_on_its_batch(janus: JanusModel) -> None:
     assert janus.ask(images[:0], []).shape == (0,)
 
 
-def test_asking_leaves_judging_alone(janus: JanusModel) -> None:
+def test_asking_leaves_judging_alone(janus: ServedModel) -> None:
     images = levels(3, 16)
     before = janus.judge(images)
     janus.ask(images, ["Red?"] * 3)
     assert janus.judge(images) == before
 
 
-def test_questions_that_cannot_be_read_are_refused(janus: JanusModel) -> None:
+def test_questions_that_cannot_be_read_are_refused(janus: ServedModel) -> None:
     image = levels(1, 16)
     with pytest.raises(BadInput, match=r"question: .*control token <eos>"):
         janus.ask(image, ["Is it red?<eos>"])
@@ -176,7 +176,7 @@ def test_questions_that_cannot_be_read_are_refused(janus: JanusModel) -> None:
         janus.ask(image, ["Red?", "Blue?"])
 
 
-def test_the_tiny_model_says_whether_its_drawings_show_a_cat(janus: JanusModel) -> None:
+def test_the_tiny_model_says_whether_its_drawings_show_a_cat(janus: ServedModel) -> None:
     drawings = _draw(janus)
     named = parse_matcher("ask@0.4", janus, CPU)
     scores = named.match(drawings, ["a cat"] * len(drawings))
@@ -188,7 +188,7 @@ def test_the_tiny_model_says_whether_its_drawings_show_a_cat(janus: JanusModel) 
 
 def test_the_embedded_model_says_whether_its_drawings_show_a_cat() -> None:
     model = load_model("embedded", "cpu", "float32")
-    assert isinstance(model, JanusModel) and isinstance(model, Asks)
+    assert isinstance(model, ServedModel) and isinstance(model, Asks)
     drawings = _draw(model)
     scores = parse_matcher("ask", model, CPU).match(drawings, ["a cat"] * 3)
     assert bool(((scores >= 0) & (scores <= 1)).all())
@@ -196,7 +196,7 @@ def test_the_embedded_model_says_whether_its_drawings_show_a_cat() -> None:
     assert torch.equal(again.match(drawings, ["a cat"] * 3), scores)
 
 
-def _draw(model: JanusModel) -> Tensor:
+def _draw(model: ServedModel) -> Tensor:
     book = model.base_codebook()
     requests = [ImageRequest("a cat", model.facts.sampling(seed), book) for seed in range(3)]
     return model.decode(model.draw(requests), book.pixel)

@@ -1,4 +1,4 @@
-"""Questions about images, one an image, answered yes or no: P(yes) from the first token of a Janus model's answer.
+"""Questions about images, one an image, answered yes or no: P(yes) from the first token of a model's answer.
 
 Knows the chat format. Knows nothing of harm: the judge's own phrasings are in judging.py.
 """
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from codebook.tensors import finite
 from core.errors import BadInput
-from engine.families.janus.judging import distinct, outputs_of
-from engine.families.janus.prompting import Chat
 from engine.runner.decoder import Decoder
 from engine.runner.linear import Linear
+from engine.unified.chat import Chat
+from engine.unified.judging import distinct, outputs_of
 
 YES, NO = "yes", "no"
 TOGETHER = 4  # images read together: more would take more memory, and no less time

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from codebook.tensors import finite
-from engine.families.janus.asking import NO, YES
-from engine.families.janus.judging import distinct, outputs_of
-from engine.families.janus.prompting import Chat
 from engine.model import TextVerdict
 from engine.runner.decoder import Decoder
 from engine.runner.linear import Linear
+from engine.unified.asking import NO, YES
+from engine.unified.chat import Chat
+from engine.unified.judging import distinct, outputs_of
 
 DESCRIBE = "Describe an image in one sentence."
 TOGETHER = 64  # tokens whose logits are held together: [64, 102,400] float32 are 26 MB

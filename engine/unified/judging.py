@@ -1,6 +1,6 @@
 """The model's own judgement of images: short answers to questions, read as probabilities.
 
-Images are shown to the model's vision tower as pixels. Which verdict counts as harm is not decided here.
+Images are shown to the model as pixels, however it sees them. Which verdict counts as harm is not decided here.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from transformers import JanusForConditionalGeneration
 
 from codebook.tensors import finite
 from core.errors import BadModel
-from engine.families.janus.prompting import Chat
 from engine.instructions import Instructions
 from engine.model import CATEGORY_NONE, Verdict
 from engine.runner.cuda_graphs import Recorded, recorder
 from engine.runner.decoder import Decoder
 from engine.runner.linear import Linear
+from engine.unified.chat import Chat
 
 # Images judged together on a CPU and on a GPU. More take more memory, since the cache is expanded to the questions,
 # and no less time; one fills a GPU, and is recorded.
@@ -29,13 +28,16 @@ class Judge:
     """Asks every question about every image; the image is read once, and its KV rows are expanded to the questions."""
 
     def __init__(
-        self, model: JanusForConditionalGeneration, decoder: Decoder, chat: Chat, instructions: Instructions
+        self,
+        text_head: nn.Linear,
+        decoder: Decoder,
+        chat: Chat,
+        see: Callable[[Tensor], Tensor],
+        instructions: Instructions,
     ) -> None:
-        """Take the parts; raises BadModel if two answers begin with the same token."""
-        self._model, self._decoder, self._instructions = model, decoder, instructions
-        device = model.lm_head.weight.device
-        mean, deviation = (torch.tensor(values, device=device)[:, None, None] for values in chat.image_statistics)
-        self._mean, self._deviation = mean, deviation  # [3, 1, 1], of pixels in [0, 1]
+        """Take the parts; see: as in Language. Raises BadModel if two answers begin with the same token."""
+        self._see, self._decoder, self._instructions = see, decoder, instructions
+        device = text_head.weight.device
         questions = [p.question for p in instructions.phrasings] + [instructions.category_question]
         rows = [chat.question(question) for question in questions]
         prefix = _common_prefix([row[:-1] for row in rows])
@@ -53,7 +55,7 @@ class Judge:
         answers = tuple(answer for answer, _ in instructions.answers)
         categories = distinct(chat.answer, instructions.category_question, answers)
         # The text head's rows of the answers: first "unsafe" and "safe" of each phrasing, then the categories.
-        self._head = Linear([outputs_of(model.lm_head, [*yes_no, *categories])])
+        self._head = Linear([outputs_of(text_head, [*yes_no, *categories])])
         self._recorded = Recorded(self._answers, recorder(device))
 
     def __call__(self, images: Tensor) -> list[Verdict]:
@@ -80,23 +82,13 @@ class Judge:
         """Logits [B, Q + 1, answers] float32 of the answers' first tokens to each question, the category's last."""
         count, questions = images.shape[0], self._tails.shape[0]
         embeddings = self._decoder.embed(self._prefix).expand(count, -1, -1).clone()
-        embeddings[:, self._image_positions] = self.embed_images(images)
+        embeddings[:, self._image_positions] = self._see(images).to(embeddings.dtype)
         cache = self._decoder.new_cache(count, embeddings.shape[1])
         self._decoder.extend(embeddings, cache)
         expanded = cache.expand(questions, self._tails.shape[1])
         tails = self._decoder.embed(self._tails).repeat(count, 1, 1)
         hidden = self._decoder.extend(tails, expanded).view(count, questions, tails.shape[1], -1)
         return self._head(hidden[:, torch.arange(questions, device=hidden.device), self._ends]).float()
-
-    def embed_images(self, images: Tensor) -> Tensor:
-        """Embeddings of images in [-1, 1] by the vision tower: [B, image tokens, H]."""
-        weight = self._model.lm_head.weight
-        normal = ((images.to(weight.device).float() + 1.0) / 2.0 - self._mean) / self._deviation
-        # One image at a time: the vision tower is not batch-invariant, and a verdict must be.
-        embedded = [
-            self._model.model.get_image_features(image[None].to(weight.dtype)).pooler_output for image in normal
-        ]
-        return torch.cat(embedded)
 
     def _verdict(self, scores: tuple[float, ...], likeliest: int) -> Verdict:
         verdict = Verdict(scores, self._instructions.categories[likeliest])

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from codebook.tensors import finite
-from engine.families.janus.prompting import Chat
 from engine.runner.decoder import Decoder
 from engine.runner.sampling import gumbel
+from engine.unified.chat import Chat
 
 # Probability from which the next token of the prompt is kept: before a replacement, and after one, where little is left
 # to change.
@@ -72,7 +72,7 @@ class Edit:
 
 
 class Rewriter:
-    """Writes rewrites with a Janus model's text head; batch-invariant."""
+    """Writes rewrites with a model's text head; batch-invariant."""
 
     def __init__(self, lm_head: nn.Module, decoder: Decoder, chat: Chat, instruction: str, positions: int) -> None:
         """Take the parts; `positions` is the longest row that the decoder reads."""

@@ -1,0 +1,1 @@
+"""A unified model of any family, assembled from its parts: it draws, decodes, judges, rewrites."""

@@ -1,0 +1,39 @@
+"""Image tokens to pixels, image by image, under the pixel table that is handed in.
+
+Pure functions of their arguments: nothing here writes to the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from codebook.tensors import finite
+
+DecodeOne = Callable[[Tensor, Tensor], Tensor]  # as Parts.picture
+
+
+def decode(decode_one: DecodeOne, tokens: Tensor, pixel: Tensor) -> Tensor:
+    """Tokens [B, N] int64 and a table [K, D], or [B, K, D] one an image -> images [B, 3, H, W] float32 in [-1, 1].
+
+    Raises BadNumber where pixels are NaN or infinite.
+    """
+    # One image at a time: convolution kernels are not batch-invariant.
+    images = [decode_one(*one) for one in zip(tokens, pixel.expand(tokens.shape[0], -1, -1), strict=True)]
+    return finite("pixels", torch.cat(images))
+
+
+def preview(decode_one: DecodeOne, grid: tuple[int, int], tokens: Tensor, pixel: Tensor) -> Tensor:
+    """The first tokens [n] int64 of an image and a table [K, D] -> [1, 3, H, W], grey in the cells not drawn yet.
+
+    grid: of the whole image, in rows and columns of tokens. Raises BadNumber as `decode` does.
+    """
+    rows, columns = grid
+    missing = rows * columns - tokens.shape[0]
+    # The last token stands in for those to come: a decoder mixes neighbouring cells.
+    image = finite("pixels", decode_one(F.pad(tokens, (0, missing), value=int(tokens[-1])), pixel))
+    known = (torch.arange(rows * columns, device=image.device) < tokens.shape[0]).view(1, 1, rows, columns)
+    return image * F.interpolate(known.to(image), image.shape[2:])
