@@ -39,13 +39,13 @@ class ImproveQueue:
         self._heartbeats = Heartbeats()
         self.state = QueueState("unknown", None, self._heartbeats.deaf())
 
-    def put(self, job_id: str) -> None:
-        """Enqueue an improve job; if Redis refuses it, `state` has the reason and the job waits in the journal."""
+    def put(self, job_id: str, kind: str = wire.IMPROVE) -> None:
+        """Enqueue a job; if Redis refuses it, `state` has the reason and the job waits in the journal."""
         if not self._redis:
             return
         try:
             queue = Queue(self._names.queue, connection=self._redis, serializer="json")
-            queue.enqueue_call(wire.IMPROVE_FUNCTION, args=(job_id,), job_id=job_id, **wire.LIFETIME)
+            queue.enqueue_call(wire.FUNCTIONS[kind], args=(job_id,), job_id=job_id, **wire.LIFETIME)
         except RedisError as error:
             log.warning("job %s waits in the journal: %s", job_id, error)
             self._note(self._failed(error), str(error))

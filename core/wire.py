@@ -17,6 +17,7 @@ from core.settings import Settings
 QUEUE: Final = "improve"
 HELP_QUEUE: Final = "help"  # for idle workers that assist a running job
 IMPROVE_FUNCTION: Final = "worker.jobs.improve"
+SHADOW_FUNCTION: Final = "worker.jobs.shadow"
 HELP_FUNCTION: Final = "worker.jobs.help_improve"
 TIMEOUT_S: Final = 24 * 3600  # safety net for a hung job process; DELETE /jobs/{id} ends a job sooner
 KEEP_S: Final = 3600  # of RQ's own row; the journal has the record
@@ -25,6 +26,10 @@ LIFETIME: Final[Mapping[str, Any]] = {"timeout": TIMEOUT_S, "result_ttl": KEEP_S
 
 DEFAULT_ROUNDS: Final = 1  # of a job that does not name them: no referee has seen a later one gain
 
+IMPROVE: Final = "improve"  # kinds of jobs
+SHADOW: Final = "shadow"
+FUNCTIONS: Final[Mapping[str, str]] = {IMPROVE: IMPROVE_FUNCTION, SHADOW: SHADOW_FUNCTION}
+
 UNFINISHED: Final = ("queued", "running")  # states of a job
 
 HINT_CHANNEL: Final = "safecb:codebook"  # pub/sub: the name of a version that was just published or activated
@@ -32,6 +37,7 @@ HINT_CHANNEL: Final = "safecb:codebook"  # pub/sub: the name of a version that w
 PROBE: Final = "rq:safecb:probe"  # below rq:, for a Redis user who may write the queue's keys alone
 RATES: Final = "rq:safecb:rates"  # likewise
 IMAGES: Final = "rq:safecb:image"
+LENT: Final = "rq:safecb:shadow"  # a list of live images for each shadow job
 PROBE_VALUE: Final = "written to see whether it can be"
 PROBE_TTL_S: Final = 60
 
@@ -53,6 +59,7 @@ class RedisNames:
     probe: str = PROBE
     rates: str = RATES
     images: str = IMAGES
+    lent: str = LENT
 
     @classmethod
     def of(cls, settings: Settings) -> RedisNames:
@@ -60,7 +67,7 @@ class RedisNames:
         if (tag := settings.bucket_tag) is None:
             return cls()
         machine = hashlib.sha256(f"{socket.gethostname()}:{settings.home}".encode()).hexdigest()[:8]
-        shared = (f"{name}-{tag}" for name in (HINT_CHANNEL, PROBE, RATES, IMAGES))
+        shared = (f"{name}-{tag}" for name in (HINT_CHANNEL, PROBE, RATES, IMAGES, LENT))
         return cls(f"{QUEUE}-{tag}", f"{HELP_QUEUE}-{tag}-{machine}", *shared)
 
 

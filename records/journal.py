@@ -19,17 +19,16 @@ from core.bucket.bucket import Bucket
 from core.errors import Conflict, NoStorage, SafeCBError
 from core.json_records import plain
 from core.settings import Settings
+from core.wire import FUNCTIONS, IMPROVE, SHADOW
 from records.jobs.bucket_jobs import BucketJobs
 from records.jobs.folder_jobs import FolderJobs
 from records.jobs.job import Changes, JobRecord
 from records.jobs.place import JobPlace
 
-__all__ = ["IMPROVE", "JobRecord", "Journal"]
+__all__ = ["IMPROVE", "SHADOW", "JobRecord", "Journal"]
 
 Jobs: TypeAlias = list[JobRecord]  # inside Journal the name `list` is a method
 Events: TypeAlias = list[dict[str, Any]]
-
-IMPROVE = "improve"
 
 
 class Journal:
@@ -50,14 +49,14 @@ class Journal:
     def create(self, kind: str, request: Mapping[str, Any]) -> JobRecord:
         """Create a queued job and return it.
 
-        Raises BadInput if `request` is not JSON, and Conflict, naming the other, for a job of kind "improve" while
-        another of that kind is queued or running.
+        Raises BadInput if `request` is not JSON, and Conflict, naming the other, for a job that workers run while
+        another of its kind is queued or running.
         """
         record = JobRecord.queued(_new_id(), kind, plain("request", request))
 
         def check() -> None:
-            if kind == IMPROVE and (other := self.running()) is not None:
-                raise Conflict(f"improve job {other.id} is {other.status}; only one runs at a time")
+            if kind in FUNCTIONS and (other := self.running(kind)) is not None:
+                raise Conflict(f"{kind} job {other.id} is {other.status}; only one runs at a time")
 
         self._place.add(record, check)
         return record
@@ -74,9 +73,13 @@ class Journal:
         """
         return [*islice(self._newest(before), most)]
 
-    def running(self) -> JobRecord | None:
-        """Return the improve job that is queued or running, if any."""
-        return next((job for job in self._newest() if job.kind == IMPROVE and not job.ended), None)
+    def running(self, kind: str = IMPROVE) -> JobRecord | None:
+        """Return the job of a kind that is queued or running, if any."""
+        return next((job for job in self._newest() if job.kind == kind and not job.ended), None)
+
+    def newest(self, kind: str) -> JobRecord | None:
+        """Return the newest job of a kind, if any."""
+        return next((job for job in self._newest() if job.kind == kind), None)
 
     def rates(self) -> dict[str, float]:
         """Return the rates of the last finished improve job, as its plan has them; empty where there is none."""

@@ -1,30 +1,31 @@
 """RQ job with an allowlist of functions.
 
 The JSON serialiser keeps code out of the queue, but RQ would still import and call any dotted name of a job, and four
-kinds of callbacks. Here a job runs an improve job's function or an assistant worker's, or it fails.
+kinds of callbacks. Here a job runs the function of a kind of jobs or an assistant worker's, or it fails.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from rq.job import Job
 
 from core.errors import BadInput
-from core.wire import HELP_FUNCTION, IMPROVE_FUNCTION
+from core.wire import FUNCTIONS, HELP_FUNCTION
 
 
 class AllowedJob(Job):
-    """A job that may run `function` or HELP_FUNCTION only. A subclass may set another function."""
+    """A job that may run HELP_FUNCTION or one of `functions`, by kind, only. A subclass may set others."""
 
-    function: ClassVar[str] = IMPROVE_FUNCTION
+    functions: ClassVar[Mapping[str, str]] = FUNCTIONS
 
     @property
     def func(self) -> Callable[..., Any] | None:
         """The function to run. Raises BadInput for any other than the allowed ones, before anything is imported."""
-        if self.func_name not in (self.function, HELP_FUNCTION) or self.instance is not None:
-            raise BadInput("function", self.func_name, f"{self.function} or {HELP_FUNCTION}")
+        allowed = (*self.functions.values(), HELP_FUNCTION)
+        if self.func_name not in allowed or self.instance is not None:
+            raise BadInput("function", self.func_name, f"one of {', '.join(allowed)}")
         function: Callable[..., Any] | None = super().func
         return function
 

@@ -1,4 +1,4 @@
-"""Jobs of the queue: improve the active codebook by the model's own judgement, and assist a running job.
+"""Jobs of the queue: improve the active codebook by the model's own judgement, assist a running job, compare versions.
 
 Only joins model, judges and loop. Attempts and crash recovery are in `worker/attempt.py`.
 """
@@ -31,7 +31,9 @@ from safety.policy.policy_store import find_policy, usual_policy
 from safety.runtime.run_context import RunContext, prepare_run
 from worker.assistant import Caller, help_with
 from worker.attempt import PATIENCE_S, Loop, run
+from worker.pair_examiner import open_pairs
 from worker.progress import JournalProgress
+from worker.shadow_job import run_shadow
 from worker.shared_tasks import SharedExecutor
 
 
@@ -48,6 +50,13 @@ def improve(job_id: str) -> None:
         _load,
         SelfImprovement(settings, Caller(settings.redis_url, job_id, RedisNames.of(settings).help_queue)),
     )
+
+
+def shadow(job_id: str) -> None:
+    """Run the shadow job `job_id`, as `improve` does an improve job."""
+    settings = Settings.from_environ(os.environ)
+    logs.configure(settings.log)
+    run_shadow(job_id, settings, _load, open_pairs)
 
 
 def help_improve(job_id: str) -> None:

@@ -24,8 +24,11 @@ WRITE_EVERY_S = 1.0  # the loop may report a hundred times a second
 class JournalProgress:
     """Reporter of attempt `fence` of job `job_id`; the loop calls `report`, the job the rest."""
 
-    def __init__(self, journal: Journal, job_id: str, fence: int) -> None:
+    def __init__(self, journal: Journal, job_id: str, fence: int, every_s: float = WRITE_EVERY_S) -> None:
+        """every_s: least seconds between two reports of a phase that are written."""
         self.journal, self.job_id, self.fence = journal, job_id, fence
+        self.facts: dict[str, Any] = {}  # more of the record's `progress`
+        self._every_s = every_s
         self._phase = ("", -1)
         self._written = 0.0  # monotonic seconds
         self._pace: Pace | None = None
@@ -50,12 +53,12 @@ class JournalProgress:
         if self._pace is not None:
             self._pace.report(phase, done, total, round)
         now = time.monotonic()
-        if self._phase == (phase, round) and done < total and now - self._written < WRITE_EVERY_S:
+        if self._phase == (phase, round) and done < total and now - self._written < self._every_s:
             return
         self._phase, self._written = (phase, round), now
         message = f"round {round}: {phase}" if round else phase
         report = {"phase": phase, "done": done, "total": total, "round": round, "message": message}
-        self._write(progress=report, **self._plan())
+        self._write(progress={**report, **self.facts}, **self._plan())
         self.journal.append_event(self.job_id, {"event": "progress", **report})
 
     def round(self, summary: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Recovery of lost improve jobs, whose job process, worker or Redis died.
+"""Recovery of lost jobs, whose job process, worker or Redis died.
 
 The journal knows unfinished jobs, the claims the live ones, the queue the waiting ones. Enqueuing a job once too often
 is harmless: the second delivery finds the record closed or claimed, and the fencing token covers the rest.
@@ -7,6 +7,7 @@ is harmless: the second delivery finds the record closed or claimed, and the fen
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from rq import Queue
 
@@ -19,18 +20,18 @@ log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 5
 
 
-def recover(journal: Journal, queue: Queue, function: str) -> None:
+def recover(journal: Journal, queue: Queue, functions: Mapping[str, str]) -> None:
     """Enqueue every unfinished job that neither waits in `queue` nor is worked on, or close it.
 
-    function: dotted name of the job's function. A cancelled job ends "cancelled"; one that died MAX_ATTEMPTS times
-    ends "failed". While records cannot be written, all wait. Raises Redis' errors.
+    functions: dotted names of the functions, by kind of job. A cancelled job ends "cancelled"; one that died
+    MAX_ATTEMPTS times ends "failed". While records cannot be written, all wait. Raises Redis' errors.
     """
     waiting = set(queue.get_job_ids())
     try:
         for record in journal.list():
-            lost = record.status in UNFINISHED and record.id not in waiting
+            lost = record.status in UNFINISHED and record.id not in waiting and record.kind in functions
             if lost and not journal.is_claimed(record.id, record.attempt):
-                _settle(journal, queue, record, function)
+                _settle(journal, queue, record, functions[record.kind])
     except NoStorage as error:
         log.error("lost jobs wait: %s", error.about(error.path))
 

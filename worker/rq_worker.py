@@ -1,4 +1,4 @@
-"""RQ worker: runs improve jobs, or assists one, each in a new job process, and recovers lost jobs.
+"""RQ worker: runs jobs, or assists one, each in a new job process, and recovers lost jobs.
 
 Job processes are spawned, not forked: a forked process deadlocks once torch has run in its parent. An error of Redis
 ends `work`, after the running job, and is raised from it, where RQ would log a traceback or retry for ever.
@@ -90,7 +90,7 @@ class ImproveWorker(SpawnWorker):
             fresh.connect()
             fresh.disconnect()
             super().execute_job(job, queue)
-            recover(self.journal, self.queues[0], self.job_class.function)
+            recover(self.journal, self.queues[0], self.job_class.functions)
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
         """See RQ. Without Redis the job process goes on and is waited for: its results are in the journal."""
@@ -117,7 +117,7 @@ class ImproveWorker(SpawnWorker):
                 queue.finished_job_registry.cleanup()
                 queue.failed_job_registry.cleanup()
                 clean_worker_registry(queue)
-            recover(self.journal, self.queues[0], self.job_class.function)
+            recover(self.journal, self.queues[0], self.job_class.functions)
         self.last_cleaned_at = None  # due again at every turn of the work loop
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:

@@ -122,4 +122,6 @@ class TrialMoves(Moves, ABC):
             raise Conflict(f"{others} shares the traffic; end that first: DELETE /codebooks/traffic")
         if now.shadow and now.shadow["job"] != job:
             raise Conflict(f"{now.shadow['version']} is being compared; end that first: DELETE /codebooks/shadow")
+        if job and not now.shadow:
+            raise Conflict(f"the comparison of job {job} is over: {now.moved_by} has moved the alias")
         return now

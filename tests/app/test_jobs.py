@@ -54,7 +54,7 @@ def test_improve_is_accepted_and_enqueued_for_the_worker(server: Server, redis: 
         assert waiting.get_job_ids() == [body["id"]]
         job = waiting.fetch_job(body["id"])
         assert job is not None and tuple(job.args) == (body["id"],)
-        assert job.func_name == AllowedJob.function
+        assert job.func_name == AllowedJob.functions["improve"]
 
 
 def test_one_improve_job_at_a_time(server: Server) -> None:
@@ -116,7 +116,7 @@ def test_without_redis_a_job_is_kept_and_found_by_the_worker(model: Path, tmp_pa
         journal, job = server.service.journal, answer.json()["id"]
     with embedded_redis(tmp_path) as redis, Redis.from_url(redis.url) as connection:
         waiting = Queue(QUEUE, connection=connection, serializer="json")
-        recover(journal, waiting, AllowedJob.function)
+        recover(journal, waiting, AllowedJob.functions)
         assert waiting.get_job_ids() == [job]
 
 

@@ -244,12 +244,12 @@ def test_a_job_waits_for_room_and_goes_on(
         disk.fill()
         run(job, settings, lambda settings: StillModel(), ScriptedLoop())
         assert journal.get(job).attempt == 0
-        recover(journal, queue, ScriptedJob.function)
+        recover(journal, queue, ScriptedJob.functions)
         assert queue.get_job_ids() == []
         lines = [record.getMessage() for record in caplog.records if "record.json" in record.getMessage()]
         assert len(lines) == 2 and all("its disk is full" in line for line in lines)
         disk.free()
-        recover(journal, queue, ScriptedJob.function)
+        recover(journal, queue, ScriptedJob.functions)
         assert queue.get_job_ids() == [job]
     (home / "pass-1").touch()
     run(job, settings, lambda settings: StillModel(), ScriptedLoop())

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,9 +30,11 @@ KNOWS_NO_WEAPONS = "knows-no-weapons"  # a second judge
 
 
 class ScriptedJob(AllowedJob):
-    """Allows the scripted job in place of the real one."""
+    """Allows the scripted jobs in place of the real ones."""
 
-    function = "tests.support.scripted.improve"
+    functions = MappingProxyType(
+        {"improve": "tests.support.scripted.improve", "shadow": "tests.support.trials.scripted_shadow.shadow"}
+    )
 
 
 def improve(job_id: str) -> None:

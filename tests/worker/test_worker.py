@@ -154,7 +154,7 @@ def test_an_orphan_job_process_finishes_alone(house: House) -> None:
     assert "=".join(SPINNING).encode() in environ  # threads of a job that wait leave the cores to others
     worker.kill()
     worker.wait()
-    recover(house.journal, house.queue, ScriptedJob.function)  # what the next worker does first
+    recover(house.journal, house.queue, ScriptedJob.functions)  # what the next worker does first
     assert house.queue.get_job_ids() == []
     house.allow(1)
     record = house.wait_ended(job)
@@ -328,11 +328,11 @@ def test_sigterm_stops_at_once_and_the_job_goes_on_later(house: House) -> None:
 def test_a_job_that_always_dies_is_given_up(house: House) -> None:
     job = house.job(enqueue=False)
     for _ in range(MAX_ATTEMPTS):
-        recover(house.journal, house.queue, ScriptedJob.function)
+        recover(house.journal, house.queue, ScriptedJob.functions)
         assert house.queue.get_job_ids() == [job]
         house.queue.empty()  # type: ignore[no-untyped-call]
         house.journal.begin_attempt(job)
-    recover(house.journal, house.queue, ScriptedJob.function)
+    recover(house.journal, house.queue, ScriptedJob.functions)
     record = house.journal.get(job)
     assert record.status == "failed" and "gave up" in str(record.error)
     assert house.queue.get_job_ids() == []
@@ -341,7 +341,7 @@ def test_a_job_that_always_dies_is_given_up(house: House) -> None:
 def test_recovery_enqueues_once(house: House) -> None:
     job = house.job(enqueue=False)
     for _ in range(3):
-        recover(house.journal, house.queue, ScriptedJob.function)
+        recover(house.journal, house.queue, ScriptedJob.functions)
     assert house.queue.get_job_ids() == [job]
 
 

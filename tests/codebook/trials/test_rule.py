@@ -10,7 +10,7 @@ import pytest
 
 from codebook.trials.bets import BETS, LIMIT, e_value
 from codebook.trials.rule import MEASURES, PAIRS, PROMOTE_AT, RETREAT_AT, Counts, Decision, Trial
-from tests.support.trials import Truth, simulated
+from tests.support.trials.simulated import Truth, simulated
 
 EQUAL = Truth(0.0, 0.0)
 

@@ -102,7 +102,7 @@ class House:
     def job(self, rounds: int = 1, enqueue: bool = True, **request: object) -> str:
         record = self.journal.create("improve", {"max_rounds": rounds, "seed": 1, "activate": True, **request})
         if enqueue:
-            self.queue.enqueue_call(ScriptedJob.function, args=(record.id,), job_id=record.id)
+            self.queue.enqueue_call(ScriptedJob.functions["improve"], args=(record.id,), job_id=record.id)
         return record.id
 
     def allow(self, *rounds: int) -> None:
