@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, RootModel
 
 from app.schemas import Epoch, GeneratedImage, Prompt, RequestBody, Seed, Version
 from codebook.moves import MOST_SHARING
+from codebook.trials.rule import MARGIN, PAIRS
 from codebook.value import Mode
 
 VersionName = Annotated[str, Field(pattern=r"^v(0|[1-9][0-9]{0,8})$")]
@@ -62,6 +63,51 @@ class TrafficShares(BaseModel):
     shares: dict[str, float] = Field(description="Share of each version.")
     evidence: dict[str, SplitEvidence] = Field(description="By version beside the active one: what was seen so far.")
     limit: float = Field(description="e-value of one version at which the split ends by itself; n times it for n.")
+    canary: str = Field(description="Version whose share grows in steps; empty without one.")
+    next_step_at: int = Field(description="Images of it at one server at which its next step is due; 0 without one.")
+
+
+class ShadowRequest(ActivateRequest):
+    """Size of a shadow comparison."""
+
+    share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = Field(
+        default=0.5, description="Share of the live images that is compared."
+    )
+    pairs: int = Field(default=PAIRS, ge=1, le=100_000, description="Pairs after which it ends undecided.")
+    margin: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = Field(
+        default=MARGIN, description="Share of bad images by which a version that is promoted may be worse at most."
+    )
+    steps: bool = Field(default=True, description="Roll the version out in steps if it is as good.")
+
+
+class MeasureCounts(BaseModel):
+    """Pairs by one measure, and what they show."""
+
+    worse: int = Field(description="Pairs in which the version's image alone is bad.")
+    equal: int = Field(description="Pairs in which both or neither are.")
+    better: int = Field(description="Pairs in which the active version's image alone is.")
+    e_worse: float = Field(description="e-value against the version being bad no more often.")
+    e_within: float = Field(description="e-value against the version being bad more often by the margin.")
+
+
+class ShadowResponse(BaseModel):
+    """A shadow comparison: what it has shown so far, or has decided."""
+
+    job: str = Field(description="Id of its job.")
+    version: str = Field(description="Version that is compared with the active one.")
+    status: str = Field(description="Status of the job.")
+    decision: str = Field(description='"retreat", "promote", "undecided", "stopped"; empty while it goes on.')
+    share: float = Field(description="Share of the live images that is compared.")
+    steps: bool = Field(description="Whether the version is rolled out in steps if it is as good.")
+    margin: float = Field(description="Share of bad images by which a version that is promoted may be worse at most.")
+    pairs: int = Field(description="Pairs compared.")
+    most: int = Field(description="Pairs after which it ends undecided.")
+    measures: dict[str, MeasureCounts] = Field(
+        description='Counts by measure: unsafe by the model ("self"), by the "second" judge, "degenerate".'
+    )
+    retreat_at: float = Field(description="`e_worse` of one measure at which the version retreats.")
+    promote_at: float = Field(description="`e_within` of all measures at which it is promoted.")
+    links: dict[str, str] = Field(description="Related paths: self, job.")
 
 
 class Activation(BaseModel):

@@ -140,12 +140,13 @@ async def draw_many(
     on_news: Callable[[Place | PartialImage], None] | None = None,
 ) -> list[ImageResult]:
     """Draw `prompt` n times under one version, image i with seed + i."""
-    engine = service.engine
-    async with leased(service.live, version, "codebook", f"{caller.id}\n{prompt}") as codebook:
+    engine, unit = service.engine, f"{caller.id}\n{prompt}"
+    async with leased(service.live, version, "codebook", unit) as codebook:
         requests = _requests(engine.facts, prompt, codebook, sampling, n)
         results = await finish(engine, service, caller, requests, on_news)
     if version == ACTIVE:
         service.guard.note(results)
+        service.shadow.note(unit, results)
     return results
 
 

@@ -38,6 +38,7 @@ from app.routes import judges as routes_judges
 from app.routes import metrics as routes_metrics
 from app.routes import policies as routes_policies
 from app.routes import traffic as routes_traffic
+from app.routes import trials as routes_trials
 from app.service import Load, Service
 from core.errors import BadSetting
 from core.settings import Settings
@@ -84,6 +85,7 @@ def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
         routes_jobs,
         routes_policies,
         routes_judges,
+        routes_trials,  # before a version of any name
         routes_codebooks,
         routes_flags,
         routes_traffic,

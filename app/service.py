@@ -14,7 +14,9 @@ from app.access.links import Links, file_secret, shared_secret
 from app.access.rates import Rates
 from app.background.canary_guard import CanaryGuard
 from app.background.live_traffic import LiveTraffic
+from app.background.shadow_feed import ShadowFeed
 from app.background.storage_watch import Storage
+from app.background.trial_keeper import TrialKeeper
 from app.metrics.counts import Counts
 from app.queue import ImproveQueue
 from codebook.live import LiveCodebooks
@@ -63,6 +65,8 @@ class Service:
         self.policies = SharedFolder.policies(settings)
         self.traffic = LiveTraffic(self.images, lambda: self.live.active.version)
         self.guard = CanaryGuard(self.live)
+        self.trials = TrialKeeper(self.live, self.guard, self.journal)
+        self.shadow = ShadowFeed(self.live, settings)
         self.flags = open_flags(settings)
         self.storage = Storage(settings.home, self.store)
         self.keys = KeyRing(settings)

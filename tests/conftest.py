@@ -30,7 +30,7 @@ SLOW = {  # whole files below tests/: real processes, runs of the loop, interpre
     *(f"app/test_{name}.py" for name in ("bad_numbers", "contract", "generate", "images")),
     *(f"app/test_{name}.py" for name in ("canary_guard", "live_traffic", "queue")),
     "app/console/test_console.py",
-    *(f"app/codebooks/test_{name}.py" for name in ("codebooks", "modes", "shares")),
+    *(f"app/codebooks/test_{name}.py" for name in ("codebooks", "modes", "shares", "trials")),
     *(f"app/metrics/test_{name}.py" for name in ("metrics", "tracing")),
     *(f"app/http/test_{name}.py" for name in ("connections", "idempotency", "middlewares", "problems", "root_path")),
     *(f"app/access/test_{name}.py" for name in ("key_ring", "keys", "rates")),

@@ -25,6 +25,7 @@ def keep_up(service: Service, ended: Event) -> None:
         service.storage.poll()
         raised = _log_alert(service, raised)
         service.guard.act()
+        service.trials.act()
         if turn % FORGET_EVERY == 0:
             _forget(service)
         if ended.wait(EVERY_S):

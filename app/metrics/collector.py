@@ -32,6 +32,7 @@ class ServiceCollector:
             self._codebook,
             self._traffic,
             self._canary,
+            self._shadow,
             self._job,
             self._redis,
             self._storage,
@@ -88,6 +89,18 @@ class ServiceCollector:
         for version, seen in self._service.guard.evidence().items():
             e.add_metric((version,), seen.e)
         yield e
+
+    def _shadow(self) -> Iterable[Metric]:
+        pairs = GaugeMetricFamily("safecb_shadow_pairs", "Pairs that a shadow comparison has.", labels=("codebook",))
+        names = ("measure", "kind")
+        e = GaugeMetricFamily("safecb_shadow_evidence", "e-values of a shadow comparison.", labels=names)
+        shadow = self._service.live.active.shadow
+        if shadow and (trial := self._service.journal.get(shadow["job"]).progress.get("trial")):
+            pairs.add_metric((shadow["version"],), trial["pairs"])
+            for measure, counts in trial["measures"].items():
+                e.add_metric((measure, "worse"), counts["e_worse"])
+                e.add_metric((measure, "within"), counts["e_within"])
+        yield from (pairs, e)
 
     def _traffic(self) -> Iterable[Metric]:
         alert = self._service.traffic.report().alert

@@ -34,6 +34,7 @@ from app.http.request_id import id_of
 from app.service import Service
 from codebook.store import Manifest, Moved
 from codebook.trials.bets import LIMIT
+from codebook.trials.steps import images_until
 from core.hints import send_hint
 
 router = APIRouter(prefix="/codebooks", tags=["codebooks"], dependencies=[Depends(check_caller)])
@@ -101,6 +102,8 @@ def traffic(service: ServiceOf) -> TrafficShares:
         shares=record.traffic or {record.version: 1.0},
         evidence={version: SplitEvidence(**asdict(e)) for version, e in service.guard.evidence().items()},
         limit=LIMIT,
+        canary=record.canary,
+        next_step_at=images_until(record.traffic[record.canary]) if record.canary else 0,
     )
 
 

@@ -18,6 +18,11 @@ from core.errors import Conflict
 class TrialMoves(Moves, ABC):
     """The moves of trials, beside those of a person."""
 
+    def check_trial(self, version: str) -> None:
+        """Raise as `begin_shadow` would now."""
+        self.load(version)
+        self._free_for(version)
+
     @anew
     def begin_shadow(
         self,

@@ -34,6 +34,10 @@ CLOSED = [
     ("POST", "/codebooks/v0/derive"),
     ("POST", "/codebooks/v0/revoke"),
     ("POST", "/codebooks/v0/restore"),
+    ("POST", "/codebooks/v0/shadow"),
+    ("POST", "/codebooks/v0/canary"),
+    ("GET", "/codebooks/shadow"),
+    ("DELETE", "/codebooks/shadow"),
     ("GET", "/codebooks/traffic"),
     ("PUT", "/codebooks/traffic"),
     ("DELETE", "/codebooks/traffic"),
@@ -61,6 +65,9 @@ CLOSED = [
     ("GET", "/v1/models/x"),
 ]
 OPERATORS_ALONE = {
+    ("POST", "/codebooks/v0/shadow"),
+    ("POST", "/codebooks/v0/canary"),
+    ("DELETE", "/codebooks/shadow"),
     ("GET", "/codebooks/audit"),
     ("POST", "/improve"),
     ("PUT", "/policies/x"),
