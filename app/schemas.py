@@ -6,9 +6,9 @@ Knows shapes of JSON. Knows nothing of how a response comes about.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.plan_schemas import PlanResponse
 from core.wire import DEFAULT_ROUNDS
@@ -30,6 +30,13 @@ def _whole(text: str) -> str:
     return text
 
 
+def _no_number(value: object) -> object:
+    if type(value) in (int, float):  # 1 would pass for true
+        raise ValueError('true, false or "canary"')
+    return value
+
+
+Activate = Annotated[Literal[True, False, "canary"], BeforeValidator(_no_number)]
 # Lengths come first: without one, pydantic lets half a character pass.
 Prompt = Annotated[str, Field(min_length=1, max_length=4000), AfterValidator(_whole), AfterValidator(_visible)]
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
@@ -95,7 +102,9 @@ class ImproveBody(RequestBody):
         default=None, ge=1, le=8, description=f"Maximum number of rounds; {DEFAULT_ROUNDS} if absent."
     )
     seed: Seed | None = Field(default=None, description="Seed of the job; derived from its id if absent.")
-    activate: bool = Field(default=True, description="Activate each accepted version.")
+    activate: Activate = Field(
+        default=True, description='Activate each accepted version; "canary" rolls the last one out in steps.'
+    )
 
 
 class PolicyResponse(BaseModel):
@@ -202,12 +211,12 @@ class JobResponse(BaseModel):
     """One background job and its progress."""
 
     id: str = Field(description="Job id.")
-    kind: str = Field(description='"improve" for improve jobs.')
+    kind: str = Field(description='"improve" for improve jobs, "shadow" for comparisons of a version.')
     status: str = Field(description='"queued", "running", "finished", "failed" or "cancelled".')
     created: str = Field(description="Time of creation: UTC, ISO 8601.")
     started: str | None = Field(description="Start of the first attempt.")
     ended: str | None = Field(description="End of the job.")
-    request: dict[str, Any] = Field(description="Body of POST /improve.")
+    request: dict[str, Any] = Field(description="Body of POST /improve, or of the comparison.")
     progress: dict[str, Any] = Field(description="phase, done, total, round, message.")
     plan: PlanResponse | None = Field(description="Phases with their price; null before the job has one.")
     rounds: list[dict[str, Any]] = Field(description="Outcome of each round: figures, gates, reason, fault, version.")

@@ -21,6 +21,7 @@ from core.settings import Settings
 from core.wire import DEFAULT_ROUNDS
 
 POLICY_TYPES = {".csv": "text/csv", ".jsonl": "application/jsonl"}
+ACTIVATIONS: dict[str, bool | str] = {"yes": True, "no": False, "canary": "canary"}
 BENIGN_TYPES = {".csv": "text/csv", ".txt": "text/plain"}
 
 
@@ -53,7 +54,7 @@ def request(client: Client, options: argparse.Namespace) -> dict[str, Any]:
         "max_rounds": options.rounds,
         "seed": options.seed,
         "budget": budget(options),
-        "activate": not options.no_activate,
+        "activate": not options.no_activate and ACTIVATIONS[options.activate],
         "accept_self_judged": options.accept_self_judged,
     }
     return {name: value for name, value in body.items() if value is not None}
@@ -132,5 +133,11 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="show progress until the job ends; --no-follow prints its id once it has begun",
     )
-    parser.add_argument("--no-activate", action="store_true", help="publish versions without activating them")
+    parser.add_argument(
+        "--activate",
+        choices=ACTIVATIONS,
+        default="yes",
+        help="activate each version, none, or roll the last one out in steps",
+    )
+    parser.add_argument("--no-activate", action="store_true", help="as --activate no")
     return parser

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 PATIENCE_S = 600.0  # for which a job waits for a bucket that does not answer
 
+CANARY = "canary"  # of a request's `activate`: the last version is rolled out in steps
+
 Load = Callable[[Settings], ImageModel]
 
 
@@ -98,15 +100,15 @@ def _rounds(
     flagged = journal.once(record.id, "flagged", lambda: [(f.prompt, f.category) for f in flags.take(record.id)])
     request, work = _request(record, tuple((p, c) for p, c in flagged)), journal.path(record.id) / "work"
     reason = "no rounds"
-    facts = RunFacts()
+    facts, is_independent = RunFacts(), False
     # What is learned and measured is the edit, whatever becomes of images that fire: versions keep the start's mode.
     begun = store.load(start)
     for outcome in loop.rounds(model, begun.in_mode("edit"), request, work, watch):
         version = None
         if outcome.codebook is not None:
             version = _publish(store, outcome, outcome.codebook.in_mode(begun.mode), parent, watch)
-            independent = request.accept_self_judged or not outcome.run.self_judged
-            if independent and record.request.get("activate", True):
+            is_independent = request.accept_self_judged or not outcome.run.self_judged
+            if is_independent and record.request.get("activate", True) is True:
                 _activate(store, version, parent, record.id)
             send_hint(settings, version)
             parent = version
@@ -115,6 +117,8 @@ def _rounds(
     result = {"version": None, "start": start, "reason": reason, **asdict(facts)}
     if parent == start:
         return result
+    if is_independent and record.request.get("activate") == CANARY:
+        _begin_canary(settings, store, parent, start, record.id)
     before, after = (codebook.in_mode("edit") for codebook in (begun, store.load(parent)))
     assessment = loop.assess(model, before, after, request, work, watch)
     return {**result, "version": parent, "assessment": assessment}
@@ -139,13 +143,26 @@ def _publish(store: CodebookStore, outcome: RoundResult, draft: Codebook, parent
 def _activate(store: CodebookStore, version: str, parent: str, job_id: str) -> None:
     """Activate `version` if its parent draws for all, and only once: any move in between takes precedence."""
     now = store.active()
-    if now.version != parent or now.traffic:
+    if now.version != parent or now.traffic or now.shadow:
         return
     try:
         if all(move["version"] != version for move in store.audit()):
             store.activate(version, by=f"job {job_id}", expected_epoch=now.epoch)
     except (Conflict, BadCodebook) as error:  # another activation came first, or the audit log is damaged
         log.info("%s is published and not activated: %s", version, error)
+
+
+def _begin_canary(settings: Settings, store: CodebookStore, version: str, start: str, job_id: str) -> None:
+    """Roll `version` out in steps if the start of the job draws for all, and only once, as `_activate`."""
+    now = store.active()
+    if now.version != start or now.traffic or now.shadow:
+        return
+    try:
+        if all(move["canary"] != version for move in store.audit()):
+            store.begin_canary(version, by=f"job {job_id}", expected_epoch=now.epoch)
+            send_hint(settings, version)
+    except (Conflict, BadCodebook) as error:
+        log.info("%s is published and not rolled out: %s", version, error)
 
 
 def _request(record: JobRecord, flagged: tuple[tuple[str, str | None], ...]) -> ImproveRequest:

@@ -71,6 +71,8 @@ REFUSED = [
     ({"second_judge": "zeroshot:owner/clip?texts=/none.json"}, "second_judge", "a file that exists"),
     ({"second_judge": ""}, "second_judge", "at least 1"),
     ({"accept_self_judged": 1}, "accept_self_judged", "boolean"),
+    ({"activate": "later"}, "activate", ""),
+    ({"activate": 1}, "activate", ""),
     ({"budget": {"images": 99}}, "budget.images", "100"),
     ({"budget": {"minutes": 0}}, "budget.minutes", "1"),
     ({"budget": {"hours": 1}}, "budget.hours", "no field"),

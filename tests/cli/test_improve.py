@@ -56,6 +56,13 @@ def test_a_policy_of_the_server_is_named(server: Server) -> None:
     assert (request["activate"], request["accept_self_judged"], request["seed"]) == (True, False, None)
 
 
+@pytest.mark.parametrize(("choice", "activate"), [("canary", "canary"), ("no", False), ("yes", True)])
+def test_versions_are_activated_or_rolled_out(server: Server, choice: str, activate: bool | str) -> None:
+    with played_worker(server, publishes=False):
+        assert main(["improve", "--policy", "emoji", "--activate", choice]) == 1
+    assert last_request(server)["activate"] == activate
+
+
 def test_without_following_the_id_of_a_job_that_has_begun_is_printed(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -105,6 +105,32 @@ def test_without_activate_nothing_becomes_active(house: House) -> None:
     assert house.store.active().version == "v0"
 
 
+@pytest.mark.parametrize(("judge", "canary"), [(None, "v2"), (KNOWS_NO_WEAPONS, "")])
+def test_with_canary_the_last_version_enters_its_first_step(
+    house: House, monkeypatch: pytest.MonkeyPatch, judge: str | None, canary: str
+) -> None:
+    monkeypatch.setenv("SAFECB_HOME", str(house.home))
+    house.allow(1, 2)
+    job = house.job(rounds=2, activate="canary", second_judge=judge, enqueue=False)
+    run(job, house.settings, lambda settings: StillModel(), ScriptedLoop())
+    record = house.store.active()
+    assert house.published(job) == [1, 2]
+    assert (record.version, record.canary) == ("v0", canary)
+    assert record.traffic == ({"v0": 0.99, "v2": 0.01} if canary else {})
+
+
+def test_a_canary_of_a_job_yields_to_a_move_in_between(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFECB_HOME", str(house.home))
+    house.allow(1, 2)
+    first = house.job(activate=False, enqueue=False)
+    run(first, house.settings, lambda settings: StillModel(), ScriptedLoop())
+    house.store.begin_shadow("v1", 0.5, "0123", by="a person")
+    for activate in (True, "canary"):
+        job = house.job(activate=activate, seed=2, enqueue=False)
+        run(job, house.settings, lambda settings: StillModel(), ScriptedLoop())
+        assert house.store.active().moved_by == "a person"
+
+
 @pytest.mark.parametrize(("accepts", "active"), [(False, "v0"), (True, "v2")])
 def test_what_the_second_judge_does_not_know_is_activated_only_if_accepted(
     house: House, accepts: bool, active: str
