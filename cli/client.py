@@ -177,6 +177,26 @@ class Client:
         record: dict[str, Any] = self._call("POST", f"/codebooks/{quote(version)}/revoke")["new"]
         return record
 
+    def shadow(self, version: str, **body: object) -> dict[str, Any]:
+        """Begin the shadow comparison of a version, and return its state."""
+        state: dict[str, Any] = self._call("POST", f"/codebooks/{quote(version)}/shadow", body)
+        return state
+
+    def shadow_state(self) -> dict[str, Any]:
+        """Return the state of the shadow comparison that goes on, or of the last one."""
+        state: dict[str, Any] = self._call("GET", "/codebooks/shadow")
+        return state
+
+    def end_shadow(self) -> dict[str, Any]:
+        """End the shadow comparison that goes on, and return the active record."""
+        record: dict[str, Any] = self._call("DELETE", "/codebooks/shadow")["new"]
+        return record
+
+    def canary(self, version: str) -> dict[str, Any]:
+        """Roll a version out in steps, and return the active record."""
+        record: dict[str, Any] = self._call("POST", f"/codebooks/{quote(version)}/canary", {})["new"]
+        return record
+
     def restore(self, version: str) -> dict[str, Any]:
         """Allow a revoked version again, and return the active record."""
         record: dict[str, Any] = self._call("POST", f"/codebooks/{quote(version)}/restore")["new"]

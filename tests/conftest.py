@@ -49,7 +49,7 @@ SLOW = {  # whole files below tests/: real processes, runs of the loop, interpre
     "core/test_storage.py",
     *(f"engine/test_{name}.py" for name in ("batch", "embedded", "kernels", "modes", "random_model", "scheduler")),
     *(f"safety/test_{name}.py" for name in ("ablation", "budget", "evaluation", "loop", "open_run")),
-    *(f"worker/test_{name}.py" for name in ("job_plan", "shadow_job", "shared_tasks", "worker")),
+    *(f"worker/test_{name}.py" for name in ("job_plan", "pair_examiner", "shadow_job", "shared_tasks", "worker")),
     "test_benchmarks.py",
     "test_recipes.py",
 }

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.commands import trials
 from cli.commands.connection import Server, connected, table
 from codebook.places.bucket_place import BucketPlace
 from codebook.places.copying import copy_store
@@ -27,6 +28,8 @@ from core.settings import Settings
 from core.storage import naming
 
 app = typer.Typer(no_args_is_help=True, help="Codebook versions.")
+app.command()(trials.shadow)
+app.command()(trials.canary)
 
 Version = Annotated[str, typer.Argument(help="Codebook version.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Use the store itself (SAFECB_STORE), without a server.")]

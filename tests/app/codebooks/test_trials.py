@@ -13,6 +13,7 @@ import torch
 
 from app.background import housekeeping
 from app.background.trial_keeper import KEEPER, STEPS
+from cli.main import main
 from codebook.trials import steps
 from codebook.trials.rule import Trial
 from engine.image_result import ImageResult
@@ -221,3 +222,17 @@ def test_steps_are_taken_by_housekeeping(model: Path, tmp_path: Path, monkeypatc
         server.post(f"/codebooks/{version}/canary", {})
         note(server, version, 3)
         wait_for("the next step", lambda: server.service.live.active.traffic.get(version) == 0.5)
+
+
+def test_the_command_line_compares_and_rolls_out(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    version, there = server.publish(1), ["--server", server.url]
+    assert main(["codebooks", "shadow", *there]) == 1
+    assert main(["codebooks", "shadow", version, "--share", "0.25", "--no-steps", *there]) == 0
+    output = capsys.readouterr().out
+    assert f"{version}: queued, 0 of at most 3000 pairs" in output and "e worse (300)" in output
+    request = server.service.journal.list()[0].request
+    assert (request["share"], request["steps"], request["margin"]) == (0.25, False, 0.01)
+    assert main(["codebooks", "shadow", "--end", *there]) == 0
+    assert f"{version}: cancelled" in capsys.readouterr().out
+    assert main(["codebooks", "canary", version, *there]) == 0
+    assert f"{version} draws 1% of the traffic; v0 is active" in capsys.readouterr().out
