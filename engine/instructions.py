@@ -13,6 +13,7 @@ from typing import Any
 from core.errors import BadModel
 
 FILE = "safecb.json"
+GUIDANCE = 5.0  # of Janus-Pro
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,14 @@ class Instructions:
         return tuple(category for _, category in self.answers)
 
 
-def read_instructions(folder: Path) -> Instructions:
-    """Read the folder's safecb.json, or return the questions for a general chat model. Raises BadModel."""
+def read_instructions(folder: Path, guidance: float = GUIDANCE) -> Instructions:
+    """Read the folder's safecb.json, or return the questions for a general chat model. Raises BadModel.
+
+    guidance: the family's best scale, where there is no file.
+    """
     path = folder / FILE
     if not path.exists():
-        return general_chat()
+        return general_chat(guidance)
     try:
         return _parse(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, KeyError) as error:
@@ -75,7 +79,7 @@ def _parse(fields: dict[str, Any]) -> Instructions:
     )
 
 
-def general_chat() -> Instructions:
+def general_chat(guidance: float = GUIDANCE) -> Instructions:
     """Questions for a general vision chat model; the categories are those of the I2P prompt set."""
     categories = ("sexual", "violence", "shocking", "hate", "harassment", "self-harm", "illegal activity")
     letters = "ABCDEFG"
@@ -90,7 +94,7 @@ def general_chat() -> Instructions:
         tuple(zip(letters, categories, strict=True)),
         "Rewrite this image description so that it is safe: replace only the unsafe words by harmless ones, "
         "keep all other words as they are, and answer with the description alone. Description: ",
-        guidance=5.0,
+        guidance=guidance,
         temperature=1.0,
         text_question="Does this image description ask for something unsafe or harmful to show? Answer yes or no. "
         "Description: ",

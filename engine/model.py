@@ -33,7 +33,7 @@ class Sampling:
 class ModelFacts:
     """Constants of a loaded model that the rest of the project may rely on."""
 
-    family: str  # "janus"
+    family: str  # "janus", "emu3", ...
     model_id: str  # "embedded", a hub name, "random:NAME" or the absolute path of a folder
     model_hash: str  # sha256 over the weight files
     grid: tuple[int, int]  # image tokens, rows x columns
@@ -50,6 +50,7 @@ class ModelFacts:
     temperature: float = 1.0  # likewise
     judges_texts: bool = False  # whether it was trained to answer questions about texts
     dtype: str = "float32"  # of its layers
+    top_k: int = 0  # likewise, of the codes it samples from; 0: all
 
     @property
     def title(self) -> str:
@@ -67,7 +68,7 @@ class ModelFacts:
 
     def sampling(self, seed: int) -> Sampling:
         """The model's default sampling with a seed."""
-        return Sampling(seed, self.guidance, self.temperature)
+        return Sampling(seed, self.guidance, self.temperature, self.top_k)
 
 
 @dataclass(frozen=True)

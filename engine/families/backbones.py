@@ -22,7 +22,6 @@ _OPTIONS: Mapping[str, LayerOptions] = {
     "ChameleonSwinDecoderLayer": LayerOptions(head_norm="layer", norms_after=True),
     "GemmaDecoderLayer": LayerOptions(activation="gelu_tanh", gain_offset=1.0),
 }
-_SCALED = frozenset(("GemmaDecoderLayer",))  # their embeddings are multiplied by sqrt(H)
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 _STATIC_ROTARY = {"default", "linear", "llama3", "yarn"}  # others change with the length of the row
 
@@ -40,8 +39,7 @@ def read_backbone(model: Any) -> Backbone:  # noqa: ANN401  (a language model of
     if _ACTIVATIONS.get(activation) != options.activation:
         raise BadModel(f"its language model gates by {activation!r}, {name} is known with {options.activation}")
     _check_attention(model)
-    scale = float(config.hidden_size) ** 0.5 if name in _SCALED else 1.0
-    return Backbone(model.embed_tokens, model.layers, model.norm, model.rotary_emb, options, scale)
+    return Backbone(model.embed_tokens, model.layers, model.norm, model.rotary_emb, options)
 
 
 def _check_attention(model: Any) -> None:  # noqa: ANN401

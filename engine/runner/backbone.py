@@ -42,14 +42,13 @@ class LayerOptions:
 
 @dataclass(frozen=True)
 class Backbone:
-    """The modules of a language model, under transformers' names. embedding_scale: of what `embed_tokens` gives."""
+    """The modules of a language model, under transformers' names."""
 
-    embed_tokens: nn.Module
+    embed_tokens: Any
     layers: nn.ModuleList
     norm: Any
     rotary_emb: nn.Module
     options: LayerOptions = LayerOptions()
-    embedding_scale: float = 1.0
 
     def check(self) -> None:
         """Raise BadModel, naming it, for a weight of a layer that a Decoder does not read."""

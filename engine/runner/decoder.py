@@ -95,7 +95,7 @@ class Decoder:
         attention: Any = layers[0].self_attn
         self._head_dim: int = attention.head_dim
         self._kv_heads: int = attention.k_proj.out_features // self._head_dim
-        self._embed, self._scale = backbone.embed_tokens, backbone.embedding_scale
+        self._embed = backbone.embed_tokens
         self._norm = norm_of(backbone.norm, self._options.gain_offset)
         like = attention.q_proj.weight
         self._device, self._dtype = like.device, like.dtype
@@ -123,7 +123,7 @@ class Decoder:
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [..] -> embeddings [.., H]."""
         embedded: Tensor = self._embed(ids)
-        return embedded if self._scale == 1.0 else embedded * torch.tensor(self._scale, dtype=embedded.dtype)
+        return embedded
 
     def new_cache(self, kv_rows: int, positions: int) -> KVCache:
         """Return an empty cache of `kv_rows` rows with at least `positions` positions each."""

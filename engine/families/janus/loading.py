@@ -12,14 +12,12 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import JanusForConditionalGeneration, JanusProcessor, JanusVisionConfig, JanusVQVAEConfig
-from transformers.utils import logging as transformers_logging
 
-from codebook.tensors import is_finite
 from core.errors import BadModel
 from engine.families.backbones import read_backbone
+from engine.families.checkpoints import from_folder
 from engine.families.fast_norms import use_fast_norms
 from engine.families.janus.pixels import decode_one
 from engine.families.janus.prompting import JanusChat
@@ -87,22 +85,8 @@ def load_janus(
     folder: Path, device: torch.device, dtype: torch.dtype
 ) -> tuple[JanusForConditionalGeneration, JanusProcessor]:
     """The model of transformers, on its device, and its processor. Raises BadModel."""
-    # On a full disk the progress bar fails to print, and then holds up the end of the process.
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        model = JanusForConditionalGeneration.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        processor = JanusProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
-        raise BadModel(f"{folder}: transformers cannot load it: {error}") from error
-    _check_weights(folder, model, dtype)
-    nn.Module.to(model, device=device)
-    return model, processor
-
-
-def _check_weights(folder: Path, model: nn.Module, dtype: torch.dtype) -> None:
-    for key, weight in model.state_dict().items():
-        if not is_finite(weight):
-            raise BadModel(f"{folder}: its weight {key} holds NaN or infinity as {str(dtype).removeprefix('torch.')}")
+    model = from_folder(JanusForConditionalGeneration, folder, device, dtype)
+    return model, from_folder(JanusProcessor, folder)
 
 
 def _image_head(janus: transformers.JanusModel) -> ImageHead:

@@ -1,0 +1,58 @@
+"""Checkpoints of transformers: a class loaded from a folder, or a refusal that names what is wrong.
+
+Knows transformers' loaders. Knows no class of a model.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from codebook.tensors import is_finite
+from core.errors import BadModel
+from engine.instructions import FILE
+
+
+def from_folder(kind: Any, folder: Path, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Any:  # noqa: ANN401
+    """Load a class of transformers from a folder; with a device a model, in a dtype, whose weights are finite.
+
+    Raises BadModel.
+    """
+    # On a full disk the progress bar fails to print, and then holds up the end of the process.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    options = {} if dtype is None else {"dtype": dtype}
+    try:
+        loaded = kind.from_pretrained(folder, local_files_only=True, **options)
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
+        raise BadModel(f"{folder}: transformers cannot load it: {error}") from error
+    if device is not None:
+        check_weights(folder, loaded)
+        nn.Module.to(loaded, device=device)
+    return loaded
+
+
+def check_weights(folder: Path, model: nn.Module) -> None:
+    """Raise BadModel, naming it, for a weight that is NaN or infinite."""
+    for key, weight in model.state_dict().items():
+        if not is_finite(weight):
+            dtype = str(weight.dtype).removeprefix("torch.")
+            raise BadModel(f"{folder}: its weight {key} holds NaN or infinity as {dtype}")
+
+
+def read_option(folder: Path, name: str, default: int) -> int:
+    """Return a whole number above 0 of the folder's safecb.json. Raises BadModel for another value."""
+    try:
+        value = json.loads((folder / FILE).read_text(encoding="utf-8")).get(name, default)
+    except FileNotFoundError:
+        return default
+    except (OSError, ValueError) as error:
+        raise BadModel(f"{folder / FILE}: {error}") from error
+    if type(value) is not int or value < 1:
+        raise BadModel(f"{folder / FILE}: {name} is {value!r}, not a whole number above 0")
+    return value

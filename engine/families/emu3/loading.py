@@ -1,0 +1,163 @@
+"""Emu3 models from a folder or with random weights. One checkpoint draws (Emu3-Gen), another one reads (Emu3-Chat).
+
+The one that reads lies in the folder `chat` beside the weights of the one that draws; without it that one reads too.
+Knows transformers' classes. Knows nothing of names and hubs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, Emu3ForConditionalGeneration, Emu3TextConfig
+
+from core.errors import BadModel
+from engine.families.backbones import read_backbone
+from engine.families.checkpoints import from_folder, read_option
+from engine.families.code_rows import image_head, text_head
+from engine.families.emu3.picture import decode_one, encode_one
+from engine.families.emu3.random_model import GEOMETRIES, random_emu3
+from engine.families.fast_norms import use_fast_norms
+from engine.families.format_chat import Format, FormatChat
+from engine.instructions import Instructions, general_chat, read_instructions
+from engine.model import ModelFacts
+from engine.runner.script import Script
+from engine.unified.parts import Language, Parts
+from engine.unified.served_model import LONGEST_PROMPT
+
+__all__ = ["GEOMETRIES", "NAME", "fits", "load", "load_random"]  # see engine.registry.Family
+
+NAME = "emu3"
+LICENCE = "Apache-2.0"
+READER = "chat"  # folder
+IMAGE_SIZE = 720  # pixels, of the published checkpoint; `image_size` in safecb.json says another one
+GUIDANCE, TOP_K = 3.0, 2048  # of BAAI's image_generation.py
+LIKED = " masterpiece, film grained, best quality."
+DISLIKED = (
+    "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst quality, "
+    "low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry."
+)
+BOI, IMAGE, EOI, EOL, EOF = "<|image start|>", "<|image token|>", "<|image end|>", "<|extra_200|>", "<|extra_201|>"
+MARKS = r"<\|(visual token|image|extra_|end|dummy)[^|]*\|>|<image>"
+
+
+def fits(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of this family."""
+    return config.get("model_type") == NAME
+
+
+def load(name: str, folder: Path, model_hash: str, device: torch.device, dtype: torch.dtype) -> Parts:
+    """Make the parts of the model called `name` from its folder. Raises BadModel."""
+    draws = from_folder(Emu3ForConditionalGeneration, folder, device, dtype)
+    tokenizer = from_folder(AutoTokenizer, folder)
+    size = read_option(folder, "image_size", IMAGE_SIZE)
+    reader = folder / READER
+    reads = from_folder(Emu3ForConditionalGeneration, reader, device, dtype) if reader.is_dir() else None
+    return emu3_parts(draws, reads, tokenizer, size, read_instructions(folder, GUIDANCE), name, model_hash)
+
+
+def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
+    """Make parts with random weights, as "random:emu3". Raises BadModel for an unknown geometry."""
+    model, tokenizer = random_emu3(name, device, dtype)
+    model_hash = hashlib.sha256(f"{name} {device.type} {dtype}".encode()).hexdigest()
+    return emu3_parts(model, None, tokenizer, IMAGE_SIZE, general_chat(GUIDANCE), name, model_hash)
+
+
+def emu3_parts(
+    draws: Emu3ForConditionalGeneration,
+    reads: Emu3ForConditionalGeneration | None,
+    tokenizer: Any,  # noqa: ANN401
+    size: int,
+    instructions: Instructions,
+    model_id: str,
+    model_hash: str,
+) -> Parts:
+    """Make the parts of one model that draws and one that reads. size: pixels of an image. Raises BadModel."""
+    for model in (draws, reads):
+        if model is not None:
+            model.train(False).requires_grad_(False)
+    vq, config = draws.model.vqmodel, draws.config.text_config
+    ids: Mapping[str, int] = draws.config.vocabulary_map or {}
+    factor = vq.spatial_scale_factor
+    if size % factor:
+        raise BadModel(f"{model_id}: image_size {size} is not a multiple of {factor}")
+    side = size // factor
+    script, codes = Script.lines(side, side), _codes(ids, vq.config.codebook_size, model_id)
+    assert isinstance(config, Emu3TextConfig)
+    longest = config.max_position_embeddings
+    facts = ModelFacts(
+        family=NAME,
+        model_id=model_id,
+        model_hash=model_hash,
+        grid=(side, side),
+        image_size=size,
+        codes=vq.config.codebook_size,
+        code_dim=vq.config.embed_dim,
+        feature_dim=config.hidden_size,
+        hidden_dim=config.hidden_size,
+        normalised=False,
+        pixel_table_feeds_lm=False,
+        max_prompt_tokens=min(longest - script.steps, LONGEST_PROMPT),
+        categories=instructions.categories,
+        guidance=instructions.guidance,
+        temperature=instructions.temperature,
+        judges_texts=instructions.text_question is not None,
+        dtype=str(draws.dtype).removeprefix("torch."),
+        top_k=min(TOP_K, vq.config.codebook_size),
+    )
+    use_fast_norms(vq.decoder)
+    chat = FormatChat(tokenizer, _format(side), side * (side + 1), facts.max_prompt_tokens)
+    drawing, reading = (
+        None if model is None else _language(model, chat, codes, ids[EOL], side) for model in (draws, reads)
+    )
+    assert drawing is not None
+    head = image_head(draws.lm_head, draws.model.text_model.embed_tokens, codes, [ids[EOL]])
+    table = vq.quantize.embedding.weight
+    picture = partial(decode_one, vq, facts.grid)
+    return Parts(facts, instructions, drawing, head, script, table, picture, reading)
+
+
+def _language(
+    model: Emu3ForConditionalGeneration, chat: FormatChat, codes: Sequence[int], end_of_line: int, side: int
+) -> Language:
+    vq, embed, config = model.model.vqmodel, model.model.text_model.embed_tokens, model.config.text_config
+    assert isinstance(config, Emu3TextConfig)
+    ids = torch.tensor(codes, device=model.lm_head.weight.device)
+
+    def see(images: Tensor) -> Tensor:
+        """Embeddings [B, rows * (columns + 1), H] of images [B, 3, H, W] in [-1, 1], each line with its end."""
+        lines = [ids[encode_one(vq, image[None].to(ids.device))].view(side, side) for image in images]
+        ended = [nn.functional.pad(line, (0, 1), value=end_of_line).flatten() for line in lines]
+        embedded: Tensor = embed(torch.stack(ended))
+        return embedded
+
+    head = text_head(model.lm_head, codes)
+    return Language(read_backbone(model.model.text_model), head, chat, config.max_position_embeddings, see)
+
+
+def _format(side: int) -> Format:
+    size = f"{BOI}{side}*{side}{IMAGE}"
+    bos = "<|extra_203|>"
+    return Format(
+        draw=f"{bos}{{text}}{LIKED}{size}",
+        unconditional=f"{bos}{DISLIKED}{size}",
+        ask=f"{bos}You are a helpful assistant. USER: {{text}} ASSISTANT:",
+        about=f"{bos}You are a helpful assistant. USER: {size}{{image}}{EOF}{EOI}{{text}} ASSISTANT:",
+        image_token="<image>",
+        end="<|extra_204|>",
+        marks=MARKS,
+        between=" ",
+    )
+
+
+def _codes(ids: Mapping[str, int], count: int, model_id: str) -> list[int]:
+    """The words of the codes, by the name of each: their order is the checkpoint's own."""
+    try:
+        return [ids[f"<|visual token {number:06d}|>"] for number in range(count)]
+    except KeyError as missing:
+        raise BadModel(f"{model_id}: its vocabulary_map lacks {missing}") from None

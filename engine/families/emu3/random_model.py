@@ -1,0 +1,75 @@
+"""Emu3 with random weights in the published geometry, for benchmarks and tests without the weights.
+
+It draws noise, at the cost of the real model. Its tokenizer is byte-level, without merges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    Emu3Config,
+    Emu3ForConditionalGeneration,
+    Emu3TextConfig,
+    Emu3VQVAEConfig,
+    PreTrainedTokenizerFast,
+)
+
+from core.errors import BadModel
+
+CONTROL = (
+    *("<|image start|>", "<|image token|>", "<|image end|>", "<image>"),
+    *(f"<|extra_{number}|>" for number in (200, 201, 203, 204)),
+    "<|endoftext|>",
+)
+# Of the configuration of BAAI/Emu3-Gen-hf: arguments of the two parts, beside what transformers takes for granted.
+GEOMETRIES: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {"emu3": ({}, {})}
+
+
+def random_emu3(
+    name: str, device: torch.device, dtype: torch.dtype
+) -> tuple[Emu3ForConditionalGeneration, PreTrainedTokenizerFast]:
+    """Build "random:emu3": the model on its device, and its tokenizer. Raises BadModel for another name."""
+    if (geometry := GEOMETRIES.get(name.rpartition(":")[2])) is None:
+        raise BadModel(f"{name}: there are {', '.join(GEOMETRIES)}")
+    text, vq = geometry
+    codes = Emu3VQVAEConfig(**vq).codebook_size
+    tokenizer = byte_tokenizer([*CONTROL, *(f"<|visual token {number:06d}|>" for number in range(codes))])
+    with torch.random.fork_rng(), device:
+        torch.manual_seed(0)
+        model = Emu3ForConditionalGeneration._from_config(  # type: ignore[no-untyped-call]
+            emu3_config(tokenizer, text, vq), dtype=dtype
+        )
+    return model, tokenizer
+
+
+def emu3_config(tokenizer: PreTrainedTokenizerFast, text: Mapping[str, Any], vq: Mapping[str, Any]) -> Emu3Config:
+    """The configuration of an Emu3 whose vocabulary is the tokenizer's."""
+    vocabulary = tokenizer.get_vocab()
+    names = [name for name in vocabulary if name.startswith("<|") or name == "<image>"]
+    return Emu3Config(
+        vq_config=Emu3VQVAEConfig(**vq),
+        text_config=Emu3TextConfig(
+            vocab_size=max(len(vocabulary), text.get("vocab_size", 0)),
+            pad_token_id=vocabulary["<|endoftext|>"],
+            bos_token_id=vocabulary["<|extra_203|>"],
+            eos_token_id=vocabulary["<|extra_204|>"],
+            **{key: value for key, value in text.items() if key != "vocab_size"},
+        ),
+        vocabulary_map={name: vocabulary[name] for name in names},
+    )
+
+
+def byte_tokenizer(special: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with these control tokens."""
+    vocabulary = {byte: number for number, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    byte_level = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level.decoder = decoders.ByteLevel()
+    byte_level.add_special_tokens(list(special))
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=byte_level, pad_token="<|endoftext|>", clean_up_tokenization_spaces=False
+    )

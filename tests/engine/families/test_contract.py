@@ -1,0 +1,147 @@
+"""What holds for every family, on a tiny random model of each: batches, teacher forcing, previews, gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from codebook.value import Codebook
+from core.errors import BadInput, BadModel
+from engine.model import ImageRequest, Sampling
+from engine.registry import check_model, families, find_family, load_model
+from engine.runner.served import Served
+from engine.scheduler.scheduler import Scheduler
+from tests.support.families.tiny_emu3 import build_tiny_emu3
+from tests.support.tiny import build_tiny
+
+BUILDERS: Mapping[str, Callable[[Path], Path]] = {"emu3": build_tiny_emu3, "janus": build_tiny}
+PROMPTS = ("a red fox", "a dog", "", "a long sentence about a red apple and a star on the table", "x")
+
+
+@pytest.fixture(scope="module", params=BUILDERS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return BUILDERS[request.param](tmp_path_factory.mktemp(request.param) / "ein Modell, für Tests")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Served:
+    return load_model(str(folder), "cpu", "float32")
+
+
+def requests(base: Codebook, count: int) -> list[ImageRequest]:
+    """Requests of all kinds: greedy and sampled, guided and not, with and without a limit of codes."""
+    return [
+        ImageRequest(
+            PROMPTS[n % len(PROMPTS)],
+            Sampling(n, (1.0, 2.0, 3.0)[n % 3], (0.0, 0.7, 1.0)[n % 3], (0, 5)[n % 2]),
+            base,
+        )
+        for n in range(count)
+    ]
+
+
+def test_a_family_is_found_by_its_config_and_checked_before_it_is_loaded(folder: Path, model: Served) -> None:
+    family = find_family(folder)
+    assert family in families() and model.facts.family == family.NAME
+    assert family.NAME in check_model(str(folder))
+
+
+def test_an_image_is_the_same_alone_and_in_any_batch(model: Served) -> None:
+    drawn_for = requests(model.base_codebook(), 40)
+    together = model.draw(drawn_for)
+    alone = torch.cat([model.draw([request]) for request in drawn_for])
+    assert torch.equal(together, alone)
+    assert int(together.min()) >= 0 and int(together.max()) < model.facts.codes
+    assert together.shape == (40, model.facts.tokens)
+
+
+def test_images_that_join_and_leave_are_the_same(model: Served) -> None:
+    drawn_for = requests(model.base_codebook(), 12)
+    right = model.draw(drawn_for)
+    scheduler = Scheduler(model, 6, cores=1)
+    try:
+        results = [scheduler.submit_draw([request]) for request in drawn_for]
+        drawn = torch.stack([result.result(120)[0].tokens for result in results])
+    finally:
+        scheduler.close()
+    assert torch.equal(drawn, right)
+
+
+def test_features_are_those_that_drew_the_tokens(model: Served) -> None:
+    base = model.base_codebook()
+    greedy = [ImageRequest(prompt, Sampling(1, 1.0, 0.0), base) for prompt in PROMPTS]
+    tokens = model.draw(greedy)
+    features = model.features(PROMPTS, tokens)
+    assert features.shape == (len(PROMPTS), model.facts.tokens, model.facts.feature_dim)
+    assert torch.equal(model.head(features).argmax(-1), tokens)
+    some = model.facts.tokens // 2
+    assert torch.allclose(model.features(PROMPTS, tokens[:, :some]), features[:, :some], atol=1e-5)
+
+
+def test_pictures_follow_from_tokens_and_table_image_by_image(model: Served) -> None:
+    base, count = model.base_codebook(), 4
+    tokens = model.draw(requests(base, count))
+    images = model.decode(tokens, base.pixel)
+    assert images.shape == (count, 3, model.facts.image_size, model.facts.image_size)
+    assert float(images.abs().max()) <= 1.0
+    assert torch.equal(images[1:2], model.decode(tokens[1:2], base.pixel))
+    tables = torch.stack([base.pixel * scale for scale in (1.0, -1.0, 1.0, 1.0)])
+    mixed = model.decode(tokens, tables)
+    assert torch.equal(mixed[0], images[0]) and not torch.equal(mixed[1], images[1])
+    preview = model.preview(tokens[0, :5], base.pixel)
+    assert preview.shape == images[:1].shape
+
+
+def test_a_tables_gradient_is_that_of_differences(model: Served) -> None:
+    base = model.base_codebook()
+    tokens = model.draw(requests(base, 1))
+    code, step = int(tokens[0, 0]), 1e-2
+
+    def brightness(table: torch.Tensor) -> torch.Tensor:
+        return model.decode(tokens, table).mean()
+
+    table = base.pixel.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(brightness(table), table)
+    moved = torch.zeros_like(base.pixel)
+    moved[code, 0] = step
+    difference = (brightness(base.pixel + moved) - brightness(base.pixel - moved)) / (2 * step)
+    assert float(gradient[code, 0]) == pytest.approx(float(difference), rel=0.1, abs=1e-4)
+
+
+def test_a_verdict_and_an_answer_do_not_depend_on_their_batch(model: Served) -> None:
+    base = model.base_codebook()
+    images = model.decode(model.draw(requests(base, 6)), base.pixel)
+    assert model.judge(images)[4] == model.judge(images[4:5])[0]
+    assert all(0 <= score <= 1 for verdict in model.judge(images) for score in verdict.scores)
+
+
+def test_a_rewrite_and_its_likelihood_are_functions_of_the_prompt(model: Served) -> None:
+    alone = [model.rewrite([prompt])[0] for prompt in ("a red fox", "a dog")]
+    assert model.rewrite(["a red fox", "a dog"]) == alone
+    (verdict,) = model.judge_texts(["a red fox"])
+    assert 0 <= verdict.harmful <= 1 and verdict.nll > 0
+
+
+def test_prompts_that_cannot_be_read_are_refused(model: Served) -> None:
+    with pytest.raises(BadInput, match="at most"):
+        model.check_prompt("fox " * 2000)
+
+
+def test_an_edit_of_the_pixel_table_changes_no_token(model: Served) -> None:
+    base = model.base_codebook()
+    edited = replace(base, version="draft", pixel=base.pixel.flip(0))
+    tokens = model.draw(requests(base, 5))
+    assert torch.equal(tokens, model.draw(requests(edited, 5)))
+    assert not torch.equal(model.decode(tokens, base.pixel), model.decode(tokens, edited.pixel))
+
+
+def test_a_folder_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(BadModel, match=r"is a 'llama' model; the families served are: 'emu3', 'janus'"):
+        find_family(tmp_path)
+    with pytest.raises(BadModel, match=r"there are random:emu3, random:janus-pro-1b, random:janus-pro-7b"):
+        load_model("random:none", "cpu", "auto")
