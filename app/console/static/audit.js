@@ -13,7 +13,7 @@ export async function showAudit(epoch) {
     at('audits').hidden = false
     last = epoch
     show('audit', moves, all => [element('table', {}, element('thead', {}, row('th', ['epoch', 'move', 'version', 'by', 'when'])),
-      element('tbody', {}, ...all.map(move => row('td', [move.epoch, move.move, `${move.previous || '–'} → ${move.version}`,
+      element('tbody', {}, ...all.map(move => row('td', [move.epoch, `${move.move} ${move.shadow.version || move.canary}`, `${move.previous || '–'} → ${move.version}`,
         move.moved_by, new Date(move.moved_at).toLocaleString()]))))])
   } catch (error) {
     at('audits').hidden = true

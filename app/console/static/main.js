@@ -7,6 +7,7 @@ import './draw.js'
 import { choices, forget, isExplained, showJob } from './job.js'
 import { forgetReviews, showReviews } from './review.js'
 import { badge, showService, unready } from './service.js'
+import { showTrial } from './trial.js'
 import { limit, showSplit, showVersions } from './versions.js'
 
 at('key').value = sessionStorage.getItem('key') || ''
@@ -33,14 +34,14 @@ async function draw() {
   badge(active.version)
   showVersions(versions, active)
   // A panel that fails takes no other with it.
-  const panels = [showChoices(versions, active.version), showService(ready, active), showAudit(active.epoch), showReviews(), showLatest(), showSplit()]
+  const panels = [showChoices(versions, active.version), showService(ready, active), showAudit(active.epoch), showReviews(), showLatest(), showSplit(), showTrial(active)]
   const failed = (await Promise.allSettled(panels)).find(panel => panel.status === 'rejected')
   if (failed) throw failed.reason
 }
 
 async function showLatest() {
   if (!isExplained()) await choices()
-  const [latest] = await call('GET', '/jobs?limit=1')
+  const latest = (await call('GET', '/jobs?limit=20')).find(job => job.kind === 'improve')
   if (latest) showJob(latest)
 }
 

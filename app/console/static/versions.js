@@ -13,7 +13,7 @@ at('older').onclick = doing(() => { most = Math.min(most + PAGE, MOST) })
 export function showVersions(versions, record) {
   active = record
   at('older').hidden = versions.length < most || most === MOST
-  show('versions', [versions.toReversed(), active.traffic], ([all]) => all.map(version))
+  show('versions', [versions.toReversed(), active.traffic, active.shadow, active.canary], ([all]) => all.map(version))
 }
 
 function version(book) {
@@ -47,10 +47,13 @@ function state(book) {
   const part = active.traffic[book.version]
   const drawing = part === undefined ? '' : percent(part)
   if (book.state === 'active') return [element('span', { className: 'badge' }, `active ${drawing}`), ...revoke]
-  if (book.state === 'canary') return [element('span', { className: 'badge' }, drawing),
-    ...(part < 0.5 ? [move('50 %', 'Let it draw half of the traffic', share(0.5))] : []),
+  if (active.shadow.version === book.version) return [element('span', { className: 'badge' }, 'compared'), move('Activate', '', post('activate')), ...revoke]
+  if (book.state === 'canary') return [element('span', { className: 'badge' }, active.canary === book.version ? `${drawing} in steps` : drawing),
+    ...(part < 0.5 && !active.canary ? [move('50 %', 'Let it draw half of the traffic', share(0.5))] : []),
     move('End', 'Let the active version draw for all', () => call('DELETE', '/codebooks/traffic')), move('Activate', '', post('activate')), ...revoke]
-  return [move('10 %', 'Let it draw a tenth of the traffic', share(0.1)), move('Activate', '', post('activate')), ...revoke]
+  return [move('Compare', 'Compare it with the active version on live images, unseen', post('shadow')),
+    move('In steps', 'Let it draw 1, 10, 50 % of the traffic, then all, under the guard', post('canary')),
+    move('10 %', 'Let it draw a tenth of the traffic', share(0.1)), move('Activate', '', post('activate')), ...revoke]
 }
 
 // What becomes of images that fire; another choice publishes a version of its own.

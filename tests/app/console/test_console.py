@@ -228,3 +228,23 @@ def test_a_flag_is_shown_and_settled_by_keys(page: Page, server: Server) -> None
 def test_pictures_of_the_docs_are_taken_by_the_same_steps(browser: Browser, server: Server, tmp_path: Path) -> None:
     take(browser, server.url, tmp_path / "pictures")
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == set(WIDTHS)
+
+
+def test_a_comparison_is_shown_and_ended_and_steps_begun_from_the_page(page: Page, server: Server) -> None:
+    request = {"version": "v2", "share": 0.5, "pairs": 3000, "margin": 0.01, "steps": True}
+    job = server.service.journal.create("shadow", request).id
+    server.service.store.begin_shadow("v2", 0.5, job, by="somebody")
+    row = opened(page, server).locator("#versions .row").filter(has=page.get_by_text("v2", exact=True))
+    expect(row.locator(".badge")).to_have_text("compared")
+    expect(page.locator("#trial")).to_contain_text("v2 beside v1: queued, 0 of at most 3000 pairs")
+    expect(page.locator("#trial tbody tr")).to_have_count(3)
+    page.set_viewport_size({"width": WIDTHS["console-narrow.png"], "height": 1000})
+    assert Axe().run(page).violations_count == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS["console-narrow.png"]
+    page.locator("#trial").get_by_role("button", name="End").click()
+    expect(page.locator("#trial")).to_contain_text("cancelled")
+    row.get_by_role("button", name="In steps").click()
+    expect(row.locator(".badge")).to_have_text("1 % in steps")
+    row.get_by_role("button", name="End").click()
+    expect(row.get_by_role("button", name="Compare")).to_be_visible()
+    expect(page.locator("#job")).to_contain_text("v1")  # the latest improve job, not the comparison
