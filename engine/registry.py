@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -33,6 +33,8 @@ class Family(Protocol):
     """The module of a family; a package of its own may bring one."""
 
     NAME: str
+    LICENCE: str  # of the published weights
+    FOLDERS: Sequence[str]  # beside the weights, with further ones
     GEOMETRIES: Collection[str]  # of its random models, without PREFIX
 
     def fits(self, config: Mapping[str, Any]) -> bool:
@@ -66,7 +68,7 @@ def load_model(name: str, device: str, dtype: str) -> Served:
     folder = find_model(name)
     family = find_family(folder)
     own = str(folder.resolve()) if name != "embedded" and Path(name).is_dir() else name
-    return ServedModel(family.load(own, folder, hash_weights(folder), target, kind))
+    return ServedModel(family.load(own, folder, hash_weights(folder, family.FOLDERS), target, kind))
 
 
 def find_model(name: str) -> Path:
@@ -109,9 +111,13 @@ def has_beside(name: str, folder: str) -> bool:
         return False
 
 
-def hash_weights(folder: Path) -> str:
-    """Sha256 over the folder's safetensors files, in the order of their names. Raises BadModel if there are none."""
-    files = sorted(folder.glob("*.safetensors"))
+def hash_weights(folder: Path, more: Sequence[str] = ()) -> str:
+    """Sha256 over the folder's safetensors files, in the order of their names, then of those in the folders `more`.
+
+    Raises BadModel if there are none.
+    """
+    folders = [folder, *(folder / name for name in more)]
+    files = [file for place in folders for file in sorted(place.glob("*.safetensors"))]
     if not files:
         raise BadModel(f"{folder}: holds no .safetensors file")
     digest = hashlib.sha256()

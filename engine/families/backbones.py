@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.errors import BadModel
-from engine.runner.backbone import Backbone, LayerOptions
+from engine.backbone import Backbone, LayerOptions
 
 _LLAMA = LayerOptions()
 _OPTIONS: Mapping[str, LayerOptions] = {

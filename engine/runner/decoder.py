@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.runner.backbone import Backbone, LayerOptions
+from engine.backbone import Backbone, LayerOptions
 from engine.runner.linear import Linear
 from engine.runner.norms import HeadNorm, norm_of
 

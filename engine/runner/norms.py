@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.runner.backbone import LayerOptions
+from engine.backbone import LayerOptions
 
 
 class Norm(NamedTuple):

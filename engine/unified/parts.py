@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from engine.backbone import Backbone
 from engine.instructions import Instructions
 from engine.model import ModelFacts
-from engine.runner.backbone import Backbone
 from engine.runner.image_lm import ImageHead
 from engine.runner.script import Script
 from engine.unified.chat import Chat

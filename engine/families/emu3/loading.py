@@ -22,19 +22,19 @@ from engine.families.checkpoints import from_folder, read_option
 from engine.families.code_rows import image_head, text_head
 from engine.families.emu3.picture import decode_one, encode_one
 from engine.families.emu3.random_model import GEOMETRIES, random_emu3
+from engine.families.facts import Name, facts_of
 from engine.families.fast_norms import use_fast_norms
 from engine.families.format_chat import Format, FormatChat
 from engine.instructions import Instructions, general_chat, read_instructions
-from engine.model import ModelFacts
 from engine.runner.script import Script
 from engine.unified.parts import Language, Parts
-from engine.unified.served_model import LONGEST_PROMPT
 
-__all__ = ["GEOMETRIES", "NAME", "fits", "load", "load_random"]  # see engine.registry.Family
+__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random"]  # see engine.registry.Family
 
 NAME = "emu3"
 LICENCE = "Apache-2.0"
 READER = "chat"  # folder
+FOLDERS: Sequence[str] = (READER,)
 IMAGE_SIZE = 720  # pixels, of the published checkpoint; `image_size` in safecb.json says another one
 GUIDANCE, TOP_K = 3.0, 2048  # of BAAI's image_generation.py
 LIKED = " masterpiece, film grained, best quality."
@@ -89,27 +89,9 @@ def emu3_parts(
     side = size // factor
     script, codes = Script.lines(side, side), _codes(ids, vq.config.codebook_size, model_id)
     assert isinstance(config, Emu3TextConfig)
-    longest = config.max_position_embeddings
-    facts = ModelFacts(
-        family=NAME,
-        model_id=model_id,
-        model_hash=model_hash,
-        grid=(side, side),
-        image_size=size,
-        codes=vq.config.codebook_size,
-        code_dim=vq.config.embed_dim,
-        feature_dim=config.hidden_size,
-        hidden_dim=config.hidden_size,
-        normalised=False,
-        pixel_table_feeds_lm=False,
-        max_prompt_tokens=min(longest - script.steps, LONGEST_PROMPT),
-        categories=instructions.categories,
-        guidance=instructions.guidance,
-        temperature=instructions.temperature,
-        judges_texts=instructions.text_question is not None,
-        dtype=str(draws.dtype).removeprefix("torch."),
-        top_k=min(TOP_K, vq.config.codebook_size),
-    )
+    room, name = config.max_position_embeddings - script.steps, Name(NAME, model_id, model_hash)
+    table = vq.quantize.embedding.weight
+    facts = facts_of(name, side, size, table, config.hidden_size, room, instructions, draws.dtype, TOP_K)
     use_fast_norms(vq.decoder)
     chat = FormatChat(tokenizer, _format(side), side * (side + 1), facts.max_prompt_tokens)
     drawing, reading = (
@@ -117,7 +99,6 @@ def emu3_parts(
     )
     assert drawing is not None
     head = image_head(draws.lm_head, draws.model.text_model.embed_tokens, codes, [ids[EOL]])
-    table = vq.quantize.embedding.weight
     picture = partial(decode_one, vq, facts.grid)
     return Parts(facts, instructions, drawing, head, script, table, picture, reading)
 

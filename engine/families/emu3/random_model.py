@@ -5,11 +5,10 @@ It draws noise, at the cost of the real model. Its tokenizer is byte-level, with
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     Emu3Config,
     Emu3ForConditionalGeneration,
@@ -19,11 +18,13 @@ from transformers import (
 )
 
 from core.errors import BadModel
+from engine.families.byte_tokenizer import byte_tokenizer
 
+PAD = "<|endoftext|>"
 CONTROL = (
     *("<|image start|>", "<|image token|>", "<|image end|>", "<image>"),
     *(f"<|extra_{number}|>" for number in (200, 201, 203, 204)),
-    "<|endoftext|>",
+    PAD,
 )
 # Of the configuration of BAAI/Emu3-Gen-hf: arguments of the two parts, beside what transformers takes for granted.
 GEOMETRIES: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {"emu3": ({}, {})}
@@ -37,7 +38,7 @@ def random_emu3(
         raise BadModel(f"{name}: there are {', '.join(GEOMETRIES)}")
     text, vq = geometry
     codes = Emu3VQVAEConfig(**vq).codebook_size
-    tokenizer = byte_tokenizer([*CONTROL, *(f"<|visual token {number:06d}|>" for number in range(codes))])
+    tokenizer = byte_tokenizer([*CONTROL, *(f"<|visual token {number:06d}|>" for number in range(codes))], PAD)
     with torch.random.fork_rng(), device:
         torch.manual_seed(0)
         model = Emu3ForConditionalGeneration._from_config(  # type: ignore[no-untyped-call]
@@ -54,22 +55,10 @@ def emu3_config(tokenizer: PreTrainedTokenizerFast, text: Mapping[str, Any], vq:
         vq_config=Emu3VQVAEConfig(**vq),
         text_config=Emu3TextConfig(
             vocab_size=max(len(vocabulary), text.get("vocab_size", 0)),
-            pad_token_id=vocabulary["<|endoftext|>"],
+            pad_token_id=vocabulary[PAD],
             bos_token_id=vocabulary["<|extra_203|>"],
             eos_token_id=vocabulary["<|extra_204|>"],
             **{key: value for key, value in text.items() if key != "vocab_size"},
         ),
         vocabulary_map={name: vocabulary[name] for name in names},
-    )
-
-
-def byte_tokenizer(special: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with these control tokens."""
-    vocabulary = {byte: number for number, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    byte_level = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    byte_level.decoder = decoders.ByteLevel()
-    byte_level.add_special_tokens(list(special))
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=byte_level, pad_token="<|endoftext|>", clean_up_tokenization_spaces=False
     )

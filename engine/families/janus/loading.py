@@ -5,7 +5,7 @@ Knows transformers' loaders. Knows nothing of names and hubs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,11 @@ from engine.runner.script import Script
 from engine.unified.parts import Language, Parts
 from engine.unified.served_model import LONGEST_PROMPT
 
-__all__ = ["GEOMETRIES", "NAME", "fits", "load", "load_random"]  # see engine.registry.Family
+__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random"]  # see engine.registry.Family
 
 NAME = "janus"
+LICENCE = "of Janus-Pro: DeepSeek Model License; of the embedded model: see NOTICE"
+FOLDERS: Sequence[str] = ()
 
 
 def fits(config: Mapping[str, Any]) -> bool:

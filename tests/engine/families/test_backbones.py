@@ -61,9 +61,7 @@ def build(name: str, **options: Any) -> Any:  # noqa: ANN401  (a class of transf
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_known_decoder_is_read_as_by_its_own_code(name: str) -> None:
-    options: dict[str, Any] = {"mistral": {"sliding_window": None}, "llama-biased": {"attention_bias": True}}.get(
-        name, {}
-    )
+    options = OPTIONS.get(name, {})
     model = build(name, **options)
     if name == "llama-biased":  # o_proj has a bias too, which is not known
         with pytest.raises(BadModel, match=r"differs from what is known by self_attn\.o_proj\.bias"):

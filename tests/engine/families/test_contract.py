@@ -1,4 +1,4 @@
-"""What holds for every family, on a tiny random model of each: batches, teacher forcing, previews, gradients."""
+"""Contract of every family, on a tiny random model of each: batches, teacher forcing, previews, gradients."""
 
 from __future__ import annotations
 
@@ -15,10 +15,17 @@ from engine.model import ImageRequest, Sampling
 from engine.registry import check_model, families, find_family, load_model
 from engine.runner.served import Served
 from engine.scheduler.scheduler import Scheduler
+from tests.support.families.tiny_anole import build_tiny_anole
 from tests.support.families.tiny_emu3 import build_tiny_emu3
+from tests.support.families.tiny_liquid import build_tiny_liquid
 from tests.support.tiny import build_tiny
 
-BUILDERS: Mapping[str, Callable[[Path], Path]] = {"emu3": build_tiny_emu3, "janus": build_tiny}
+BUILDERS: Mapping[str, Callable[[Path], Path]] = {
+    "anole": build_tiny_anole,
+    "emu3": build_tiny_emu3,
+    "janus": build_tiny,
+    "liquid": build_tiny_liquid,
+}
 PROMPTS = ("a red fox", "a dog", "", "a long sentence about a red apple and a star on the table", "x")
 
 
@@ -141,7 +148,9 @@ def test_an_edit_of_the_pixel_table_changes_no_token(model: Served) -> None:
 
 def test_a_folder_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(BadModel, match=r"is a 'llama' model; the families served are: 'emu3', 'janus'"):
+    with pytest.raises(BadModel, match=r"is a 'llama' model; the families served are: 'anole', 'emu3', 'janus'"):
         find_family(tmp_path)
-    with pytest.raises(BadModel, match=r"there are random:emu3, random:janus-pro-1b, random:janus-pro-7b"):
+    with pytest.raises(
+        BadModel, match=r"there are random:anole-7b, random:emu3, random:janus-pro-1b, random:janus-pro-7b"
+    ):
         load_model("random:none", "cpu", "auto")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Emu3ForConditionalGeneration, PreTrainedTokenizerFast
 
-from engine.families.emu3.random_model import CONTROL, byte_tokenizer, emu3_config
+from engine.families.byte_tokenizer import byte_tokenizer
+from engine.families.emu3.random_model import CONTROL, PAD, emu3_config
 from tests.support.tiny import SAFECB
 
 SIDE, CODES = 4, 64
-TEXT = {
+TEXT: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
@@ -20,7 +22,7 @@ TEXT = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 768,
 }
-VQ = {
+VQ: dict[str, Any] = {
     "codebook_size": CODES,
     "base_channels": 32,
     "channel_multiplier": (1, 1),
@@ -34,7 +36,7 @@ def tiny_model(seed: int = 0) -> tuple[Emu3ForConditionalGeneration, PreTrainedT
     """The model and its tokenizer; weights are drawn wide, so that prompts and single codes visibly matter."""
     # The codes' names in another order than their numbers: a map by position would be wrong.
     names = [f"<|visual token {number:06d}|>" for number in range(CODES)]
-    tokenizer = byte_tokenizer([*CONTROL, *names[::-1]])
+    tokenizer = byte_tokenizer([*CONTROL, *names[::-1]], PAD)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Emu3ForConditionalGeneration(emu3_config(tokenizer, TEXT, VQ))

@@ -1,0 +1,100 @@
+"""Anole models from a folder or with random weights. Knows transformers' classes. Knows nothing of names and hubs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, ChameleonForConditionalGeneration
+
+from core.errors import BadModel
+from engine.families.anole.random_model import GEOMETRIES, letters, random_anole
+from engine.families.backbones import read_backbone
+from engine.families.checkpoints import from_folder
+from engine.families.code_rows import image_head, text_head
+from engine.families.facts import Name, facts_of
+from engine.families.format_chat import Format, FormatChat
+from engine.families.vqgan import Vqgan, load_decoder
+from engine.instructions import Instructions, general_chat, read_instructions
+from engine.runner.script import Script
+from engine.unified.parts import Language, Parts
+
+__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random"]  # see engine.registry.Family
+
+NAME = "anole"
+LICENCE = "Chameleon Research License (Meta): non-commercial"
+FOLDERS: Sequence[str] = ()
+GUIDANCE = 3.0
+BEGIN, END, SEPARATOR = "<racm3:break>", "<eoss>", "<reserved08706>"
+FORMAT = Format(
+    draw=f"<s>{{text}}{SEPARATOR}{BEGIN}",
+    unconditional=f"<s>{BEGIN}",
+    ask=f"<s>{{text}}{SEPARATOR}",
+    about=f"<s>{BEGIN}{{image}}{END}{{text}}{SEPARATOR}",
+    image_token="<image>",
+    end="</s>",
+    marks=r"<racm3:break>|<eoss>|<reserved\d+>|<image>|</?s>|IMGIMG[A-J]+Z",
+)
+
+
+def fits(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of this family."""
+    return config.get("model_type") == "chameleon"
+
+
+def load(name: str, folder: Path, model_hash: str, device: torch.device, dtype: torch.dtype) -> Parts:
+    """Make the parts of the model called `name` from its folder. Raises BadModel."""
+    model = from_folder(ChameleonForConditionalGeneration, folder, device, dtype)
+    decoder = load_decoder(model.config.vq_config, folder, device, dtype)
+    tokenizer = from_folder(AutoTokenizer, folder)
+    vqgan = Vqgan(model.model.vqmodel, decoder)
+    return anole_parts(model, vqgan, tokenizer, read_instructions(folder, GUIDANCE), name, model_hash)
+
+
+def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
+    """Make parts with random weights, as "random:anole-7b". Raises BadModel for an unknown geometry."""
+    model, decoder, tokenizer = random_anole(name, device, dtype)
+    model_hash = hashlib.sha256(f"{name} {device.type} {dtype}".encode()).hexdigest()
+    vqgan = Vqgan(model.model.vqmodel, decoder)
+    return anole_parts(model, vqgan, tokenizer, general_chat(GUIDANCE), name, model_hash)
+
+
+def anole_parts(
+    model: ChameleonForConditionalGeneration,
+    vqgan: Vqgan,
+    tokenizer: Any,  # noqa: ANN401
+    instructions: Instructions,
+    model_id: str,
+    model_hash: str,
+) -> Parts:
+    """Make the parts of a model, its VQGAN and its tokenizer. Raises BadModel."""
+    model.train(False).requires_grad_(False)
+    config, side = model.config, vqgan.side
+    codes = _codes(config.vocabulary_map or {}, len(vqgan.table), model_id)
+    longest = config.max_position_embeddings
+    name, room = Name(NAME, model_id, model_hash), config.max_position_embeddings - side * side
+    size, width = side * vqgan.factor, config.hidden_size
+    facts = facts_of(name, side, size, vqgan.table, width, room, instructions, model.dtype)
+    chat = FormatChat(tokenizer, FORMAT, side * side, facts.max_prompt_tokens)
+    ids, embed = torch.tensor(codes, device=model.lm_head.weight.device), model.model.embed_tokens
+
+    def see(images: Tensor) -> Tensor:
+        """Embeddings [B, N, H] of images [B, 3, H, W] in [-1, 1]: of the words of their codes."""
+        embedded: Tensor = embed(ids[torch.stack([vqgan.encode_one(image[None]) for image in images])])
+        return embedded
+
+    language = Language(read_backbone(model.model), text_head(model.lm_head, codes), chat, longest, see)
+    head = image_head(model.lm_head, embed, codes)
+    return Parts(facts, instructions, language, head, Script.plain(side * side), vqgan.table, vqgan.decode_one)
+
+
+def _codes(ids: Mapping[str, int], count: int, model_id: str) -> list[int]:
+    """The words of the codes, by the name of each: their order is the checkpoint's own."""
+    try:
+        return [ids[letters(number)] for number in range(count)]
+    except KeyError as missing:
+        raise BadModel(f"{model_id}: its vocabulary_map lacks {missing}") from None

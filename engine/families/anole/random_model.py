@@ -1,0 +1,65 @@
+"""Anole with random weights in the published geometry, for benchmarks and tests without the weights.
+
+It draws noise, at the cost of the real model. Its tokenizer is byte-level, without merges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    ChameleonConfig,
+    ChameleonForConditionalGeneration,
+    ChameleonVQVAEConfig,
+    PreTrainedTokenizerFast,
+)
+
+from core.errors import BadModel
+from engine.families.byte_tokenizer import byte_tokenizer
+from engine.families.vqgan import make_decoder
+
+CONTROL = ("<pad>", "<s>", "</s>", "<image>", "<racm3:break>", "<eoss>", "<reserved08706>")
+# Of the configuration of facebook/chameleon-7b: arguments of the two parts, beside what transformers takes for granted.
+GEOMETRIES: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {"anole-7b": ({}, {})}
+
+
+def random_anole(
+    name: str, device: torch.device, dtype: torch.dtype
+) -> tuple[ChameleonForConditionalGeneration, nn.Module, PreTrainedTokenizerFast]:
+    """Build "random:anole-7b": the model and its image decoder on the device, and a tokenizer. Raises BadModel."""
+    if (geometry := GEOMETRIES.get(name.rpartition(":")[2])) is None:
+        raise BadModel(f"{name}: there are {', '.join(GEOMETRIES)}")
+    text, vq = geometry
+    codes = ChameleonVQVAEConfig(**vq).num_embeddings
+    tokenizer = byte_tokenizer([*CONTROL, *map(letters, range(codes))], "<pad>")
+    with torch.random.fork_rng(), device:
+        torch.manual_seed(0)
+        model = ChameleonForConditionalGeneration._from_config(  # type: ignore[no-untyped-call]
+            anole_config(tokenizer, text, vq), dtype=dtype
+        )
+        decoder = make_decoder(model.config.vq_config).to(device=device, dtype=dtype)
+    return model, decoder, tokenizer
+
+
+def anole_config(tokenizer: PreTrainedTokenizerFast, text: Mapping[str, Any], vq: Mapping[str, Any]) -> ChameleonConfig:
+    """The configuration of an Anole whose vocabulary is the tokenizer's."""
+    vocabulary = tokenizer.get_vocab()
+    names = [name for name in vocabulary if name.startswith("IMGIMG") or name in CONTROL]
+    return ChameleonConfig(
+        vocab_size=len(vocabulary),
+        pad_token_id=vocabulary["<pad>"],
+        bos_token_id=vocabulary["<s>"],
+        eos_token_id=vocabulary["</s>"],
+        vq_config=dict(vq),
+        vocabulary_map={name: vocabulary[name] for name in names},
+        tie_word_embeddings=False,
+        **text,
+    )
+
+
+def letters(number: int) -> str:
+    """The word of a code: its digits as the letters A to J."""
+    return f"IMGIMG{''.join(chr(ord('A') + int(digit)) for digit in str(number))}Z"

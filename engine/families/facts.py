@@ -1,0 +1,59 @@
+"""Facts of a model whose codes are words of its language model, from its sizes.
+
+Knows numbers. Knows nothing of any one family.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.instructions import Instructions
+from engine.model import ModelFacts
+from engine.unified.served_model import LONGEST_PROMPT
+
+
+@dataclass(frozen=True)
+class Name:
+    """Who a model is: its family, the name it was asked for by, and the hash of its weights."""
+
+    family: str
+    model_id: str
+    model_hash: str
+
+
+def facts_of(
+    name: Name,
+    side: int,
+    image_size: int,
+    table: Tensor,
+    hidden: int,
+    room: int,
+    instructions: Instructions,
+    dtype: torch.dtype,
+    top_k: int = 0,
+) -> ModelFacts:
+    """Return the facts. side: codes a side; hidden: H, and M; room: positions beside an image's."""
+    codes, width = table.shape
+    return ModelFacts(
+        family=name.family,
+        model_id=name.model_id,
+        model_hash=name.model_hash,
+        grid=(side, side),
+        image_size=image_size,
+        codes=codes,
+        code_dim=width,
+        feature_dim=hidden,
+        hidden_dim=hidden,
+        normalised=False,
+        pixel_table_feeds_lm=False,
+        max_prompt_tokens=min(room, LONGEST_PROMPT),
+        categories=instructions.categories,
+        guidance=instructions.guidance,
+        temperature=instructions.temperature,
+        judges_texts=instructions.text_question is not None,
+        dtype=str(dtype).removeprefix("torch."),
+        top_k=min(top_k, codes),
+    )

@@ -1,0 +1,107 @@
+"""Liquid models from a folder or with random weights. Knows transformers' classes. Knows nothing of names and hubs.
+
+The VQGAN is not in the checkpoint: it lies in the folder `vq` beside the weights, as ChameleonVQVAE with its decoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, GemmaForCausalLM
+from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
+
+from core.errors import BadModel
+from engine.families.backbones import read_backbone
+from engine.families.checkpoints import from_folder
+from engine.families.code_rows import image_head, text_head
+from engine.families.facts import Name, facts_of
+from engine.families.format_chat import Format, FormatChat
+from engine.families.liquid.random_model import GEOMETRIES, random_liquid
+from engine.families.vqgan import Vqgan, load_decoder
+from engine.instructions import Instructions, general_chat, read_instructions
+from engine.runner.script import Script
+from engine.unified.parts import Language, Parts
+
+__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random"]  # see engine.registry.Family
+
+NAME = "liquid"
+LICENCE = "Gemma Terms of Use; its VQGAN: Chameleon Research License (Meta), non-commercial"
+VQ = "vq"  # folder
+FOLDERS: Sequence[str] = (VQ,)
+PLAIN_GEMMA = 256000  # words of a Gemma that draws no image
+GUIDANCE, TOP_K = 7.0, 4096  # of evaluation/inference_t2i.py
+FORMAT = Format(
+    draw="<bos>{text} Generate an image based on this description.<boi>",
+    unconditional="<bos><unconditional><boi>",
+    ask="<bos><start_of_turn>user\n{text}<end_of_turn>\n<start_of_turn>model\n",
+    about="<bos><start_of_turn>user\n<boi>{image}<eoi>\n{text}<end_of_turn>\n<start_of_turn>model\n",
+    image_token="<unused0>",  # no prompt has it
+    end="<end_of_turn>",
+    marks=r"<(bos|eos|pad|boi|eoi|unconditional|start_of_turn|end_of_turn|unused\d+)>",
+)
+
+
+def fits(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of this family: a Gemma with more, or other, words than Google's."""
+    return config.get("model_type") == "gemma" and config.get("vocab_size") != PLAIN_GEMMA
+
+
+def load(name: str, folder: Path, model_hash: str, device: torch.device, dtype: torch.dtype) -> Parts:
+    """Make the parts of the model called `name` from its folder. Raises BadModel."""
+    if not (folder / VQ).is_dir():
+        raise BadModel(
+            f"{folder}: has no folder {VQ!r} with the VQGAN that Liquid draws with: a ChameleonVQVAE with its "
+            "decoder as safetensors, such as leloy/Anole-7b-v0.1-vqvae-hf"
+        )
+    model = from_folder(GemmaForCausalLM, folder, device, dtype)
+    vq = from_folder(ChameleonVQVAE, folder / VQ, device, dtype)
+    vqgan = Vqgan(vq, load_decoder(vq.config, folder / VQ, device, dtype))
+    tokenizer = from_folder(AutoTokenizer, folder)
+    return liquid_parts(model, vqgan, tokenizer, read_instructions(folder, GUIDANCE), name, model_hash)
+
+
+def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
+    """Make parts with random weights, as "random:liquid-7b". Raises BadModel for an unknown geometry."""
+    model, vq, decoder, tokenizer = random_liquid(name, device, dtype)
+    model_hash = hashlib.sha256(f"{name} {device.type} {dtype}".encode()).hexdigest()
+    return liquid_parts(model, Vqgan(vq, decoder), tokenizer, general_chat(GUIDANCE), name, model_hash)
+
+
+def liquid_parts(
+    model: GemmaForCausalLM,
+    vqgan: Vqgan,
+    tokenizer: Any,  # noqa: ANN401
+    instructions: Instructions,
+    model_id: str,
+    model_hash: str,
+) -> Parts:
+    """Make the parts of a model, its VQGAN and its tokenizer: code k is the word that many behind the tokenizer's own.
+
+    Raises BadModel.
+    """
+    model.train(False).requires_grad_(False)
+    vqgan.vq.train(False).requires_grad_(False)
+    config, side, offset = model.config, vqgan.side, len(tokenizer)
+    count = len(vqgan.table)
+    if offset + count > config.vocab_size:
+        raise BadModel(f"{model_id}: {offset} words and {count} codes do not fit its {config.vocab_size} rows")
+    codes, longest = range(offset, offset + count), config.max_position_embeddings
+    name, room = Name(NAME, model_id, model_hash), config.max_position_embeddings - side * side
+    size, width = side * vqgan.factor, config.hidden_size
+    facts = facts_of(name, side, size, vqgan.table, width, room, instructions, model.dtype, TOP_K)
+    chat = FormatChat(tokenizer, FORMAT, side * side, facts.max_prompt_tokens)
+    embed = model.model.embed_tokens
+
+    def see(images: Tensor) -> Tensor:
+        """Embeddings [B, N, H] of images [B, 3, H, W] in [-1, 1]: of the words of their codes."""
+        embedded: Tensor = embed(torch.stack([vqgan.encode_one(image[None]) for image in images]) + offset)
+        return embedded
+
+    language = Language(read_backbone(model.model), text_head(model.lm_head, codes), chat, longest, see)
+    head = image_head(model.lm_head, embed, codes)
+    return Parts(facts, instructions, language, head, Script.plain(side * side), vqgan.table, vqgan.decode_one)

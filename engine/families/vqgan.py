@@ -1,0 +1,108 @@
+"""VQGAN of Chameleon, which Anole and Liquid draw with: its decoder, which transformers lacks, and its encoder.
+
+The decoder is a taming one; transformers' class for Janus has the same layers in another order, with attention at the
+lowest level. Knows tensors by name. Knows nothing of language models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import JanusVQVAEConfig
+from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
+from transformers.models.janus.modeling_janus import JanusVQVAEDecoder
+
+from core.errors import BadModel
+from engine.families.code_rows import nearest
+from engine.families.fast_norms import use_fast_norms
+
+PREFIXES = ("model.vqmodel.decoder.", "vqmodel.decoder.", "decoder.")  # of its tensors, by who has written them
+_LEVEL = re.compile(r"^up\.(\d+)\.")
+
+
+class Vqgan:
+    """A VQ model of transformers with a decoder beside it, both on one device."""
+
+    def __init__(self, vq: ChameleonVQVAE, decoder: nn.Module) -> None:
+        self.vq, self.decoder = vq, decoder
+        config = vq.config
+        self.factor = 2 ** (len(config.channel_multiplier) - 1)  # pixels a side of a code
+        self.side = config.resolution // self.factor  # codes a side
+        use_fast_norms(decoder)
+
+    @property
+    def table(self) -> Tensor:
+        """The model's own pixel table [K, D]."""
+        table: Tensor = self.vq.quantize.embedding.weight
+        return table
+
+    def decode_one(self, tokens: Tensor, table: Tensor) -> Tensor:
+        """Decode one image: tokens [N] int64 and a table [K, D] -> [1, 3, H, W] float32 in [-1, 1]; differentiable."""
+        convolution = self.vq.post_quant_conv
+        looked_up = table[tokens].to(convolution.weight.dtype)  # [N, D]
+        grid = looked_up.view(1, self.side, self.side, -1).permute(0, 3, 1, 2).contiguous()
+        image: Tensor = self.decoder(convolution(grid)).float()
+        # Infinity would be clamped to black or white, and pass for an image.
+        return torch.where(image.isinf(), torch.nan, image).clamp(-1.0, 1.0)
+
+    def encode_one(self, image: Tensor) -> Tensor:
+        """Encode one image [1, 3, H, W] in [-1, 1] by the model's own table: tokens [N] int64."""
+        weight = self.vq.quant_conv.weight
+        latent = self.vq.quant_conv(self.vq.encoder(image.to(weight)))
+        return nearest(latent[0].flatten(1).T, self.table)
+
+
+def make_decoder(config: Any) -> nn.Module:  # noqa: ANN401  (transformers types a ChameleonVQVAEConfig loosely)
+    """Return the decoder of a configuration, without weights of any use."""
+    decoder: nn.Module = JanusVQVAEDecoder(  # type: ignore[no-untyped-call]
+        JanusVQVAEConfig(
+            base_channels=config.base_channels,
+            channel_multiplier=list(config.channel_multiplier),
+            num_res_blocks=config.num_res_blocks,
+            latent_channels=config.latent_channels,
+            out_channels=config.in_channels,
+        )
+    )
+    lowest: Any = decoder.get_submodule("up.0")
+    lowest.attn = nn.ModuleList()
+    return decoder.train(False).requires_grad_(False)
+
+
+def load_decoder(config: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:  # noqa: ANN401
+    """Return the decoder with the weights in a folder's safetensors files. Raises BadModel where they are not there."""
+    decoder, tensors = make_decoder(config), dict[str, Tensor]()
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as reader:
+                for key in reader.keys():  # noqa: SIM118  (no mapping)
+                    if (prefix := next((p for p in PREFIXES if key.startswith(p)), None)) is not None:
+                        name = _ours(key.removeprefix(prefix), len(config.channel_multiplier))
+                        tensors[name] = reader.get_tensor(key)
+        except (OSError, SafetensorError) as error:
+            raise BadModel(f"{file}: cannot be read: {error}") from error
+    if not tensors:
+        raise BadModel(
+            f"{folder}: holds no weights of an image decoder (decoder.*): it can judge and not draw; for Anole take a "
+            "checkpoint that has them, such as leloy/Anole-7b-v0.1-hf"
+        )
+    load_strictly(decoder, tensors, folder)
+    return decoder.to(device=device, dtype=dtype)
+
+
+def load_strictly(decoder: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Load tensors that must be all of a decoder's. Raises BadModel, naming what is missing or strange."""
+    try:
+        decoder.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        raise BadModel(f"{folder}: the weights of its image decoder do not fit: {error}") from error
+
+
+def _ours(name: str, levels: int) -> str:
+    """A name in taming's order of levels, lowest last, in that of the class, lowest first."""
+    return _LEVEL.sub(lambda match: f"up.{levels - 1 - int(match.group(1))}.", name)
