@@ -87,14 +87,14 @@ def chosen_seed(seed: int | None) -> int:
 
 
 def chosen_sampling(
-    facts: ModelFacts, seed: int | None, guidance: float | None, temperature: float | None, top_k: int
+    facts: ModelFacts, seed: int | None, guidance: float | None, temperature: float | None, top_k: int | None
 ) -> Sampling:
     """Return the sampling that a request asks for; what is None is the model's own, and a seed is chosen."""
     return Sampling(
         seed=chosen_seed(seed),
         guidance=facts.guidance if guidance is None else guidance,
         temperature=facts.temperature if temperature is None else temperature,
-        top_k=top_k,
+        top_k=facts.top_k if top_k is None else top_k,
     )
 
 

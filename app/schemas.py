@@ -62,7 +62,11 @@ class GenerateRequest(RequestBody):
     temperature: float | None = Field(
         default=None, ge=0, le=10, allow_inf_nan=False, description="Sampling temperature; 0 is greedy."
     )
-    top_k: int = Field(default=0, ge=0, description="Sample from the k likeliest codes; 0 samples from all.")
+    top_k: int | None = Field(
+        default=None,
+        ge=0,
+        description="Sample from the k likeliest codes, 0 from all; the model's own if absent.",
+    )
     codebook: Version = Field(default="active", description='Codebook version, or "active".')
 
 

@@ -30,6 +30,7 @@ from core import logs
 from core.errors import BadSetting, NoRoom, NoStorage, SafeCBError
 from core.settings import Settings
 from core.wire import HOPELESS, last_words
+from engine.registry import licence
 from engine.scheduler.thread_budget import count_cores
 from safety.judges.grammar import check_setting
 
@@ -207,6 +208,7 @@ def chosen(service: Service) -> list[str]:
     kept = f"{settings.keep_images} for {settings.keep_hours} h" if settings.keep_images else "none"
     parts = {
         "model": f"{facts.title}, {facts.image_size} pixels, weights {facts.model_hash[:12]}",
+        "licence": licence(facts.family),
         "device": f"{settings.device}, {settings.dtype}, {settings.cores or count_cores()} cores",
         "store": f"{service.store.place.name}, {len(service.store.names())} versions",
         "Redis": "none: no improve jobs" if settings.redis_url is None else "as SAFECB_REDIS_URL says",

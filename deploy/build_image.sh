@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the image from the Dockerfile and tries it, without Docker: buildah builds, podman runs. Nothing is reached from
-# outside: the container has no network, and its root is read-only. docs/how-to/run-in-a-container.md has the figures.
+# Builds the image from the Dockerfile and tries it, without Docker: buildah builds, podman runs. The containers have no
+# network, no capabilities and a read-only root. docs/how-to/run-in-a-container.md has the figures.
 set -euo pipefail
 
 usage() {
@@ -15,8 +15,8 @@ deploy/build_image.sh [options]: build the image from the Dockerfile, and try wh
   --ca FILE           certificates that pip trusts during the build, behind a proxy with its own
   --runtime NAME      OCI runtime to run it with (runc, crun), where podman's own choice does not work here
 
-Storage and isolation are set in buildah's and podman's own ways: CONTAINERS_STORAGE_CONF, STORAGE_DRIVER (vfs works
-everywhere), BUILDAH_ISOLATION (chroot here unless set).
+Storage and isolation are set in buildah's and podman's own ways: CONTAINERS_STORAGE_CONF; STORAGE_DRIVER, vfs where
+overlay cannot be mounted; BUILDAH_ISOLATION, chroot here unless set.
 END
 }
 
@@ -26,7 +26,7 @@ die() {
     exit 1
 }
 
-image=localhost/safecb base=localhost/safecb-base suite=bookworm  # of Debian: the one whose Python is 3.11
+image=localhost/safecb base=localhost/safecb-base suite=bookworm # of Debian: the one whose Python is 3.11
 build=1 debootstrap='' torch_index='' wheels='' ca='' runtime=()
 while (($#)); do
     case $1 in
@@ -53,12 +53,12 @@ need() { command -v "$1" >/dev/null || die "$1 is missing: $2"; }
 need podman "install the package podman"
 [[ -z $build ]] || need buildah "install the package buildah"
 if [[ -n $build && -n $debootstrap ]]; then
-    need debootstrap "install the package debootstrap, or leave --debootstrap out where an image registry can be reached"
+    need debootstrap "install the package debootstrap, or leave the option out where a registry can be reached"
     ((EUID == 0)) || die "--debootstrap needs root"
 fi
 
 cd "$(dirname "$0")/.."
-export BUILDAH_ISOLATION=${BUILDAH_ISOLATION:-chroot} DISABLE_HC_SYSTEMD=true  # the health check is run below, by hand
+export BUILDAH_ISOLATION=${BUILDAH_ISOLATION:-chroot} DISABLE_HC_SYSTEMD=true # the health check is run below, by hand
 work=$(mktemp -d /var/tmp/safecb-image.XXXXXX)
 server=safecb-try-$$ worker=safecb-try-worker-$$
 
@@ -79,23 +79,28 @@ make_base() {
     local root=$work/root
     debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates "$suite" "$root" >"$work/log" ||
         { tail -n 20 "$work/log" >&2 && die "debootstrap failed"; }
-    chroot "$root" python3 -m venv /usr/local  # python and pip where the official image has them
+    chroot "$root" python3 -m venv /usr/local # python and pip where the official image has them
     find "$root/var/cache/apt" "$root/var/lib/apt/lists" -type f -delete
     tar -C "$root" -c . | podman import --quiet --change 'ENV LANG=C.UTF-8' - "$base:$suite"
     rm -rf --one-file-system "$root"
 }
 
 build_image() {
-    local options=(--format docker)  # the OCI format has no HEALTHCHECK
+    local options=(--format docker) # the OCI format has no HEALTHCHECK
     [[ -z $debootstrap ]] || options+=(--from "$base:$suite")
     [[ -z $torch_index ]] || options+=(--build-arg "TORCH_INDEX=$torch_index")
-    if [[ -n $wheels$ca ]]; then  # mounted while commands run, and in no layer
-        printf '[global]\n' >"$work/pip.conf"
-        [[ -z $wheels ]] || printf 'find-links = /mnt/wheels\n' >>"$work/pip.conf"
-        [[ -z $ca ]] || printf 'cert = /mnt/ca.crt\n' >>"$work/pip.conf"
-        options+=(--volume "$work/pip.conf:/etc/pip.conf:ro")
-        [[ -z $wheels ]] || options+=(--volume "$wheels:/mnt/wheels:ro")
-        [[ -z $ca ]] || options+=(--volume "$ca:/mnt/ca.crt:ro")
+    if [[ -n $wheels$ca ]]; then # mounted for the commands alone; what stays is an empty /etc/pip.conf
+        mkdir "$work/pip"
+        printf '[global]\n' >"$work/pip/pip.conf"
+        options+=(--volume "$work/pip:/mnt:ro" --volume "$work/pip/pip.conf:/etc/pip.conf:ro")
+    fi
+    if [[ -n $wheels ]]; then
+        printf 'find-links = /media\n' >>"$work/pip/pip.conf"
+        options+=(--volume "$wheels:/media:ro")
+    fi
+    if [[ -n $ca ]]; then
+        cp -- "$ca" "$work/pip/ca.crt"
+        printf 'cert = /mnt/ca.crt\n' >>"$work/pip/pip.conf"
     fi
     buildah bud "${options[@]}" --tag "$image" --file Dockerfile .
 }
@@ -116,11 +121,10 @@ fi
 milliseconds() { echo $(($(date +%s%N) / 1000000)); }
 seconds() { printf '%d.%01d s' $(($1 / 1000)) $(($1 % 1000 / 100)); }
 
-limit() { # This process's own limit: raising one needs rights that a container host may lack.
-    local most
-    most=$(ulimit "-H$1")
-    [[ $most != unlimited ]] || most=-1
-    echo "$most:$most"
+limit() { # podman's own, far higher limits may not be had on a machine that is a container itself
+    local own
+    own=$(ulimit "-H$1")
+    [[ $own != unlimited ]] && ((own < 32768)) && echo "$own:$own" || echo 32768:32768
 }
 
 container=(
@@ -130,12 +134,11 @@ container=(
 run() { podman "${runtime[@]}" run "${container[@]}" "$@"; }
 in_server() { podman "${runtime[@]}" exec --interactive "$server" python -; }
 
-say "user of the image"
-uid=$(run --rm --entrypoint id "$image" -u) || die "no container runs here; another --runtime may (runc, crun)"
-((uid != 0)) || die "the image runs as root"
-echo "uid $uid, $(run --rm --entrypoint id "$image" -g) the gid"
-run --rm --entrypoint sh "$image" -c 'touch /data/a /tmp/a && ! touch /safecb/a 2>/dev/null && ! touch ~/a 2>/dev/null' ||
-    die "only /data and /tmp should be writable"
+say "user of the image, and what it may write"
+# shellcheck disable=SC2016  # for the shell in the container
+try='id; test "$(id -u)" != 0 && touch /data/a /tmp/a && ! touch /safecb/a 2>/dev/null && ! touch ~/a 2>/dev/null'
+run --rm --entrypoint sh "$image" -c "$try" ||
+    die "no container runs here (another --runtime may), or it runs as root, or not just /data and /tmp can be written"
 
 for arguments in "server --help" "worker --help" doctor; do
     say "safecb $arguments"
@@ -146,17 +149,19 @@ done
 say "safecb serve"
 begin=$(milliseconds)
 run --detach --name "$server" "$image" >/dev/null
-in_server <<'END' || { podman logs "$server" >&2 && die "the server did not become ready in 120 s"; }
+in_server >"$work/ready" <<'END' || { podman logs "$server" >&2 && die "the server did not become ready in 120 s"; }
 import sys, time, urllib.request
 until = time.monotonic() + 120
 while time.monotonic() < until:
     try:
-        sys.exit(urllib.request.urlopen("http://127.0.0.1:8000/health/ready", timeout=5).status != 200)
+        urllib.request.urlopen("http://127.0.0.1:8000/health/ready", timeout=5).close()
+        print(time.time_ns() // 10**6)  # here: podman may take its time to end
+        sys.exit()
     except OSError:
         time.sleep(0.1)
 sys.exit(1)
 END
-ready_ms=$(($(milliseconds) - begin))
+ready_ms=$(($(<"$work/ready") - begin))
 podman "${runtime[@]}" healthcheck run "$server" || die "the image's health check fails although the server is ready"
 in_server <<'END' || die "no PNG came from POST /generate"
 import io, json, urllib.request
@@ -189,10 +194,11 @@ begin=$(milliseconds)
 podman "${runtime[@]}" stop --time 20 "$worker" >/dev/null
 worker_ms=$(($(milliseconds) - begin))
 worker_code=$(podman inspect --format '{{.State.ExitCode}}' "$worker")
-((worker_code == 0 || worker_code == 143)) || die "SIGTERM ended safecb worker with $worker_code (137: killed after 20 s)"
+((worker_code == 0 || worker_code == 143)) ||
+    die "SIGTERM ended safecb worker with $worker_code (137: it was killed after 20 s)"
 
 say "result"
 [[ -z $build ]] || echo "base image $base_s s, build $build_s s"
 bytes=$(podman image inspect --format '{{.Size}}' "$image")
-echo "size $((bytes / 1000000)) MB, uid $uid, ready after $(seconds "$ready_ms")"
-echo "SIGTERM: serve ended after $(seconds "$stop_ms") with $code, worker after $(seconds "$worker_ms") with $worker_code"
+echo "size $((bytes / 1000000)) MB, ready after $(seconds "$ready_ms")"
+echo "SIGTERM: serve: $code after $(seconds "$stop_ms"), worker: $worker_code after $(seconds "$worker_ms")"

@@ -143,6 +143,11 @@ def find_family(folder: Path) -> Family:
     return fitting[0]
 
 
+def licence(family: str) -> str:
+    """Return the licence of a family's published weights, for whoever starts a server; "" for an unknown one."""
+    return next((each.LICENCE for each in families() if family == each.NAME), "")
+
+
 def _random_family(name: str) -> Family:
     """The family of a random model. Raises BadModel, naming all geometries."""
     for family in families():
