@@ -58,12 +58,12 @@ def test_a_family_is_found_by_its_config_and_checked_before_it_is_loaded(folder:
 
 
 def test_an_image_is_the_same_alone_and_in_any_batch(model: Served) -> None:
-    drawn_for = requests(model.base_codebook(), 40)
+    drawn_for = requests(model.base_codebook(), 24)
     together = model.draw(drawn_for)
     alone = torch.cat([model.draw([request]) for request in drawn_for])
     assert torch.equal(together, alone)
     assert int(together.min()) >= 0 and int(together.max()) < model.facts.codes
-    assert together.shape == (40, model.facts.tokens)
+    assert together.shape == (24, model.facts.tokens)
 
 
 def test_images_that_join_and_leave_are_the_same(model: Served) -> None:
