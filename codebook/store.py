@@ -45,6 +45,7 @@ from core.settings import Settings
 
 __all__ = ["ActiveRecord", "CodebookStore", "Manifest", "Moved", "codebook_hash"]
 
+_OF_FILES = ("manifest", "file", "sha256", "content")  # checks that a damaged copy fails
 _NO_IMAGES: Mapping[str, bytes] = MappingProxyType({})
 
 
@@ -125,8 +126,8 @@ class CodebookStore(TrialMoves):
         identity = self._identity()
         try:
             return read_version(self.place.folder(version, is_whole=True), version, identity, signatures, own)
-        except BadCodebook:
-            if not self.place.renew(version):  # of a copy the original may be sound
+        except BadCodebook as error:
+            if error.check not in _OF_FILES or not self.place.renew(version):  # of a copy the original may be sound
                 raise
         return read_version(self.place.folder(version, is_whole=True), version, identity, signatures, own)
 

@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from threading import RLock
@@ -20,7 +21,7 @@ from typing import Any, Literal, TypeAlias
 
 from core.bucket.bucket import Bucket
 from core.bucket.log import Log
-from core.errors import Conflict, NotFound
+from core.errors import Conflict, NoBucket, NotFound
 from core.json_records import from_json, to_json
 from core.settings import Settings
 from core.text import text_key
@@ -63,7 +64,7 @@ class BucketFlags:
         self._bucket, self._hours = bucket, hours
         self._log, self._lock = Log(bucket, "flags"), RLock()
         self._entries: dict[str, _Entry] = {}  # oldest first, as of `_count` records
-        self._count = 0
+        self._count, self._generation = 0, self._log.generation
         self._texts: dict[str, dict[str, Any]] = {}
 
     def add(self, image: KeptImage, category: str | None, note: str, caller: str, *, review: bool) -> Flag:
@@ -82,26 +83,38 @@ class BucketFlags:
             made = _Entry(id, image.id, key, image.version, category, caller, state, time.time())
             return id, {"added": vars(made)}
 
-        return self._flag(self._entries[self._changed(change)])
+        made_id = ""
+        try:
+            made_id = self._changed(change)
+        finally:
+            if made_id != id:  # refused, or there was one: nothing of this one stays
+                with suppress(NoBucket):
+                    self._bucket.delete(_texts(id))
+        return self.get(made_id)
 
     def forget(self) -> None:
         """See FlagQueue."""
-        self._fold()
-        for name in self._bucket.names("flag/"):
-            entry = self._entries.get(name.removesuffix(".json"))
-            if entry is not None and self._is_expired(entry):
-                self._bucket.delete(f"flag/{name}")
-                self._texts.pop(entry.id, None)
+        with self._lock:
+            self._fold()
+            expired = [entry.id for entry in self._entries.values() if self._is_expired(entry)]
+        names = self._bucket.names("flag/")
+        for id in expired:
+            self._texts.pop(id, None)
+            if f"{id}.json" in names:
+                self._bucket.delete(_texts(id))
 
     def get(self, id: str) -> Flag:
         """See FlagQueue."""
-        self._fold()
-        return self._flag(self._entry(id))
+        with self._lock:
+            self._fold()
+            entry = self._entry(id)
+        return self._flag(entry)
 
     def list(self, state: State | None = None) -> Flagged:
         """See FlagQueue."""
-        self._fold()
-        entries = [entry for entry in self._live() if state in (None, entry.state)]
+        with self._lock:
+            self._fold()
+            entries = [entry for entry in self._live() if state in (None, entry.state)]
         return self._flags(entries[::-1])
 
     def settle(self, id: str, state: Literal["accepted", "rejected"], category: str | None = None) -> Flag:
@@ -113,7 +126,7 @@ class BucketFlags:
             now = None if state in OPEN else time.time()
             return id, {"settled": {"id": id, "state": state, "category": category or entry.category, "at": now}}
 
-        return self._flag(self._entries[self._changed(change)])
+        return self.get(self._changed(change))
 
     def take(self, job: str) -> Flagged:
         """See FlagQueue."""
@@ -128,20 +141,26 @@ class BucketFlags:
             return job, {"taken": {"job": job, "ids": ids, "at": time.time()}} if ids else None
 
         self._changed(change)
-        return self._flags(_first_each([entry for entry in self._entries.values() if entry.job == job]))
+        with self._lock:
+            entries = [entry for entry in self._live() if entry.job == job]
+        return self._flags(_first_each(entries))
 
     def _changed(self, change: Callable[[], tuple[str, dict[str, Any] | None]]) -> str:
         """Write what `change` makes of the present state, decided anew where another was first; return its name."""
         while True:
-            self._fold()
-            name, record = change()
-            if record is None or self._log.append(self._count, record):
+            with self._lock:  # what is decided and what is written are of one state
                 self._fold()
-                return name
+                name, record = change()
+                if record is None or self._log.append(self._count, record):
+                    self._fold()
+                    return name
 
     def _fold(self) -> None:
         """Follow the log."""
         with self._lock:
+            self._log.last()
+            if self._log.generation != self._generation:  # the bucket was put back
+                self._entries, self._count, self._generation = {}, 0, self._log.generation
             for record in self._log.all(self._count - 1):
                 self._apply(record)
                 self._count += 1
@@ -170,8 +189,13 @@ class BucketFlags:
         return entry
 
     def _flags(self, entries: _Entries) -> Flagged:
+        def read(entry: _Entry) -> Flag | None:
+            with suppress(NotFound):  # its texts were deleted elsewhere
+                return self._flag(entry)
+            return None
+
         with ThreadPoolExecutor(READERS) as pool:
-            return [*pool.map(self._flag, entries)]
+            return [flag for flag in pool.map(read, entries) if flag is not None]
 
     def _flag(self, entry: _Entry) -> Flag:
         """Return a flag with its texts. Raises NotFound where they were deleted."""

@@ -39,6 +39,8 @@ class Journal:
 
     def __init__(self, place: JobPlace | Path) -> None:
         self._place: JobPlace = FolderJobs(place) if isinstance(place, Path) else place
+        # How seldom a job that reports a hundred times a second may look at its record, and write its progress.
+        self.look_every_s, self.write_every_s = (0.0, 0.0) if isinstance(place, Path) else (1.0, 5.0)
 
     @classmethod
     def of(cls, settings: Settings, patience: float = 0.0) -> Journal:

@@ -21,6 +21,7 @@ from records.image_log import HOUR_S, ImageMemory, KeptImage, Verdicts, pack, un
 
 log = logging.getLogger(__name__)
 
+MOST_HOURS = 1.0  # for which an image is lent: Redis holds the queue too, and must not fill up
 PATIENCE_S = 0.5  # for which an image waits to be lent
 
 
@@ -28,13 +29,13 @@ class SharedImages:
     """The log `own`, and that of the other machines on the Redis at `url`, below `prefix`. Thread-safe."""
 
     def __init__(self, own: ImageMemory, url: str, prefix: str, hours: float) -> None:
-        self._own, self._prefix, self._seconds = own, prefix, int(hours * HOUR_S)
+        self._own, self._prefix, self._seconds = own, prefix, int(min(hours, MOST_HOURS) * HOUR_S)
         self._redis = Redis.from_url(
             url, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S, retry=Retry(NoBackoff(), 0)
         )
 
     def keep(self, images: Sequence[KeptImage]) -> None:
-        """See ImageMemory; lent to the others for as long as it is logged here."""
+        """See ImageMemory; lent to the others for MOST_HOURS at most."""
         self._own.keep(images)
         if not self._own.is_on or not self._seconds:
             return

@@ -28,9 +28,9 @@ class JournalProgress:
         """every_s: least seconds between two reports of a phase that are written."""
         self.journal, self.job_id, self.fence = journal, job_id, fence
         self.facts: dict[str, Any] = {}  # more of the record's `progress`
-        self._every_s = every_s
+        self._every_s = max(every_s, journal.write_every_s)
         self._phase = ("", -1)
-        self._written = 0.0  # monotonic seconds
+        self._written = self._looked = 0.0  # monotonic seconds
         self._pace: Pace | None = None
         self._memory = 0
 
@@ -48,11 +48,12 @@ class JournalProgress:
 
         Raises Cancelled if the job was cancelled, Conflict if a later attempt has taken it over.
         """
-        record = self.journal.get(self.job_id)
-        self._check(record)
+        now = time.monotonic()
+        if now - self._looked >= self.journal.look_every_s or self._phase != (phase, round):
+            self._looked = now
+            self._check(self.journal.get(self.job_id))
         if self._pace is not None:
             self._pace.report(phase, done, total, round)
-        now = time.monotonic()
         if self._phase == (phase, round) and done < total and now - self._written < self._every_s:
             return
         self._phase, self._written = (phase, round), now

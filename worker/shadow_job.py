@@ -183,6 +183,8 @@ def _attempt(job_id: str, settings: Settings, load: Load, open_examiner: OpenExa
             job.give_up("the job was cancelled")
             watch.end("cancelled")
         except Exception as error:
+            if journal.get(job_id).attempt != fence:  # another attempt goes on with the comparison
+                raise
             job.give_up(f"the job failed: {type(error).__name__}: {error}")
             watch.end("failed", error=f"{type(error).__name__}: {error}")
             raise
@@ -200,8 +202,11 @@ def _run(job: Comparison, load: Load, open_examiner: OpenExaminer) -> dict[str, 
         work = job.journal.path(job.record.id) / "work"
         examiner = open_examiner(job.settings, model, *both, work, job)
         images = _images(job.settings)
-        decision = job.compare(examiner, images, active.version)
-        images.clear(job.record.id)
+        try:
+            decision = job.compare(examiner, images, active.version)
+        finally:
+            if job.journal.get(job.record.id).attempt == job.watch.fence:  # else another attempt takes them
+                images.clear(job.record.id)
     if active is not None and decision != "stopped":
         decision = job.conclude(decision, active.version)
     compared = None if active is None else active.version

@@ -35,7 +35,7 @@ class ShadowFeed:
         self._thread: Thread | None = None
         self._units: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._list: ShadowList | None = None
-        if settings.redis_url is not None and settings.keep_images:
+        if settings.redis_url is not None and settings.keep_images and settings.keep_hours:
             self._list = ShadowList(settings.redis_url, RedisNames.of(settings).lent)
 
     def note(self, unit: str, results: Sequence[ImageResult]) -> None:

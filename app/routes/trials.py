@@ -87,8 +87,11 @@ def _check(service: Service, version: str) -> None:
     settings = service.settings
     if settings.redis_url is None:
         raise Conflict("no Redis is set, through which servers lend images: SAFECB_REDIS_URL")
-    if not settings.keep_images:
-        raise Conflict("images are not remembered: SAFECB_KEEP_IMAGES=0")
+    if not settings.keep_images or not settings.keep_hours:
+        raise Conflict("images are not remembered: SAFECB_KEEP_IMAGES=0 or SAFECB_KEEP_HOURS=0")
+    active = service.store.active().version
+    if service.store.load(active).mode == "refuse":
+        raise Conflict(f"{active}, which is active, refuses prompts: a comparison would not see them")
     service.store.check_trial(version)
     check_judge(settings.second_judge, settings.model)
 

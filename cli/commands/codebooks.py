@@ -23,6 +23,7 @@ from codebook.store import CodebookStore
 from codebook.value import Mode
 from core.atomic import write_file
 from core.bucket.bucket import Bucket
+from core.bucket.shared_folder import SharedFolder
 from core.errors import BadInput, BadSetting, NotFound
 from core.settings import Settings
 from core.storage import naming
@@ -33,6 +34,7 @@ app.command()(trials.canary)
 
 Version = Annotated[str, typer.Argument(help="Codebook version.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Use the store itself (SAFECB_STORE), without a server.")]
+COPY_PATIENCE_S = 60.0
 BY = "command line"  # in the audit log
 
 
@@ -176,7 +178,9 @@ def copy_to(bucket: Annotated[str, typer.Argument(help="s3://BUCKET/PREFIX that 
     target = Settings.from_environ({**os.environ, "SAFECB_STORE": bucket})
     if target.bucket is None:
         raise BadInput("bucket", bucket, "s3://BUCKET/PREFIX")
-    versions = copy_store(FolderPlace(settings.store), BucketPlace(Bucket(target.bucket), target.store))
+    place = BucketPlace(Bucket(target.bucket, COPY_PATIENCE_S), target.store)
+    versions = copy_store(FolderPlace(settings.store), place)
+    SharedFolder.policies(target).adopt()
     print(f"{len(versions)} versions are in {bucket}; set SAFECB_STORE to it on all machines")
 
 

@@ -38,6 +38,7 @@ from core.errors import BadCodebook, Conflict, NoBucket, NotFound
 from core.json_records import decode, encode, from_json, to_json
 
 TRUSTED_S = 10.0  # how long a local copy counts as equal to the bucket's version
+RENEW_EVERY_S = 300.0
 INDEX = "index.json"
 
 
@@ -49,6 +50,7 @@ class BucketPlace:
         self.pointer = BucketPointer(bucket)
         self._identity: Identity | None = None
         self._compared: dict[str, float] = {}  # version -> monotonic seconds
+        self._renewed: dict[str, float] = {}  # likewise
         self._is_trusted = False
 
     @property
@@ -104,13 +106,13 @@ class BucketPlace:
             raise NotFound(f"there is no codebook version {version!r}")
         copy = self._copies / version
         self._copies.mkdir(parents=True, exist_ok=True)
-        with locked(self._copies / ".lock"):
-            try:
-                self._compare(version, copy)
-            except NoBucket:
-                if not (copy / INDEX).exists():
-                    raise
-            self._fill(copy, is_whole)
+        try:
+            self._compare(version, copy)
+        except NoBucket:
+            if not (copy / INDEX).exists():
+                raise
+            self._compared[version] = time.monotonic()  # the copy serves, and is compared later
+        self._fill(copy, is_whole)
         return copy
 
     def reserve(self, once: str | None) -> str:
@@ -153,7 +155,11 @@ class BucketPlace:
         self._bucket.write(f"versions/{version}/{file}", read_file(self._copies / version / file))
 
     def renew(self, version: str) -> bool:
-        """See Place."""
+        """See Place; once in some minutes, or a version that is damaged in the bucket would be fetched for ever."""
+        now = time.monotonic()
+        if now - self._renewed.get(version, -RENEW_EVERY_S) < RENEW_EVERY_S:
+            return False
+        self._renewed[version] = now
         with locked(self._copies / ".lock"):
             shutil.rmtree(self._copies / version, ignore_errors=True)
             self._compared.pop(version, None)
@@ -169,32 +175,37 @@ class BucketPlace:
         return sha256
 
     def _compare(self, version: str, copy: Path) -> None:
-        """Make the copy's index the bucket's, without files of another version of that name; the caller holds the lock.
+        """Make the copy's index the bucket's, without files of another version of that name.
 
-        Raises NotFound, and removes the copy, if the bucket has no such version.
+        The lock is held for files alone, never while the bucket is asked. Raises NotFound, and removes the copy, if the
+        bucket has no such version.
         """
         if time.monotonic() - self._compared.get(version, -TRUSTED_S) < TRUSTED_S:
             return
         index = self._bucket.read(f"versions/{version}/{INDEX}")
-        if index is None or not (copy / INDEX).exists() or read_file(copy / INDEX) != index:
-            shutil.rmtree(copy, ignore_errors=True)
-        if index is None:
-            raise NotFound(f"there is no codebook version {version!r}")
-        if not copy.exists():
-            copy.mkdir()
-            replace_file(copy / INDEX, index)
-        if not (copy / SIGNATURE).exists():
+        signature = None
+        if index is not None and not (copy / SIGNATURE).exists():
             signature = self._bucket.read(f"versions/{version}/{SIGNATURE}")
+        with locked(self._copies / ".lock"):
+            if index is None or not (copy / INDEX).exists() or read_file(copy / INDEX) != index:
+                shutil.rmtree(copy, ignore_errors=True)
+            if index is None:
+                raise NotFound(f"there is no codebook version {version!r}")
+            if not copy.exists():
+                copy.mkdir()
+                replace_file(copy / INDEX, index)
             if signature is not None:
                 replace_file(copy / SIGNATURE, signature)
         self._compared[version] = time.monotonic()
 
     def _fill(self, copy: Path, is_whole: bool) -> None:
-        """Fetch the files of the index that the copy lacks; the caller holds the lock."""
+        """Fetch the files of the index that the copy lacks."""
         for name, sha256 in from_json(read_file(copy / INDEX)).items():
             if (copy / name).exists() or not (is_whole or is_light(name)):
                 continue
             data = self._bucket.read(f"blobs/{sha256}", is_large=True)
             if data is None or hashlib.sha256(data).hexdigest() != sha256:
                 raise BadCodebook(copy.name, "file", f"{name} is missing in the bucket, or damaged there")
-            replace_file(copy / name, data)
+            with locked(self._copies / ".lock"):
+                if copy.exists():
+                    replace_file(copy / name, data)

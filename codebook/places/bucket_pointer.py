@@ -17,7 +17,7 @@ from codebook.pointer import ActiveRecord, Outrun, Pointer
 from core.bucket.bucket import Bucket
 from core.bucket.log import Log
 from core.clock import utc_now
-from core.errors import BadCodebook, NotFound
+from core.errors import BadCodebook, Conflict, NotFound
 from core.json_records import decode, encode, from_json, to_json
 
 
@@ -55,16 +55,18 @@ class BucketPointer(Pointer):
         if self._newest() is None:
             self._log.append(0, _value(ActiveRecord(version, 0, None, utc_now(), by, "initialise")))
 
-    @property
-    def has_begun(self) -> bool:
-        """Whether there is a record."""
-        return self._newest() is not None
+    def adopt(self, records: Sequence[ActiveRecord]) -> bool:
+        """Begin with the history of another place, or end an adoption that was broken off; False where all is there.
 
-    def adopt(self, records: Sequence[ActiveRecord]) -> None:
-        """Begin with the history of another place. Raises Outrun where another process has begun meanwhile."""
-        for number, record in enumerate(records):
+        Raises Conflict where there are other records.
+        """
+        present = self._logged()
+        if present != list(records[: len(present)]):
+            raise Conflict(f"{self._url} holds a codebook store already")
+        for number, record in enumerate(records[len(present) :], start=len(present)):
             if not self._log.append(number, _value(record)):
                 raise Outrun(f"another process has begun a store in {self._url} meanwhile")
+        return len(present) < len(records)
 
     def check_writable(self) -> None:
         """See Pointer: whoever may write an object may write this one."""

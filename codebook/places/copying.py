@@ -20,8 +20,6 @@ def copy_store(source: FolderPlace, target: BucketPlace) -> list[str]:
     """
     if (identity := source.identity()) is None:
         raise NotFound(f"there is no codebook store in {source.name}")
-    if target.pointer.has_begun:
-        raise Conflict(f"{target.name} holds a codebook store already")
     target.prepare()
     target.identify(identity)
     with source.writing():
@@ -29,5 +27,6 @@ def copy_store(source: FolderPlace, target: BucketPlace) -> list[str]:
             with target.adding(version) as copy:
                 shutil.copytree(source.folder(version), copy, dirs_exist_ok=True)
         target.leave_out(source.highest())
-        target.pointer.adopt(source.pointer.audit())
+        if not target.pointer.adopt(source.pointer.audit()):
+            raise Conflict(f"{target.name} holds this store already")
     return source.names()

@@ -30,6 +30,8 @@ QUICK_S = 3  # timeout of one request for a small object
 BULK_S = 120  # of a large one
 BULK_BYTES = 1 << 20
 AGAIN_S = 0.25  # between two tries
+AWAY_S = 0.5  # for which an impatient bucket is not asked again after its server did not answer
+UNDECIDED = 20  # refusals of an object that is not there, such as to several racers
 
 _Answer = TypeVar("_Answer")
 
@@ -43,6 +45,7 @@ class Bucket:
 
     def __init__(self, url: str, patience: float = 0.0) -> None:
         self.url, self._patience = url, patience
+        self._away: tuple[float, NoBucket] | None = None  # until when, by the monotonic clock, and why
         self._quick, self._bulk = _store(url, QUICK_S), _store(url, BULK_S)
 
     def read(self, key: str, *, is_large: bool = False) -> bytes | None:
@@ -74,10 +77,12 @@ class Bucket:
                     raise
                 return None if present is None else present == data
 
-        while True:
+        for _ in range(UNDECIDED):
             created = self._trying(key, put)
             if created is not None:
                 return created
+            time.sleep(AGAIN_S)
+        raise NoBucket(f"{self.url}/{key}", "unreachable", "its server refuses an object that it does not have")
 
     def write(self, key: str, data: bytes) -> None:
         """Write an object, whatever was there: for signs of life, which only one process writes."""
@@ -106,13 +111,20 @@ class Bucket:
 
     def _trying(self, key: str, call: Callable[[], _Answer]) -> _Answer:
         """Return the answer of `call`, tried again for as long as the patience lasts."""
-        ends = time.monotonic() + self._patience
+        ends, away = time.monotonic() + self._patience, self._away
+        if away is not None and not self._patience and time.monotonic() < away[0]:
+            raise NoBucket(away[1].key, away[1].state, away[1].remedy)
         while True:
             try:
-                return call()
+                answer = call()
+                self._away = None
+                return answer
             except (BaseError, FileNotFoundError) as error:
                 if isinstance(error, _HOPELESS) or time.monotonic() >= ends:
-                    raise _fault(f"{self.url}/{key}", error) from None
+                    fault = _fault(f"{self.url}/{key}", error)
+                    if not isinstance(error, FileNotFoundError):
+                        self._away = time.monotonic() + AWAY_S, fault
+                    raise fault from None
                 time.sleep(AGAIN_S)
 
 

@@ -20,6 +20,7 @@ from core.json_records import from_json, to_json
 
 VERIFY_EVERY_S = 10.0  # how often the last known record is read again: a bucket may be replaced by a backup
 READERS = 8
+STEPS = 16  # records that are read one after the other; of more the bucket is asked for a list
 
 
 class Log:
@@ -31,6 +32,7 @@ class Log:
         self._last = -1
         self._verified = -VERIFY_EVERY_S
         self._lock = RLock()
+        self.generation = 0  # one more each time that the log is not the one that was read before
 
     def last(self) -> tuple[int, dict[str, Any]] | None:
         """Return the newest record and its number, None of an empty log. One request where nothing is new.
@@ -39,9 +41,13 @@ class Log:
         """
         with self._lock:
             self._verify()
-            while (data := self._bucket.read(self._key(self._last + 1))) is not None:
+            for _ in range(STEPS):
+                if (data := self._bucket.read(self._key(self._last + 1))) is None:
+                    break
                 self._last += 1
                 self._records[self._last] = data
+            else:  # far behind: what lies in between is read when it is needed
+                self._jump()
             return None if self._last < 0 else (self._last, self._record(self._last))
 
     def all(self, after: int = -1) -> list[dict[str, Any]]:
@@ -60,22 +66,39 @@ class Log:
         """
         data = to_json("record", {"mark": secrets.token_hex(8), "record": record})
         with self._lock:
+            # A bucket that was put back meanwhile has no such record: a gap would end the log there for good.
+            if number and self._bucket.read(self._key(number - 1)) is None:
+                self._forget()
+                return False
             if not self._bucket.create(self._key(number), data):
                 return False
             self._records[number], self._last = data, max(self._last, number)
             return True
 
     def _verify(self) -> None:
-        """Read the last known record again from time to time, and begin anew where it is gone."""
+        """Read the last known record again from time to time, and begin anew where it is another one or gone."""
         now = time.monotonic()
         if now - self._verified < VERIFY_EVERY_S:
             return
-        if self._last < 0 or self._bucket.read(self._key(self._last)) != self._records.get(self._last):
-            names = [name for name in self._bucket.names(self._folder) if name.isdecimal()]
-            self._records, self._last = {}, len(names) - 1
-            if names:
-                self._records[self._last] = self._read(self._last)
+        if self._last < 0:
+            self._jump()
+        elif self._bucket.read(self._key(self._last)) != self._records.get(self._last):
+            self._forget()
+            self._jump()
         self._verified = now
+
+    def _forget(self) -> None:
+        self._records, self._last, self._verified = {}, -1, -VERIFY_EVERY_S
+        self.generation += 1
+
+    def _jump(self) -> None:
+        """Go to the last record by a list of all."""
+        names = self._bucket.names(self._folder)
+        last = self._last
+        while f"{last + 1:012d}" in names:
+            last += 1
+        if last > self._last:
+            self._records[last], self._last = self._read(last), last
 
     def _read(self, number: int) -> bytes:
         if (data := self._bucket.read(self._key(number))) is None:

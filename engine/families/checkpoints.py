@@ -27,10 +27,15 @@ def from_folder(kind: Any, folder: Path, device: torch.device | None = None, dty
     # On a full disk the progress bar fails to print, and then holds up the end of the process.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     options = {} if dtype is None else {"dtype": dtype}
+    before = transformers_logging.get_verbosity()
+    # Weights that its class does not have, such as an image decoder's, are read by the family.
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         loaded = kind.from_pretrained(folder, local_files_only=True, **options)
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
         raise BadModel(f"{folder}: transformers cannot load it: {error}") from error
+    finally:
+        transformers_logging.set_verbosity(before)
     if device is not None:
         check_weights(folder, loaded)
         nn.Module.to(loaded, device=device)

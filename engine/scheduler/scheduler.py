@@ -179,7 +179,7 @@ class Scheduler:
     def _begins(self) -> list[tuple[int, str, ImageSequence]]:
         """The waiting images in their order: steps until each begins, and its caller. Called with the lock."""
         steps = self._model.facts.tokens
-        running = [(len(sequence.kv_rows), steps - sequence.step) for sequence in self._batch.sequences]
+        running = [(len(sequence.kv_rows), steps - self._batch.drawn(sequence)) for sequence in self._batch.sequences]
         order = self._queue.order()
         begins = starts(running, [kv_rows_of(each.request) for _, each in order], self._kv_rows, steps)
         return [(begin, *entry) for begin, entry in zip(begins, order, strict=True)]

@@ -92,7 +92,7 @@ class ServedModel(Served):
         revise(self, revised := [sequence for sequence in aside if sequence.mode == "rewrite"])
         batch.admit(revised)
         while batch.sequences:
-            furthest = max(sequence.step for sequence in batch.sequences)
+            furthest = min(max(map(batch.drawn, batch.sequences)), self._facts.tokens - 1)
             batch.step()
             if on_step is not None:
                 on_step(furthest)

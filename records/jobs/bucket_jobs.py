@@ -4,7 +4,7 @@
     job/ID/records/000000000000  a log of the later states of one job; the last one counts
     job/ID/events/000000000000   a log of its events
     job/ID/NAME.json             a value that its first attempt decided
-    job/ID/alive, dead-1, ...    signs of life (see signs_of_life.py)
+    job/ID/alive-1, dead-1, ...  signs of life (see signs_of_life.py)
 
 Knows logs and records. Knows nothing of what a job does.
 """
@@ -37,6 +37,7 @@ class BucketJobs:
     def __init__(self, bucket: Bucket, root: Path) -> None:
         self._bucket, self._root = bucket, root
         self._jobs, self._signs = Log(bucket, "jobs"), SignsOfLife(bucket)
+        self._generation = self._jobs.generation
         self._queued: dict[str, JobRecord] = {}  # as in the log of the jobs
         self._ended: dict[str, JobRecord] = {}  # they change no more
         self._logs: OrderedDict[str, Log] = OrderedDict()
@@ -53,6 +54,11 @@ class BucketJobs:
     def ids(self) -> Sequence[str]:
         """See JobPlace."""
         with self._lock:
+            self._jobs.last()
+            if self._jobs.generation != self._generation:  # the bucket was put back
+                self._generation = self._jobs.generation
+                for known in (self._queued, self._ended, self._logs):
+                    known.clear()
             for value in self._jobs.all(len(self._queued) - 1):
                 record = _record("?", value)
                 self._queued[record.id] = record
@@ -111,7 +117,10 @@ class BucketJobs:
         if attempt < 1:
             return False
         if has_claim(self.folder(id), attempt):
-            return is_claimed(self.folder(id), attempt)
+            if is_claimed(self.folder(id), attempt):
+                return True
+            self._signs.declare_dead(id, attempt)  # the other machines need not wait
+            return False
         return self._signs.shown(id, attempt)
 
     def _last(self, id: str) -> tuple[int, JobRecord]:

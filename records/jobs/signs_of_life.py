@@ -49,7 +49,7 @@ class SignsOfLife:
         try:
             if self._bucket.read(_dead(id, attempt)) is not None:
                 return False
-            sign = self._bucket.read(_alive(id))
+            sign = self._bucket.read(_alive(id, attempt))
         except NoBucket:
             self._seen.clear()  # while nothing can be seen, silence says nothing
             raise
@@ -59,24 +59,28 @@ class SignsOfLife:
             return True
         if self._clock() - before[1] < SILENT_S:
             return True
-        self._bucket.create(_dead(id, attempt), b"{}")
+        self.declare_dead(id, attempt)
         log.warning("attempt %d of job %s has shown no life for %.0f s", attempt, id, SILENT_S)
         return False
+
+    def declare_dead(self, id: str, attempt: int) -> None:
+        """Say to all that an attempt is dead. Raises NoBucket."""
+        self._bucket.create(_dead(id, attempt), b"{}")
 
     def _beat(self, id: str, attempt: int, ended: Event) -> None:
         beats = 0
         while True:
             beats += 1
             try:
-                self._bucket.write(_alive(id), to_json("sign", {"attempt": attempt, "beats": beats}))
+                self._bucket.write(_alive(id, attempt), to_json("sign", {"attempt": attempt, "beats": beats}))
             except NoBucket as error:
                 log.warning("job %s shows no sign of life: %s", id, error)
             if ended.wait(BEAT_S):
                 return
 
 
-def _alive(id: str) -> str:
-    return f"job/{id}/alive"
+def _alive(id: str, attempt: int) -> str:
+    return f"job/{id}/alive-{attempt}"
 
 
 def _dead(id: str, attempt: int) -> str:

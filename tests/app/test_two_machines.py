@@ -126,6 +126,7 @@ def test_a_cut_of_the_bucket_fails_no_image_and_is_healed(pair: Pair, line: Line
     refused = one.http.post(f"/codebooks/{version}/activate")
     assert refused.status_code == 503 and "SAFECB_STORE" in refused.text
     line.cut = False
+    wait_for("the bucket is asked again", lambda: one.http.get("/health/ready").json()["stale_s"] < 1.0)
     assert one.http.post(f"/codebooks/{version}/activate").status_code == 200
     began = time.monotonic()
     wait_for("the other is level", lambda: other.service.live.active.version == version)

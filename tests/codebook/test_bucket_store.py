@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,7 +19,7 @@ from codebook.places import bucket_place
 from codebook.places.bucket_place import BucketPlace
 from codebook.signature import UNSIGNED, Signatures
 from codebook.store import CodebookStore, codebook_hash
-from core.bucket.bucket import Bucket
+from core.bucket.bucket import AWAY_S, Bucket
 from core.errors import BadCodebook, Conflict, NoBucket, NotFound
 from tests.support.books import FACTS, base_book, open_store, output_draft, pixel_draft, publish, publish_active
 from tests.support.servers.s3 import S3, Line, s3_server, use
@@ -173,6 +174,7 @@ def test_while_the_bucket_is_away_copies_serve_and_nothing_moves(machine: Machin
         with pytest.raises(NoBucket):
             use_of()
     line.cut = False
+    time.sleep(2 * AWAY_S)
     assert store.active().version == "v1"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from core.bucket.bucket import Bucket
+from core.bucket.bucket import AWAY_S, Bucket
 from core.errors import BadInput, Conflict, NoBucket, NotFound
 from records.jobs import signs_of_life
 from records.jobs.bucket_jobs import BucketJobs
@@ -120,10 +121,9 @@ def test_a_live_attempt_is_seen_from_elsewhere_and_a_silent_one_is_declared_dead
         assert worker.is_claimed(job.id, attempt) and server.is_claimed(job.id, attempt)
         for _ in range(3):  # the sign changes, however much time passes
             now[0] += 2 * SILENT_S
-            before = Bucket(url).read(f"job/{job.id}/alive")
-            wait_for("another sign", lambda seen=before: Bucket(url).read(f"job/{job.id}/alive") != seen)  # type: ignore[misc]
+            before = Bucket(url).read(f"job/{job.id}/alive-1")
+            wait_for("another sign", lambda seen=before: Bucket(url).read(f"job/{job.id}/alive-1") != seen)  # type: ignore[misc]
             assert watcher.shown(job.id, attempt)
-    assert not worker.is_claimed(job.id, attempt)  # its own machine knows immediately
     assert watcher.shown(job.id, attempt)  # the last sign, perhaps not seen before
     now[0] += SILENT_S - 1
     assert watcher.shown(job.id, attempt)
@@ -131,12 +131,22 @@ def test_a_live_attempt_is_seen_from_elsewhere_and_a_silent_one_is_declared_dead
     with pytest.raises(NoBucket):
         watcher.shown(job.id, attempt)
     line.cut = False
+    time.sleep(2 * AWAY_S)
     now[0] += 2 * SILENT_S  # the bucket was away: what was seen before proves nothing
     assert watcher.shown(job.id, attempt)
     now[0] += SILENT_S
     assert not watcher.shown(job.id, attempt)
     assert not server.is_claimed(job.id, attempt)  # all agree
     assert server.is_claimed(job.id, server.begin_attempt(job.id))  # of the next one nothing is known yet
+
+
+def test_a_dead_attempt_is_known_on_its_machine_immediately_and_then_elsewhere(machine: Machine) -> None:
+    worker, server = machine(), machine()
+    job = worker.create(IMPROVE, {})
+    attempt = worker.begin_attempt(job.id)
+    with worker.claim(job.id, attempt):
+        assert worker.is_claimed(job.id, attempt) and server.is_claimed(job.id, attempt)
+    assert not worker.is_claimed(job.id, attempt) and not server.is_claimed(job.id, attempt)
 
 
 def test_a_job_outlasts_a_cut_of_its_bucket(url: str, line: Line, tmp_path: Path) -> None:

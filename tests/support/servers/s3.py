@@ -18,6 +18,13 @@ import pytest
 
 from tests.support.serving import wait_for
 
+# In one thread: moto looks whether there is an object, and then writes it; of two threads both may win.
+SERVER = """
+import sys
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import run_simple
+run_simple("127.0.0.1", int(sys.argv[1]), DomainDispatcherApplication(create_backend_app), threaded=False)
+"""
 CONDITION = re.compile(rb"if-none-match:", re.IGNORECASE)
 
 
@@ -41,8 +48,9 @@ class S3:
 def s3_server() -> Iterator[S3]:
     """Run moto's S3 server until the block ends."""
     port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         server = S3(port, process)
         wait_for("the S3 server answers", lambda: _answers(server.url))
