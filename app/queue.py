@@ -45,7 +45,9 @@ class ImproveQueue:
             return
         try:
             queue = Queue(self._names.queue, connection=self._redis, serializer="json")
-            queue.enqueue_call(wire.FUNCTIONS[kind], args=(job_id,), job_id=job_id, **wire.LIFETIME)
+            queue.enqueue_call(
+                wire.FUNCTIONS[kind], args=(job_id,), job_id=job_id, meta={wire.ATTEMPTS: 0}, **wire.LIFETIME
+            )
         except RedisError as error:
             log.warning("job %s waits in the journal: %s", job_id, error)
             self._note(self._failed(error), str(error))

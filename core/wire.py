@@ -22,6 +22,7 @@ HELP_FUNCTION: Final = "worker.jobs.help_improve"
 TIMEOUT_S: Final = 24 * 3600  # safety net for a hung job process; DELETE /jobs/{id} ends a job sooner
 KEEP_S: Final = 3600  # of RQ's own row; the journal has the record
 # RQ's options for an improve job.
+ATTEMPTS: Final = "attempts"  # in RQ's row: how many attempts had begun when the job was enqueued
 LIFETIME: Final[Mapping[str, Any]] = {"timeout": TIMEOUT_S, "result_ttl": KEEP_S, "failure_ttl": KEEP_S}
 
 DEFAULT_ROUNDS: Final = 1  # of a job that does not name them: no referee has seen a later one gain

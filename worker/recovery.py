@@ -7,12 +7,13 @@ is harmless: the second delivery finds the record closed or claimed, and the fen
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 
 from rq import Queue
 
 from core.errors import Conflict, NoStorage
-from core.wire import LIFETIME, UNFINISHED
+from core.wire import ATTEMPTS, LIFETIME, UNFINISHED
 from records.journal import JobRecord, Journal
 
 log = logging.getLogger(__name__)
@@ -30,10 +31,23 @@ def recover(journal: Journal, queue: Queue, functions: Mapping[str, str]) -> Non
     try:
         for record in journal.list():
             lost = record.status in UNFINISHED and record.id not in waiting and record.kind in functions
-            if lost and not journal.is_claimed(record.id, record.attempt):
+            if lost and not journal.is_claimed(record.id, record.attempt) and not _is_starting(queue, record):
                 _settle(journal, queue, record, functions[record.kind])
     except NoStorage as error:
         log.error("lost jobs wait: %s", error.about(error.path))
+
+
+def _is_starting(queue: Queue, record: JobRecord) -> bool:
+    """Whether a worker has taken a job from the queue and its attempt has not begun yet: its process takes seconds to.
+
+    RQ keeps the execution of a worker that died for about a minute; one whose attempt has begun needs no such grace.
+    """
+    registry = queue.started_job_registry
+    alive = queue.connection.zrangebyscore(registry.key, time.time(), "+inf")
+    if not any(entry.decode().partition(":")[0] == record.id for entry in alive):
+        return False
+    row = queue.fetch_job(record.id)
+    return row is not None and row.meta.get(ATTEMPTS) == record.attempt
 
 
 def _settle(journal: Journal, queue: Queue, record: JobRecord, function: str) -> None:
@@ -48,12 +62,13 @@ def _settle(journal: Journal, queue: Queue, record: JobRecord, function: str) ->
             waiting = {**record.progress, "message": f"waits for attempt {record.attempt + 1}"}
             journal.update(record.id, attempt=record.attempt, progress=waiting)
             log.warning("job %s was left after attempt %d: enqueued again", record.id, record.attempt)
-            _enqueue(queue, record.id, function)
+            _enqueue(queue, record, function)
     except Conflict:  # since the list was read it ended, or another attempt began
         log.info("job %s ended or was begun meanwhile", record.id)
 
 
-def _enqueue(queue: Queue, job_id: str, function: str) -> None:
-    if old := queue.fetch_job(job_id):
+def _enqueue(queue: Queue, record: JobRecord, function: str) -> None:
+    if old := queue.fetch_job(record.id):
         old.delete()  # the dead attempt's row would keep its failure beside the new one's state
-    queue.enqueue_call(function, args=(job_id,), job_id=job_id, **LIFETIME)
+    meta = {ATTEMPTS: record.attempt}
+    queue.enqueue_call(function, args=(record.id,), job_id=record.id, meta=meta, **LIFETIME)

@@ -36,6 +36,9 @@ from safety.request import ImproveRequest
 from safety.runtime.preflight import IMAGES, KNOWS_NONE
 from safety.runtime.run_context import RunContext, prepare_run
 from tests.safety.test_loop import Heard
+from tests.support.families.tiny_anole import build_tiny_anole
+from tests.support.families.tiny_emu3 import build_tiny_emu3
+from tests.support.families.tiny_liquid import build_tiny_liquid
 from tests.support.tiny import build_tiny
 from tests.support.toy_model import ToyModel
 
@@ -264,4 +267,21 @@ def test_every_phase_runs_on_a_janus(janus: ImageModel, tmp_path: Path, monkeypa
     rates = result.figures["harmful"]
     assert rates["after"]["hr"]["value"] < rates["before"]["hr"]["value"]
     assert all(png.startswith(b"\x89PNG") for png in result.images.values())
+    json.dumps([result.figures, result.report, result.gates], allow_nan=False)
+
+
+@pytest.mark.parametrize("build", [build_tiny_anole, build_tiny_emu3, build_tiny_liquid])
+def test_a_round_runs_to_its_end_on_every_family(
+    build: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Verdicts are scripted, all else is the model's: drawing, rewriting, features, edits, tuning, validation."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr("safety.validation.ROUND_GATES", (check_canaries,))
+    policy = OpenPolicy()
+    planted = Planted(load_model(str(build(tmp_path / "model")), "cpu", "float32"), policy.terms())
+    context, (result,) = run(planted, policy, planted, tmp_path / "work", REQUEST)
+    assert context.preflight.fault is None
+    assert result.reason in ENDS or result.reason.is_gate
+    assert all(log["kept"] >= CONFIG.least_pairs for log in result.report["pairs"].values())
+    check_accounts(result)
     json.dumps([result.figures, result.report, result.gates], allow_nan=False)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +171,22 @@ def test_worker_and_job_process_killed_are_resumed_by_the_next_worker(house: Hou
     house.worker()
     record = house.wait_ended(job)
     assert (record.status, record.attempt, house.published(job)) == ("finished", 2, [1, 2])
+
+
+def test_a_job_that_is_starting_is_not_taken_for_lost(house: House) -> None:
+    """Its process takes seconds to begin the attempt; other workers look for lost jobs meanwhile."""
+    job = house.job()
+    house.worker()
+    wait_for("a worker takes the job", lambda: house.queue.get_job_ids() == [])
+    begun = house.home / "begun-1"
+    while not begun.exists():
+        recover(house.journal, house.queue, ScriptedJob.functions)
+        assert house.queue.get_job_ids() == []
+        time.sleep(0.05)
+    house.allow(1)
+    record = house.wait_ended(job)
+    assert (record.status, record.attempt, house.published(job)) == ("finished", 1, [1])
+    assert "left after attempt" not in house.output
 
 
 def test_an_orphan_job_process_finishes_alone(house: House) -> None:

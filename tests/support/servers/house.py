@@ -16,7 +16,7 @@ from rq import Queue
 
 from codebook.store import CodebookStore
 from core.settings import Settings
-from core.wire import RedisNames
+from core.wire import ATTEMPTS, RedisNames
 from records.journal import JobRecord, Journal
 from tests.support.scripted import ScriptedJob
 from tests.support.serving import wait_for
@@ -102,7 +102,9 @@ class House:
     def job(self, rounds: int = 1, enqueue: bool = True, **request: object) -> str:
         record = self.journal.create("improve", {"max_rounds": rounds, "seed": 1, "activate": True, **request})
         if enqueue:
-            self.queue.enqueue_call(ScriptedJob.functions["improve"], args=(record.id,), job_id=record.id)
+            self.queue.enqueue_call(
+                ScriptedJob.functions["improve"], args=(record.id,), job_id=record.id, meta={ATTEMPTS: 0}
+            )
         return record.id
 
     def allow(self, *rounds: int) -> None:
