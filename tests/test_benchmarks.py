@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 from xml.etree import ElementTree
 
 import httpx2
@@ -17,6 +19,12 @@ import torch
 from benchmarks import baseline, chaos, results, serving, steps, swap
 from benchmarks.answers import Tally, kind_of
 from benchmarks.load import Load, calls, closed_loop, poisson
+from benchmarks.scale import page as scale
+from benchmarks.scale.audit import Call, compare
+from benchmarks.scale.fleet.fleet import KEY
+from benchmarks.scale.fleet.line import NEVER, Line
+from benchmarks.scale.images import Drawn
+from benchmarks.scale.moves import Followers
 from benchmarks.short_job import ROUNDS
 from codebook.store import CodebookStore
 from engine.families.janus import random_model
@@ -224,3 +232,99 @@ def test_outcomes_are_counted_by_line() -> None:
         {"line": "F01", "tests": 2, "passed": 1, "failed": 1, "skipped": 0, "s": 1.0},
         {"line": "F02", "tests": 2, "passed": 1, "failed": 0, "skipped": 1, "s": 1.0},
     ]
+
+
+def moved(epoch: int, by: str = KEY) -> dict[str, Any]:
+    """A record of the audit."""
+    return {"epoch": epoch, "version": f"v{epoch}", "previous": f"v{epoch - 1}", "moved_by": by, "move": "activate"}
+
+
+def acknowledged(record: dict[str, Any]) -> Call:
+    return Call(0, 0.0, 0.0, 200, record, record["epoch"], "")
+
+
+def test_forks_gaps_and_lost_moves_are_counted() -> None:
+    records = [moved(0, "initialise"), *map(moved, (1, 2, 3))]
+    calls = [acknowledged(record) for record in records[1:]]
+    refused = Call(0, 0.0, 0.0, 409, None, 0, "nothing to roll back to: no version was active before v0")
+
+    def counted(audit: list[dict[str, Any]], calls: list[Call]) -> dict[str, int]:
+        return {name: count for name, count in compare(audit, calls).items() if count and name != "moves"}
+
+    assert counted(records, [*calls, refused]) == {}
+    assert counted(records, [*calls, Call(0, 0.0, 0.0, 503, None, 0, "away")]) == {"failed calls": 1}
+    assert counted(records, [*calls, acknowledged({**moved(3), "version": "v9"})]) == {"forks": 1, "lost": 1}
+    assert counted(records[:-1], calls) == {"lost": 1}
+    assert counted(records, calls[:-1]) == {"not acknowledged": 1}
+    gap = {"forks": 1, "gaps in the epochs": 1}
+    assert counted([*records[:2], records[3]], [calls[0], calls[2]]) == gap
+
+
+def test_the_last_server_that_follows_counts(tmp_path: Path) -> None:
+    logs = [tmp_path / f"server-{n}.log" for n in range(2)]
+    for log in logs:
+        log.write_text("2026-11-29 10:00:00,000 app.background.store_watcher codebook v9 is active, epoch 9\n")
+    followers = Followers(logs)
+    line = "2026-11-30 10:00:0{},500 app.background.store_watcher codebook v2 is active, epoch 2\n"
+    logs[0].write_text(logs[0].read_text() + line.format(1))
+    assert not followers.are_at(2)
+    logs[1].write_text(logs[1].read_text() + line.format(3) + "2026-11-30 10:00:04")  # a line on its way
+    assert followers.are_at(1) and followers.are_at(2) and not followers.are_at(3)
+    answered = datetime.fromisoformat("2026-11-30T10:00:03").timestamp()
+    made = replace(acknowledged(moved(1)), done=answered)
+    assert followers.lags([made]) == pytest.approx([0.5])
+    followers.note(1, answered + 0.2, 1)
+    assert followers.lags([made]) == pytest.approx([0.2])
+
+
+def test_an_image_of_another_version_than_the_header_names_is_found() -> None:
+    pair = ("a cat", 1)
+    drawn = Drawn({("v1", pair): b"one", ("v2", pair): b"two"})
+    for status, version, png in ((200, "v1", b"one"), (200, "v2", b"one"), (200, "v3", b"one"), (503, "", b"away")):
+        drawn.take(httpx2.Response(status, headers={"X-Codebook-Version": version}, content=png), pair)
+    assert (drawn.count, drawn.mixed, drawn.failed) == (4, 2, 1)
+
+
+def test_a_line_can_be_cut_and_loses_answers_of_creates_alone() -> None:
+    class Answer(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            puts.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    puts: list[str] = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        line = Line(server.server_port)
+        line.faulty = 1.0
+        assert httpx2.put(f"{line.url}/write", content=b"1").status_code == 200
+        line.fault_kinds = (NEVER,)
+        with pytest.raises(httpx2.TimeoutException):
+            httpx2.put(f"{line.url}/create", content=b"1", headers={"If-None-Match": "*"}, timeout=0.5)
+        assert (puts, line.faults, line.creates) == (["/write", "/create"], {NEVER: 1}, 1)
+        line.cut = True
+        with pytest.raises(httpx2.TransportError):
+            httpx2.put(f"{line.url}/write", content=b"1")
+        line.close()
+        server.shutdown()
+
+
+def test_the_page_of_the_machines_names_what_is_missed() -> None:
+    phases = {
+        "answers": dict.fromkeys(
+            ("applied twice", "forks", "lost", "gaps in the epochs", "rounds not published once"), 0
+        )
+        | {"faults": {NEVER: 3}, "seconds of a call": {"p50": 0.25}}
+    }
+    assert scale.missed(phases) == []
+    phases["answers"]["applied twice"] = 2
+    assert scale.missed(phases) == ["answers: moves applied twice: 2"]
+    page = scale.page(results.circumstances(), phases)
+    assert "| answers | moves applied twice | 0 | 2 | NO |" in page and f"| faults | {NEVER} 3 |" in page

@@ -1,0 +1,1 @@
+"""Scale benchmark: several machines with homes of their own on one S3 bucket and one Redis, measured against bars."""
