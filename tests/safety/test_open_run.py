@@ -38,7 +38,6 @@ from safety.runtime.run_context import RunContext, prepare_run
 from tests.safety.test_loop import Heard
 from tests.support.families.tiny_anole import build_tiny_anole
 from tests.support.families.tiny_emu3 import build_tiny_emu3
-from tests.support.families.tiny_liquid import build_tiny_liquid
 from tests.support.tiny import build_tiny
 from tests.support.toy_model import ToyModel
 
@@ -270,8 +269,8 @@ def test_every_phase_runs_on_a_janus(janus: ImageModel, tmp_path: Path, monkeypa
     json.dumps([result.figures, result.report, result.gates], allow_nan=False)
 
 
-@pytest.mark.parametrize("build", [build_tiny_anole, build_tiny_emu3, build_tiny_liquid])
-def test_a_round_runs_to_its_end_on_every_family(
+@pytest.mark.parametrize("build", [build_tiny_anole, build_tiny_emu3])  # liquid takes the way of anole
+def test_a_round_runs_to_its_end_on_other_families(
     build: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Verdicts are scripted, all else is the model's: drawing, rewriting, features, edits, tuning, validation."""
