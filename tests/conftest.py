@@ -15,6 +15,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
+    from tests.support.servers.s3 import S3, Line
     from tests.support.serving import Server
     from tests.support.supervised import Supervised
 
@@ -78,6 +79,26 @@ def server(model: Path, tmp_path: Path) -> Iterator[Server]:
 
     with serving(settings_in(tmp_path, model)) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    """An S3 server, which the tests of a file share."""
+    from tests.support.servers.s3 import s3_server
+
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def line(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
+    """The line of this process to the S3 server."""
+    from tests.support.servers.s3 import Line, use
+
+    line = Line(s3.port)
+    use(monkeypatch, line.url)
+    yield line
+    line.close()
 
 
 @pytest.fixture

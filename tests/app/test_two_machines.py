@@ -11,25 +11,11 @@ import pytest
 
 from app.background.store_watcher import POLL_EVERY_S
 from tests.support.redis_home import own_redis
-from tests.support.servers.s3 import S3, Line, s3_server, use
+from tests.support.servers.s3 import S3, Line
 from tests.support.serving import Server, serving, settings_in, wait_for
 
 POLICY = b'{"prompt": "a red kite", "category": "red kites"}\n'
 Pair = tuple[Server, Server]
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture
-def line(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
-    line = Line(s3.port)
-    use(monkeypatch, line.url)
-    yield line
-    line.close()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count, pairwise
@@ -22,23 +22,9 @@ from codebook.store import CodebookStore, codebook_hash
 from core.bucket.bucket import AWAY_S, Bucket
 from core.errors import BadCodebook, Conflict, NoBucket, NotFound
 from tests.support.books import FACTS, base_book, open_store, output_draft, pixel_draft, publish, publish_active
-from tests.support.servers.s3 import S3, Line, s3_server, use
+from tests.support.servers.s3 import S3, Line
 
 Machine = Callable[..., CodebookStore]
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture
-def line(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
-    line = Line(s3.port)
-    use(monkeypatch, line.url)
-    yield line
-    line.close()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -15,16 +15,10 @@ from core.errors import Busy, Conflict, NotFound
 from records.bucket_flags import BucketFlags
 from records.flags import OPEN_A_CALLER, USED_A_CALLER, Flag
 from records.image_log import KeptImage
-from tests.support.servers.s3 import S3, s3_server, use
+from tests.support.servers.s3 import S3, use
 
 Machine = Callable[[], BucketFlags]
 IMAGE = KeptImage("1", "a knife", "v0", 1, True, "weapons", torch.tensor([1, 2]))
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    with s3_server() as server:
-        yield server
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -16,24 +16,10 @@ from records.jobs import signs_of_life
 from records.jobs.bucket_jobs import BucketJobs
 from records.jobs.signs_of_life import SILENT_S, SignsOfLife
 from records.journal import IMPROVE, Journal
-from tests.support.servers.s3 import S3, Line, s3_server, use
+from tests.support.servers.s3 import S3, Line
 from tests.support.serving import wait_for
 
 Machine = Callable[[], Journal]
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture
-def line(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
-    line = Line(s3.port)
-    use(monkeypatch, line.url)
-    yield line
-    line.close()
 
 
 @pytest.fixture

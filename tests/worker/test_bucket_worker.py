@@ -17,7 +17,7 @@ from records.bucket_flags import open_flags
 from records.image_log import KeptImage
 from records.jobs.signs_of_life import SILENT_S, SignsOfLife
 from tests.support.servers.house import House, RedisProcess
-from tests.support.servers.s3 import S3, Line, s3_server, use
+from tests.support.servers.s3 import S3, Line
 from tests.support.serving import wait_for
 
 Machines = tuple[House, House]
@@ -30,20 +30,6 @@ def redis() -> Iterator[RedisProcess]:
     yield process
     process.stop()
     shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture
-def line(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
-    line = Line(s3.port)
-    use(monkeypatch, line.url)
-    yield line
-    line.close()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,21 +11,7 @@ from core.bucket.bucket import Bucket
 from core.bucket.log import Log
 from core.bucket.race import check_races
 from core.errors import BadSetting, NoBucket
-from tests.support.servers.s3 import S3, Line, s3_server, use
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture
-def line(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
-    line = Line(s3.port)
-    use(monkeypatch, line.url)
-    yield line
-    line.close()
+from tests.support.servers.s3 import S3, Line
 
 
 @pytest.fixture
