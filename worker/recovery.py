@@ -19,6 +19,7 @@ from records.journal import JobRecord, Journal
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 5
+LOOK_AGAIN_S = 0.5  # a worker takes a job from the queue, and says so a moment later
 
 
 def recover(journal: Journal, queue: Queue, functions: Mapping[str, str]) -> None:
@@ -27,14 +28,27 @@ def recover(journal: Journal, queue: Queue, functions: Mapping[str, str]) -> Non
     functions: dotted names of the functions, by kind of job. A cancelled job ends "cancelled"; one that died
     MAX_ATTEMPTS times ends "failed". While records cannot be written, all wait. Raises Redis' errors.
     """
-    waiting = set(queue.get_job_ids())
     try:
-        for record in journal.list():
-            lost = record.status in UNFINISHED and record.id not in waiting and record.kind in functions
-            if lost and not journal.is_claimed(record.id, record.attempt) and not _is_starting(queue, record):
+        if _lost(journal, queue, functions):
+            time.sleep(LOOK_AGAIN_S)
+            for record in _lost(journal, queue, functions):
                 _settle(journal, queue, record, functions[record.kind])
     except NoStorage as error:
         log.error("lost jobs wait: %s", error.about(error.path))
+
+
+def _lost(journal: Journal, queue: Queue, functions: Mapping[str, str]) -> list[JobRecord]:
+    """The unfinished jobs that neither wait, nor start, nor are worked on."""
+    waiting = set(queue.get_job_ids())
+    return [
+        record
+        for record in journal.list()
+        if record.status in UNFINISHED
+        and record.kind in functions
+        and record.id not in waiting
+        and not journal.is_claimed(record.id, record.attempt)
+        and not _is_starting(queue, record)
+    ]
 
 
 def _is_starting(queue: Queue, record: JobRecord) -> bool:
