@@ -147,24 +147,24 @@ class LiveCodebooks:
 
     def activate(self, version: str, *, by: str, expected_epoch: int | None = None) -> Moved:
         """Activate a version in the store and here. Raises as CodebookStore.activate, and as `_confirm`."""
-        followed = self._current()
-        return self._confirm(self._store.activate(version, by=by, expected_epoch=expected_epoch, followed=followed))
+        return self.move(
+            lambda store, here: store.activate(version, by=by, expected_epoch=expected_epoch, followed=here)
+        )
 
     def rollback(self, *, by: str, to: str | None = None, expected_epoch: int | None = None) -> Moved:
         """Roll back in the store and here. Raises as CodebookStore.rollback, and as `_confirm`."""
-        followed = self._current()
-        return self._confirm(self._store.rollback(by=by, to=to, expected_epoch=expected_epoch, followed=followed))
+        return self.move(lambda store, here: store.rollback(by=by, to=to, expected_epoch=expected_epoch, followed=here))
 
     def share(
         self, traffic: Mapping[str, float], *, by: str, expected_epoch: int | None = None, reason: str = ""
     ) -> Moved:
         """Share the traffic in the store and here. Raises as CodebookStore.share, and as `_confirm`."""
-        return self._confirm(
-            self._store.share(traffic, by=by, expected_epoch=expected_epoch, followed=self._current(), reason=reason)
+        return self.move(
+            lambda store, here: store.share(traffic, by=by, expected_epoch=expected_epoch, followed=here, reason=reason)
         )
 
     def move(self, move: Callable[[CodebookStore, ActiveRecord | None], Moved]) -> Moved:
-        """Make another move, given the store and the active record here. Raises as the move, and as `_confirm`."""
+        """Make a move, given the store and the active record here. Raises as the move, and as `_confirm`."""
         return self._confirm(move(self._store, self._current()))
 
     def revoke(self, version: str, *, by: str) -> Moved:

@@ -73,6 +73,16 @@ def decode(kind: type[Record], data: bytes) -> Record:
     return kind(**raw)
 
 
+def to_object(record: DataclassInstance) -> dict[str, Any]:
+    """Return a record as a JSON object, as `encode` writes it."""
+    return from_json(encode(record, indent=None))
+
+
+def from_object(kind: type[Record], value: Mapping[str, Any]) -> Record:
+    """Return the record of `kind` in a JSON object. Raises ValueError as `decode`."""
+    return decode(kind, to_json(kind.__name__, dict(value)))
+
+
 def misfit(kind: type[DataclassInstance], values: Mapping[str, object]) -> str | None:
     """Return the first name in `values` whose value is not of the type of that field of `kind`, or None."""
     hints = _hints_of(kind)

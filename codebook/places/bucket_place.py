@@ -115,16 +115,16 @@ class BucketPlace:
         self._fill(copy, is_whole)
         return copy
 
-    def reserve(self, once: str | None) -> str:
+    def reserve(self, once: str) -> str:
         """See Place: the number is created, and whoever creates `published/ONCE` first decides its name."""
-        if once is not None and (data := self._bucket.read(f"published/{once}")) is not None:
+        if (data := self._bucket.read(f"published/{once}")) is not None:
             return str(from_json(data)["version"])
         numbers = [int(name) for name in self._bucket.names("numbers/")]
         number = max([0, *numbers, *map(number_of, self.names())]) + 1
         while not self._bucket.create(f"numbers/{number:09d}", secrets.token_bytes(8)):
             number += 1
         version = f"v{number}"
-        if once is None or self._bucket.create(f"published/{once}", to_json("version", {"version": version})):
+        if self._bucket.create(f"published/{once}", to_json("version", {"version": version})):
             return version
         return self.reserve(once)  # another was first: its name
 

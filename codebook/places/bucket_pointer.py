@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import local
-from typing import Any
 
 from codebook.pointer import ActiveRecord, Outrun, Pointer
 from core.bucket.bucket import Bucket
 from core.bucket.log import Log
 from core.clock import utc_now
 from core.errors import BadCodebook, Conflict, NotFound
-from core.json_records import decode, encode, from_json, to_json
+from core.json_records import from_object, to_object
 
 
 class _Held(local):
@@ -53,7 +52,7 @@ class BucketPointer(Pointer):
     def start(self, version: str, by: str) -> None:
         """See Pointer."""
         if self._newest() is None:
-            self._log.append(0, _value(ActiveRecord(version, 0, None, utc_now(), by, "initialise")))
+            self._log.append(0, to_object(ActiveRecord(version, 0, None, utc_now(), by, "initialise")))
 
     def adopt(self, records: Sequence[ActiveRecord]) -> bool:
         """Begin with the history of another place, or end an adoption that was broken off; False where all is there.
@@ -64,7 +63,7 @@ class BucketPointer(Pointer):
         if present != list(records[: len(present)]):
             raise Conflict(f"{self._url} holds a codebook store already")
         for number, record in enumerate(records[len(present) :], start=len(present)):
-            if not self._log.append(number, _value(record)):
+            if not self._log.append(number, to_object(record)):
                 raise Outrun(f"another process has begun a store in {self._url} meanwhile")
         return len(present) < len(records)
 
@@ -74,14 +73,14 @@ class BucketPointer(Pointer):
     def _newest(self) -> tuple[int, ActiveRecord] | None:
         try:
             last = self._log.last()
-            return None if last is None else (last[0], _record(last[1]))
+            return None if last is None else (last[0], from_object(ActiveRecord, last[1]))
         except ValueError as error:
             detail = f"the last record in {self._url}/active is damaged: {error}; restore it from a backup"
             raise BadCodebook("active", "active", detail) from None
 
     def _logged(self) -> list[ActiveRecord]:
         try:
-            return [_record(record) for record in self._log.all()]
+            return [from_object(ActiveRecord, record) for record in self._log.all()]
         except ValueError as error:
             detail = f"a record in {self._url}/active is damaged: {error}; name the version to go back to"
             raise BadCodebook("active", "audit", detail) from None
@@ -91,15 +90,7 @@ class BucketPointer(Pointer):
 
     def _commit(self, old: ActiveRecord, new: ActiveRecord) -> None:
         state = self._held.state or self._newest()
-        if state is None or state[1] != old or not self._log.append(state[0] + 1, _value(new)):
+        if state is None or state[1] != old or not self._log.append(state[0] + 1, to_object(new)):
             raise Outrun("the active codebook has changed meanwhile; try again")
         if self._held.state is not None:
             self._held.state = state[0] + 1, new
-
-
-def _record(value: dict[str, Any]) -> ActiveRecord:
-    return decode(ActiveRecord, to_json("record", value))
-
-
-def _value(record: ActiveRecord) -> dict[str, Any]:
-    return from_json(encode(record, indent=None))  # without what is at its default: older releases read it too

@@ -15,8 +15,8 @@ from core.errors import Conflict, NotFound
 def copy_store(source: FolderPlace, target: BucketPlace) -> list[str]:
     """Copy the identity, the versions with their reports and the history of moves; return the names of the versions.
 
-    A copy that was broken off is ended by the next one: the history comes last, and only with it is there a store that
-    servers take. Raises NotFound where the folder holds no store, Conflict where the bucket holds one already.
+    A copy that was broken off is ended by the next one; no server may start on the bucket before. Raises NotFound where
+    the folder holds no store, Conflict where the bucket holds one already.
     """
     if (identity := source.identity()) is None:
         raise NotFound(f"there is no codebook store in {source.name}")

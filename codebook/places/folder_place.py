@@ -85,7 +85,7 @@ class FolderPlace:
             raise NotFound(f"there is no codebook version {version!r}")
         return folder
 
-    def reserve(self, once: str | None) -> str:
+    def reserve(self, once: str) -> str:
         """See Place; under the lock whoever publishes the same twice finds the first."""
         return f"v{self.highest() + 1}"
 

@@ -52,7 +52,7 @@ class Place(Protocol):
         Raises NotFound.
         """
 
-    def reserve(self, once: str | None) -> str:
+    def reserve(self, once: str) -> str:
         """Return the name of the next version. once: what it is made of; the same again gives the same name."""
 
     def adding(self, version: str) -> AbstractContextManager[Path]:

@@ -23,7 +23,7 @@ from core.bucket.bucket import Bucket
 from core.bucket.log import Log
 from core.clock import utc_now
 from core.errors import NotFound, SafeCBError
-from core.json_records import decode, encode, from_json, to_json
+from core.json_records import from_object, to_json, to_object
 from records.jobs.claim import claim, has_claim, is_claimed
 from records.jobs.job import JobRecord
 from records.jobs.signs_of_life import SignsOfLife
@@ -48,7 +48,7 @@ class BucketJobs:
         while True:
             last = self._jobs.last()
             check()
-            if self._jobs.append(0 if last is None else last[0] + 1, _value(record)):
+            if self._jobs.append(0 if last is None else last[0] + 1, to_object(record)):
                 return
 
     def ids(self) -> Sequence[str]:
@@ -60,7 +60,7 @@ class BucketJobs:
                 for known in (self._queued, self._ended, self._logs):
                     known.clear()
             for value in self._jobs.all(len(self._queued) - 1):
-                record = _record("?", value)
+                record = from_object(JobRecord, value)
                 self._queued[record.id] = record
             return list(self._queued)
 
@@ -73,7 +73,7 @@ class BucketJobs:
         while True:
             number, record = self._last(id)
             changed = change(record)
-            if self._log(f"job/{id}/records").append(number + 1, _value(changed)):
+            if self._log(f"job/{id}/records").append(number + 1, to_object(changed)):
                 return changed
 
     def append_event(self, id: str, event: Mapping[str, Any]) -> int:
@@ -131,7 +131,7 @@ class BucketJobs:
         self._check(id)
         try:
             last = self._log(f"job/{id}/records").last()
-            number, record = (-1, self._queued[id]) if last is None else (last[0], _record(id, last[1]))
+            number, record = (-1, self._queued[id]) if last is None else (last[0], from_object(JobRecord, last[1]))
         except ValueError as error:
             raise SafeCBError(f"the record of job {id} is damaged: {error}; restore the bucket from a backup") from None
         if record.ended is not None:
@@ -150,11 +150,3 @@ class BucketJobs:
             if len(self._logs) > OPEN_LOGS:
                 self._logs.popitem(last=False)
             return log
-
-
-def _value(record: JobRecord) -> dict[str, Any]:
-    return from_json(encode(record, indent=None))
-
-
-def _record(id: str, value: Mapping[str, Any]) -> JobRecord:
-    return decode(JobRecord, to_json(id, dict(value)))

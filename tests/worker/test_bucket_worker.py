@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,7 @@ from core.wire import RedisNames
 from records.bucket_flags import open_flags
 from records.image_log import KeptImage
 from records.jobs.signs_of_life import SILENT_S, SignsOfLife
-from tests.support.servers.house import House, RedisProcess
+from tests.support.servers.house import House, RedisProcess, redis_process
 from tests.support.servers.s3 import S3, Line
 from tests.support.serving import wait_for
 
@@ -25,11 +23,8 @@ Machines = tuple[House, House]
 
 @pytest.fixture(scope="module")
 def redis() -> Iterator[RedisProcess]:
-    folder = Path(tempfile.mkdtemp(prefix="safecb-"))  # a socket's path must be short
-    process = RedisProcess(folder)
-    yield process
-    process.stop()
-    shutil.rmtree(folder)
+    with redis_process() as process:
+        yield process
 
 
 @pytest.fixture

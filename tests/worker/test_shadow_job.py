@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +16,7 @@ from records.journal import SHADOW
 from records.shadow_images import LiveImage, ShadowList
 from tests.support.books import publish
 from tests.support.scripted import ScriptedJob, StillModel
-from tests.support.servers.house import House, RedisProcess
+from tests.support.servers.house import House, RedisProcess, redis_process
 from tests.support.serving import wait_for
 from tests.support.trials.scripted_shadow import STILL, open_scripted
 from worker import shadow_job
@@ -27,11 +25,8 @@ from worker.shadow_job import run_shadow
 
 @pytest.fixture(scope="module")
 def redis() -> Iterator[RedisProcess]:
-    folder = Path(tempfile.mkdtemp(prefix="safecb-"))  # a socket's path must be short
-    process = RedisProcess(folder)
-    yield process
-    process.stop()
-    shutil.rmtree(folder)
+    with redis_process() as process:
+        yield process
 
 
 @pytest.fixture

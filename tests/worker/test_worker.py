@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,7 +25,7 @@ from records.flags import Flags
 from records.image_log import KeptImage
 from records.jobs.claim import claim, is_claimed
 from tests.support.scripted import KNOWS_NO_WEAPONS, ScriptedJob, ScriptedLoop, StillModel
-from tests.support.servers.house import ROOT, House, RedisProcess
+from tests.support.servers.house import ROOT, House, RedisProcess, redis_process
 from tests.support.serving import PATIENCE_S, wait_for
 from worker.allowed_job import AllowedJob
 from worker.attempt import run
@@ -40,11 +38,8 @@ WAITS, OVER = "waiting for a Redis that can be used", "Redis can be used again"
 
 @pytest.fixture
 def redis() -> Iterator[RedisProcess]:
-    folder = Path(tempfile.mkdtemp(prefix="safecb-"))  # a socket's path must be short
-    process = RedisProcess(folder)
-    yield process
-    process.stop()
-    shutil.rmtree(folder)
+    with redis_process() as process:
+        yield process
 
 
 @pytest.fixture

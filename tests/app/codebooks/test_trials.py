@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,17 +17,14 @@ from codebook.trials.rule import Trial
 from engine.image_result import ImageResult
 from engine.model import ImageRequest, Sampling, Verdict
 from records.journal import SHADOW
-from tests.support.servers.house import House, RedisProcess
+from tests.support.servers.house import House, RedisProcess, redis_process
 from tests.support.serving import Server, serving, settings_in, wait_for
 
 
 @pytest.fixture(scope="module")
 def redis() -> Iterator[RedisProcess]:
-    folder = Path(tempfile.mkdtemp(prefix="safecb-"))  # a socket's path must be short
-    process = RedisProcess(folder)
-    yield process
-    process.stop()
-    shutil.rmtree(folder)
+    with redis_process() as process:
+        yield process
 
 
 @pytest.fixture

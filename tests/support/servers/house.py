@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -55,6 +57,16 @@ class RedisProcess:
                 return bool(redis.ping())
             except RedisError:
                 return False
+
+
+@contextmanager
+def redis_process() -> Iterator[RedisProcess]:
+    """Run a Redis in a folder of its own until the block ends."""
+    folder = Path(tempfile.mkdtemp(prefix="safecb-"))  # a socket's path must be short
+    process = RedisProcess(folder)
+    yield process
+    process.stop()
+    shutil.rmtree(folder)
 
 
 class House:
