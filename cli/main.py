@@ -20,6 +20,7 @@ FOR_PEOPLE = {
     "flags": "see, approve and reject flags",
     "codebooks": "see, compare, activate and roll back versions, also without a server",
     "key": "make a key for the file of SAFECB_KEYS",
+    "convert": "write a checkpoint with pickled weights anew as safetensors",
     "completion": "print the completion script of a shell",
     "doctor": "check a set-up, and name the fix of each fault",
 }

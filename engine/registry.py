@@ -6,7 +6,6 @@ A model that cannot be served is refused here with a reason, before the first re
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -21,6 +20,7 @@ from core.errors import BadModel
 from engine.runner.served import Served
 from engine.unified.parts import Parts
 from engine.unified.served_model import ServedModel
+from engine.weights.files import check_folder, read_config, weight_files
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "checkpoints" / "embedded"
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
@@ -38,7 +38,7 @@ class Family(Protocol):
     GEOMETRIES: Collection[str]  # of its random models, without PREFIX
 
     def fits(self, config: Mapping[str, Any]) -> bool:
-        """Whether a config.json is of this family."""
+        """Whether a config.json is of this family. Raises BadModel for a layout of it that is not read."""
 
     def load(self, name: str, folder: Path, model_hash: str, device: torch.device, dtype: torch.dtype) -> Parts:
         """Make the parts of the model called `name` from its folder. Raises BadModel."""
@@ -67,6 +67,7 @@ def load_model(name: str, device: str, dtype: str) -> Served:
         return ServedModel(_random_family(name).load_random(name, target, kind))
     folder = find_model(name)
     family = find_family(folder)
+    check_folder(folder, family.FOLDERS)
     own = str(folder.resolve()) if name != "embedded" and Path(name).is_dir() else name
     return ServedModel(family.load(own, folder, hash_weights(folder, family.FOLDERS), target, kind))
 
@@ -96,11 +97,10 @@ def check_model(name: str) -> str:
     if name != "embedded" and not Path(name).is_dir():
         return f"{name}, from the model hub"
     folder = find_model(name)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise BadModel(f"{folder}: holds no .safetensors file")
-    size = sum(file.stat().st_size for file in files) / 2**20
-    return f"{name}, {find_family(folder).NAME}, {size:.0f} MiB of weights"
+    family = find_family(folder)
+    check_folder(folder, family.FOLDERS)
+    size = sum(file.stat().st_size for file in weight_files(folder, family.FOLDERS)) / 2**20
+    return f"{name}, {family.NAME}, {size:.0f} MiB of weights"
 
 
 def has_beside(name: str, folder: str) -> bool:
@@ -116,12 +116,8 @@ def hash_weights(folder: Path, more: Sequence[str] = ()) -> str:
 
     Raises BadModel if there are none.
     """
-    folders = [folder, *(folder / name for name in more)]
-    files = [file for place in folders for file in sorted(place.glob("*.safetensors"))]
-    if not files:
-        raise BadModel(f"{folder}: holds no .safetensors file")
     digest = hashlib.sha256()
-    for path in files:
+    for path in weight_files(folder, more):
         digest.update(path.name.encode())
         with path.open("rb") as file:
             while block := file.read(1 << 20):
@@ -131,15 +127,14 @@ def hash_weights(folder: Path, more: Sequence[str] = ()) -> str:
 
 def find_family(folder: Path) -> Family:
     """Return the family of a folder. Raises BadModel where there is none, naming those that are served."""
+    config = read_config(folder)
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = config["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadModel(f"{folder}: no readable config.json with a model_type: {error}") from error
-    fitting = [family for family in families() if family.fits(config)]
+        fitting = [family for family in families() if family.fits(config)]
+    except BadModel as error:
+        raise BadModel(f"{folder}: {error}") from error
     if not fitting:
         served = ", ".join(repr(family.NAME) for family in families())
-        raise BadModel(f"{folder}: is a {kind!r} model; the families served are: {served}")
+        raise BadModel(f"{folder}: is a {config['model_type']!r} model; the families served are: {served}")
     return fitting[0]
 
 

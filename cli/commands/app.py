@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from cli.commands import codebooks, completion, doctor, flags, generate, jobs, key
+from cli.commands import codebooks, completion, convert, doctor, flags, generate, jobs, key
 from core.errors import SafeCBError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.command("generate")(generate.generate)
 app.command("doctor")(doctor.doctor)
 app.command("key")(key.key)
+app.command("convert")(convert.convert)
 app.command("completion")(completion.completion)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(flags.app, name="flags")

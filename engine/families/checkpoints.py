@@ -6,6 +6,7 @@ Knows transformers' loaders. Knows no class of a model.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,33 @@ def from_folder(kind: Any, folder: Path, device: torch.device | None = None, dty
     """
     # On a full disk the progress bar fails to print, and then holds up the end of the process.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    options = {} if dtype is None else {"dtype": dtype}
+    options = {} if device is None else {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     before = transformers_logging.get_verbosity()
     # Weights that its class does not have, such as an image decoder's, are read by the family.
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         loaded = kind.from_pretrained(folder, local_files_only=True, **options)
+        if device is not None:
+            loaded, report = loaded
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
         raise BadModel(f"{folder}: transformers cannot load it: {error}") from error
     finally:
         transformers_logging.set_verbosity(before)
     if device is not None:
+        check_complete(folder, report["missing_keys"])
         check_weights(folder, loaded)
         nn.Module.to(loaded, device=device)
     return loaded
+
+
+def check_complete(folder: Path, missing: Collection[str]) -> None:
+    """Raise BadModel for weights that a class has and its files lack: they would be random."""
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        raise BadModel(
+            f"{folder}: its files lack {len(missing)} weights of its class, such as {some}: a checkpoint of another "
+            "layout, or a part of one"
+        )
 
 
 def check_weights(folder: Path, model: nn.Module) -> None:

@@ -199,7 +199,7 @@ def test_the_doctor_finds_nothing_and_names_each_fault(server: Server, tmp_path:
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        (["co"], {"completion", "codebooks"}),
+        (["co"], {"completion", "codebooks", "convert"}),
         (["ev"], {"evaluate"}),
         (["codebooks", "a"], {"activate", "audit"}),
         (["codebooks", "compare", "--s"], {"--seed", "--server"}),

@@ -38,7 +38,13 @@ FOLDERS: Sequence[str] = ()
 
 
 def fits(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is of this family."""
+    """Whether a config.json is of this family. Raises BadModel for DeepSeek's own layout."""
+    if config.get("model_type") == "multi_modality":
+        size = "1B" if (config.get("language_config") or {}).get("hidden_size") == 2048 else "7B"
+        raise BadModel(
+            "is a Janus in DeepSeek's own layout ('multi_modality', weights under language_model, gen_vision_model, "
+            f"...), which transformers does not read; in its layout: deepseek-community/Janus-Pro-{size}"
+        )
     return config.get("model_type") == NAME
 
 
