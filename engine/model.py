@@ -27,6 +27,7 @@ class Sampling:
     guidance: float = 2.0  # classifier-free guidance scale; 1.0 switches it off
     temperature: float = 1.0  # 0.0 is greedy
     top_k: int = 0  # 0 samples from all codes
+    top_p: float = 1.0  # of those, from the likeliest that have this probability together; 1 from all
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class ModelFacts:
     judges_texts: bool = False  # whether it was trained to answer questions about texts
     dtype: str = "float32"  # of its layers
     top_k: int = 0  # likewise, of the codes it samples from; 0: all
+    top_p: float = 1.0  # likewise; 1: all
 
     @property
     def title(self) -> str:
@@ -68,7 +70,7 @@ class ModelFacts:
 
     def sampling(self, seed: int) -> Sampling:
         """The model's default sampling with a seed."""
-        return Sampling(seed, self.guidance, self.temperature, self.top_k)
+        return Sampling(seed, self.guidance, self.temperature, self.top_k, self.top_p)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from codebook.value import HeadEdit
 from engine.runner.image_lm import Routed
-from engine.runner.sampling import CfgRows, SamplingTensors, seed_and_top_k
+from engine.runner.sampling import CfgRows, SamplingTensors, ranks_of, seed_and_top_k
 from engine.runner.sequence import ImageSequence
 
 
@@ -25,17 +25,18 @@ class BatchLayout:
     image has a halfway probe.
     """
 
-    def __init__(self, kv_rows: int, codes: int, device: torch.device) -> None:
-        """Make room for `kv_rows` rows; `codes` is K."""
+    def __init__(self, kv_rows: int, codes: int, device: torch.device, recorded: bool) -> None:
+        """Make room for `kv_rows` rows; `codes` is K. recorded: whether steps are."""
         self._padding_row, self._codes = kv_rows, codes  # padded images have a token row of their own
+        self._least_ranks = codes if recorded else 0  # a recording must do for images with any top-k and top-p
         self._integers = torch.zeros(7, kv_rows, dtype=torch.int64, device=device)
-        self._floats = torch.zeros(2, kv_rows, device=device)
+        self._floats = torch.zeros(3, kv_rows, device=device)
         self.write((), (), kv_rows, kv_rows)
 
     @property
     def recordable(self) -> bool:
         """Whether sampling is the same computation for any images."""
-        return not self.routed and not self.sampling.max_top_k
+        return not self.routed
 
     def write(
         self, sequences: Sequence[ImageSequence], owners: Sequence[ImageSequence], images: int, kv_rows: int
@@ -53,17 +54,20 @@ class BatchLayout:
             )
             for sequence in sequences
         ]
-        floats = [(sequence.guidance, sequence.request.sampling.temperature) for sequence in sequences]
+        samplings = [sequence.request.sampling for sequence in sequences]
+        floats = [
+            (sequence.guidance, one.temperature, one.top_p) for sequence, one in zip(sequences, samplings, strict=True)
+        ]
         reads_for = [*(number[sequence] for sequence in owners), *repeat(0, kv_rows - len(owners))]
         padded = repeat((self._padding_row, 0, 0, 0, 0, 0), padding)
         self._send(self._integers, [*zip(*integers, *padded, strict=True), reads_for])
-        self._send(self._floats, [*zip(*floats, *repeat((1.0, 0.0), padding), strict=True)])
+        self._send(self._floats, [*zip(*floats, *repeat((1.0, 0.0, 1.0), padding), strict=True)])
         token_rows, steps, conditional, unconditional, seeds, top_k = self._integers[:-1, :images]
-        scales, temperature = self._floats[:, :images, None]
+        scales, temperature, top_p = self._floats[:, :images, None]
         self.token_rows, self.steps, self.owners = token_rows, steps, self._integers[-1, :kv_rows]
         self.cfg_rows = CfgRows(conditional, unconditional, scales)
-        max_top_k = max((image[-1] for image in integers), default=0)
-        self.sampling = SamplingTensors(seeds, temperature, top_k[:, None], max_top_k)
+        ranks = max((ranks_of(one, self._codes) for one in samplings), default=0)
+        self.sampling = SamplingTensors(seeds, temperature, top_k[:, None], top_p, max(ranks, self._least_ranks))
         self.routed = self._routed(sequences)
         self.probed = any(sequence.probe is not None for sequence in sequences)
 

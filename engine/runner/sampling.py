@@ -1,4 +1,4 @@
-"""Sampling of the next image token: classifier-free guidance, temperature, top-k and the draw itself.
+"""Sampling of the next image token: classifier-free guidance, temperature, top-k, top-p and the draw itself.
 
 The noise is counter-based: a pure function of (seed, step, code), the same on every device. So an image's token follows
 from its own logits, seed and step: sampling is batch-invariant. Holds no state.
@@ -16,6 +16,7 @@ from engine.model import Sampling
 _WORD = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: successive multiples of it spread evenly
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # with shifts 30, 27, 31: the splitmix64 finaliser
+COLDEST = 1e-30  # stands for a temperature of 0 where one divides by it: all probability is that of the likeliest codes
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,22 @@ class CfgRows:
 class SamplingTensors:
     """The samplings of B images as tensors on the device, so that a step takes no value from the host.
 
-    seeds: [B] int64, mixed; temperature: [B, 1] float32; top_k: [B, 1] int64, 0 for all codes; max_top_k: the largest.
+    seeds: [B] int64, mixed; temperature, top_p: [B, 1] float32; top_k: [B, 1] int64, 0 for all codes.
+    ranks: how many of an image's largest logits top-k and top-p depend on, in the image with the most; 0: in none.
     """
 
     seeds: Tensor
     temperature: Tensor
     top_k: Tensor
-    max_top_k: int
+    top_p: Tensor
+    ranks: int
+
+
+def ranks_of(sampling: Sampling, codes: int) -> int:
+    """How many of the largest of K logits the top-k and top-p of an image depend on."""
+    if sampling.top_p < 1:
+        return codes
+    return sampling.top_k if sampling.top_k < codes else 0
 
 
 def seed_and_top_k(sampling: Sampling, codes: int) -> tuple[int, int]:
@@ -62,14 +72,16 @@ def sample(logits: Tensor, sampling: SamplingTensors, steps: Tensor) -> Tensor:
     """Sample one token an image: argmax(logits / T + Gumbel noise), an exact sample of softmax(logits / T).
 
     logits: [B, K] float32, guided; steps: [B] int64, each image's step. Where the temperature is 0 the choice is
-    greedy. Returns [B] int64 in [0, K).
+    greedy. Only codes that top-k and top-p leave are sampled; see `floors`. Returns [B] int64 in [0, K).
     """
     # Scaling the noise, not the logits, needs no division: argmax(l / T + n) = argmax(l + T n), also at T = 0.
-    logits = _apply_top_k(logits, sampling)
     if logits.is_cuda:
         from engine.runner import kernels  # needs triton, which comes with torch for a GPU
 
-        return kernels.sample(logits, sampling.seeds, steps, sampling.temperature)
+        least = kernels.floors(logits, sampling.temperature, sampling.top_k, sampling.top_p)
+        return kernels.sample(logits, sampling.seeds, steps, sampling.temperature, least)
+    if sampling.ranks:
+        logits = logits.masked_fill(logits < floors(logits, sampling), -torch.inf)
     noise = gumbel(sampling.seeds, steps, logits.shape[1])
     return (logits + torch.where(sampling.temperature > 0, sampling.temperature * noise, 0.0)).argmax(1)
 
@@ -84,12 +96,19 @@ def gumbel(seeds: Tensor, steps: Tensor, codes: int) -> Tensor:
     return -torch.log(-torch.log1p(-u))
 
 
-def _apply_top_k(logits: Tensor, sampling: SamplingTensors) -> Tensor:
-    """Put -inf in place of all but the top_k logits of the images that ask for it."""
-    if not sampling.max_top_k:
-        return logits
-    floors = logits.topk(sampling.max_top_k).values.gather(1, (sampling.top_k - 1).clamp_(min=0))
-    return logits.masked_fill((sampling.top_k > 0) & (logits < floors), -torch.inf)
+def floors(logits: Tensor, sampling: SamplingTensors) -> Tensor:
+    """The smallest logit [B, 1] that top-k and top-p leave of each image's logits [B, K]; -inf for neither.
+
+    top-k leaves the k largest logits. top-p leaves, of those, a code unless the likelier ones have a probability of
+    `top_p` together, by softmax(logits / T). Equal logits stay or go together, so no order among them matters.
+    """
+    ranked = logits.topk(sampling.ranks).values
+    least = ranked.gather(1, (sampling.top_k - 1).clamp(min=0)).where(sampling.top_k > 0, -torch.inf)
+    weights = ((ranked - ranked[:, :1]) / sampling.temperature.clamp(min=COLDEST)).exp()
+    # In float64 and one after the other: codes that top-k removes, and their number, change no bit.
+    mass = weights.masked_fill(ranked < least, 0.0).double().cumsum(1)
+    last = (mass < sampling.top_p * mass[:, -1:]).sum(1, keepdim=True)
+    return ranked.gather(1, last).where(sampling.top_p < 1, least)
 
 
 def _mix(word: int) -> int:

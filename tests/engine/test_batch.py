@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import chain, cycle, product
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from codebook.router import HalfwayProbe, Router
 from codebook.value import Codebook, HeadEdit
@@ -26,7 +27,7 @@ from engine.runner.cuda_graphs import Record, Recorded, Replay, recorder
 from engine.runner.image_lm import CACHED_UNCONDITIONAL, ImageLM, Routed
 from engine.runner.linear import Linear, can_pack
 from engine.runner.memory import MAX_ROWS_ON_CPU, available, fitting, planned_rows
-from engine.runner.sampling import sample
+from engine.runner.sampling import floors, sample
 from engine.runner.sequence import ImageSequence, kv_rows_of
 from engine.runner.served import Served
 from engine.unified.served_model import ServedModel
@@ -71,22 +72,20 @@ def random_requests(model: Served, count: int) -> list[ImageRequest]:
     return [
         ImageRequest(
             chance.choice(PROMPTS),
-            Sampling(seed, chance.choice([1.0, 2.0, 3.5]), chance.choice([0.0, 0.7, 1.0]), chance.choice([0, 0, 3])),
+            Sampling(
+                seed, chance.choice([1.0, 2.0, 3.5]), chance.choice([0.0, 0.7, 1.0]), chance.choice([0, 0, 3]), how
+            ),
             chance.choice(codebooks),
         )
-        for seed in range(count)
+        for seed, how in zip(range(count), cycle([1.0, 1.0, 0.6]), strict=False)
     ]
 
 
-def without_top_k(request: ImageRequest) -> ImageRequest:
-    return replace(request, sampling=replace(request.sampling, top_k=0))
-
-
 def mostly_recorded(model: Served, count: int) -> list[ImageRequest]:
-    """Images of which few have an edit or top-k: while one is drawn that has, draws are not recorded."""
+    """Images of which few have an edit: while one is drawn that has, draws are not recorded."""
     plain = model.base_codebook()
     return [
-        request if number % 20 == 7 else without_top_k(replace(request, codebook=plain))
+        request if number % 20 == 7 else replace(request, codebook=plain)
         for number, request in enumerate(random_requests(model, count))
     ]
 
@@ -160,7 +159,7 @@ def test_an_image_whose_halfway_probe_fires_is_what_it_would_be_if_its_prompt_ha
     recorded: bool, tiny: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, edited = books(tiny)
-    requests = [without_top_k(request) if recorded else request for request in random_requests(tiny, 60)]
+    requests = random_requests(tiny, 60)
     bare = torch.cat([tiny.draw([replace(request, codebook=plain)]) for request in requests])
     with torch.no_grad():
         means = tiny.features([request.prompt for request in requests], bare[:, :6]).mean(1)
@@ -400,11 +399,33 @@ def test_few_unconditional_prompts_are_cached(tiny: Served) -> None:
     assert len(image_lm._unconditional) == CACHED_UNCONDITIONAL
 
 
+@pytest.mark.parametrize("codes", [50, 333, 4096])
+def test_top_k_and_top_p_leave_what_transformers_leaves(codes: int) -> None:
+    logits = 3 * torch.randn(7, codes, generator=torch.Generator().manual_seed(codes))
+    logits[:, 3] = logits[:, 7]  # equal ones stay or go together
+    samplings = [Sampling(1, 2.0, heat, k, p) for heat, k, p in product((0.7, 2.0), (0, 1, 20, codes), (1.0, 0.3, 0.9))]
+    for sampling in samplings:
+        right = logits / sampling.temperature
+        if sampling.top_k > 0:
+            right = TopKLogitsWarper(sampling.top_k)(cast(Any, None), cast(Any, right))
+        if sampling.top_p < 1:
+            right = TopPLogitsWarper(sampling.top_p)(cast(Any, None), cast(Any, right))
+        draws = draws_of([sampling] * 7, codes)
+        left = logits >= floors(logits, draws) if draws.ranks else torch.ones_like(logits, dtype=torch.bool)
+        left[:, 3] = left[:, 7]
+        right[:, 3] = right[:, 7]
+        assert torch.equal(left, right > -torch.inf)
+        for row in range(7) if draws.ranks else ():
+            alone = floors(logits[row : row + 1], draws_of([sampling], codes))
+            mixed = floors(logits, draws_of([*samplings[:row], sampling, *samplings[: 6 - row]], codes))
+            assert torch.equal(alone[0], mixed[row])
+
+
 def test_one_row_s_top_k_is_its_own() -> None:
     logits = torch.randn(3, 50)
     samplings = [Sampling(1, top_k=4), Sampling(2), Sampling(3, top_k=9)]
     draws = draws_of(samplings, 50)
-    assert draws.max_top_k == 9
+    assert draws.ranks == 9
     chosen = [sample(logits, draws, torch.full((3,), step)) for step in range(300)]
     kinds = [set(tokens) for tokens in torch.stack(chosen).T.tolist()]
     assert kinds[0] <= set(logits[0].topk(4).indices.tolist())

@@ -14,7 +14,7 @@ from torch import Tensor
 from engine.model import Sampling
 from engine.runner import kernels
 from engine.runner.kernels import gemm
-from engine.runner.sampling import CfgRows, apply_cfg, gumbel
+from engine.runner.sampling import CfgRows, apply_cfg, floors, gumbel
 from tests.support.draws import draws_of
 
 GPU = torch.cuda.is_available()
@@ -129,7 +129,20 @@ def test_samples_are_those_of_the_reference() -> None:
     for step in range(40):
         steps = torch.full((4,), step, device=DEVICE)
         noise = torch.where(draws.temperature > 0, draws.temperature * gumbel(draws.seeds, steps, 3000), 0.0)
-        assert torch.equal(kernels.sample(logits, draws.seeds, steps, draws.temperature), (logits + noise).argmax(1))
+        drawn = kernels.sample(logits, draws.seeds, steps, draws.temperature, torch.full((4, 1), -torch.inf).to(DEVICE))
+        assert torch.equal(drawn, (logits + noise).argmax(1))
+
+
+def test_floors_are_those_of_the_reference() -> None:
+    samplings = [Sampling(1), Sampling(1, temperature=0.0, top_p=0.5), Sampling(1, top_k=2999), Sampling(1, top_k=3000)]
+    samplings += [Sampling(1, 2.0, heat, k, p) for heat in (0.7, 3.0) for k in (0, 1, 50) for p in (1e-9, 0.4, 0.96)]
+    logits, draws = torch.randn(len(samplings), 3000, device=DEVICE), draws_of(samplings, 3000, DEVICE)
+    logits[5:] = (4 * logits[5:]).round() / 4  # with equal ones, and zeros of both signs
+    result = kernels.floors(logits, draws.temperature, draws.top_k, draws.top_p)
+    assert torch.equal(result, floors(logits, draws))
+    steps = torch.full((len(samplings),), 7, device=DEVICE)
+    drawn = kernels.sample(logits, draws.seeds, steps, draws.temperature, result)
+    assert bool((logits.gather(1, drawn[:, None]) >= result).all())
 
 
 @pytest.mark.fault("F01")
@@ -138,10 +151,12 @@ def test_a_sample_of_bad_logits_is_a_code_all_the_same(bad: float) -> None:
     """A code past the last would end the process, and every image with it; the image's own sum says that it is bad."""
     draws, steps = draws_of([Sampling(5), Sampling(7, temperature=0.0)], 1100, DEVICE), torch.zeros(2, device=DEVICE)
     logits = torch.full((2, 1100), bad, device=DEVICE)
-    drawn = kernels.sample(logits, draws.seeds, steps.long(), draws.temperature)
+    least = kernels.floors(logits, draws.temperature, draws.top_k + 9, draws.top_p - 0.1)
+    drawn = kernels.sample(logits, draws.seeds, steps.long(), draws.temperature, least)
     assert bool(((drawn >= 0) & (drawn < 1100)).all())
     mixed = torch.randn(2, 1100, device=DEVICE).index_fill(1, torch.arange(1000, 1100, device=DEVICE), torch.nan)
-    assert bool((kernels.sample(mixed, draws.seeds, steps.long(), draws.temperature) < 1000).all())
+    nothing = torch.full((2, 1), -torch.inf, device=DEVICE)
+    assert bool((kernels.sample(mixed, draws.seeds, steps.long(), draws.temperature, nothing) < 1000).all())
 
 
 def test_guidance_is_that_of_the_reference() -> None:

@@ -52,7 +52,9 @@ def launch_all() -> None:
     kernels.group_norm(bf16.expand(1, 64, 64, 64), 32, bf16.expand(64), bf16.expand(64), 1e-6)
     logits = torch.zeros(8, 16384)
     kernels.apply_cfg(logits, lengths[:4], lengths[4:], torch.ones(4, 1))
-    kernels.sample(logits, lengths, lengths, torch.ones(8, 1))
+    for codes in (16384, 32768):
+        kernels.floors(torch.zeros(8, codes), torch.ones(8, 1), lengths, torch.ones(8, 1))
+    kernels.sample(logits, lengths, lengths, torch.ones(8, 1), torch.zeros(8, 1))
 
 
 if __name__ == "__main__":

@@ -18,14 +18,17 @@ def apply_cfg(logits: Tensor, conditional: Tensor, unconditional: Tensor, scales
     return out
 
 
-def sample(logits: Tensor, seeds: Tensor, steps: Tensor, temperature: Tensor) -> Tensor:
-    """Gumbel-max sampling as in engine.runner.sampling: logits [B, K] float32, temperature [B, 1] -> [B] int64."""
+def sample(logits: Tensor, seeds: Tensor, steps: Tensor, temperature: Tensor, floors: Tensor) -> Tensor:
+    """Gumbel-max sampling as in engine.runner.sampling: logits [B, K] float32, temperature [B, 1] -> [B] int64.
+
+    floors: [B, 1] float32, below which no logit is sampled.
+    """
     rows, codes = logits.shape
     chunks = triton.cdiv(codes, CHUNK)
     best = torch.empty(rows, chunks, dtype=torch.float32, device=logits.device)
     best_code = torch.empty(rows, chunks, dtype=torch.int64, device=logits.device)
     out = torch.empty(rows, dtype=torch.int64, device=logits.device)
-    _sample[(rows, chunks)](logits.contiguous(), seeds, steps, temperature, best, best_code, codes, CHUNK)
+    _sample[(rows, chunks)](logits.contiguous(), seeds, steps, temperature, floors, best, best_code, codes, CHUNK)
     _argmax[(rows,)](best, best_code, out, chunks, triton.next_power_of_2(chunks), num_warps=1)
     return out
 
@@ -49,7 +52,7 @@ def _apply_cfg(logits, conditional, unconditional, scales, out, codes, CHUNK: tl
 
 
 @triton.jit
-def _sample(logits, seeds, steps, temperature, best, best_code, codes, CHUNK: tl.constexpr):
+def _sample(logits, seeds, steps, temperature, floors, best, best_code, codes, CHUNK: tl.constexpr):
     row, chunk = tl.program_id(0), tl.program_id(1)
     golden = tl.full((), 0x9E3779B97F4A7C15, tl.uint64)
     key = _mix((tl.load(seeds + row) + tl.load(steps + row)).to(tl.uint64) + golden)
@@ -62,7 +65,8 @@ def _sample(logits, seeds, steps, temperature, best, best_code, codes, CHUNK: tl
     logarithm = tl.where(gap == 0.0, x, tl.log(rounded) * x / tl.where(gap == 0.0, 1.0, gap))
     heat = tl.load(temperature + row)
     noise = tl.where(heat > 0.0, -heat * tl.log(-logarithm), 0.0)
-    score = tl.load(logits + row * codes + code, mask=code < codes, other=float("-inf")) + noise
+    logit = tl.load(logits + row * codes + code, mask=code < codes, other=float("-inf"))
+    score = tl.where(logit >= tl.load(floors + row), logit + noise, float("-inf"))
     # NaN too, or a chunk of it alone would choose a code out of range.
     score = tl.where((code < codes) & (score == score), score, float("-inf"))
     top, index = tl.max(score, 0, return_indices=True)
