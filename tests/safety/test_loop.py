@@ -32,7 +32,7 @@ from safety.runtime.model_runner import ModelRunner
 from safety.runtime.preflight import Preflight
 from safety.runtime.run_context import RunContext, prepare_run
 from safety.validation import Validation
-from tests.support.killed import run_until_killed
+from tests.support.killed import differing, run_until_killed
 from tests.support.toy_model import ToyModel
 
 PLAN = LoopConfig(
@@ -138,14 +138,14 @@ def run_and_die(work: Path, phase: str) -> None:
     run(work, progress=Heard(phase, die))
 
 
-@pytest.mark.parametrize(
-    "phase", ["judge", "unsafe", "evidence", "strength", "tune categories", "practice", "validate"]
-)
-def test_a_run_killed_in_any_phase_resumes_to_the_same_bytes(
-    phase: str, tmp_path: Path, undisturbed: tuple[Path, RoundResult]
+def test_a_run_killed_in_every_phase_resumes_to_the_same_bytes(
+    tmp_path: Path, undisturbed: tuple[Path, RoundResult]
 ) -> None:
-    run_until_killed(run_and_die, tmp_path, phase)
+    for phase in ("judge", "unsafe", "evidence", "strength", "tune categories", "practice", "validate"):
+        run_until_killed(run_and_die, tmp_path, phase)  # goes on from where the one before was killed
+        assert differing(tmp_path, undisturbed[0]) == [], f"up to the kill in {phase}"
     (outcome,) = run(tmp_path)
+    assert differing(tmp_path, undisturbed[0]) == []
     assert outcome.codebook is not None and undisturbed[1].codebook is not None
     assert codebook_hash(outcome.codebook) == codebook_hash(undisturbed[1].codebook)
     assert outcome.figures == undisturbed[1].figures

@@ -27,7 +27,7 @@ from safety.policy.plan import Plan
 from safety.policy.prompts import PAIR, VALIDATION
 from safety.runtime.run_context import prepare_run
 from tests.safety.test_loop import PLAN, REQUEST, Heard
-from tests.support.killed import run_until_killed
+from tests.support.killed import differing, run_until_killed
 from tests.support.toy_model import CLASS, HARMS, ToyModel
 
 pytestmark = pytest.mark.slow
@@ -95,34 +95,34 @@ def run(work: Path, progress: Heard, on_plan: Callable[[Plan], None] = lambda _:
     return improve(context, context.runner.base)
 
 
-Results = tuple[Path, list[RoundResult], Noting]
+Results = tuple[Path, Path, list[RoundResult], Noting]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """The results of a whole run, and its folder as it was after the first round."""
+    """The folder of a run as it was after the first round and as it ended, its results, and what its progress noted."""
     torch.set_num_threads(1)
     work, after_first = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("copy") / "work"
     noting = Noting()
     rounds = run(work, noting, noting.plans.append)
     first = next(rounds)
     shutil.copytree(work, after_first)
-    return after_first, [first, *rounds], noting
+    return after_first, work, [first, *rounds], noting
 
 
 def test_every_step_of_a_mined_round_is_planned(undisturbed: Results) -> None:
-    noting, (plan,) = undisturbed[2], undisturbed[2].plans
+    noting, (plan,) = undisturbed[3], undisturbed[3].plans
     steps = {step for number, step in noting.steps if number == 2}
     planned = {work.step for phase in plan.phases if phase.round == 2 for work in phase.work if work.count}
     assert steps >= {"harmless", "confirm", "tune concepts"}
     assert steps <= planned
     mining = next(phase for phase in plan.phases if (phase.name, phase.round) == ("mining", 2))
     assert {work.step: work.count for work in mining.work}["unsafe"] == SIZES.probes
-    assert undisturbed[1][1].report["plan"]["probes"] == SIZES.probes
+    assert undisturbed[2][1].report["plan"]["probes"] == SIZES.probes
 
 
 def test_a_later_round_finds_what_the_first_could_not_know(undisturbed: Results) -> None:
-    first, second, third = undisturbed[1]
+    first, second, third = undisturbed[2]
     assert first.accepted and "mined" not in first.report
     failed = {name for name, count in second.report["mined"]["strata"].items() if count["failed"]}
     assert failed == {VARIANTS, *(f"{STRAY}, {name}" for name in HARMS)}
@@ -137,14 +137,14 @@ def test_a_later_round_finds_what_the_first_could_not_know(undisturbed: Results)
 
 
 def test_thompson_sampling_goes_where_images_fail(undisturbed: Results) -> None:
-    strata = undisturbed[1][1].report["mined"]["strata"]
+    strata = undisturbed[2][1].report["mined"]["strata"]
     stray = [count["drawn"] for name, count in strata.items() if name.startswith(STRAY)]
     others = [count["drawn"] for name, count in strata.items() if not name.startswith((STRAY, VARIANTS))]
     assert min(stray) > 1.5 * sum(others) / len(others)
 
 
 def test_failures_are_counted_by_who_named_their_category(undisturbed: Results) -> None:
-    mined = undisturbed[1][1].report["mined"]
+    mined = undisturbed[2][1].report["mined"]
     failed = sum(count["failed"] for count in mined["strata"].values())
     assert sum(mined["categories"].values()) == failed and mined["categories"]["judge"] == failed
 
@@ -160,18 +160,18 @@ def run_and_die(work: Path, phase: str) -> None:
     list(run(work, InRound(phase, die)))
 
 
-@pytest.mark.parametrize("phase", ["harmless", "tune concepts", "confirm"])
-def test_a_mined_round_killed_in_any_phase_resumes_to_the_same_bytes(
-    phase: str, tmp_path: Path, undisturbed: Results
-) -> None:
+def test_a_mined_round_killed_in_every_phase_resumes_to_the_same_bytes(tmp_path: Path, undisturbed: Results) -> None:
     work = tmp_path / "work"
     shutil.copytree(undisturbed[0], work)
-    run_until_killed(run_and_die, work, phase)
+    for phase in ("harmless", "tune concepts", "confirm"):
+        run_until_killed(run_and_die, work, phase)  # goes on from where the one before was killed
+        assert differing(work, undisturbed[1]) == [], f"up to the kill in {phase}"
     hashes = [
         [outcome.codebook and codebook_hash(outcome.codebook) for outcome in outcomes]
-        for outcomes in (islice(run(work, Heard()), 2), undisturbed[1][:2])
+        for outcomes in (islice(run(work, Heard()), 2), undisturbed[2][:2])
     ]
     assert hashes[0] == hashes[1]
+    assert differing(work, undisturbed[1]) == []
 
 
 def test_a_failure_is_placed_under_the_expert_of_its_concept_or_category() -> None:

@@ -5,17 +5,34 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 PATIENCE_S = 120
+MEASURED = "preflight.safetensors"  # holds how fast images were drawn
 
 
 def run_until_killed(target: Callable[..., Any], *args: object) -> None:
-    """Run `target` with these arguments in a fresh process, which must die of SIGKILL."""
-    process = multiprocessing.get_context("spawn").Process(target=target, args=args)
+    """Run `target` with these arguments in a fresh process, which must die of SIGKILL.
+
+    The processes are forked from one that has imported the module of the first target and done nothing else. They see
+    the environment of then, not what a test has set since.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([target.__module__])
+    process = context.Process(target=target, args=args)
     process.start()
     process.join(PATIENCE_S)
     died_of = process.exitcode
     process.kill()  # where it hangs
     process.join()
-    assert died_of == -signal.SIGKILL
+    assert died_of == -signal.SIGKILL, (args, died_of)
+
+
+def differing(work: Path, undisturbed: Path) -> list[str]:
+    """The results of a killed run, by name, that an undisturbed one has otherwise or has not."""
+    names = {path.name for path in work.iterdir() if path.is_file()} - {MEASURED}
+    same = {name for name in names if (undisturbed / name).exists()}
+    return sorted(
+        name for name in names if name not in same or (work / name).read_bytes() != (undisturbed / name).read_bytes()
+    )

@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -114,7 +115,8 @@ class ToyModel:
                     for request, edit, chosen in zip(requests, edits, experts, strict=True)
                 ]
             )[:, None]
-            logits = self.head(free) + scale * (conditional - self.head(free))
+            unguided = self.head(free)
+            logits = unguided + scale * (conditional - unguided)
             tokens[:, i] = (logits + noise[:, i]).argmax(1)
             if on_step is not None:
                 on_step(i)
@@ -215,9 +217,9 @@ class ToyModel:
         """What the tokens before and above position i add, [B, WIDTH]: their classes."""
         added = torch.zeros(tokens.shape[0], WIDTH)
         if i % GRID:
-            added[torch.arange(tokens.shape[0]), 49 + CLASS[tokens[:, i - 1]]] = 0.6
+            added.scatter_(1, 49 + CLASS[tokens[:, i - 1, None]], 0.6)
         if i >= GRID:
-            added[torch.arange(tokens.shape[0]), 72 + CLASS[tokens[:, i - GRID]]] = 0.6
+            added.scatter_(1, 72 + CLASS[tokens[:, i - GRID, None]], 0.6)
         return added
 
     def _rewritten(self, prompt: str) -> str:
@@ -232,9 +234,15 @@ class ToyModel:
 
 
 def _has(prompt: str, words: str) -> bool:
-    return re.search(rf"\b{re.escape(words)}\b", prompt) is not None
+    return words in prompt and _whole(words).search(prompt) is not None  # a run calls it millions of times
 
 
+@cache
+def _whole(words: str) -> re.Pattern[str]:
+    return re.compile(rf"\b{re.escape(words)}\b")
+
+
+@cache
 def _shape(noun: str) -> Tensor:
     """Where a noun is, bool [N]: one of four shapes in three sizes."""
     kind, size = _hash(f"shape {noun}", 4), 2.0 + 0.5 * _hash(f"size {noun}", 3)
