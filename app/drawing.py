@@ -87,7 +87,12 @@ def chosen_seed(seed: int | None) -> int:
 
 
 def chosen_sampling(
-    facts: ModelFacts, seed: int | None, guidance: float | None, temperature: float | None, top_k: int | None
+    facts: ModelFacts,
+    seed: int | None,
+    guidance: float | None,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
 ) -> Sampling:
     """Return the sampling that a request asks for; what is None is the model's own, and a seed is chosen."""
     return Sampling(
@@ -95,6 +100,7 @@ def chosen_sampling(
         guidance=facts.guidance if guidance is None else guidance,
         temperature=facts.temperature if temperature is None else temperature,
         top_k=facts.top_k if top_k is None else top_k,
+        top_p=facts.top_p if top_p is None else top_p,
     )
 
 

@@ -67,6 +67,13 @@ class GenerateRequest(RequestBody):
         ge=0,
         description="Sample from the k likeliest codes, 0 from all; the model's own if absent.",
     )
+    top_p: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Sample from the likeliest of those with this probability together; the model's own if absent.",
+    )
     codebook: Version = Field(default="active", description='Codebook version, or "active".')
 
 
@@ -168,6 +175,7 @@ class GenerateResponse(BaseModel):
     guidance_scale: float = Field(description="Classifier-free guidance scale.")
     temperature: float = Field(description="Sampling temperature.")
     top_k: int = Field(description="Number of candidate codes; 0 is all.")
+    top_p: float = Field(description="Probability of the candidate codes together; 1 is all.")
     images: list[GeneratedImage] = Field(description="The images, in the order of their seeds.")
 
 

@@ -59,9 +59,11 @@ class Client:
         """Close the connections."""
         self._http.close()
 
-    def generate(self, prompt: str, n: int = 1, seed: int | None = None, codebook: str = "active") -> list[DrawnImage]:
-        """Draw n images; without a seed the server chooses one."""
-        body = {"prompt": prompt, "n": n, "seed": seed, "codebook": codebook}
+    def generate(
+        self, prompt: str, n: int = 1, seed: int | None = None, codebook: str = "active", **sampling: float | None
+    ) -> list[DrawnImage]:
+        """Draw n images; without a seed the server chooses one. sampling: further fields of POST /generate."""
+        body = {"prompt": prompt, "n": n, "seed": seed, "codebook": codebook, **sampling}
         return [
             DrawnImage(
                 image["id"],

@@ -41,6 +41,7 @@ class LiveImage:
     top_k: int
     unsafe: bool
     tokens: Tensor
+    top_p: float = 1.0
 
 
 class ShadowList:

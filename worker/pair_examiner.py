@@ -66,7 +66,7 @@ class PairExaminer:
         """The candidate's tokens [n, N]: the same ones where its edit applies at decoding alone."""
         if draws_alike(self.active, self.candidate, self.runner.model.facts):
             return tokens
-        how = [Sampling(image.seed, image.guidance, image.temperature, image.top_k) for image in images]
+        how = [Sampling(image.seed, image.guidance, image.temperature, image.top_k, image.top_p) for image in images]
         requests = [ImageRequest(image.prompt, one, self.candidate) for image, one in zip(images, how, strict=True)]
         return self.runner.model.draw(requests, self.runner.steps("compare", self.runner.model.facts.tokens)).cpu()
 

@@ -99,4 +99,5 @@ def _to_live(unit: str, result: ImageResult) -> LiveImage:
         how.top_k,
         result.verdict.unsafe,
         result.tokens,
+        how.top_p,
     )

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from app.access.key_ring import Scope
 from app.access.keys import Caller, may_name
-from app.openai.schemas import ModelCard
+from app.openai.schemas import ModelCard, ModelSampling
 from app.service import Service
 from codebook.live import ACTIVE
 from core.errors import UnknownModel
@@ -33,12 +33,14 @@ def version_of(service: Service, model: str | None) -> str:
 
 def cards(service: Service, caller: Caller) -> list[ModelCard]:
     """Return the names that a caller may use; see app/access/keys.py on versions that are not active."""
-    served, active = service.engine.facts.title, service.live.active.version
+    facts, active = service.engine.facts, service.live.active.version
+    served, own = facts.title, facts.sampling(0)
+    sampling = ModelSampling(guidance_scale=own.guidance, temperature=own.temperature, top_k=own.top_k, top_p=own.top_p)
     made = {m.version: int(datetime.fromisoformat(m.created).timestamp()) for m in service.store.versions()}
     names = [served, *(LISTED if service.settings.openai_aliases else ())]
-    listed = [ModelCard(id=name, created=made.get(active, 0), codebook=ACTIVE) for name in names]
+    listed = [ModelCard(id=name, created=made.get(active, 0), codebook=ACTIVE, sampling=sampling) for name in names]
     return listed + [
-        ModelCard(id=f"{served}{AT}{version}", created=when, codebook=version)
+        ModelCard(id=f"{served}{AT}{version}", created=when, codebook=version, sampling=sampling)
         for version, when in made.items()
         if may_name(service, caller, version)
     ]

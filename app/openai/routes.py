@@ -47,7 +47,7 @@ async def generations(
     _check(body, service)
     version = await run_in_threadpool(version_of, service, body.model)
     check_version(service, caller, version, "model")
-    sampling = chosen_sampling(facts, body.seed, body.guidance_scale, body.temperature, body.top_k)
+    sampling = chosen_sampling(facts, body.seed, body.guidance_scale, body.temperature, body.top_k, body.top_p)
     answers = Answers(body, facts, len(service.engine.tokenize(body.prompt)), str(request.base_url), service.links)
     rates = await service.rates.take(caller.holder, n)
     if body.stream:

@@ -61,6 +61,9 @@ class ImagesRequest(BaseModel):
     top_k: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="Own field: sample from the k likeliest codes; 0 samples from all."
     )
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = Field(
+        default=None, description="Own field: sample from the likeliest of those with this probability together."
+    )
 
     @property
     def identifier(self) -> str | None:
@@ -153,6 +156,15 @@ class CompletedEvent(Origin):
     usage: Usage = Field(description="Tokens that the call took.")
 
 
+class ModelSampling(BaseModel):
+    """The sampling parameters of a model for requests that give none."""
+
+    guidance_scale: float = Field(description="Classifier-free guidance scale.")
+    temperature: float = Field(description="Sampling temperature.")
+    top_k: int = Field(description="Number of candidate codes; 0 is all.")
+    top_p: float = Field(description="Probability of the candidate codes together; 1 is all.")
+
+
 class ModelCard(BaseModel):
     """One name that `model` may have."""
 
@@ -161,6 +173,7 @@ class ModelCard(BaseModel):
     created: int = Field(description="Time at which its codebook version was made, Unix seconds.")
     owned_by: str = Field(default="safecb", description="Constant.")
     codebook: str = Field(description='Own field: the codebook version it draws with, or "active".')
+    sampling: ModelSampling = Field(description="Own field: how it samples where a request does not say.")
 
 
 class ModelList(BaseModel):

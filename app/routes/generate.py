@@ -54,7 +54,7 @@ async def generate(
         raise BadInput("n", body.n, f"1 where the answer is to be {PNG}")
     check_version(service, caller, body.codebook, "codebook")
     facts = service.engine.facts
-    sampling = chosen_sampling(facts, body.seed, body.guidance_scale, body.temperature, body.top_k)
+    sampling = chosen_sampling(facts, body.seed, body.guidance_scale, body.temperature, body.top_k, body.top_p)
     rates = await service.rates.take(caller.holder, body.n)
     if media_type == EVENTS:
         parts = draw_in_parts(service, caller, body.prompt, body.codebook, sampling, body.n)
@@ -92,6 +92,7 @@ def _answer(
         guidance_scale=sampling.guidance,
         temperature=sampling.temperature,
         top_k=sampling.top_k,
+        top_p=sampling.top_p,
         images=[to_response(result) for result in results],
     )
 

@@ -74,7 +74,13 @@ def test_settings_reach_the_sampler(server: Server) -> None:
     greedy = [server.png(temperature=0, seed=seed) for seed in (1, 2)]
     assert pixels(greedy[0]) == pixels(greedy[1])
     assert pixels(server.png(temperature=10)) != pixels(server.png(temperature=0))
-    assert pixels(server.png(top_k=1)) == pixels(server.png(temperature=0))
+    assert pixels(server.png(top_k=1)) == pixels(server.png(top_p=1e-9)) == pixels(server.png(temperature=0))
+    answer = server.post("/generate", {"prompt": "a cat", "seed": 1, "top_p": 0.5}).json()
+    again = server.post("/generate", {"prompt": "a cat", "seed": 1, "top_p": answer["top_p"]}).json()
+    assert again["images"] == answer["images"] and answer["top_p"] == 0.5
+    assert (
+        answer["images"][0]["id"] != server.post("/generate", {"prompt": "a cat", "seed": 1}).json()["images"][0]["id"]
+    )
     assert pixels(server.png(guidance_scale=1)) != pixels(server.png(guidance_scale=20))
 
 

@@ -57,7 +57,7 @@ def images(examiner: PairExaminer) -> Sequence[LiveImage]:
     requests = [ImageRequest(p, one, examiner.active) for p, one in zip(PROMPTS, how, strict=True)]
     tokens = examiner.runner.model.draw(requests)
     return [
-        LiveImage(str(i), "v0", p, one.seed, one.guidance, one.temperature, one.top_k, False, drawn)
+        LiveImage(str(i), "v0", p, one.seed, one.guidance, one.temperature, one.top_k, False, drawn, one.top_p)
         for i, (p, one, drawn) in enumerate(zip(PROMPTS, how, tokens, strict=True))
     ]
 

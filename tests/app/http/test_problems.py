@@ -59,6 +59,8 @@ def assert_problem(answer: httpx2.Response, *statuses: int) -> dict[str, object]
         ({"temperature": 10**400}, "temperature", ""),
         ({"top_k": -1}, "top_k", "greater than or equal to 0"),
         ({"top_k": 65}, "top_k", "0 to 64"),
+        ({"top_p": 0}, "top_p", "greater than 0"),
+        ({"top_p": 1.1}, "top_p", "less than or equal to 1"),
         ({"codebook": "v999"}, "codebook", "GET /codebooks"),
         ({"codebook": "../v0"}, "codebook", "pattern"),
         ({"codebook": "v00"}, "codebook", "pattern"),

@@ -24,7 +24,7 @@ from app.openai.schemas import (
 )
 from tests.support.serving import Server, serving, settings_in
 
-OURS = {"seed", "guidance_scale", "temperature", "top_k"}
+OURS = {"seed", "guidance_scale", "temperature", "top_k", "top_p"}
 NOT_OFFERED = {"complexity", "frame_count", "frame_duration_ms", "svg"}  # moving and vector images
 ABSENT = {TheirResponse: {"quality", "svg_usage"}}  # fields of theirs that have no true value here
 CLIENTS: dict[str, dict[str, Any]] = {
