@@ -96,8 +96,8 @@ class Generator:
             tokens: Any = self._model.generate(
                 **inputs,
                 generation_mode="image",
-                guidance_scale=self._settings.guidance,
-                temperature=self._settings.temperature,
+                guidance_scale=self._settings.sampling.guidance,
+                temperature=self._settings.sampling.temperature,
                 do_sample=True,
                 top_k=0,  # as Safe-CB; its default of 50 would be another distribution
                 use_cache=True,

@@ -33,7 +33,6 @@ def facts_of(
     room: int,
     instructions: Instructions,
     dtype: torch.dtype,
-    top_k: int = 0,
 ) -> ModelFacts:
     """Return the facts. side: codes a side; hidden: H, and M; room: positions beside an image's."""
     codes, width = table.shape
@@ -51,9 +50,10 @@ def facts_of(
         pixel_table_feeds_lm=False,
         max_prompt_tokens=min(room, LONGEST_PROMPT),
         categories=instructions.categories,
-        guidance=instructions.guidance,
-        temperature=instructions.temperature,
+        guidance=instructions.sampling.guidance,
+        temperature=instructions.sampling.temperature,
         judges_texts=instructions.text_question is not None,
         dtype=str(dtype).removeprefix("torch."),
-        top_k=min(top_k, codes),
+        top_k=min(instructions.sampling.top_k, codes),
+        top_p=instructions.sampling.top_p,
     )

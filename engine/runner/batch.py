@@ -50,7 +50,8 @@ class RunningBatch:
         record = recorder(image_lm.codes.device)
         self._recorded = record is not None
         self._sample, self._forward = ByWidth(record), ByWidth(record)
-        self._layout = BatchLayout(kv_rows, image_lm.codes.shape[0], image_lm.codes.device, self._recorded)
+        codes = image_lm.codes.shape[0] - image_lm.script.kinds
+        self._layout = BatchLayout(kv_rows, codes, image_lm.codes.device, self._recorded)
         self._laid_out = False  # whether the layout is that of the images now
         self._last_step: torch.cuda.Event | None = None  # on a GPU
 

@@ -19,7 +19,7 @@ from engine.families.code_rows import image_head, text_head
 from engine.families.facts import Name, facts_of
 from engine.families.format_chat import Format, FormatChat
 from engine.families.vqgan import Vqgan, load_decoder
-from engine.instructions import Instructions, general_chat, read_instructions
+from engine.instructions import Instructions, SamplingDefaults, general_chat, read_instructions
 from engine.runner.script import Script
 from engine.unified.parts import Language, Parts
 
@@ -28,7 +28,7 @@ __all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_ran
 NAME = "anole"
 LICENCE = "Chameleon Research License (Meta): non-commercial"
 FOLDERS: Sequence[str] = ()
-GUIDANCE = 3.0
+SAMPLING = SamplingDefaults(guidance=3.0, temperature=0.7, top_p=0.9)  # of inference/chameleon.py
 BEGIN, END, SEPARATOR = "<racm3:break>", "<eoss>", "<reserved08706>"
 FORMAT = Format(
     draw=f"<s>{{text}}{SEPARATOR}{BEGIN}",
@@ -52,7 +52,7 @@ def load(name: str, folder: Path, model_hash: str, device: torch.device, dtype: 
     decoder = load_decoder(model.config.vq_config, folder, device, dtype)
     tokenizer = from_folder(AutoTokenizer, folder)
     vqgan = Vqgan(model.model.vqmodel, decoder)
-    return anole_parts(model, vqgan, tokenizer, read_instructions(folder, GUIDANCE), name, model_hash)
+    return anole_parts(model, vqgan, tokenizer, read_instructions(folder, SAMPLING), name, model_hash)
 
 
 def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
@@ -60,7 +60,7 @@ def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
     model, decoder, tokenizer = random_anole(name, device, dtype)
     model_hash = hashlib.sha256(f"{name} {device.type} {dtype}".encode()).hexdigest()
     vqgan = Vqgan(model.model.vqmodel, decoder)
-    return anole_parts(model, vqgan, tokenizer, general_chat(GUIDANCE), name, model_hash)
+    return anole_parts(model, vqgan, tokenizer, general_chat(SAMPLING), name, model_hash)
 
 
 def anole_parts(

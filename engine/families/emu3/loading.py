@@ -25,7 +25,7 @@ from engine.families.emu3.random_model import GEOMETRIES, random_emu3
 from engine.families.facts import Name, facts_of
 from engine.families.fast_norms import use_fast_norms
 from engine.families.format_chat import Format, FormatChat
-from engine.instructions import Instructions, general_chat, read_instructions
+from engine.instructions import Instructions, SamplingDefaults, general_chat, read_instructions
 from engine.runner.script import Script
 from engine.unified.parts import Language, Parts
 
@@ -36,7 +36,7 @@ LICENCE = "Apache-2.0"
 READER = "chat"  # folder
 FOLDERS: Sequence[str] = (READER,)
 IMAGE_SIZE = 720  # pixels, of the published checkpoint; `image_size` in safecb.json says another one
-GUIDANCE, TOP_K = 3.0, 2048  # of BAAI's image_generation.py
+SAMPLING = SamplingDefaults(guidance=3.0, top_k=2048)  # of BAAI's image_generation.py
 LIKED = " masterpiece, film grained, best quality."
 DISLIKED = (
     "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst quality, "
@@ -58,14 +58,14 @@ def load(name: str, folder: Path, model_hash: str, device: torch.device, dtype: 
     size = read_option(folder, "image_size", IMAGE_SIZE)
     reader = folder / READER
     reads = from_folder(Emu3ForConditionalGeneration, reader, device, dtype) if reader.is_dir() else None
-    return emu3_parts(draws, reads, tokenizer, size, read_instructions(folder, GUIDANCE), name, model_hash)
+    return emu3_parts(draws, reads, tokenizer, size, read_instructions(folder, SAMPLING), name, model_hash)
 
 
 def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
     """Make parts with random weights, as "random:emu3". Raises BadModel for an unknown geometry."""
     model, tokenizer = random_emu3(name, device, dtype)
     model_hash = hashlib.sha256(f"{name} {device.type} {dtype}".encode()).hexdigest()
-    return emu3_parts(model, None, tokenizer, IMAGE_SIZE, general_chat(GUIDANCE), name, model_hash)
+    return emu3_parts(model, None, tokenizer, IMAGE_SIZE, general_chat(SAMPLING), name, model_hash)
 
 
 def emu3_parts(
@@ -91,7 +91,7 @@ def emu3_parts(
     assert isinstance(config, Emu3TextConfig)
     room, name = config.max_position_embeddings - script.steps, Name(NAME, model_id, model_hash)
     table = vq.quantize.embedding.weight
-    facts = facts_of(name, side, size, table, config.hidden_size, room, instructions, draws.dtype, TOP_K)
+    facts = facts_of(name, side, size, table, config.hidden_size, room, instructions, draws.dtype)
     use_fast_norms(vq.decoder)
     chat = FormatChat(tokenizer, _format(side), side * (side + 1), facts.max_prompt_tokens)
     drawing, reading = (

@@ -135,8 +135,10 @@ def _facts(
         pixel_table_feeds_lm=False,
         max_prompt_tokens=min(longest - side * side, LONGEST_PROMPT),
         categories=instructions.categories,
-        guidance=instructions.guidance,
-        temperature=instructions.temperature,
+        guidance=instructions.sampling.guidance,
+        temperature=instructions.sampling.temperature,
         judges_texts=instructions.text_question is not None,
         dtype=str(dtype).removeprefix("torch."),
+        top_k=min(instructions.sampling.top_k, vq.num_embeddings),
+        top_p=instructions.sampling.top_p,
     )

@@ -23,7 +23,7 @@ from engine.families.facts import Name, facts_of
 from engine.families.format_chat import Format, FormatChat
 from engine.families.liquid.random_model import GEOMETRIES, random_liquid
 from engine.families.vqgan import Vqgan, load_decoder
-from engine.instructions import Instructions, general_chat, read_instructions
+from engine.instructions import Instructions, SamplingDefaults, general_chat, read_instructions
 from engine.runner.script import Script
 from engine.unified.parts import Language, Parts
 
@@ -34,7 +34,8 @@ LICENCE = "Gemma Terms of Use; its VQGAN: Chameleon Research License (Meta), non
 VQ = "vq"  # folder
 FOLDERS: Sequence[str] = (VQ,)
 PLAIN_GEMMA = 256000  # words of a Gemma that draws no image
-GUIDANCE, TOP_K = 7.0, 4096  # of evaluation/inference_t2i.py
+# Of evaluation/inference_t2i.py:
+SAMPLING = SamplingDefaults(guidance=7.0, temperature=0.99, top_k=4096, top_p=0.96)
 FORMAT = Format(
     draw="<bos>{text} Generate an image based on this description.<boi>",
     unconditional="<bos><unconditional><boi>",
@@ -62,14 +63,14 @@ def load(name: str, folder: Path, model_hash: str, device: torch.device, dtype: 
     vq = from_folder(ChameleonVQVAE, folder / VQ, device, dtype)
     vqgan = Vqgan(vq, load_decoder(vq.config, folder / VQ, device, dtype))
     tokenizer = from_folder(AutoTokenizer, folder)
-    return liquid_parts(model, vqgan, tokenizer, read_instructions(folder, GUIDANCE), name, model_hash)
+    return liquid_parts(model, vqgan, tokenizer, read_instructions(folder, SAMPLING), name, model_hash)
 
 
 def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
     """Make parts with random weights, as "random:liquid-7b". Raises BadModel for an unknown geometry."""
     model, vq, decoder, tokenizer = random_liquid(name, device, dtype)
     model_hash = hashlib.sha256(f"{name} {device.type} {dtype}".encode()).hexdigest()
-    return liquid_parts(model, Vqgan(vq, decoder), tokenizer, general_chat(GUIDANCE), name, model_hash)
+    return liquid_parts(model, Vqgan(vq, decoder), tokenizer, general_chat(SAMPLING), name, model_hash)
 
 
 def liquid_parts(
@@ -93,7 +94,7 @@ def liquid_parts(
     codes, longest = range(offset, offset + count), config.max_position_embeddings
     name, room = Name(NAME, model_id, model_hash), config.max_position_embeddings - side * side
     size, width = side * vqgan.factor, config.hidden_size
-    facts = facts_of(name, side, size, vqgan.table, width, room, instructions, model.dtype, TOP_K)
+    facts = facts_of(name, side, size, vqgan.table, width, room, instructions, model.dtype)
     chat = FormatChat(tokenizer, FORMAT, side * side, facts.max_prompt_tokens)
     embed = model.model.embed_tokens
 

@@ -44,7 +44,7 @@ def requests(base: Codebook, count: int) -> list[ImageRequest]:
     return [
         ImageRequest(
             PROMPTS[n % len(PROMPTS)],
-            Sampling(n, (1.0, 2.0, 3.0)[n % 3], (0.0, 0.7, 1.0)[n % 3], (0, 5)[n % 2]),
+            Sampling(n, (1.0, 2.0, 3.0)[n % 3], (0.0, 0.7, 1.0)[n % 3], (0, 5)[n % 2], (1.0, 0.5)[n % 4 // 2]),
             base,
         )
         for n in range(count)
@@ -64,6 +64,24 @@ def test_an_image_is_the_same_alone_and_in_any_batch(model: Served) -> None:
     assert torch.equal(together, alone)
     assert int(together.min()) >= 0 and int(together.max()) < model.facts.codes
     assert together.shape == (24, model.facts.tokens)
+
+
+def test_codes_are_drawn_within_top_k_and_top_p(model: Served) -> None:
+    """Of the first code, which many seeds draw from the same logits."""
+    base, how = model.base_codebook(), Sampling(0, 1.0, 2.0, 7, 0.8)
+    logits = model.head(model.features(PROMPTS[:1], torch.zeros(1, 2, dtype=torch.int64)))[0, 0] / how.temperature
+    ranked, codes = logits.topk(how.top_k)
+    before = ranked.softmax(0).cumsum(0) - ranked.softmax(0)
+    drawn = model.draw([ImageRequest(PROMPTS[0], replace(how, seed=seed), base) for seed in range(80)])
+    assert set(drawn[:, 0].tolist()) <= set(codes[before < how.top_p].tolist())
+    wide = model.draw([ImageRequest(PROMPTS[0], Sampling(seed, 1.0, 2.0), base) for seed in range(80)])
+    assert not set(wide[:, 0].tolist()) <= set(codes.tolist())
+
+
+def test_a_family_has_its_own_sampling(model: Served) -> None:
+    own = {"anole": (0, 0.9), "emu3": (64, 1.0), "janus": (0, 1.0), "liquid": (64, 0.96)}
+    sampling = model.facts.sampling(3)
+    assert (sampling.top_k, sampling.top_p) == own[model.facts.family]
 
 
 def test_images_that_join_and_leave_are_the_same(model: Served) -> None:
