@@ -42,7 +42,7 @@ from app.routes import trials as routes_trials
 from app.service import Load, Service
 from core.errors import BadSetting
 from core.settings import Settings
-from engine.registry import load_model
+from engine.registry import open_model
 from records.answers import Answers
 
 MAX_IMPROVE = 17 * 2**20  # bytes: 1,000 prompts of 4,000 characters in UTF-8
@@ -50,7 +50,7 @@ MAX_POLICY = 8 * 2**20  # bytes of a policy's file
 CLOSE_S = 1.0  # for the threads to end in; one that takes longer is abandoned
 
 
-def create_app(settings: Settings, load: Load = load_model) -> FastAPI:
+def create_app(settings: Settings, load: Load = open_model) -> FastAPI:
     """Return the app of one server. `app.state.service` opens in the background once the app starts.
 
     Until it is open, /health/ready and every call that needs the model return 503, the latter with Retry-After.

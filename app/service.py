@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.access.key_ring import KeyRing
 from app.access.links import Links, file_secret, shared_secret
@@ -37,7 +37,7 @@ from records.shared_images import SharedImages
 
 log = logging.getLogger(__name__)
 
-Load = Callable[[str, str, str], Served]  # name, device, dtype
+Load = Callable[[Settings], Served]
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,9 @@ class Service:
     def open(self) -> None:
         """Load the model, create or check its store, draw one image. Blocks; the result is `engine` or `failure`."""
         try:
-            model = self._load(self.settings.model, self.settings.device, self.settings.dtype)
+            model = self._load(self.settings)
+            if model.facts.revision is not None:  # what lies beside the weights is read of the same commit
+                self.settings = replace(self.settings, model=model.facts.model_id)
             self.store.initialise(model.base_codebook(), model.facts.shown())
             self.live.start()
             with self.live.lease() as codebook:

@@ -23,7 +23,7 @@ from core.bucket.shared_folder import SharedFolder
 from core.errors import BadInput, SafeCBError
 from core.settings import Settings
 from core.wire import DEFAULT_ROUNDS
-from engine.registry import has_beside, load_model
+from engine.registry import has_beside, open_model
 from safety.gates.quality import FEWEST
 from safety.gates.result import Gate
 from safety.judges.grammar import REFEREE, is_covered
@@ -61,7 +61,7 @@ def check(options: argparse.Namespace, settings: Settings) -> str | None:
     named = None if options.policy is None else _policy(options.policy, options.benign, settings)
     judge = options.second_judge or settings.second_judge
     check_judge(judge, settings.model)
-    model = load_model(settings.model, settings.device, settings.dtype)
+    model = open_model(settings)
     policy = named or find_policy(usual_policy(model.facts.categories), SharedFolder.policies(settings).read())
     request = ImproveRequest(
         prompts=None,

@@ -39,7 +39,7 @@ from core.settings import Settings
 from core.storage import naming
 from engine.model import ImageModel, Sampling
 from engine.png import encode_png, to_bytes
-from engine.registry import load_model
+from engine.registry import open_model
 from safety.config import LoopConfig
 from safety.evaluate.evaluation import samplings
 from safety.judges.registry import Judge, credentials, probabilities
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace, settings: Settings) -> str:
         raise BadInput("out", str(options.out), f"another folder than that of the prompts: {TABLE} would be lost")
     names = check_names(options.judges)
     prompts = read_prompts(options.prompts, options.file_guidance, numbered=True)
-    model = load_model(settings.model, settings.device, settings.dtype)
+    model = open_model(settings)
     parted = sort_prompts(model, prompts, options.prompts)
     judges = find_judges(names, model)
     (codebook,) = find_codebooks(settings, model, [options.version]).values()

@@ -31,7 +31,7 @@ from core.atomic import replace_file
 from core.errors import BadInput
 from core.json_records import to_json
 from core.settings import Settings
-from engine.registry import load_model
+from engine.registry import open_model
 from safety.config import LoopConfig
 from safety.evaluate.ablation import Variant, variants
 from safety.evaluate.charts import chart, trade_off
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace, settings: Settings) -> str:
         raise BadInput("policy", options.policy, f"{EmojiPolicy.name}, whose test prompts the suites are")
     prompts = _prompts(options)
     names = check_names(options.judges)
-    model = load_model(settings.model, settings.device, settings.dtype)
+    model = open_model(settings)
     parted = sort_prompts(model, prompts, options.suite or options.prompts)
     policy = policy_of(EmojiPolicy.name if options.suite else options.policy, settings, model)
     benign = benign_prompts(model, policy, options.seed)

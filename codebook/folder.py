@@ -70,11 +70,16 @@ def new_version(parent: Path, version: str) -> Iterator[Path]:
         raise
 
 
-def write_version(folder: Path, new: NewVersion, base: Tensor, signatures: Signatures) -> Manifest:
-    """Fill the empty `folder`, every file of which is synced on return; base: [K, D], the model's own pixel table."""
+def write_version(
+    folder: Path, new: NewVersion, base: Tensor, signatures: Signatures, revision: str | None = None
+) -> Manifest:
+    """Fill the empty `folder`, every file of which is synced on return.
+
+    base: [K, D], the model's own pixel table; revision: the model's.
+    """
     tensors = pack(new.codebook)
     packed = safetensors.torch.save(tensors)
-    manifest = Manifest.describe(new.codebook, tensors, packed, base, **new.origin)
+    manifest = Manifest.describe(new.codebook, tensors, packed, base, revision, **new.origin)
     write_file(folder / "codebook.safetensors", packed)
     write_file(folder / "report.json", to_json("report", new.report, indent=2))
     for name, image in new.images.items():

@@ -22,6 +22,7 @@ class Identity:
 
     codes, code_dim: the pixel table is [K, D]. feature_dim: M of a head edit and its halfway probe, hidden_dim: H of
     its router; None if the facts lack them.
+    revision: the commit of a model of the hub, which every process of the service takes.
     facts: further facts of the engine about the model, JSON; for people, not checked.
     """
 
@@ -32,11 +33,13 @@ class Identity:
     feature_dim: int | None
     hidden_dim: int | None
     facts: dict[str, Any]
+    revision: str | None = None
 
     @classmethod
     def of(cls, base: Codebook, facts: Mapping[str, Any]) -> Identity:
-        """Return the identity of the model whose own codebook is `base`; `facts` may have feature_dim and hidden_dim.
+        """Return the identity of the model whose own codebook is `base`.
 
+        `facts` may have feature_dim, hidden_dim and revision.
         Raises BadCodebook (shape) unless the pixel table has two axes, BadInput for a dim that is not a size.
         """
         if base.pixel.dim() != 2:
@@ -46,14 +49,16 @@ class Identity:
             if width is not None and (type(width) is not int or width < 1):
                 raise BadInput(f"facts.{name}", width, "a whole number from 1, or nothing")
         codes, code_dim = base.pixel.shape
-        return cls(base.family, base.model_hash, codes, code_dim, **widths, facts=dict(facts))
+        revision: str | None = facts.get("revision")
+        return cls(base.family, base.model_hash, codes, code_dim, **widths, facts=dict(facts), revision=revision)
 
     def check(self, version: str, family: str, model_hash: str) -> None:
         """Raise BadCodebook (family, model_hash) unless both match this model."""
         if family != self.family:
             raise BadCodebook(version, "family", f"made for the family {family}, and this store is for {self.family}")
         if model_hash != self.model_hash:
-            hashes = f"made for model {model_hash[:12]}, and this store is for {self.model_hash[:12]}"
+            own = f"{self.facts.get('model_id', 'a model')}, {self.model_hash[:12]}"
+            hashes = f"made for model {model_hash[:12]}, and this store is for {own}"
             raise BadCodebook(version, "model_hash", f"{hashes}; another model needs another store folder")
 
 

@@ -40,7 +40,7 @@ class Manifest:
     binds: the stage it applies at: "decode", or "admission" if it changes sampling.
     shapes: by tensor name. dtype: of the pixel table. sha256: of codebook.safetensors. content_hash: of the tensors.
     parent: the version it was derived from. job, round: its publisher; the pair is unique. v0 has neither.
-    created: UTC, ISO 8601. figures, gates: JSON of the job.
+    revision: the commit of a model of the hub. created: UTC, ISO 8601. figures, gates: JSON of the job.
     """
 
     version: str
@@ -58,14 +58,21 @@ class Manifest:
     created: str
     figures: dict[str, Any]
     gates: dict[str, Any]
+    revision: str | None = None
 
     @classmethod
     def describe(
-        cls, codebook: Codebook, tensors: Mapping[str, Tensor], data: bytes, base: Tensor, **origin: Unpack[Origin]
+        cls,
+        codebook: Codebook,
+        tensors: Mapping[str, Tensor],
+        data: bytes,
+        base: Tensor,
+        revision: str | None,
+        **origin: Unpack[Origin],
     ) -> Manifest:
         """Return the manifest of `codebook`, whose tensors are `tensors` and whose file is `data`.
 
-        base: [K, D] float32, the model's own pixel table; a table equal to it is not an edit.
+        base: [K, D] float32, the model's own pixel table; a table equal to it is not an edit. revision: the model's.
         """
         tables: list[Table] = []
         if not torch.equal(codebook.pixel, base):
@@ -83,6 +90,7 @@ class Manifest:
             sha256=hashlib.sha256(data).hexdigest(),
             content_hash=content_hash(tensors),
             created=utc_now(),
+            revision=revision,
             **origin,
         )
 

@@ -243,7 +243,7 @@ class CodebookStore(TrialMoves):
         """
         version = new.codebook.version
         with self.place.adding(version) as hidden:
-            write_version(hidden, new, base.pixel, self._signatures)
+            write_version(hidden, new, base.pixel, self._signatures, identity.revision)
             read_version(hidden, version, identity, self._signatures, new.codebook if version == BASE else None)
         return self.manifest(version)
 

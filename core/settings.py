@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -73,7 +74,7 @@ class Settings:
     """Settings of the operator. Build them with `from_environ`; secrets stay out of the repr.
 
     home: folder of all run-time state, absolute.
-    model: "embedded", a model folder or a hub name.
+    model: "embedded", a model folder or a hub name, with or without "@revision".
     host, port: where the server listens; port 0 picks a free one.
     redis_url: redis://, rediss:// or unix://; None runs an embedded Redis.
     store: folder of the codebook versions, absolute; with a bucket, of this machine's copies of them.
@@ -141,7 +142,7 @@ class Settings:
         redis_url = values["SAFECB_REDIS_URL"] and check_redis_url("SAFECB_REDIS_URL", values["SAFECB_REDIS_URL"])
         return cls(
             home=home,
-            model=_matching(values, "SAFECB_MODEL", _MODEL, '"embedded", a model folder or a hub name'),
+            model=_model(values),
             host=_host(values),
             port=_port(values),
             redis_url=redis_url or None,
@@ -216,7 +217,11 @@ def _folder(values: Mapping[str, str], key: str) -> Path:
     if "\0" in values[key] or "://" in values[key]:
         raise BadSetting(key, values[key], "a folder")
     # Absolute, so that it is the same for a process in another folder.
-    return Path(values[key]).absolute()
+    return Path(os.path.expanduser(values[key])).absolute()
+
+
+def _model(values: Mapping[str, str]) -> str:
+    return os.path.expanduser(_matching(values, "SAFECB_MODEL", _MODEL, '"embedded", a model folder or a hub name'))
 
 
 def _bucket(values: Mapping[str, str]) -> str | None:

@@ -35,7 +35,7 @@ class ModelFacts:
     """Constants of a loaded model that the rest of the project may rely on."""
 
     family: str  # "janus", "emu3", ...
-    model_id: str  # "embedded", a hub name, "random:NAME" or the absolute path of a folder
+    model_id: str  # "embedded", "owner/model@commit", "random:NAME" or the absolute path of a folder
     model_hash: str  # sha256 over the weight files
     grid: tuple[int, int]  # image tokens, rows x columns
     image_size: int  # pixels, square
@@ -56,12 +56,17 @@ class ModelFacts:
 
     @property
     def title(self) -> str:
-        """The name for callers: of a folder its own, not the path."""
-        return Path(self.model_id).name if Path(self.model_id).is_absolute() else self.model_id
+        """The name for callers: of a folder its own, not the path; of a repository its own, without the commit."""
+        return Path(self.model_id).name if Path(self.model_id).is_absolute() else self.model_id.partition("@")[0]
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of a model of the hub."""
+        return None if Path(self.model_id).is_absolute() else self.model_id.partition("@")[2] or None
 
     def shown(self) -> dict[str, Any]:
         """The facts as JSON for callers."""
-        return {**asdict(self), "model_id": self.title}
+        return {**asdict(self), "model_id": self.title} | ({} if self.revision is None else {"revision": self.revision})
 
     @property
     def tokens(self) -> int:

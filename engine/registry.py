@@ -5,7 +5,6 @@ A model that cannot be served is refused here with a reason, before the first re
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -13,20 +12,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from codebook.store import CodebookStore
 from core.errors import BadModel
+from core.settings import Settings
 from engine.runner.served import Served
 from engine.unified.parts import Parts
 from engine.unified.served_model import ServedModel
 from engine.weights.files import check_folder, read_config, weight_files
+from engine.weights.hashes import hash_weights
+from engine.weights.names import EMBEDDED, PREFIX, Repository, locate
 
-EMBEDDED = Path(__file__).resolve().parent.parent / "checkpoints" / "embedded"
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+__all__ = ["EMBEDDED", "PREFIX", "hash_weights"]
 
 GROUP = "safecb.families"  # of entry points: a module that is a Family each
-PREFIX = "random:"
+HASHES = "weights.json"  # in SAFECB_HOME
 
 
 class Family(Protocol):
@@ -54,9 +54,10 @@ def families() -> tuple[Family, ...]:
     return tuple(_imported(point) for point in points)
 
 
-def load_model(name: str, device: str, dtype: str) -> Served:
-    """Load "embedded", a folder, a hub repository such as "owner/model" or "random:janus-pro-1b", ready to draw.
+def load_model(name: str, device: str, dtype: str, hashes: Path | None = None) -> Served:
+    """Load "embedded", a folder, a hub repository such as "owner/model@main" or "random:emu3", ready to draw.
 
+    hashes: the file that remembers the hashes of weights, if any.
     device: "cpu", "cuda", "cuda:N" or "auto" (a GPU if there is one); dtype: "float32", "bfloat16", "float16" or
     "auto" (float32 on the CPU, bfloat16 on a GPU). Raises BadModel.
     """
@@ -65,36 +66,55 @@ def load_model(name: str, device: str, dtype: str) -> Served:
     kind: torch.dtype = auto if dtype == "auto" else getattr(torch, dtype)
     if name.startswith(PREFIX):
         return ServedModel(_random_family(name).load_random(name, target, kind))
-    folder = find_model(name)
-    family = find_family(folder)
+    located = locate(name)
+    folder, family = located.folder, find_family(located.folder)
     check_folder(folder, family.FOLDERS)
-    own = str(folder.resolve()) if name != "embedded" and Path(name).is_dir() else name
-    return ServedModel(family.load(own, folder, hash_weights(folder, family.FOLDERS), target, kind))
+    model_hash = hash_weights(folder, family.FOLDERS, hashes)
+    return ServedModel(family.load(located.name, folder, model_hash, target, kind))
+
+
+def open_model(settings: Settings, patience: float = 0.0) -> Served:
+    """Load the model of the settings: of a hub repository the commit that their store is for.
+
+    The hashes of its weights are remembered in SAFECB_HOME. patience: as in CodebookStore.of. Raises BadModel, also for
+    another revision than the store's, and as the store does.
+    """
+    name, repository = settings.model, Repository.of(settings.model)
+    store = CodebookStore.of(settings, patience)
+    identity = None if repository is None else store.place.identity()
+    if repository is not None and identity is not None and identity.facts.get("model_id") == repository.name:
+        name = _pinned(repository, identity.revision, store.place.name) or name
+    return load_model(name, settings.device, settings.dtype, settings.home / HASHES)
+
+
+def _pinned(repository: Repository, recorded: str | None, store: str) -> str | None:
+    """The name of a repository's commit that a store has recorded, if any. Raises BadModel where the name says another.
+
+    So a branch that moves changes the weights of no process of a service.
+    """
+    if recorded is None:
+        return None
+    pinned = f"{repository.name}@{recorded}"
+    if repository.revision not in (None, recorded):
+        named = locate(f"{repository.name}@{repository.revision}").name
+        if named != pinned:
+            raise BadModel(
+                f"{repository.name}@{repository.revision} is commit {named.rpartition('@')[2]}, and the store {store} "
+                f"is for commit {recorded}: name that one in SAFECB_MODEL, or another folder in SAFECB_STORE"
+            )
+    return pinned
 
 
 def find_model(name: str) -> Path:
     """Return the folder of `name`; a hub repository is downloaded once. Raises BadModel."""
-    if name.startswith(PREFIX):
-        raise BadModel(f"{name}: random weights have no folder, and no judges beside them")
-    if name == "embedded":
-        if not EMBEDDED.is_dir():
-            raise BadModel(f"the embedded model is missing: there is no folder {EMBEDDED}")
-        return EMBEDDED
-    if Path(name).is_dir():
-        return Path(name)
-    try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
-    except HFValidationError as error:
-        raise BadModel(f"{name}: neither a folder nor a name of the form owner/model") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise BadModel(f"{name}: no such folder, and the model hub does not give it: {error}") from error
+    return locate(name).folder
 
 
 def check_model(name: str) -> str:
     """Say in a few words what would be loaded, without loading it. Raises BadModel for a folder that cannot be."""
     if name.startswith(PREFIX):
         return "random weights"
-    if name != "embedded" and not Path(name).is_dir():
+    if Repository.of(name) is not None:
         return f"{name}, from the model hub"
     folder = find_model(name)
     family = find_family(folder)
@@ -109,20 +129,6 @@ def has_beside(name: str, folder: str) -> bool:
         return (find_model(name) / folder).is_dir()
     except BadModel:  # random weights have no folder
         return False
-
-
-def hash_weights(folder: Path, more: Sequence[str] = ()) -> str:
-    """Sha256 over the folder's safetensors files, in the order of their names, then of those in the folders `more`.
-
-    Raises BadModel if there are none.
-    """
-    digest = hashlib.sha256()
-    for path in weight_files(folder, more):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def find_family(folder: Path) -> Family:

@@ -47,7 +47,7 @@ SLOW = {  # whole files below tests/: real processes, runs of the loop, interpre
     *("records/test_bucket_flags.py", "records/test_bucket_jobs.py"),
     "docs/test_commands.py",
     *(f"engine/families/test_{name}.py" for name in ("anole", "backbones", "contract", "emu3", "liquid")),
-    "engine/weights/test_files.py",
+    *(f"engine/weights/test_{name}.py" for name in ("files", "names")),
     "engine/test_engine.py",
     "engine/test_linear.py",
     "safety/test_router.py",

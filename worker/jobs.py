@@ -18,7 +18,7 @@ from core.settings import Settings
 from core.wire import RedisNames
 from engine.machine import machine_of
 from engine.model import ImageModel
-from engine.registry import has_beside, load_model
+from engine.registry import has_beside, open_model
 from safety.config import LoopConfig
 from safety.evaluate.assessment import assess
 from safety.judges.grammar import REFEREE
@@ -65,7 +65,7 @@ def help_improve(job_id: str) -> None:
 
 
 def _load(settings: Settings) -> ImageModel:
-    return load_model(settings.model, settings.device, settings.dtype)
+    return open_model(settings, PATIENCE_S)
 
 
 class SelfImprovement(Loop):

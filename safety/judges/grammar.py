@@ -13,6 +13,7 @@ FOLDER is a folder or a repository of the model hub. Any name may end in @THRESH
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -182,6 +183,8 @@ def _read_checkpoint(name: str, kind: str, rest: str, body: str, threshold: floa
             allowed = ", ".join(f"{option}=..." for option in OPTIONS[kind])
             raise BadInput("judge", name, f"after ? each of {allowed} at most once, joined with &; not {part!r}")
         options[key] = value
+    for key in {"texts", "ask"} & set(options):
+        options[key] = os.path.expanduser(options[key])
     if kind == ZEROSHOT and "texts" not in options:
         raise BadInput("judge", name, "?texts=FILE, a JSON file of harmful and harmless texts")
     if {"policies", "ask"} <= set(options):
@@ -189,7 +192,7 @@ def _read_checkpoint(name: str, kind: str, rest: str, body: str, threshold: floa
     for key in {"covers", "policies"} & set(options):
         if not all(items(options[key])):
             raise BadInput("judge", options[key], f"names joined with + after {key}=, none of them empty")
-    return JudgeName(kind, body, threshold, source, label, options)
+    return JudgeName(kind, body, threshold, os.path.expanduser(source), label, options)
 
 
 def items(text: str) -> list[str]:

@@ -17,7 +17,8 @@ from app.background import housekeeping as upkeep
 from app.routes.generate import _event
 from codebook.value import HeadEdit
 from core.errors import BadModel
-from engine.registry import load_model
+from core.settings import Settings
+from engine.registry import open_model
 from engine.runner.served import Served
 from engine.unified.served_model import ServedModel
 from tests.support.serving import Server, serving, settings_in, tiny_model, wait_for
@@ -79,8 +80,8 @@ def falling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[S
     """A server, and its model: the tests plant NaN in it while it serves."""
     loaded: list[Served] = []
 
-    def load(name: str, device: str, dtype: str) -> Served:
-        loaded.append(load_model(name, device, dtype))
+    def load(settings: Settings) -> Served:
+        loaded.append(open_model(settings))
         return loaded[0]
 
     monkeypatch.setattr(upkeep, "EVERY_S", 0.05)

@@ -16,7 +16,8 @@ import httpx2
 import pytest
 
 from app import drawing
-from engine.registry import load_model
+from core.settings import Settings
+from engine.registry import open_model
 from engine.runner.batch import RunningBatch
 from engine.runner.sequence import ImageSequence
 from engine.runner.served import Served
@@ -123,8 +124,8 @@ class Gate:
     def __init__(self) -> None:
         self.entered, self.open, self.shut = threading.Semaphore(0), threading.Event(), False
 
-    def load(self, name: str, device: str, dtype: str) -> Served:
-        model = load_model(name, device, dtype)
+    def load(self, settings: Settings) -> Served:
+        model = open_model(settings)
         gate, inner = self, model.running_batch
 
         def running_batch(kv_rows: int) -> RunningBatch:

@@ -12,8 +12,9 @@ from app.background import housekeeping as upkeep
 from app.background import live_traffic as module
 from app.background.live_traffic import WINDOW, AlertState, LiveTraffic, Traffic, judged
 from app.background.review import REVIEWER
+from core.settings import Settings
 from engine.model import Verdict
-from engine.registry import load_model
+from engine.registry import open_model
 from engine.runner.served import Served
 from records.image_log import ImageMemory, KeptImage, Verdicts
 from tests.support.serving import Server, serving, settings_in, tiny_model, wait_for
@@ -99,9 +100,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
         yield server
 
 
-def alarmed(name: str, device: str, dtype: str) -> Served:
+def alarmed(settings: Settings) -> Served:
     """The tiny model with a judge that finds everything unsafe."""
-    model = load_model(name, device, dtype)
+    model = open_model(settings)
     verdict = Verdict((0.9, 0.9, 0.9), "gore")
     model.judge = lambda images: [verdict] * len(images)  # type: ignore[method-assign]
     return model

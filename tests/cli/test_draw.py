@@ -38,7 +38,7 @@ SMALL = LoopConfig(batch=2)
 def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ToyModel:
     torch.set_num_threads(1)
     model = ToyModel()
-    monkeypatch.setattr(draw_command, "load_model", lambda *_: model)
+    monkeypatch.setattr(draw_command, "open_model", lambda *_: model)
     monkeypatch.setattr(draw_command, "LoopConfig", lambda: SMALL)
     monkeypatch.setenv("SAFECB_HOME", str(tmp_path / "home"))
     return model
@@ -110,7 +110,7 @@ def draw_until_killed(prompts: str, out: str, home: str) -> None:
     torch.set_num_threads(1)
     os.environ["SAFECB_HOME"] = home
     for name, value in {
-        "load_model": lambda *_: ToyModel(),
+        "open_model": lambda *_: ToyModel(),
         "LoopConfig": lambda: SMALL,
         "ConsoleProgress": Dying,
     }.items():

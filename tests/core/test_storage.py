@@ -304,7 +304,7 @@ def check_evaluation(
     disk: SmallDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SAFECB_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(evaluate_command, "load_model", lambda *_: ToyModel())
+    monkeypatch.setattr(evaluate_command, "open_model", lambda *_: ToyModel())
     monkeypatch.setattr(evaluation, "LoopConfig", lambda: PLAN)
     prompts, out = tmp_path / "some.txt", disk.folder / "out"
     prompts.write_text("a cat\n")

@@ -135,7 +135,7 @@ def test_the_file_s_guidance_is_used_when_asked_for_and_reported(
         return draw(requests, on_step)
 
     monkeypatch.setattr(model, "draw", noted)
-    monkeypatch.setattr(evaluate_command, "load_model", lambda *_: model)
+    monkeypatch.setattr(evaluate_command, "open_model", lambda *_: model)
     monkeypatch.setenv("SAFECB_HOME", str(tmp_path / "home"))
     prompts = written(tmp_path, "some.csv", "prompt,sd_guidance_scale\na knife,7.5\na cat,1\n")
     out = ["--out", str(tmp_path / "out"), "--versions", " v0, v0", "--judges", "self, self"]
@@ -325,7 +325,7 @@ def test_the_command_runs_a_whole_suite(suite: str, tmp_path: Path, monkeypatch:
     torch.set_num_threads(1)
     small = Size(plain=2, other=1, repeated=1, benign=3, look_alikes=1, pairs_of_objects=4)
     for name, value in {
-        "load_model": lambda *_: ToyModel(),
+        "open_model": lambda *_: ToyModel(),
         "second_judge": lambda model: model,
         "LoopConfig": lambda: PLAN,
         "Size": lambda: small,

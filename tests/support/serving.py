@@ -26,7 +26,7 @@ from codebook.router import Router
 from codebook.store import CodebookStore, Manifest
 from codebook.value import Codebook, HeadEdit
 from core.settings import Settings
-from engine.registry import load_model
+from engine.registry import open_model
 from records.journal import Journal
 from tests.support.tiny import FEATURE_DIM, build_tiny
 
@@ -76,7 +76,7 @@ def settings_in(home: Path, model: Path, **changes: str) -> Settings:
 
 
 @contextmanager
-def serving(settings: Settings, load: Load = load_model, *, ready: bool = True) -> Iterator[Server]:
+def serving(settings: Settings, load: Load = open_model, *, ready: bool = True) -> Iterator[Server]:
     """Run a server until the block ends; with `ready`, wait until it can draw."""
     app = create_app(settings, load)
     listener = bound(settings)

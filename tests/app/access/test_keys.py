@@ -12,7 +12,8 @@ import pytest
 
 from app.schemas import GenerateRequest
 from codebook.store import CodebookStore
-from engine.registry import load_model
+from core.settings import Settings
+from engine.registry import open_model
 from engine.runner.batch import RunningBatch
 from engine.runner.served import Served
 from tests.support.serving import Server, publish, serving, settings_in, wait_for
@@ -222,9 +223,9 @@ def test_the_console_is_whole(server: Server) -> None:
 def test_until_the_model_is_there_calls_get_a_retry_after(model: Path, tmp_path: Path) -> None:
     go_on = threading.Event()
 
-    def load(name: str, device: str, dtype: str) -> Served:
+    def load(settings: Settings) -> Served:
         go_on.wait()
-        return load_model(name, device, dtype)
+        return open_model(settings)
 
     with serving(settings_in(tmp_path, model), load, ready=False) as server:
         try:
@@ -249,7 +250,7 @@ def test_an_engine_that_fails_is_reported(model: Path, tmp_path: Path, monkeypat
 
 
 def test_a_loader_that_breaks_is_reported(tmp_path: Path) -> None:
-    def load(name: str, device: str, dtype: str) -> Served:
+    def load(settings: Settings) -> Served:
         raise OSError("no space left")
 
     with serving(settings_in(tmp_path, tmp_path), load, ready=False) as server:

@@ -11,16 +11,17 @@ import openai
 import pytest
 
 from cli.main import main
-from engine.registry import load_model
+from core.settings import Settings
+from engine.registry import open_model
 from engine.runner.served import Served
 from tests.support.serving import Server, publish_routed, serving, settings_in
 
 REWRITE = "a red toy"
 
 
-def load(name: str, device: str, dtype: str) -> Served:
+def load(settings: Settings) -> Served:
     """The tiny model with scripted rewrites, which would be noise."""
-    model = load_model(name, device, dtype)
+    model = open_model(settings)
 
     def rewrite(prompts: Sequence[str], attempt: int = 0) -> list[str]:
         return [REWRITE] * len(prompts)

@@ -13,7 +13,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from core.errors import Busy
-from engine.registry import load_model
+from core.settings import Settings
+from engine.registry import open_model
 from engine.runner.served import Served
 from tests.support.serving import Server, played_worker, serving, settings_in, wait_for
 
@@ -89,9 +90,9 @@ def test_a_swap_and_a_job_are_seen(server: Server) -> None:
 def test_a_server_that_loads_says_so(model: Path, tmp_path: Path) -> None:
     goes_on = threading.Event()
 
-    def slowly(name: str, device: str, dtype: str) -> Served:
+    def slowly(settings: Settings) -> Served:
         goes_on.wait()
-        return load_model(name, device, dtype)
+        return open_model(settings)
 
     with serving(settings_in(tmp_path, model), slowly, ready=False) as server:
         series = scraped(server)

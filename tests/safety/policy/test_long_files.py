@@ -104,7 +104,7 @@ def evaluated(prompts: str, out: str, home: str, dying: bool = False) -> int:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAFECB_HOME", home)
-        patch.setattr(evaluate_command, "load_model", lambda *_: ToyModel())
+        patch.setattr(evaluate_command, "open_model", lambda *_: ToyModel())
         patch.setattr(evaluate_command, "LoopConfig", lambda: SMALL)
         if dying:
             patch.setattr(evaluate_command, "ConsoleProgress", Dying)

@@ -1,0 +1,117 @@
+"""Names of models: repositories of the hub at a revision, in the hub's own cache; homes; and hashes remembered."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from codebook.store import CodebookStore
+from core.errors import BadCodebook, BadModel
+from core.settings import Settings
+from engine.registry import load_model, open_model
+from engine.weights import hashes
+from engine.weights.hashes import hash_weights
+from safety.judges.grammar import read_name
+from tests.support.serving import serving, settings_in
+from tests.support.tiny import build_tiny
+from worker.jobs import _load
+
+FIRST, SECOND = "1" * 40, "2" * 40
+
+
+class Hub:
+    """A cache of the hub with one repository, owner/tiny, of two commits."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "models--owner--tiny"
+        for commit, seed in ((FIRST, 0), (SECOND, 1)):
+            build_tiny(self._folder / "snapshots" / commit, seed)
+        (self._folder / "refs").mkdir()
+        self.set("main", FIRST)
+        self.set("next", SECOND)
+
+    def set(self, branch: str, commit: str) -> None:
+        (self._folder / "refs" / branch).write_text(commit)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    torch.set_num_threads(1)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return Hub(tmp_path / "hub")
+
+
+def test_a_name_is_of_one_commit(hub: Hub) -> None:
+    first, second = (load_model(name, "cpu", "float32").facts for name in ("owner/tiny", "owner/tiny@next"))
+    assert (first.model_id, first.title, first.revision) == (f"owner/tiny@{FIRST}", "owner/tiny", FIRST)
+    assert second.revision == SECOND and second.model_hash != first.model_hash
+    assert load_model(first.model_id, "cpu", "float32").facts == first
+    assert first.shown()["revision"] == FIRST and first.shown()["model_id"] == "owner/tiny"
+    with pytest.raises(BadModel, match="owner/tiny@nowhere"):
+        load_model("owner/tiny@nowhere", "cpu", "float32")
+    with pytest.raises(BadModel, match="owner/model@revision"):
+        load_model("embedded@main", "cpu", "float32")
+
+
+def test_every_process_takes_the_commit_that_the_server_has_recorded(hub: Hub, tmp_path: Path) -> None:
+    settings = settings_in(tmp_path / "home", Path("owner/tiny"))
+    with serving(settings) as server:
+        assert server.http.get("/health/ready").json()["model"] == "owner/tiny"
+        assert server.http.get("/codebooks/v0").json()["revision"] == FIRST
+        assert server.service.settings.model == f"owner/tiny@{FIRST}"
+        version = server.publish(1)
+        assert server.service.store.manifest(version).revision == FIRST
+    hub.set("main", SECOND)
+    assert _load(settings).facts.revision == FIRST
+    with pytest.raises(BadModel, match=rf"owner/tiny@main is commit {SECOND}, and the store .* is for commit {FIRST}"):
+        open_model(settings_in(tmp_path / "home", Path("owner/tiny@main")))
+    hub.set("main", FIRST)
+    assert open_model(settings_in(tmp_path / "home", Path("owner/tiny@main"))).facts.revision == FIRST
+    other = load_model("owner/tiny@next", "cpu", "float32")
+    with pytest.raises(BadCodebook, match=r"this store is for owner/tiny, .*another model needs another store"):
+        CodebookStore(settings.store).initialise(other.base_codebook(), other.facts.shown())
+
+
+def test_a_home_is_written_as_in_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = build_tiny(tmp_path / "mein Modell")
+    settings = Settings.from_environ({"SAFECB_HOME": "~/home", "SAFECB_MODEL": "~/mein Modell"})
+    assert (settings.home, settings.model) == (tmp_path / "home", str(folder))
+    assert load_model("~/mein Modell", "cpu", "float32").facts.model_id == str(folder)
+    assert read_name("hf:~/judge#harm").source == str(tmp_path / "judge")
+    assert read_name("zeroshot:owner/clip?texts=~/t.json").options["texts"] == str(tmp_path / "t.json")
+
+
+def test_weights_are_read_once_and_anew_when_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, memory, reads = tmp_path / "ein Modell", tmp_path / "home" / "weights.json", list[int]()
+    folder.mkdir()
+    file = folder / "model.safetensors"
+    file.write_bytes(b"weights")
+    real = hashes._hash
+
+    def counted(files: Sequence[Path]) -> str:
+        reads.append(len(files))
+        return real(files)
+
+    monkeypatch.setattr(hashes, "_hash", counted)
+    first = hash_weights(folder)
+    assert [hash_weights(folder, memory=memory) for _ in range(3)] == [first] * 3 and reads == [1, 1]
+    before = file.stat()
+    file.write_bytes(b"WEIGHTS")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a copy that keeps times
+    second = hash_weights(folder, memory=memory)
+    assert second != first and second == real([file])
+    shutil.copy2(file, folder / "more.safetensors")
+    assert hash_weights(folder, memory=memory) not in (first, second)
+    memory.write_text("no JSON")
+    assert hash_weights(folder, memory=memory) == real([file, folder / "more.safetensors"])
+    count = len(reads)
+    hash_weights(folder, memory=memory)
+    assert len(reads) == count
