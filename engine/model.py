@@ -37,7 +37,7 @@ class ModelFacts:
     family: str  # "janus", "emu3", ...
     model_id: str  # "embedded", "owner/model@commit", "random:NAME" or the absolute path of a folder
     model_hash: str  # sha256 over the weight files
-    grid: tuple[int, int]  # image tokens, rows x columns
+    grid: tuple[int, int]  # cells of an image, rows x columns
     image_size: int  # pixels, square
     codes: int  # K
     code_dim: int  # D
@@ -53,6 +53,7 @@ class ModelFacts:
     dtype: str = "float32"  # of its layers
     top_k: int = 0  # likewise, of the codes it samples from; 0: all
     top_p: float = 1.0  # likewise; 1: all
+    depth: int = 1  # codes of a cell, drawn in one step, whose rows of the pixel table are added up
 
     @property
     def title(self) -> str:
@@ -70,8 +71,8 @@ class ModelFacts:
 
     @property
     def tokens(self) -> int:
-        """Image tokens an image, N."""
-        return self.grid[0] * self.grid[1]
+        """Image tokens an image, N: cell by cell, the codes of a cell in their order."""
+        return self.grid[0] * self.grid[1] * self.depth
 
     def sampling(self, seed: int) -> Sampling:
         """The model's default sampling with a seed."""

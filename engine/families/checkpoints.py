@@ -6,13 +6,13 @@ Knows transformers' loaders. Knows no class of a model.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from codebook.tensors import is_finite
@@ -54,6 +54,28 @@ def check_complete(folder: Path, missing: Collection[str]) -> None:
             f"{folder}: its files lack {len(missing)} weights of its class, such as {some}: a checkpoint of another "
             "layout, or a part of one"
         )
+
+
+def read_tensors(folder: Path, prefixes: Sequence[str]) -> dict[str, Tensor]:
+    """Read from a folder's files the tensors whose names begin with a prefix, which is cut off. Raises BadModel."""
+    tensors = dict[str, Tensor]()
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as reader:
+                for key in reader.keys():  # noqa: SIM118  (no mapping)
+                    if (prefix := next((p for p in prefixes if key.startswith(p)), None)) is not None:
+                        tensors[key.removeprefix(prefix)] = reader.get_tensor(key)
+        except (OSError, SafetensorError) as error:
+            raise BadModel(f"{file}: cannot be read: {error}") from error
+    return tensors
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], folder: Path, part: str) -> None:
+    """Load tensors that must be all of a module's. Raises BadModel, naming what is missing or strange in the part."""
+    try:
+        module.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        raise BadModel(f"{folder}: the weights of its {part} do not fit: {error}") from error
 
 
 def check_weights(folder: Path, model: nn.Module) -> None:

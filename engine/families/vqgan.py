@@ -1,24 +1,24 @@
 """VQGAN of Chameleon, which Anole and Liquid draw with: its decoder, which transformers lacks, and its encoder.
 
-The decoder is a taming one; transformers' class for Janus has the same layers in another order, with attention at the
-lowest level. Knows tensors by name. Knows nothing of language models.
+The decoder is a taming one, as is VILA-U's; transformers' class for Janus has the same layers in another order, with
+attention at the lowest level. Knows tensors by name. Knows nothing of language models.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import JanusVQVAEConfig
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
-from transformers.models.janus.modeling_janus import JanusVQVAEDecoder
+from transformers.models.janus.modeling_janus import JanusVQVAEAttnBlock, JanusVQVAEDecoder
 
 from core.errors import BadModel
+from engine.families.checkpoints import load_strictly, read_tensors
 from engine.families.code_rows import nearest
 from engine.families.fast_norms import use_fast_norms
 
@@ -58,8 +58,8 @@ class Vqgan:
         return nearest(latent[0].flatten(1).T, self.table)
 
 
-def make_decoder(config: Any) -> nn.Module:  # noqa: ANN401  (transformers types a ChameleonVQVAEConfig loosely)
-    """Return the decoder of a configuration, without weights of any use."""
+def make_decoder(config: Any, attending: Collection[int] = ()) -> nn.Module:  # noqa: ANN401  (a ChameleonVQVAEConfig)
+    """Return the decoder of a configuration, without weights of any use; attending: levels, 0 being the lowest."""
     decoder: nn.Module = JanusVQVAEDecoder(  # type: ignore[no-untyped-call]
         JanusVQVAEConfig(
             base_channels=config.base_channels,
@@ -69,40 +69,30 @@ def make_decoder(config: Any) -> nn.Module:  # noqa: ANN401  (transformers types
             out_channels=config.in_channels,
         )
     )
-    lowest: Any = decoder.get_submodule("up.0")
-    lowest.attn = nn.ModuleList()
+    for number, multiplier in enumerate(reversed(config.channel_multiplier)):
+        level: Any = decoder.get_submodule(f"up.{number}")
+        blocks = config.num_res_blocks + 1 if number in attending else 0
+        channels = config.base_channels * multiplier
+        level.attn = nn.ModuleList(
+            JanusVQVAEAttnBlock(channels)  # type: ignore[no-untyped-call]
+            for _ in range(blocks)
+        )
     return decoder.train(False).requires_grad_(False)
 
 
 def load_decoder(config: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:  # noqa: ANN401
     """Return the decoder with the weights in a folder's safetensors files. Raises BadModel where they are not there."""
-    decoder, tensors = make_decoder(config), dict[str, Tensor]()
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt") as reader:
-                for key in reader.keys():  # noqa: SIM118  (no mapping)
-                    if (prefix := next((p for p in PREFIXES if key.startswith(p)), None)) is not None:
-                        name = _ours(key.removeprefix(prefix), len(config.channel_multiplier))
-                        tensors[name] = reader.get_tensor(key)
-        except (OSError, SafetensorError) as error:
-            raise BadModel(f"{file}: cannot be read: {error}") from error
+    tensors = read_tensors(folder, PREFIXES)
     if not tensors:
         raise BadModel(
             f"{folder}: holds no weights of an image decoder (decoder.*): it can judge and not draw; for Anole take a "
             "checkpoint that has them, such as leloy/Anole-7b-v0.1-hf"
         )
-    load_strictly(decoder, tensors, folder)
+    decoder, levels = make_decoder(config), len(config.channel_multiplier)
+    load_strictly(decoder, {ours(key, levels): tensor for key, tensor in tensors.items()}, folder, "image decoder")
     return decoder.to(device=device, dtype=dtype)
 
 
-def load_strictly(decoder: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Load tensors that must be all of a decoder's. Raises BadModel, naming what is missing or strange."""
-    try:
-        decoder.load_state_dict(dict(tensors))
-    except RuntimeError as error:
-        raise BadModel(f"{folder}: the weights of its image decoder do not fit: {error}") from error
-
-
-def _ours(name: str, levels: int) -> str:
+def ours(name: str, levels: int) -> str:
     """A name in taming's order of levels, lowest last, in that of the class, lowest first."""
     return _LEVEL.sub(lambda match: f"up.{levels - 1 - int(match.group(1))}.", name)

@@ -18,7 +18,7 @@ from engine.model import REFUSED
 from engine.runner.batch_layout import BatchLayout
 from engine.runner.cuda_graphs import ByWidth, bucket, recorder
 from engine.runner.decoder import blocks
-from engine.runner.image_lm import ImageLM, PrefillResult
+from engine.runner.image_lm import DepthHead, ImageLM, PrefillResult
 from engine.runner.sampling import apply_cfg, sample
 from engine.runner.script import ScriptTensors
 from engine.runner.sequence import ImageSequence
@@ -33,11 +33,11 @@ class RunningBatch:
         """Reserve `kv_rows` KV rows of `positions` positions each."""
         self._image_lm, self._kv_rows = image_lm, kv_rows
         self._cache = image_lm.decoder.new_cache(kv_rows, positions)
-        self._hidden = image_lm.codes.new_zeros(kv_rows, image_lm.codes.shape[1])  # of each row's last token
+        self._hidden = image_lm.codes.new_zeros(kv_rows, image_lm.decoder.width)  # of each row's last token
         self._next = torch.zeros_like(self._hidden)  # the embeddings that the rows read next
         self._features = torch.zeros(kv_rows, image_lm.width, device=image_lm.codes.device)
         self._sums = torch.zeros_like(self._features)  # of an image's features so far, for the halfway probe
-        self._script = ScriptTensors(image_lm.script, image_lm.codes) if not image_lm.script.is_plain else None
+        self._script = ScriptTensors(image_lm.script, image_lm.codes) if image_lm.script.kinds else None
         # The last row of the token table is for padded images, a last column for steps that draw no code.
         columns = image_lm.tokens + (self._script is not None)
         self._tokens = torch.zeros(kv_rows + 1, columns, dtype=torch.int64, device=image_lm.codes.device)
@@ -59,6 +59,11 @@ class RunningBatch:
     def sequences(self) -> Sequence[ImageSequence]:
         """The images being drawn, in the order in which they joined."""
         return tuple(self._sequences)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps that an image takes."""
+        return self._image_lm.script.steps
 
     @property
     def free(self) -> int:
@@ -89,7 +94,7 @@ class RunningBatch:
         return aside
 
     def step(self) -> list[ImageSequence]:
-        """Sample one more token of every image; return those that are complete and leave, with their `tokens` set.
+        """Take one more step of every image; return those that are complete and leave, with their `tokens` set.
 
         An image whose halfway probe fires begins again: its step is 0 then; or leaves, if its version refuses it: all
         its tokens are REFUSED. The tokens of an image whose logits were NaN or infinite are NO_TOKEN.
@@ -152,7 +157,7 @@ class RunningBatch:
         return bucket(kv_rows, self._kv_rows) if self._recorded else kv_rows
 
     def _sample_next(self) -> None:
-        """Sample a token of every image, by the layout."""
+        """Sample the tokens of one step of every image, by the layout."""
         layout, width = self._layout, self._width(len(self._owners))
         if not self._laid_out:
             layout.write(self._sequences, self._owners, width if self._recorded else len(self._sequences), width)
@@ -172,18 +177,37 @@ class RunningBatch:
 
     def _sample_tokens(self, width: int) -> Tensor:
         """Sample by the hidden states of the first `width` rows; return what they read next, [width, H]."""
-        layout, features = self._layout, self._features[:width]
-        features.copy_(self._image_lm.head_input(self._hidden[:width]))
-        logits = self._image_lm.logits(features, layout.routed)
-        guided = apply_cfg(logits, layout.cfg_rows)
-        self._logit_sums.index_add_(0, layout.token_rows, guided.sum(1))
-        tokens = sample(guided, layout.sampling, layout.steps)
+        layout, image_lm = self._layout, self._image_lm
+        if image_lm.depth is not None:
+            return self._sample_deep(image_lm.depth, width)
+        tokens = self._sample_code(image_lm.head_input(self._hidden[:width]), layout.steps)
         if self._script is None:
             self._tokens[layout.token_rows, layout.steps] = tokens
         else:
             self._tokens[layout.token_rows, self._script.columns[layout.steps]] = tokens
             tokens = self._script.read(tokens, layout.steps)
         return torch.index_select(self._image_lm.codes, 0, tokens[layout.owners], out=self._next[:width])
+
+    def _sample_deep(self, head: DepthHead, width: int) -> Tensor:
+        """As `_sample_tokens`, of a model that draws several codes a step, each given those before it."""
+        layout, depth = self._layout, self._image_lm.script.depth
+        step, sums = head.begin(self._hidden[:width]), torch.zeros_like(self._features[:width])
+        drawn: list[Tensor] = []  # of each row
+        for level in range(depth):
+            features, column = step(drawn[-1] if drawn else None), layout.steps * depth + level
+            sums += features
+            tokens = self._sample_code(features, column)
+            self._tokens[layout.token_rows, column] = tokens
+            drawn.append(tokens[layout.owners])
+        self._features[:width] = sums
+        return self._next[:width].copy_(head.read(torch.stack(drawn, 1)))
+
+    def _sample_code(self, features: Tensor, counter: Tensor) -> Tensor:
+        """Sample a code of every image [n] by the features [R, M] of all rows; counter: [n], of its noise."""
+        layout, edited = self._layout, self._features[: features.shape[0]].copy_(features)
+        guided = apply_cfg(self._image_lm.logits(edited, layout.routed), layout.cfg_rows)
+        self._logit_sums.index_add_(0, layout.token_rows, guided.sum(1))
+        return sample(guided, layout.sampling, counter)
 
     def _read_next(self) -> None:
         """Let every row read the token that its image has just got."""

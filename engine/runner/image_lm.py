@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,20 @@ GPU_BUCKET = 4 * BLOCK  # on a GPU prompts are read together whose lengths are e
 CACHED_UNCONDITIONAL = 16  # unconditional prompts whose KV rows are cached
 PIECE = 1024  # tokens read together: attention on a CPU holds [heads, piece, positions]
 
+# The codes of one step in R rows, drawn one after the other: from the code [R] drawn last, None at first, to the
+# features [R, M] of the next one.
+DepthStep = Callable[[Tensor | None], Tensor]
+
+
+class DepthHead(Protocol):
+    """Head of a model that draws several codes a step, each given those before it; batch-invariant."""
+
+    def begin(self, hidden: Tensor) -> DepthStep:
+        """Begin a step after the hidden states [R, H]."""
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Return what the language model reads after a step, [.., H], of its tokens [.., depth]."""
+
 
 @dataclass(frozen=True)
 class ImageHead:
@@ -35,13 +50,15 @@ class ImageHead:
 
     table: M -> K, the output table; code_embeddings: [K + G, H], what the language model reads for each code, and for
     the given tokens of its script; projection: H -> M, and activation, of its outputs, which gives the features: where
-    there is none, hidden states are the features.
+    there is none, hidden states are the features. depth: of a model that draws several codes a step; it reads
+    code_embeddings [K, D], and there is no projection.
     """
 
     table: nn.Linear
     code_embeddings: Tensor
     projection: nn.Linear | None = None
     activation: Callable[[Tensor], Tensor] | None = None
+    depth: DepthHead | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +78,7 @@ class ImageLM:
         """Take the parts."""
         self.decoder, self.script, self.tokens = decoder, script, script.tokens
         self.width: int = head.table.in_features  # M
-        self.codes = head.code_embeddings
+        self.codes, self.depth = head.code_embeddings, head.depth
         self._prompts, self._table = prompts, head.table
         self._output = Linear([head.table])
         self._projection = None if head.projection is None else Linear([head.projection])
@@ -108,6 +125,8 @@ class ImageLM:
         with torch.no_grad():
             prompt_ids = [self._prompts.tokenize(p) for p in prompts]
             _, last, cache = self.decoder.prefill(prompt_ids, self.script.steps - 1)
+            if self.depth is not None:
+                return self._deep_features(self.depth, last, cache, tokens)
             if self.script.is_plain:
                 rest = self.decoder.extend(self.codes[tokens[:, :-1]], cache)
                 return self.head_input(torch.cat([last[:, None], rest], 1)).float()
@@ -126,6 +145,20 @@ class ImageLM:
             states.append(self.decoder.extend(self.codes[read[:, start : start + PIECE]], cache))
         hidden = torch.cat(states, 1)[:, torch.tensor(steps, device=tokens.device)]
         return self.head_input(hidden).float()
+
+    def _deep_features(self, head: DepthHead, last: Tensor, cache: KVCache, tokens: Tensor) -> Tensor:
+        """The features of tokens drawn several a step."""
+        (images, count), depth = tokens.shape, self.script.depth
+        cells = F.pad(tokens, (0, -count % depth)).view(images, -1, depth)
+        hidden = last[:, None]
+        if cells.shape[1] > 1:
+            hidden = torch.cat([hidden, self.decoder.extend(head.read(cells[:, :-1]), cache)], 1)
+        features = []
+        parts = zip(*(torch.split(all_.flatten(0, 1), PIECE) for all_ in (hidden, cells)), strict=True)
+        for states, drawn in parts:
+            step, codes = head.begin(states), [None, *drawn.unbind(1)[:-1]]
+            features.append(torch.stack([step(code) for code in codes], 1).float())
+        return torch.cat(features).view(images, cells.shape[1] * depth, -1)[:, :count]
 
     def prompt_states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Last hidden states [B, T, H] float32 of the prompts and bool [B, T], False at padding."""

@@ -1,4 +1,4 @@
-"""Script of an image: at which steps a code is drawn, and at which a token is given, such as an end of a line.
+"""Script of an image: at which steps codes are drawn, how many, and at which a token is given, as an end of a line.
 
 Knows numbers of steps and tokens. Knows nothing of what a given token means.
 """
@@ -15,15 +15,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Script:
-    """tokens: N, the codes of an image. given: by step, the number of a given token, or None where a code is drawn."""
+    """tokens: N, the codes of an image. given: by step, the number of a given token, or None where codes are drawn.
+
+    depth: codes that are drawn at a step; above 1 no token is given.
+    """
 
     tokens: int
     given: tuple[int | None, ...]
+    depth: int = 1
 
     @classmethod
     def plain(cls, tokens: int) -> Script:
         """Return the script of an image all of whose steps draw a code."""
         return cls(tokens, (None,) * tokens)
+
+    @classmethod
+    def deep(cls, cells: int, depth: int) -> Script:
+        """Return the script of an image each of whose steps draws `depth` codes, those of one cell."""
+        return cls(cells * depth, (None,) * cells, depth)
 
     @classmethod
     def lines(cls, rows: int, columns: int) -> Script:
@@ -38,7 +47,7 @@ class Script:
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether every step draws a code."""
+        """Whether every step draws one code."""
         return self.steps == self.tokens
 
     @cached_property
@@ -47,7 +56,7 @@ class Script:
         counts, count = [], 0
         for given in self.given:
             counts.append(count)
-            count += given is None
+            count += self.depth * (given is None)
         return counts
 
     @cached_property

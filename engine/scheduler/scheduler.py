@@ -67,7 +67,7 @@ class Scheduler:
         self._revisions = Revisions(self._postprocessor, self._rejoin)
         self._step_s = 0.0  # mean seconds from one step to the next, prefills included
         self._failure: BaseException | None = None
-        self._part = max(1, model.facts.tokens // PARTS)
+        self._part = max(1, self._batch.steps // PARTS)
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
 
@@ -115,7 +115,7 @@ class Scheduler:
         with self._changed:
             begins, sequences = self._begins(), self._unsettled.get(future, ())
         own = [(i, begin) for i, (begin, _, sequence) in enumerate(begins) if sequence in sequences] or [(0, 0)]
-        return Place(own[0][0], (own[-1][1] + self._model.facts.tokens) * self._step_s)
+        return Place(own[0][0], (own[-1][1] + self._batch.steps) * self._step_s)
 
     def waiting(self) -> int:
         """Number of images that wait for their first token."""
@@ -159,7 +159,7 @@ class Scheduler:
         """The refusal of a call, until there is room for it after those refused before. Called with the lock."""
         now, rows = self._clock(), sum(kv_rows_of(sequence.request) for sequence in sequences)
         self._refused.forget(now)
-        turns = self._refused.before(caller, rows) / self._kv_rows * self._model.facts.tokens * self._step_s
+        turns = self._refused.before(caller, rows) / self._kv_rows * self._batch.steps * self._step_s
         wait = min(self._until_room(caller, own_over, over) + turns, MAX_RETRY_S)
         busy = Busy(f"the queue is full: {len(self._queue)} images wait", wait)
         if busy.retry_after < MAX_RETRY_S:
@@ -178,8 +178,8 @@ class Scheduler:
 
     def _begins(self) -> list[tuple[int, str, ImageSequence]]:
         """The waiting images in their order: steps until each begins, and its caller. Called with the lock."""
-        steps = self._model.facts.tokens
-        running = [(len(sequence.kv_rows), steps - self._batch.drawn(sequence)) for sequence in self._batch.sequences]
+        steps = self._batch.steps
+        running = [(len(sequence.kv_rows), steps - sequence.step) for sequence in self._batch.sequences]
         order = self._queue.order()
         begins = starts(running, [kv_rows_of(each.request) for _, each in order], self._kv_rows, steps)
         return [(begin, *entry) for begin, entry in zip(begins, order, strict=True)]

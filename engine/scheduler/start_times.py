@@ -1,4 +1,4 @@
-"""Estimated start of waiting images, in steps: every image takes as many steps as it has tokens.
+"""Estimated start of waiting images, in steps: every image takes equally many.
 
 Numbers only; no clock.
 """

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codebook.tensors import finite
+from engine.model import ModelFacts
 
 DecodeOne = Callable[[Tensor, Tensor], Tensor]  # as Parts.picture
 
@@ -26,14 +27,16 @@ def decode(decode_one: DecodeOne, tokens: Tensor, pixel: Tensor) -> Tensor:
     return finite("pixels", torch.cat(images))
 
 
-def preview(decode_one: DecodeOne, grid: tuple[int, int], tokens: Tensor, pixel: Tensor) -> Tensor:
+def preview(decode_one: DecodeOne, facts: ModelFacts, tokens: Tensor, pixel: Tensor) -> Tensor:
     """The first tokens [n] int64 of an image and a table [K, D] -> [1, 3, H, W], grey in the cells not drawn yet.
 
-    grid: of the whole image, in rows and columns of tokens. Raises BadNumber as `decode` does.
+    n is at least the codes of a cell. Raises BadNumber as `decode` does.
     """
-    rows, columns = grid
-    missing = rows * columns - tokens.shape[0]
-    # The last token stands in for those to come: a decoder mixes neighbouring cells.
-    image = finite("pixels", decode_one(F.pad(tokens, (0, missing), value=int(tokens[-1])), pixel))
-    known = (torch.arange(rows * columns, device=image.device) < tokens.shape[0]).view(1, 1, rows, columns)
+    (rows, columns), depth = facts.grid, facts.depth
+    drawn = tokens.shape[0] // depth
+    cells = tokens[: drawn * depth].view(drawn, depth)
+    # The last cell stands in for those to come: a decoder mixes neighbouring cells.
+    padded = torch.cat([cells, cells[-1:].expand(rows * columns - drawn, -1)])
+    image = finite("pixels", decode_one(padded.flatten(), pixel))
+    known = (torch.arange(rows * columns, device=image.device) < drawn).view(1, 1, rows, columns)
     return image * F.interpolate(known.to(image), image.shape[2:])

@@ -92,7 +92,7 @@ class ServedModel(Served):
         revise(self, revised := [sequence for sequence in aside if sequence.mode == "rewrite"])
         batch.admit(revised)
         while batch.sequences:
-            furthest = min(max(map(batch.drawn, batch.sequences)), self._facts.tokens - 1)
+            furthest = min(max(map(batch.drawn, batch.sequences)) + self._facts.depth, self._facts.tokens) - 1
             batch.step()
             if on_step is not None:
                 on_step(furthest)
@@ -119,7 +119,7 @@ class ServedModel(Served):
     def preview(self, tokens: Tensor, pixel: Tensor) -> Tensor:
         """See Served."""
         with torch.no_grad():
-            return pixels.preview(self._decode_one, self._facts.grid, tokens.to(self.device), pixel.to(self.device))
+            return pixels.preview(self._decode_one, self._facts, tokens.to(self.device), pixel.to(self.device))
 
     def judge(self, images: Tensor) -> list[Verdict]:
         """See ImageModel."""

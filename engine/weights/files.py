@@ -52,6 +52,8 @@ def check_folder(folder: Path, more: Sequence[str] = ()) -> None:
     """Raise BadModel where weights of a folder, or of its sub-folders `more`, are missing, cut off or quantised."""
     for place in (folder, *(folder / name for name in more if (folder / name).is_dir())):
         _check_plain(place)
+        if place == folder and _lies_below(folder, more):
+            continue
         files = weight_files(place)
         _check_shards(place, [file.name for file in files])
         for file in files:
@@ -92,6 +94,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadModel(f"{folder}: no readable config.json with a model_type: {error}") from error
     return config
+
+
+def _lies_below(folder: Path, more: Sequence[str]) -> bool:
+    """Whether all weights lie in sub-folders, each of which is there."""
+    above = (file for pattern in ("*.safetensors", *PICKLED) for file in folder.glob(pattern))
+    return bool(more) and not any(above) and all((folder / name).is_dir() for name in more)
 
 
 def _weights(folder: Path) -> Iterator[Path]:

@@ -41,7 +41,8 @@ def draw_halfway_data(
     groups = by_concept(harmful)
     sets = [texts[::every] for texts in groups.values()]
     sets.append(mixed(harmful, benign, seed)[: sum(map(len, sets))])
-    after = runner.model.facts.tokens // 2
+    facts = runner.model.facts
+    after = facts.tokens // 2 // facts.depth * facts.depth  # steps end there
     means = _mean_features(runner, [text for texts in sets for text in texts], after, seed)
     mask = torch.ones(len(means), 1, dtype=torch.bool)
     parts = zip(torch.split(means[:, None], [*map(len, sets)]), torch.split(mask, [*map(len, sets)]), strict=True)

@@ -18,6 +18,7 @@ from engine.scheduler.scheduler import Scheduler
 from tests.support.families.tiny_anole import build_tiny_anole
 from tests.support.families.tiny_emu3 import build_tiny_emu3
 from tests.support.families.tiny_liquid import build_tiny_liquid
+from tests.support.families.tiny_vila_u import build_tiny_vila_u
 from tests.support.tiny import build_tiny
 
 BUILDERS: Mapping[str, Callable[[Path], Path]] = {
@@ -25,6 +26,7 @@ BUILDERS: Mapping[str, Callable[[Path], Path]] = {
     "emu3": build_tiny_emu3,
     "janus": build_tiny,
     "liquid": build_tiny_liquid,
+    "vila_u": build_tiny_vila_u,
 }
 PROMPTS = ("a red fox", "a dog", "", "a long sentence about a red apple and a star on the table", "x")
 
@@ -79,7 +81,7 @@ def test_codes_are_drawn_within_top_k_and_top_p(model: Served) -> None:
 
 
 def test_a_family_has_its_own_sampling(model: Served) -> None:
-    own = {"anole": (0, 0.9), "emu3": (64, 1.0), "janus": (0, 1.0), "liquid": (64, 0.96)}
+    own = {"anole": (0, 0.9), "emu3": (64, 1.0), "janus": (0, 1.0), "liquid": (64, 0.96), "vila_u": (64, 0.96)}
     sampling = model.facts.sampling(3)
     assert (sampling.top_k, sampling.top_p) == own[model.facts.family]
 

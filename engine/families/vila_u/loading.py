@@ -1,0 +1,139 @@
+"""VILA-U models from a folder or with random weights: a Llama, a vision tower and a projector, a sub-folder each.
+
+Knows transformers' classes. Knows nothing of names and hubs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+
+from core.errors import BadModel
+from engine.families.backbones import read_backbone
+from engine.families.checkpoints import check_weights, from_folder, load_strictly, read_tensors
+from engine.families.code_rows import text_head
+from engine.families.facts import Name, facts_of
+from engine.families.fast_norms import use_fast_norms
+from engine.families.format_chat import Format, FormatChat
+from engine.families.vila_u.depth_head import DepthTransformer
+from engine.families.vila_u.random_model import GEOMETRIES, random_vila_u
+from engine.families.vila_u.tokenizer import MARKS, load_tokenizer
+from engine.families.vila_u.tower import Tower, load_tower
+from engine.instructions import Instructions, SamplingDefaults, general_chat, read_instructions
+from engine.runner.image_lm import ImageHead
+from engine.runner.script import Script
+from engine.unified.parts import Language, Parts
+
+__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random"]  # see engine.registry.Family
+
+NAME = "vila_u"
+LICENCE = "MIT; its language model: Llama 2 Community License (Meta)"
+LLM, TOWER, PROJECTOR = "llm", "vision_tower", "mm_projector"
+FOLDERS: Sequence[str] = (LLM, TOWER, PROJECTOR)
+SAMPLING = SamplingDefaults(guidance=3.0, top_k=900, top_p=0.96)  # of each draw of a cell, in their generate
+SYSTEM = (
+    "<s> A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. USER:"
+)
+FORMAT = Format(
+    draw=f"{SYSTEM} {{text}} ASSISTANT: <im_start>",
+    unconditional=f"{SYSTEM}ASSISTANT: <im_start>",  # of a blank message, after which their code puts no separator
+    ask=f"{SYSTEM} {{text}} ASSISTANT:",
+    about=f"{SYSTEM} {{image}} \n{{text}} ASSISTANT:",
+    image_token="<vi_end>",  # of videos, which are not drawn: no prompt has it
+    end="</s>",
+    marks=r"</?s>|<unk>|<(im|vi)_(start|end)>|<im_patch>|<image>|\[PAD\]",
+    between=" ",
+)
+
+
+def fits(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of this family."""
+    return config.get("model_type") in ("vila_u", "vila_u_llama")
+
+
+def load(name: str, folder: Path, model_hash: str, device: torch.device, dtype: torch.dtype) -> Parts:
+    """Make the parts of the model called `name` from its folder. Raises BadModel."""
+    for part in FOLDERS:
+        if not any((folder / part).glob("*.safetensors")):
+            raise BadModel(f"{folder}: its folder {part!r} is missing or holds no .safetensors file")
+    tokenizer = load_tokenizer(folder / LLM)
+    with torch.random.fork_rng():  # modules are initialised before they are filled
+        tower = load_tower(folder / TOWER)
+        projector = _load_projector(folder / PROJECTOR)
+    model = from_folder(LlamaForCausalLM, folder / LLM, device, dtype)
+    instructions = read_instructions(folder, SAMPLING)
+    return vila_u_parts(model, tower.to(device, dtype), projector, tokenizer, instructions, name, model_hash)
+
+
+def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
+    """Make parts with random weights, as "random:vila-u-7b". Raises BadModel for an unknown geometry."""
+    model, tower, projector, tokenizer = random_vila_u(name, device, dtype)
+    model_hash = hashlib.sha256(f"{name} {device.type} {dtype}".encode()).hexdigest()
+    return vila_u_parts(model, tower, projector, tokenizer, general_chat(SAMPLING), name, model_hash)
+
+
+def vila_u_parts(
+    model: LlamaForCausalLM,
+    tower: Tower,
+    projector: Sequence[nn.Linear],
+    tokenizer: Any,  # noqa: ANN401
+    instructions: Instructions,
+    model_id: str,
+    model_hash: str,
+) -> Parts:
+    """Make the parts of a model, its tower, projector and tokenizer. Raises BadModel."""
+    model.train(False).requires_grad_(False)
+    config, vq, weight = model.config, tower.vq, model.lm_head.weight
+    marks = tokenizer.convert_tokens_to_ids(list(MARKS))
+    if marks != [config.vocab_size - 4 + number for number in range(4)]:
+        raise BadModel(f"{model_id}: {', '.join(MARKS)} are not the last words of its {config.vocab_size}, but {marks}")
+    script, longest = Script.deep(tower.side**2, vq.depth), config.max_position_embeddings
+    name, room = Name(NAME, model_id, model_hash), longest - script.steps
+    sizes = tower.side, tower.size, vq.table, config.hidden_size, room
+    facts = facts_of(name, *sizes, instructions, model.dtype)
+    facts = replace(facts, depth=vq.depth, feature_dim=tower.modules.in_mlp_1.out_features)
+    use_fast_norms(vq.decoder)
+    layers = [layer.to(weight) for layer in projector]
+    depth = DepthTransformer(tower.modules, tower.heads, vq.table, layers)
+
+    def see(images: Tensor) -> Tensor:
+        """Embeddings [B, cells, H] of images [B, 3, H, W] in [-1, 1]: of the sums of the rows of their codes."""
+        codes = torch.stack([vq.encode_one(image[None].to(weight.device)) for image in images])
+        return depth.read(codes.view(len(images), -1, vq.depth))
+
+    chat = FormatChat(tokenizer, FORMAT, script.steps, facts.max_prompt_tokens)
+    language = Language(read_backbone(model.model), text_head(model.lm_head, marks), chat, longest, see)
+    classifier = tower.modules.classifier_mlp["linear"]
+    assert isinstance(classifier, nn.Linear)
+    head = ImageHead(classifier, vq.table.to(weight), depth=depth)
+    return Parts(facts, instructions, language, head, script, vq.table, vq.decode_one)
+
+
+def _load_projector(folder: Path) -> list[nn.Linear]:
+    """The layers of the projector, between which there is a GELU. Raises BadModel for another kind."""
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["mm_projector_type"]
+    except (OSError, ValueError, KeyError) as error:
+        raise BadModel(f"{folder}: no readable config.json with an mm_projector_type: {error}") from error
+    tensors = read_tensors(folder, ["layers."])
+    places = sorted((name.removesuffix(".weight") for name in tensors if name.endswith(".weight")), key=int)
+    if kind != f"mlp{len(places)}x_gelu":
+        raise BadModel(f"{folder}: a projector {kind!r} of {len(places)} layers is not known; mlp2x_gelu is")
+    layers = []
+    for place in places:
+        outputs, inputs = tensors[f"{place}.weight"].shape
+        layer = nn.Linear(inputs, outputs)
+        parts = {part: tensors[f"{place}.{part}"] for part in ("weight", "bias") if f"{place}.{part}" in tensors}
+        load_strictly(layer, parts, folder, "projector")
+        check_weights(folder, layer)
+        layers.append(layer.requires_grad_(False))
+    return layers
