@@ -24,6 +24,7 @@ from engine.runner.norms import HeadNorm, norm_of
 _Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # the attention's output [R, T, n d]
 _Rotary = Callable[[Tensor, Tensor, Tensor], Tensor]  # the rotated queries [R, T, n, d]
 
+PIECE = 1024  # tokens read together: attention on a CPU holds [heads, piece, positions] of each row
 BLOCK = 16  # attention reads whole blocks of positions, so that a row's sums do not depend on their number
 
 
@@ -149,13 +150,16 @@ class Decoder:
     def extend(self, embeddings: Tensor, cache: KVCache) -> Tensor:
         """Read T more embeddings [R, T, H] into the first R rows of `cache`; return their last hidden states.
 
-        A row padded on the right reads its padding too, to no effect on the tokens before. The caller that pads sets
-        `cache.lengths` back; what is read next overwrites the padding.
+        They are read in pieces of PIECE, so that memory grows with T, not with its square. A row padded on the right
+        reads its padding too, to no effect on the tokens before. The caller that pads sets `cache.lengths` back; what
+        is read next overwrites the padding.
         """
-        kv_rows, count = embeddings.shape[:2]
-        hidden = self.forward(embeddings, cache, blocks(cache.longest + count))
-        cache.advance(kv_rows, count)
-        return hidden
+        hidden = []
+        for piece in torch.split(embeddings, PIECE, 1):
+            kv_rows, count = piece.shape[:2]
+            hidden.append(self.forward(piece, cache, blocks(cache.longest + count)))
+            cache.advance(kv_rows, count)
+        return hidden[0] if len(hidden) == 1 else torch.cat(hidden, 1)
 
     def forward(self, embeddings: Tensor, cache: KVCache, bound: int) -> Tensor:
         """As `extend`, but leaves the lengths of `cache` as they are; rows attend to their first `bound` positions.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from codebook.value import HeadEdit
 from engine.model import ImageRequest, PromptTokenizer
-from engine.runner.decoder import BLOCK, Decoder, KVCache
+from engine.runner.decoder import BLOCK, PIECE, Decoder, KVCache
 from engine.runner.linear import MAX_ROWS, Linear
 from engine.runner.script import Script
 from engine.runner.sequence import ImageSequence
@@ -27,7 +27,6 @@ Routed = Sequence[tuple[HeadEdit, int, Tensor]]
 EDIT_ROWS = 16  # rows are edited in groups of this size, so that a row's last bits do not depend on their number
 GPU_BUCKET = 4 * BLOCK  # on a GPU prompts are read together whose lengths are equal in this unit
 CACHED_UNCONDITIONAL = 16  # unconditional prompts whose KV rows are cached
-PIECE = 1024  # tokens read together: attention on a CPU holds [heads, piece, positions]
 
 # The codes of one step in R rows, drawn one after the other: from the code [R] drawn last, None at first, to the
 # features [R, M] of the next one.
@@ -133,17 +132,15 @@ class ImageLM:
             return self._scripted_features(last, cache, tokens)
 
     def _scripted_features(self, last: Tensor, cache: KVCache, tokens: Tensor) -> Tensor:
-        """The features of the steps that draw a code, among given tokens, read in pieces of PIECE."""
+        """The features of the steps that draw a code, among given tokens."""
         steps = self.script.steps_of(tokens.shape[1])
         codes = self.codes.shape[0] - self.script.kinds
         read = torch.tensor([codes + (given or 0) for given in self.script.given[: steps[-1]]], device=tokens.device)
         read = read.expand(tokens.shape[0], -1).clone()
         drawn = torch.tensor(steps[:-1], device=tokens.device)
         read[:, drawn] = tokens[:, :-1]
-        states = [last[:, None]]
-        for start in range(0, read.shape[1], PIECE):
-            states.append(self.decoder.extend(self.codes[read[:, start : start + PIECE]], cache))
-        hidden = torch.cat(states, 1)[:, torch.tensor(steps, device=tokens.device)]
+        states = torch.cat([last[:, None], self.decoder.extend(self.codes[read], cache)], 1)
+        hidden = states[:, torch.tensor(steps, device=tokens.device)]
         return self.head_input(hidden).float()
 
     def _deep_features(self, head: DepthHead, last: Tensor, cache: KVCache, tokens: Tensor) -> Tensor:

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, ChameleonConfig, ChameleonModel, Emu3TextConfig
 from transformers.models.emu3.modeling_emu3 import Emu3TextModel
 
 from core.errors import BadModel
 from engine.families.backbones import read_backbone
-from engine.runner.decoder import Decoder
+from engine.runner import decoder as decoding
+from engine.runner.decoder import PIECE, Decoder
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -57,6 +59,27 @@ def build(name: str, **options: Any) -> Any:  # noqa: ANN401  (a class of transf
         for weight in model.parameters():
             weight.normal_(0, 0.3) if weight.dim() > 1 else weight.uniform_(0.5, 1.5)
     return model
+
+
+def test_long_prompts_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, lengths, attend = Decoder(read_backbone(build("llama")), PIECE + 80), [], decoding._attend
+
+    def noted(query: Tensor, *rest: Tensor) -> Tensor:
+        lengths.append(query.shape[1])
+        return attend(query, *rest)
+
+    monkeypatch.setattr(decoding, "_attend", noted)
+    prompts = [[(seed * n) % 97 for n in range(1, PIECE + 71 - seed)] for seed in (3, 5, 7)]
+    with torch.no_grad():
+        states, last, cache = decoder.prefill(prompts, 0)
+        assert set(lengths) == {PIECE, 80} and cache.lengths.tolist() == [len(prompt) for prompt in prompts]
+        for row, prompt in enumerate(prompts):
+            alone = decoder.prefill([prompt], 0)
+            assert torch.equal(alone[1][0], last[row]) and torch.equal(
+                alone[0][0, : len(prompt)], states[row, : len(prompt)]
+            )
+        monkeypatch.setattr(decoding, "PIECE", 2 * PIECE)
+        assert torch.allclose(decoder.prefill(prompts, 0)[0], states, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", KNOWN)
