@@ -1,4 +1,4 @@
-"""Identity of the model that a store belongs to; every version in the store must match it.
+"""Identity of the model that a store belongs to, and the format of what is stored; every version must match it.
 
 Knows names and sizes, and their file. Knows no tensor values.
 """
@@ -8,12 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from codebook.value import Codebook
 from core.atomic import read_file, replace_file
 from core.errors import BadCodebook, BadInput, NotFound
-from core.json_records import decode, encode
+from core.json_records import decode, encode, from_json
+
+if TYPE_CHECKING:
+    from codebook.value import Codebook  # brings torch along; a worker that waits for jobs has none
+
+# Of all that lies in a store: files, records, their names. Raised only where an earlier release must not go on with it:
+# a new field with a default needs no new number. Releases of one format may serve one store side by side.
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,7 @@ class Identity:
     its router; None if the facts lack them.
     revision: the commit of a model of the hub, which every process of the service takes.
     facts: further facts of the engine about the model, JSON; for people, not checked.
+    format: of the store, a whole number from 1; the file of a store of format 1 has none.
     """
 
     family: str
@@ -34,6 +41,7 @@ class Identity:
     hidden_dim: int | None
     facts: dict[str, Any]
     revision: str | None = None
+    format: int = 1
 
     @classmethod
     def of(cls, base: Codebook, facts: Mapping[str, Any]) -> Identity:
@@ -50,7 +58,18 @@ class Identity:
                 raise BadInput(f"facts.{name}", width, "a whole number from 1, or nothing")
         codes, code_dim = base.pixel.shape
         revision: str | None = facts.get("revision")
-        return cls(base.family, base.model_hash, codes, code_dim, **widths, facts=dict(facts), revision=revision)
+        feature_dim, hidden_dim = widths.values()
+        own = (base.family, base.model_hash, codes, code_dim, feature_dim, hidden_dim, dict(facts))
+        return cls(*own, revision=revision, format=FORMAT)
+
+    @classmethod
+    def parse(cls, name: str, data: bytes) -> Identity:
+        """Return the identity in `data`, which is the content of `name`.
+
+        Raises as check_format, and ValueError for fields that are missing or of another type.
+        """
+        check_format(name, data)
+        return decode(cls, data)
 
     def check(self, version: str, family: str, model_hash: str) -> None:
         """Raise BadCodebook (family, model_hash) unless both match this model."""
@@ -60,6 +79,17 @@ class Identity:
             own = f"{self.facts.get('model_id', 'a model')}, {self.model_hash[:12]}"
             hashes = f"made for model {model_hash[:12]}, and this store is for {own}"
             raise BadCodebook(version, "model_hash", f"{hashes}; another model needs another store folder")
+
+
+def check_format(name: str, data: bytes) -> None:
+    """Raise BadCodebook (format), naming both numbers, if `data`, the content of `name`, is of a later format.
+
+    Raises ValueError for damaged data.
+    """
+    number = from_json(data).get("format")
+    if type(number) is int and number > FORMAT:
+        detail = f"{name} is of format {number}, and this release reads formats up to {FORMAT}: start a later one"
+        raise BadCodebook("store", "format", detail)
 
 
 class IdentityFile:
@@ -74,9 +104,9 @@ class IdentityFile:
         return self._path.exists()
 
     def read(self) -> Identity:
-        """Return the identity. Raises NotFound if there is none, BadCodebook (model) if the file is damaged."""
+        """Return the identity. Raises NotFound if there is none, BadCodebook (format, model) as Identity.parse."""
         try:
-            return decode(Identity, read_file(self._path))
+            return Identity.parse(str(self._path), read_file(self._path))
         except FileNotFoundError:
             raise NotFound(f"there is no codebook store in {self._path.parent}: it is not initialised") from None
         except (OSError, ValueError) as error:

@@ -10,14 +10,17 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
 from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from codebook.identity import check_format
 from codebook.signature import Signatures
 from core import logs, wire
-from core.errors import BadSetting
+from core.bucket.bucket import Bucket
+from core.errors import BadCodebook, BadSetting, NoStorage
 from core.settings import Settings
 from records.journal import Journal
 from safety.judges.grammar import check_setting
@@ -35,14 +38,14 @@ SPINNING = ("GOMP_SPINCOUNT", "3000")
 
 
 def main() -> int:
-    """Work with the settings of the environment: 0 after a signal, 1 if RQ gave up, 2 for a bad setting."""
+    """Work with the settings of the environment: 0 after a signal, 1 if RQ gave up, 2 for a bad setting or store."""
     logs.configure("text")
     os.nice(STEP_BACK)
     try:
         settings = Settings.from_environ(os.environ)
         logs.configure(settings.log)
         return work(settings)
-    except BadSetting as error:
+    except (BadSetting, BadCodebook) as error:
         log.error("%s", error)
         return wire.HOPELESS
 
@@ -51,11 +54,12 @@ def work(settings: Settings, job_class: type[AllowedJob] = AllowedJob) -> int:
     """Run jobs until a signal (returns 0) or until RQ gives up (returns 1; its log has the reason).
 
     Raises BadSetting if no Redis is set (`safecb serve` starts the embedded one and sets its address), and for a second
-    judge or a key that is none.
+    judge or a key that is none; BadCodebook (format) for a store of a later release, whose jobs are not for this one.
     """
     os.environ.setdefault(*SPINNING)  # for the processes of jobs, which load OpenMP
     check_setting(settings.second_judge)
     Signatures.of(settings)  # a fault in the keys would otherwise show in the first job
+    _check_store(settings)
     if settings.redis_url is None:
         raise BadSetting("SAFECB_REDIS_URL", None, "the address of the queue's Redis")
     journal, patience, names = Journal.of(settings), Patience(), wire.RedisNames.of(settings)
@@ -72,6 +76,18 @@ def work(settings: Settings, job_class: type[AllowedJob] = AllowedJob) -> int:
         except RedisError as error:
             _die_of_signals()
             patience.wait(error)
+
+
+def _check_store(settings: Settings) -> None:
+    """Raise BadCodebook (format) for a store of a later release; one that cannot be read is left to its jobs."""
+    name = "model.json"
+    with suppress(NoStorage, OSError, ValueError):
+        if settings.bucket is not None:
+            data = Bucket(settings.bucket).read(name)
+        else:
+            data = (settings.store / name).read_bytes()
+        if data is not None:
+            check_format(f"{settings.bucket or settings.store}/{name}", data)
 
 
 def _die_of_signals() -> None:

@@ -35,7 +35,7 @@ from core.atomic import locked, read_file, replace_file
 from core.bucket.bucket import Bucket
 from core.bucket.race import check_races
 from core.errors import BadCodebook, Conflict, NoBucket, NotFound
-from core.json_records import decode, encode, from_json, to_json
+from core.json_records import encode, from_json, to_json
 
 TRUSTED_S = 10.0  # how long a local copy counts as equal to the bucket's version
 RENEW_EVERY_S = 300.0
@@ -77,7 +77,7 @@ class BucketPlace:
         """See Place; read once: it never changes."""
         if self._identity is None and (data := self._bucket.read("model.json")) is not None:
             try:
-                self._identity = decode(Identity, data)
+                self._identity = Identity.parse(f"{self.name}/model.json", data)
             except ValueError as error:
                 detail = f"{self.name}/model.json is damaged: {error}; restore it from a backup"
                 raise BadCodebook("store", "model", detail) from None

@@ -35,7 +35,7 @@ class Place(Protocol):
         """Whether nothing is left to create, so that a place that cannot be written can be served."""
 
     def identity(self) -> Identity | None:
-        """Return the identity of the store's model, None before the first start. Raises BadCodebook (model)."""
+        """Return the identity of the store's model, None before the first start. Raises BadCodebook (format, model)."""
 
     def identify(self, identity: Identity) -> None:
         """Record the identity of the store's model, once."""

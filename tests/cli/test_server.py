@@ -17,11 +17,8 @@ from typing import Any
 
 import httpx2
 import pytest
-import yaml  # type: ignore[import-untyped]  # of transformers
 
-from cli.main import COMMANDS
 from codebook.store import CodebookStore
-from core.settings import Settings
 from tests.support.redis_home import own_redis
 from tests.support.serving import PATIENCE_S, publish, wait_for
 from tests.support.supervised import ROOT
@@ -160,16 +157,3 @@ def test_a_server_that_dies_is_passed_over(servers: list[One], proxy: httpx2.Cli
     servers[0].process.kill()
     servers[0].process.wait()
     assert [draw(proxy, i).status_code for i in range(6)] == [200] * 6
-
-
-def test_the_compose_file_names_settings_commands_and_files_that_exist() -> None:
-    compose = yaml.safe_load((COMPOSE / "compose.yaml").read_text())
-    own = {name: part for name, part in compose["services"].items() if "safecb" in part["image"]}
-    assert own.keys() == {"one", "two", "worker"}
-    for part in own.values():
-        environ = {key: value.partition(":-")[2].rstrip("}") or value for key, value in part["environment"].items()}
-        Settings.from_environ({"SAFECB_HOME": "/data", "SAFECB_HOST": "0.0.0.0", **environ})
-        assert part["command"][0] in COMMANDS and part["volumes"] == ["home:/data"]
-    haproxy = compose["services"]["haproxy"]
-    assert (COMPOSE / haproxy["volumes"][0].split(":")[0]).is_file()
-    assert {address.split(":")[0] for key, address in haproxy["environment"].items() if key != "BIND"} <= own.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -15,14 +16,17 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cli.main import main
+from codebook.identity import FORMAT
 from codebook.places import bucket_place
 from codebook.places.bucket_place import BucketPlace
 from codebook.signature import UNSIGNED, Signatures
 from codebook.store import CodebookStore, codebook_hash
 from core.bucket.bucket import AWAY_S, Bucket
 from core.errors import BadCodebook, Conflict, NoBucket, NotFound
+from core.wire import HOPELESS
 from tests.support.books import FACTS, base_book, open_store, output_draft, pixel_draft, publish, publish_active
 from tests.support.servers.s3 import S3, Line
+from worker.main import main as worker
 
 Machine = Callable[..., CodebookStore]
 
@@ -212,6 +216,21 @@ def test_another_models_bucket_is_refused(machine: Machine, url: str, tmp_path: 
     stranger = CodebookStore(BucketPlace(Bucket(url), tmp_path / "stranger"))
     with pytest.raises(BadCodebook, match="model_hash"):
         stranger.initialise(replace(base_book(), model_hash="b" * 64), FACTS)
+
+
+def test_a_bucket_of_a_later_format_is_refused_by_servers_and_workers(
+    machine: Machine, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine()
+    record = json.loads(Bucket(url).read("model.json") or b"")
+    Bucket(url).write("model.json", json.dumps({**record, "format": FORMAT + 1, "more": 1}).encode())
+    both = f"{url}/model.json is of format {FORMAT + 1}, and this release reads formats up to {FORMAT}"
+    with pytest.raises(BadCodebook, match=both):
+        machine()
+    monkeypatch.setenv("SAFECB_HOME", str(tmp_path))
+    monkeypatch.setenv("SAFECB_STORE", url)
+    monkeypatch.setattr(os, "nice", lambda steps: steps)
+    assert worker() == HOPELESS and both in caplog.text
 
 
 def test_a_mode_is_derived_once(machine: Machine) -> None:

@@ -18,7 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from codebook.identity import Identity
+from codebook.identity import FORMAT, Identity
 from codebook.router import HalfwayProbe, Router
 from codebook.store import CodebookStore, codebook_hash
 from codebook.tensors import check, pack
@@ -535,6 +535,17 @@ def test_a_damaged_record_is_reported_and_nothing_is_overwritten(root: Path, nam
     with pytest.raises(BadCodebook, match="damaged"):
         publish_active(store, pixel_draft(3), round=9)
     assert (root / name).read_bytes() == data
+
+
+def test_a_store_of_a_later_format_is_refused_and_one_of_format_1_has_no_number(root: Path) -> None:
+    open_store(root)
+    record = json.loads((root / "model.json").read_text())
+    assert "format" not in record  # releases without the field read it
+    (root / "model.json").write_text(json.dumps({**record, "format": FORMAT + 1, "more": "than this release knows"}))
+    both = f"model.json is of format {FORMAT + 1}, and this release reads formats up to {FORMAT}"
+    with pytest.raises(BadCodebook, match=both) as refused:
+        open_store(root)
+    assert (refused.value.version, refused.value.check) == ("store", "format")
 
 
 # The active alias
