@@ -27,11 +27,11 @@ from benchmarks.scale.images import Drawn
 from benchmarks.scale.moves import Followers
 from benchmarks.short_job import ROUNDS
 from codebook.store import CodebookStore
-from engine.families.janus import random_model
 from engine.model import ImageRequest
 from engine.png import encode_png, to_bytes
 from engine.registry import EMBEDDED, PREFIX, load_model
 from records.journal import Journal
+from tests.support.families.small_janus import shrink
 from tests.support.serving import Server, settings_in, tiny_model
 from tests.support.serving import serving as server_of
 
@@ -124,7 +124,8 @@ def test_another_model_gets_pages_of_its_own() -> None:
 
 
 def test_the_baseline_and_the_steps_take_any_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(random_model.GEOMETRIES, "small", random_model.Geometry(32, 1, 2, 48))
+    shrink(monkeypatch, "small")
+    monkeypatch.setitem(steps.WIDTHS, "cpu", (1, 2))
     folder = str(tiny_model(tmp_path))
     for name in (folder, f"{PREFIX}small"):
         assert steps.work_of(name).weights > steps.work_of(name).kv_numbers > 0

@@ -10,11 +10,10 @@ from transformers import JanusForConditionalGeneration
 
 from core.errors import BadModel
 from engine.families.janus import random_model
-from engine.families.janus.random_model import GEOMETRIES, Geometry, janus_config
+from engine.families.janus.random_model import GEOMETRIES, janus_config
 from engine.registry import find_model, load_model
+from tests.support.families.small_janus import shrink
 from tests.support.serving import serving, settings_in, texts
-
-SMALL = Geometry(hidden=128, layers=2, heads=2, intermediate=256)
 
 
 @pytest.mark.parametrize(("name", "billions"), [("janus-pro-1b", 2.08), ("janus-pro-7b", 7.41)])
@@ -32,14 +31,14 @@ def test_an_unknown_geometry_is_refused_by_name() -> None:
 
 
 def test_a_server_of_random_weights_draws_and_says_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(GEOMETRIES, "janus-pro-1b", SMALL)
+    shrink(monkeypatch, "janus-pro-1b")
     with serving(settings_in(tmp_path, Path("random:janus-pro-1b"))) as server:
         assert server.http.get("/health/ready").json()["model"] == "random:janus-pro-1b"
         assert texts(server.png(guidance_scale=1.0))["model"] == "random:janus-pro-1b"
 
 
 def test_the_same_name_gives_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(GEOMETRIES, "janus-pro-1b", SMALL)
+    shrink(monkeypatch, "janus-pro-1b")
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     models = [load_model("random:janus-pro-1b", "cpu", "float32") for _ in range(2)]
