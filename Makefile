@@ -12,7 +12,7 @@ serve: .venv/ready
 # have waited a little, and leave the cores to the tests beside them.
 test test-fast: export GOMP_SPINCOUNT = 3000
 test: check
-	$(BIN)/python -m pytest -n 3 --dist loadfile --durations=25
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=25
 
 test-fast: .venv/ready
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"

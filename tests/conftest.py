@@ -59,6 +59,14 @@ SLOW = {  # whole files below tests/: real processes, runs of the loop, interpre
     "test_benchmarks.py",
     "test_recipes.py",
 }
+# Files of a minute and more, the longest first: what begins last would keep one worker busy while the others idle.
+LONGEST = (
+    *(f"safety/test_{name}.py" for name in ("open_run", "mined_rounds")),
+    "worker/test_shared_tasks.py",
+    *(f"safety/test_{name}.py" for name in ("evaluation", "loop")),
+    *("cli/test_serve.py", "worker/test_worker.py", "worker/test_bucket_worker.py", "app/codebooks/test_trials.py"),
+    *("cli/test_full_disk.py", "docs/test_commands.py", "app/test_contract.py", "test_recipes.py"),
+)
 REDIS_FILES = {"app/test_queue.py", "cli/test_redis_server.py"}
 REDIS_FIXTURES = {"address", "house", "redis", "runs"}
 GPU_FILES = {"engine/test_gpu.py"}
@@ -114,9 +122,15 @@ def runs() -> Iterator[list[Supervised]]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by what they need, and add the lines of field reports of `fault` marks to the JUnit report."""
+    """Mark tests by what they need, and add the lines of field reports of `fault` marks to the JUnit report.
+
+    Long files come first, then the slow ones.
+    """
+    names = {item: item.path.relative_to(TESTS).as_posix() for item in items}
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (rank.get(names[item], len(rank)), names[item] not in SLOW))
     for item in items:
-        name = item.path.relative_to(TESTS).as_posix()
+        name = names[item]
         needs = {
             "slow": name in SLOW,
             "redis": name in REDIS_FILES or not REDIS_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())),
