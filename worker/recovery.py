@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 5
 LOOK_AGAIN_S = 0.5  # a worker takes a job from the queue, and says so a moment later
+# RQ lists an execution for a minute longer than it keeps it, and fails to delete a job that lists one without a row.
+LISTED_LONGER_S = 61.0
 
 
 def recover(journal: Journal, queue: Queue, functions: Mapping[str, str]) -> None:
@@ -83,6 +85,7 @@ def _settle(journal: Journal, queue: Queue, record: JobRecord, function: str) ->
 
 def _enqueue(queue: Queue, record: JobRecord, function: str) -> None:
     if old := queue.fetch_job(record.id):
+        old.execution_registry.cleanup(time.time() + LISTED_LONGER_S)
         old.delete()  # the dead attempt's row would keep its failure beside the new one's state
     meta = {ATTEMPTS: record.attempt}
     queue.enqueue_call(function, args=(record.id,), job_id=record.id, meta=meta, **LIFETIME)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from rq import Queue
 from rq.command import send_stop_job_command
+from rq.executions import Execution
 from rq.job import Job
 
 from codebook.store import CodebookStore
@@ -380,6 +381,23 @@ def test_recovery_enqueues_once(house: House) -> None:
     job = house.job(enqueue=False)
     for _ in range(3):
         recover(house.journal, house.queue, ScriptedJob.functions)
+    assert house.queue.get_job_ids() == [job]
+
+
+def test_a_job_whose_execution_has_expired_is_enqueued_again(house: House) -> None:
+    """RQ lists the execution of a worker that died for a minute after its row is gone."""
+    job = house.job()
+    house.journal.begin_attempt(job)
+    row = house.queue.fetch_job(job)
+    house.queue.empty()  # type: ignore[no-untyped-call]
+    assert row is not None
+    row.save()
+    with house.queue.connection.pipeline() as pipeline:
+        execution = Execution.create(row, ttl=1, pipeline=pipeline)
+        pipeline.execute()
+    wait_for("the execution expires", lambda: not house.queue.connection.exists(execution.key))
+    assert row.execution_registry.get_execution_ids() == [execution.id]
+    recover(house.journal, house.queue, ScriptedJob.functions)
     assert house.queue.get_job_ids() == [job]
 
 
