@@ -151,9 +151,13 @@ def missed(phases: Mapping[str, Results]) -> list[str]:
 
 def page(about: Mapping[str, Any], phases: Mapping[str, Results]) -> list[str]:
     """Return the Markdown page."""
-    lines = ["# Several machines on one bucket", "", "Written by `python -m benchmarks.scale`: three servers and two "
-             "workers with homes of their own, one S3 bucket (moto), one Redis, all on one machine. Bars that are "
-             f"missed: {'; '.join(missed(phases)) or 'none'}.", ""]  # fmt: skip
+    lines = [
+        "# Several machines on one bucket",
+        "",
+        "Written by `python -m benchmarks.scale`: three servers and two workers with homes of their own, one S3 bucket",
+        f"(moto), one Redis, all on one machine. Bars that are missed: {'; '.join(missed(phases)) or 'none'}.",
+        "",
+    ]
     lines += [f"{key}: {value}  " for key, value in about.items()]
     lines += ["", *table(rows(phases))]
     for name, results in phases.items():
