@@ -22,8 +22,9 @@ BLOCK = 1 << 20  # bytes read together
 def hash_weights(folder: Path, more: Sequence[str] = (), memory: Path | None = None) -> str:
     """Sha256 over the folder's safetensors files, in the order of their names, then of those in the folders `more`.
 
-    memory: a file of hashes computed before; without one, and where it cannot be read or written, all is read. Raises
-    BadModel if there are no weights, or they cannot be read.
+    memory: a file of hashes computed before; without one, and where it cannot be read or written, all is read. Its
+    folder is not made: a command that only looks leaves nothing. Raises BadModel if there are no weights, or they
+    cannot be read.
     """
     files = weight_files(folder, more)
     try:
@@ -36,7 +37,6 @@ def hash_weights(folder: Path, more: Sequence[str] = (), memory: Path | None = N
         sha256 = _hash(files)
         if memory is not None and _states(files) == states:  # else one has changed while it was read
             with suppress(OSError, NoStorage):
-                memory.parent.mkdir(parents=True, exist_ok=True)
                 replace_file(memory, to_json("hashes", {**known, place: {"files": states, "sha256": sha256}}, indent=2))
     except OSError as error:
         raise BadModel(f"{folder}: its weights cannot be read: {error}") from error

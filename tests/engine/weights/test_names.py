@@ -101,7 +101,9 @@ def test_weights_are_read_once_and_anew_when_a_file_changes(tmp_path: Path, monk
         return real(files)
 
     monkeypatch.setattr(hashes, "_hash", counted)
-    first = hash_weights(folder)
+    first = hash_weights(folder, memory=memory)
+    assert not memory.parent.exists()
+    memory.parent.mkdir()
     assert [hash_weights(folder, memory=memory) for _ in range(3)] == [first] * 3 and reads == [1, 1]
     before = file.stat()
     file.write_bytes(b"WEIGHTS")
