@@ -13,7 +13,7 @@ from cli import demo, improve, serve
 from cli.commands import COMPLETING
 from core.wire import HOPELESS
 
-CHECK, DRAW, EVALUATE, IMPROVE = "check", "draw", "evaluate", "improve"  # have options of their own
+CHECK, DRAW, EVALUATE, IMPROVE, VERIFY = "check", "draw", "evaluate", "improve", "verify"  # have options of their own
 FOR_PEOPLE = {
     "generate": "draw a prompt on the running server, into PNG files",
     "jobs": "see, follow and cancel improve jobs",
@@ -88,6 +88,13 @@ def check(arguments: Sequence[str] = ()) -> int:
     return command(arguments)
 
 
+def verify(arguments: Sequence[str] = ()) -> int:
+    """Verify a model in this process; imported here, as for `evaluate`."""
+    from cli.verify.command import main as command
+
+    return command(arguments)
+
+
 def for_people(name: str, arguments: Sequence[str] = ()) -> int:
     """Run one of FOR_PEOPLE, which typer parses; imported here, since `serve` and `worker` do without."""
     from cli.commands.app import run
@@ -100,6 +107,7 @@ OWN_OPTIONS: Mapping[str, Callable[[Sequence[str]], int]] = {
     CHECK: check,
     EVALUATE: evaluate,
     DRAW: draw,
+    VERIFY: verify,
     **{name: partial(for_people, name) for name in FOR_PEOPLE},
 }
 COMMANDS: Mapping[str, tuple[str, Callable[[], int]]] = {
@@ -107,6 +115,7 @@ COMMANDS: Mapping[str, tuple[str, Callable[[], int]]] = {
     "server": ("start a server alone", server),
     "worker": ("start a worker alone", worker),
     IMPROVE: ("run an improve job on the running server", improve.main),
+    VERIFY: ("verify a model before it is served: parity, images, judge, speed", verify),
     CHECK: ("check whether an improve job could begin, without a server", check),
     EVALUATE: ("measure codebooks on a file of prompts", evaluate),
     DRAW: ("draw a file of prompts for another harness", draw),

@@ -25,11 +25,11 @@ img{max-width:100%;image-rendering:pixelated;border:1px solid #e4e1d8}details{ma
 """
 
 
-def document(title: str, body: str) -> str:
-    """The whole page; `title` is text, `body` HTML."""
+def document(title: str, body: str, style: str = "") -> str:
+    """The whole page; `title` is text, `body` HTML, `style` CSS of its own."""
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>{body}</html>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}{style}</style>{body}</html>'
     )
 
 

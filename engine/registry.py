@@ -18,6 +18,7 @@ from core.errors import BadModel
 from core.settings import Settings
 from engine.runner.served import Served
 from engine.unified.parts import Parts
+from engine.unified.published import Published
 from engine.unified.served_model import ServedModel
 from engine.weights.files import check_folder, read_config, weight_files
 from engine.weights.hashes import hash_weights
@@ -43,6 +44,12 @@ class Family(Protocol):
     def load(self, name: str, folder: Path, model_hash: str, device: torch.device, dtype: torch.dtype) -> Parts:
         """Make the parts of the model called `name` from its folder. Raises BadModel."""
 
+    def published(self, name: str, folder: Path | None, device: torch.device, dtype: torch.dtype) -> Published | None:
+        """Make the same model in its publisher's own code; folder: None for random weights.
+
+        None where no such code can be run here. Raises BadModel.
+        """
+
     def load_random(self, name: str, device: torch.device, dtype: torch.dtype) -> Parts:
         """Make parts with random weights, as "random:GEOMETRY". Raises BadModel."""
 
@@ -61,9 +68,7 @@ def load_model(name: str, device: str, dtype: str, hashes: Path | None = None) -
     device: "cpu", "cuda", "cuda:N" or "auto" (a GPU if there is one); dtype: "float32", "bfloat16", "float16" or
     "auto" (float32 on the CPU, bfloat16 on a GPU). Raises BadModel.
     """
-    target = _device(device)
-    auto = torch.float32 if target.type == "cpu" else torch.bfloat16
-    kind: torch.dtype = auto if dtype == "auto" else getattr(torch, dtype)
+    target, kind = _target(device, dtype)
     if name.startswith(PREFIX):
         return ServedModel(_random_family(name).load_random(name, target, kind))
     located = locate(name)
@@ -103,6 +108,18 @@ def _pinned(repository: Repository, recorded: str | None, store: str) -> str | N
                 f"is for commit {recorded}: name that one in SAFECB_MODEL, or another folder in SAFECB_STORE"
             )
     return pinned
+
+
+def load_published(name: str, device: str, dtype: str) -> Published | None:
+    """Make a model in its publisher's own code, to compare with; arguments as load_model takes them.
+
+    None where its family has no such code. Raises BadModel.
+    """
+    target = _target(device, dtype)
+    if name.startswith(PREFIX):
+        return _random_family(name).published(name, None, *target)
+    folder = find_model(name)
+    return find_family(folder).published(name, folder, *target)
 
 
 def find_model(name: str) -> Path:
@@ -164,6 +181,13 @@ def _imported(point: EntryPoint) -> Family:
     except Exception as error:  # whatever a package does
         raise BadModel(f"the family {point.name!r} of {point.value} cannot be imported: {error}") from error
     return family
+
+
+def _target(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """The device and the dtype that load_model's arguments mean. Raises BadModel."""
+    target = _device(device)
+    auto = torch.float32 if target.type == "cpu" else torch.bfloat16
+    return target, auto if dtype == "auto" else getattr(torch, dtype)
 
 
 def _device(name: str) -> torch.device:

@@ -36,7 +36,7 @@ SLOW = {  # whole files below tests/: real processes, runs of the loop, interpre
     *(f"app/http/test_{name}.py" for name in ("connections", "idempotency", "middlewares", "problems", "root_path")),
     *(f"app/access/test_{name}.py" for name in ("key_ring", "keys", "rates")),
     *(f"app/openai/test_{name}.py" for name in ("client", "conformance")),
-    *(f"cli/test_{name}.py" for name in ("check", "commands", "demo", "draw", "full_disk")),
+    *(f"cli/test_{name}.py" for name in ("check", "commands", "demo", "draw", "full_disk", "verify")),
     *(f"cli/test_{name}.py" for name in ("redis_server", "serve", "server", "stops")),
     *(f"app/test_{name}.py" for name in ("flags", "improve", "jobs", "policies")),
     *(f"codebook/test_{name}.py" for name in ("damage", "restore")),

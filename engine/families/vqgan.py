@@ -82,15 +82,20 @@ def make_decoder(config: Any, attending: Collection[int] = ()) -> nn.Module:  # 
 
 def load_decoder(config: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:  # noqa: ANN401
     """Return the decoder with the weights in a folder's safetensors files. Raises BadModel where they are not there."""
-    tensors = read_tensors(folder, PREFIXES)
-    if not tensors:
-        raise BadModel(
-            f"{folder}: holds no weights of an image decoder (decoder.*): it can judge and not draw; for Anole take a "
-            "checkpoint that has them, such as leloy/Anole-7b-v0.1-hf"
-        )
-    decoder, levels = make_decoder(config), len(config.channel_multiplier)
+    tensors, levels = read_decoder(folder), len(config.channel_multiplier)
+    decoder = make_decoder(config)
     load_strictly(decoder, {ours(key, levels): tensor for key, tensor in tensors.items()}, folder, "image decoder")
     return decoder.to(device=device, dtype=dtype)
+
+
+def read_decoder(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a decoder in a folder's safetensors files, by taming's names. Raises BadModel without any."""
+    if tensors := read_tensors(folder, PREFIXES):
+        return tensors
+    raise BadModel(
+        f"{folder}: holds no weights of an image decoder (decoder.*): it can judge and not draw; for Anole take a "
+        "checkpoint that has them, such as leloy/Anole-7b-v0.1-hf"
+    )
 
 
 def ours(name: str, levels: int) -> str:

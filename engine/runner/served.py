@@ -30,5 +30,8 @@ class Served(ImageModel, Protocol):
     def preview(self, tokens: Tensor, pixel: Tensor) -> Tensor:
         """An image [1, 3, H, W] in [-1, 1] of its first tokens [n], n >= 1, grey where none are."""
 
+    def encode(self, images: Tensor) -> Tensor | None:
+        """Codes [B, N] int64 of images [B, 3, H, W] in [-1, 1] by the model's own table; None without an encoder."""
+
     def kv_rows(self) -> int:
         """Number of KV rows that fit the device. Raises BadModel where there is no room for an image."""

@@ -121,6 +121,13 @@ class ServedModel(Served):
         with torch.no_grad():
             return pixels.preview(self._decode_one, self._facts, tokens.to(self.device), pixel.to(self.device))
 
+    def encode(self, images: Tensor) -> Tensor | None:
+        """See Served; image by image, as the judge reads them where it reads codes."""
+        if (encode := self._parts.encode) is None:
+            return None
+        with torch.no_grad():
+            return torch.stack([encode(image[None].to(self.device)) for image in images])
+
     def judge(self, images: Tensor) -> list[Verdict]:
         """See ImageModel."""
         return self._judge(images)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoTokenizer, ChameleonForConditionalGeneration
 
@@ -16,14 +17,19 @@ from engine.families.anole.random_model import GEOMETRIES, letters, random_anole
 from engine.families.backbones import read_backbone
 from engine.families.checkpoints import from_folder
 from engine.families.code_rows import image_head, text_head
+from engine.families.code_words import CodeWords
 from engine.families.facts import Name, facts_of
 from engine.families.format_chat import Format, FormatChat
+from engine.families.taming import published_decoder
 from engine.families.vqgan import Vqgan, load_decoder
 from engine.instructions import Instructions, SamplingDefaults, general_chat, read_instructions
 from engine.runner.script import Script
 from engine.unified.parts import Language, Parts
+from engine.unified.published import Published
+from engine.unified.served_model import LONGEST_PROMPT
 
-__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random"]  # see engine.registry.Family
+# See engine.registry.Family.
+__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random", "published"]
 
 NAME = "anole"
 LICENCE = "Chameleon Research License (Meta): non-commercial"
@@ -63,6 +69,30 @@ def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
     return anole_parts(model, vqgan, tokenizer, general_chat(SAMPLING), name, model_hash)
 
 
+def published(name: str, folder: Path | None, device: torch.device, dtype: torch.dtype) -> Published:
+    """Make the model of transformers, from its folder or with random weights, whose pixels no file holds.
+
+    Raises BadModel.
+    """
+    if folder is None:
+        model, _, tokenizer = random_anole(name, device, dtype)
+    else:
+        model = from_folder(ChameleonForConditionalGeneration, folder, device, dtype)
+        tokenizer = from_folder(AutoTokenizer, folder)
+    inner: Any = model.train(False).model
+    vq = inner.vqmodel
+    codes = _codes(model.config.vocabulary_map or {}, vq.config.num_embeddings, name)
+    inner.vocabulary_mapping.__dict__["image_tokens"] = []  # transformers forbids them, as a Chameleon does
+    side = vq.config.resolution // 2 ** (len(vq.config.channel_multiplier) - 1)
+    chat = FormatChat(tokenizer, FORMAT, side * side, LONGEST_PROMPT)
+    words = CodeWords(model, chat, codes, Script.plain(side * side))
+    source = f"transformers {transformers.__version__}, ChameleonForConditionalGeneration"
+    table = vq.quantize.embedding.weight.detach().float().cpu()
+    return Published(
+        source, side * side, table, words.greedy, None if folder is None else published_decoder(folder, vq)
+    )
+
+
 def anole_parts(
     model: ChameleonForConditionalGeneration,
     vqgan: Vqgan,
@@ -89,7 +119,17 @@ def anole_parts(
 
     language = Language(read_backbone(model.model), text_head(model.lm_head, codes), chat, longest, see)
     head = image_head(model.lm_head, embed, codes)
-    return Parts(facts, instructions, language, head, Script.plain(side * side), vqgan.table, vqgan.decode_one)
+    return Parts(
+        facts,
+        instructions,
+        language,
+        head,
+        Script.plain(side * side),
+        vqgan.table,
+        vqgan.decode_one,
+        None,
+        vqgan.encode_one,
+    )
 
 
 def _codes(ids: Mapping[str, int], count: int, model_id: str) -> list[int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Emu3ForConditionalGeneration, Emu3TextConfig
 
@@ -20,6 +21,7 @@ from core.errors import BadModel
 from engine.families.backbones import read_backbone
 from engine.families.checkpoints import from_folder, read_option
 from engine.families.code_rows import image_head, text_head
+from engine.families.code_words import CodeWords
 from engine.families.emu3.picture import decode_one, encode_one
 from engine.families.emu3.random_model import GEOMETRIES, random_emu3
 from engine.families.facts import Name, facts_of
@@ -28,8 +30,11 @@ from engine.families.format_chat import Format, FormatChat
 from engine.instructions import Instructions, SamplingDefaults, general_chat, read_instructions
 from engine.runner.script import Script
 from engine.unified.parts import Language, Parts
+from engine.unified.published import Published
+from engine.unified.served_model import LONGEST_PROMPT
 
-__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random"]  # see engine.registry.Family
+# See engine.registry.Family.
+__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random", "published"]
 
 NAME = "emu3"
 LICENCE = "Apache-2.0"
@@ -68,6 +73,28 @@ def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
     return emu3_parts(model, None, tokenizer, IMAGE_SIZE, general_chat(SAMPLING), name, model_hash)
 
 
+def published(name: str, folder: Path | None, device: torch.device, dtype: torch.dtype) -> Published:
+    """Make the model of transformers that draws, from its folder or with random weights. Raises BadModel."""
+    if folder is None:
+        (model, tokenizer), size = random_emu3(name, device, dtype), IMAGE_SIZE
+    else:
+        model = from_folder(Emu3ForConditionalGeneration, folder, device, dtype)
+        tokenizer, size = from_folder(AutoTokenizer, folder), read_option(folder, "image_size", IMAGE_SIZE)
+    vq, ids = model.train(False).model.vqmodel, model.config.vocabulary_map or {}
+    side, codes = size // vq.spatial_scale_factor, _codes(ids, vq.config.codebook_size, name)
+    chat = FormatChat(tokenizer, _format(side), side * (side + 1), LONGEST_PROMPT)
+    words = CodeWords(model, chat, codes, Script.lines(side, side), [ids[EOL]])
+
+    def decode(tokens: Tensor) -> Tensor:
+        with torch.no_grad():
+            frame: Tensor = vq.decode(tokens.view(1, side, side).to(device))
+        return frame.float().clamp(-1, 1)
+
+    source = f"transformers {transformers.__version__}, Emu3ForConditionalGeneration"
+    table = vq.quantize.embedding.weight.detach().float().cpu()
+    return Published(source, side * side, table, words.greedy, decode)
+
+
 def emu3_parts(
     draws: Emu3ForConditionalGeneration,
     reads: Emu3ForConditionalGeneration | None,
@@ -100,7 +127,8 @@ def emu3_parts(
     assert drawing is not None
     head = image_head(draws.lm_head, draws.model.text_model.embed_tokens, codes, [ids[EOL]])
     picture = partial(decode_one, vq, facts.grid)
-    return Parts(facts, instructions, drawing, head, script, table, picture, reading)
+    encode = partial(encode_one, (reads or draws).model.vqmodel)
+    return Parts(facts, instructions, drawing, head, script, table, picture, reading, encode)
 
 
 def _language(

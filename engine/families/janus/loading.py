@@ -19,8 +19,9 @@ from core.errors import BadModel
 from engine.families.backbones import read_backbone
 from engine.families.checkpoints import from_folder
 from engine.families.fast_norms import use_fast_norms
-from engine.families.janus.pixels import decode_one
+from engine.families.janus.pixels import decode_one, encode_one
 from engine.families.janus.prompting import JanusChat
+from engine.families.janus.published import published_janus
 from engine.families.janus.random_model import GEOMETRIES, random_janus
 from engine.families.janus.sight import Sight
 from engine.instructions import Instructions, general_chat, read_instructions
@@ -28,9 +29,11 @@ from engine.model import ModelFacts
 from engine.runner.image_lm import ImageHead
 from engine.runner.script import Script
 from engine.unified.parts import Language, Parts
+from engine.unified.published import Published
 from engine.unified.served_model import LONGEST_PROMPT
 
-__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random"]  # see engine.registry.Family
+# See engine.registry.Family.
+__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random", "published"]
 
 NAME = "janus"
 LICENCE = "of Janus-Pro: DeepSeek Model License; of the embedded model: see NOTICE"
@@ -61,6 +64,12 @@ def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
     return janus_parts(model, processor, general_chat(), name, model_hash)
 
 
+def published(name: str, folder: Path | None, device: torch.device, dtype: torch.dtype) -> Published:
+    """Make the model of transformers, from its folder or with random weights. Raises BadModel."""
+    model, processor = random_janus(name, device, dtype)[:2] if folder is None else load_janus(folder, device, dtype)
+    return published_janus(model, processor, transformers.__version__)
+
+
 def janus_parts(
     model: JanusForConditionalGeneration,
     processor: JanusProcessor,
@@ -86,6 +95,7 @@ def janus_parts(
         Script.plain(facts.tokens),
         vq.quantize.embedding.weight,
         partial(decode_one, vq),
+        encode=partial(encode_one, vq),
     )
 
 

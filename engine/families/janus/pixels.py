@@ -1,6 +1,6 @@
-"""Image tokens to pixels by a Janus VQ model's own layers.
+"""Image tokens to pixels and back by a Janus VQ model's own layers.
 
-A pure function of its arguments: nothing here writes to the model.
+Pure functions of their arguments: nothing here writes to the model.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusVQVAE
+
+from engine.families.code_rows import nearest
 
 
 def decode_one(vq: JanusVQVAE, tokens: Tensor, table: Tensor) -> Tensor:
@@ -24,3 +26,13 @@ def decode_one(vq: JanusVQVAE, tokens: Tensor, table: Tensor) -> Tensor:
     image: Tensor = vq.decoder(convolution(grid)).float()
     # Infinity would be clamped to black or white, and pass for an image.
     return torch.where(image.isinf(), torch.nan, image).clamp(-1.0, 1.0)
+
+
+def encode_one(vq: JanusVQVAE, image: Tensor) -> Tensor:
+    """Encode one image [1, 3, H, W] in [-1, 1] by the model's own table: tokens [N] int64.
+
+    By direction, as decoding reads the table; transformers' own `encode` compares lengths too.
+    """
+    latent = vq.quant_conv(vq.encoder(image.to(vq.quant_conv.weight.dtype)))  # [1, D, rows, columns]
+    rows = F.normalize(vq.quantize.embedding.weight.float(), dim=-1)
+    return nearest(F.normalize(latent[0].flatten(1).T.float(), dim=-1), rows)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoTokenizer, GemmaForCausalLM
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
@@ -19,15 +20,20 @@ from core.errors import BadModel
 from engine.families.backbones import read_backbone
 from engine.families.checkpoints import from_folder
 from engine.families.code_rows import image_head, text_head
+from engine.families.code_words import CodeWords
 from engine.families.facts import Name, facts_of
 from engine.families.format_chat import Format, FormatChat
 from engine.families.liquid.random_model import GEOMETRIES, random_liquid
+from engine.families.taming import published_decoder
 from engine.families.vqgan import Vqgan, load_decoder
 from engine.instructions import Instructions, SamplingDefaults, general_chat, read_instructions
 from engine.runner.script import Script
 from engine.unified.parts import Language, Parts
+from engine.unified.published import Published
+from engine.unified.served_model import LONGEST_PROMPT
 
-__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random"]  # see engine.registry.Family
+# See engine.registry.Family.
+__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random", "published"]
 
 NAME = "liquid"
 LICENCE = "Gemma Terms of Use; its VQGAN: Chameleon Research License (Meta), non-commercial"
@@ -73,6 +79,29 @@ def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
     return liquid_parts(model, Vqgan(vq, decoder), tokenizer, general_chat(SAMPLING), name, model_hash)
 
 
+def published(name: str, folder: Path | None, device: torch.device, dtype: torch.dtype) -> Published:
+    """Make the models of transformers, from their folder or with random weights, whose pixels no file holds.
+
+    Raises BadModel.
+    """
+    if folder is None:
+        model, vq, _, tokenizer = random_liquid(name, device, dtype)
+    else:
+        model = from_folder(GemmaForCausalLM, folder, device, dtype)
+        vq = from_folder(ChameleonVQVAE, folder / VQ, device, dtype)
+        tokenizer = from_folder(AutoTokenizer, folder)
+    model.train(False)
+    side, offset = vq.config.resolution // 2 ** (len(vq.config.channel_multiplier) - 1), len(tokenizer)
+    chat = FormatChat(tokenizer, FORMAT, side * side, LONGEST_PROMPT)
+    codes = range(offset, offset + vq.config.num_embeddings)
+    words = CodeWords(model, chat, codes, Script.plain(side * side))
+    source = f"transformers {transformers.__version__}, GemmaForCausalLM"
+    table = vq.quantize.embedding.weight.detach().float().cpu()
+    return Published(
+        source, side * side, table, words.greedy, None if folder is None else published_decoder(folder / VQ, vq)
+    )
+
+
 def liquid_parts(
     model: GemmaForCausalLM,
     vqgan: Vqgan,
@@ -105,4 +134,14 @@ def liquid_parts(
 
     language = Language(read_backbone(model.model), text_head(model.lm_head, codes), chat, longest, see)
     head = image_head(model.lm_head, embed, codes)
-    return Parts(facts, instructions, language, head, Script.plain(side * side), vqgan.table, vqgan.decode_one)
+    return Parts(
+        facts,
+        instructions,
+        language,
+        head,
+        Script.plain(side * side),
+        vqgan.table,
+        vqgan.decode_one,
+        None,
+        vqgan.encode_one,
+    )

@@ -24,6 +24,7 @@ from engine.families.facts import Name, facts_of
 from engine.families.fast_norms import use_fast_norms
 from engine.families.format_chat import Format, FormatChat
 from engine.families.vila_u.depth_head import DepthTransformer
+from engine.families.vila_u.published import published_vila_u
 from engine.families.vila_u.random_model import GEOMETRIES, random_vila_u
 from engine.families.vila_u.tokenizer import MARKS, load_tokenizer
 from engine.families.vila_u.tower import Tower, load_tower
@@ -31,8 +32,11 @@ from engine.instructions import Instructions, SamplingDefaults, general_chat, re
 from engine.runner.image_lm import ImageHead
 from engine.runner.script import Script
 from engine.unified.parts import Language, Parts
+from engine.unified.published import Published
+from engine.unified.served_model import LONGEST_PROMPT
 
-__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random"]  # see engine.registry.Family
+# See engine.registry.Family.
+__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random", "published"]
 
 NAME = "vila_u"
 LICENCE = "MIT; its language model: Llama 2 Community License (Meta)"
@@ -81,6 +85,20 @@ def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
     return vila_u_parts(model, tower, projector, tokenizer, general_chat(SAMPLING), name, model_hash)
 
 
+def published(name: str, folder: Path | None, device: torch.device, dtype: torch.dtype) -> Published | None:
+    """Make the layers of the published code over the tensors of a folder; random weights lie in none. Raises BadModel.
+
+    It is loaded as for serving first, and what is wrong with it refused by name.
+    """
+    if folder is None:
+        return None
+    tower = load_tower(folder / TOWER)
+    llama = from_folder(LlamaForCausalLM, folder / LLM, device, dtype)
+    script = Script.deep(tower.side**2, tower.vq.depth)
+    chat = FormatChat(load_tokenizer(folder / LLM), FORMAT, script.steps, LONGEST_PROMPT)
+    return published_vila_u(llama, tower, folder / TOWER, folder / PROJECTOR, chat)
+
+
 def vila_u_parts(
     model: LlamaForCausalLM,
     tower: Tower,
@@ -115,7 +133,7 @@ def vila_u_parts(
     classifier = tower.modules.classifier_mlp["linear"]
     assert isinstance(classifier, nn.Linear)
     head = ImageHead(classifier, vq.table.to(weight), depth=depth)
-    return Parts(facts, instructions, language, head, script, vq.table, vq.decode_one)
+    return Parts(facts, instructions, language, head, script, vq.table, vq.decode_one, None, vq.encode_one)
 
 
 def _load_projector(folder: Path) -> list[nn.Linear]:

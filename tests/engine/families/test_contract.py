@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,22 +11,12 @@ import torch
 from codebook.value import Codebook
 from core.errors import BadInput, BadModel
 from engine.model import ImageRequest, Sampling
-from engine.registry import check_model, families, find_family, load_model
+from engine.registry import check_model, families, find_family, load_model, load_published
 from engine.runner.served import Served
 from engine.scheduler.scheduler import Scheduler
-from tests.support.families.tiny_anole import build_tiny_anole
-from tests.support.families.tiny_emu3 import build_tiny_emu3
-from tests.support.families.tiny_liquid import build_tiny_liquid
-from tests.support.families.tiny_vila_u import build_tiny_vila_u
-from tests.support.tiny import build_tiny
+from engine.unified.published import Published
+from tests.support.families.builders import BUILDERS
 
-BUILDERS: Mapping[str, Callable[[Path], Path]] = {
-    "anole": build_tiny_anole,
-    "emu3": build_tiny_emu3,
-    "janus": build_tiny,
-    "liquid": build_tiny_liquid,
-    "vila_u": build_tiny_vila_u,
-}
 PROMPTS = ("a red fox", "a dog", "", "a long sentence about a red apple and a star on the table", "x")
 
 
@@ -57,6 +46,41 @@ def test_a_family_is_found_by_its_config_and_checked_before_it_is_loaded(folder:
     family = find_family(folder)
     assert family in families() and model.facts.family == family.NAME
     assert family.NAME in check_model(str(folder))
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Published:
+    published = load_published(str(folder), "cpu", "float32")
+    assert published is not None
+    return published
+
+
+@pytest.mark.parametrize("guidance", [2.0, 7.0])
+@pytest.mark.parametrize("prompt", PROMPTS[:2])
+def test_tokens_and_logits_are_those_of_generate(
+    model: Served, reference: Published, prompt: str, guidance: float
+) -> None:
+    (tokens,) = model.draw([ImageRequest(prompt, Sampling(1, guidance, 0.0), model.base_codebook())])
+    greedy = reference.greedy(prompt, guidance, model.facts.tokens)
+    assert torch.equal(greedy.tokens, tokens)
+    assert torch.allclose(model.head(model.features([prompt], tokens[None]))[0], greedy.logits, rtol=1e-3, atol=1e-4)
+
+
+def test_pixels_are_those_of_the_published_decoder(model: Served, reference: Published) -> None:
+    base = model.base_codebook()
+    tokens = torch.randperm(model.facts.codes, generator=torch.Generator().manual_seed(1))[: model.facts.tokens]
+    assert reference.decode is not None
+    assert torch.allclose(model.decode(tokens[None], base.pixel), reference.decode(tokens), atol=1e-5)
+    assert torch.equal(reference.table, base.pixel)
+
+
+def test_codes_of_an_image_follow_from_it_alone(model: Served) -> None:
+    base = model.base_codebook()
+    images = model.decode(model.draw(requests(base, 3)), base.pixel)
+    codes = model.encode(images)
+    assert codes is not None and codes.shape == (3, model.facts.tokens)
+    alone = model.encode(images[2:])
+    assert alone is not None and torch.equal(codes[2:], alone)
 
 
 def test_an_image_is_the_same_alone_and_in_any_batch(model: Served) -> None:

@@ -17,6 +17,7 @@ from engine.families.vqgan import make_decoder
 from tests.support.tiny import SAFECB
 
 SIDE, CODES = 4, 64
+WIDE = 1.0  # of the convolution behind the encoder, or every image would be of one code
 TEXT: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -46,6 +47,7 @@ def tiny_model() -> tuple[ChameleonForConditionalGeneration, nn.Module, PreTrain
             if weight.dim() > 1 and "vqmodel" not in name and "_norm" not in name:
                 weight.data.normal_(0, 0.15)
         model.model.vqmodel.quantize.embedding.weight.data.normal_(0, 1)
+        model.model.vqmodel.quant_conv.weight.data.normal_(0, WIDE)
         decoder = make_decoder(model.config.vq_config)
     return model.train(False), decoder, tokenizer
 

@@ -15,7 +15,7 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 from engine.families.byte_tokenizer import byte_tokenizer
 from engine.families.liquid.random_model import CONTROL, liquid_config
 from engine.families.vqgan import make_decoder
-from tests.support.families.tiny_anole import CODES, VQ
+from tests.support.families.tiny_anole import CODES, VQ, WIDE
 from tests.support.tiny import SAFECB
 
 TEXT: dict[str, Any] = {
@@ -42,6 +42,7 @@ def tiny_model() -> tuple[GemmaForCausalLM, ChameleonVQVAE, nn.Module, PreTraine
                 weight.data.normal_(0, 0.15)
         vq = ChameleonVQVAE(ChameleonVQVAEConfig(**VQ))
         vq.quantize.embedding.weight.data.normal_(0, 1)
+        vq.quant_conv.weight.data.normal_(0, WIDE)
         decoder = make_decoder(vq.config)
     return model.train(False), vq, decoder, tokenizer
 
