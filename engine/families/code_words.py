@@ -6,13 +6,39 @@ Knows `generate` and a chat format. Knows nothing of any one family.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
+from engine.families.format_chat import Format, FormatChat
+from engine.families.taming import published_decoder
 from engine.runner.script import Script
 from engine.unified.chat import Chat
-from engine.unified.published import Greedy
+from engine.unified.published import Greedy, Published
+from engine.unified.served_model import LONGEST_PROMPT
+
+
+def published_words(
+    model: Any,  # noqa: ANN401  (a class of transformers with `generate`)
+    tokenizer: Any,  # noqa: ANN401
+    format: Format,
+    codes: Sequence[int],
+    vq: Any,  # noqa: ANN401  (a ChameleonVQVAE)
+    folder: Path | None,
+) -> Published:
+    """Make the reference of a model whose code k is the word `codes[k]`, with Chameleon's VQGAN.
+
+    folder: of the tensors of the image decoder; None where no file holds them. Raises BadModel.
+    """
+    side = vq.config.resolution // 2 ** (len(vq.config.channel_multiplier) - 1)
+    script = Script.plain(side * side)
+    words = CodeWords(model, FormatChat(tokenizer, format, script.tokens, LONGEST_PROMPT), codes, script)
+    source = f"transformers {transformers.__version__}, {type(model).__name__}"
+    table = vq.quantize.embedding.weight.detach().float().cpu()
+    decode = None if folder is None else published_decoder(folder, vq)
+    return Published(source, script.tokens, table, words.greedy, decode)
 
 
 class CodeWords:

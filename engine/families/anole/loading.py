@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import AutoTokenizer, ChameleonForConditionalGeneration
 
@@ -17,16 +16,14 @@ from engine.families.anole.random_model import GEOMETRIES, letters, random_anole
 from engine.families.backbones import read_backbone
 from engine.families.checkpoints import from_folder
 from engine.families.code_rows import image_head, text_head
-from engine.families.code_words import CodeWords
+from engine.families.code_words import published_words
 from engine.families.facts import Name, facts_of
 from engine.families.format_chat import Format, FormatChat
-from engine.families.taming import published_decoder
 from engine.families.vqgan import Vqgan, load_decoder
 from engine.instructions import Instructions, SamplingDefaults, general_chat, read_instructions
 from engine.runner.script import Script
 from engine.unified.parts import Language, Parts
 from engine.unified.published import Published
-from engine.unified.served_model import LONGEST_PROMPT
 
 # See engine.registry.Family.
 __all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random", "published"]
@@ -83,14 +80,7 @@ def published(name: str, folder: Path | None, device: torch.device, dtype: torch
     vq = inner.vqmodel
     codes = _codes(model.config.vocabulary_map or {}, vq.config.num_embeddings, name)
     inner.vocabulary_mapping.__dict__["image_tokens"] = []  # transformers forbids them, as a Chameleon does
-    side = vq.config.resolution // 2 ** (len(vq.config.channel_multiplier) - 1)
-    chat = FormatChat(tokenizer, FORMAT, side * side, LONGEST_PROMPT)
-    words = CodeWords(model, chat, codes, Script.plain(side * side))
-    source = f"transformers {transformers.__version__}, ChameleonForConditionalGeneration"
-    table = vq.quantize.embedding.weight.detach().float().cpu()
-    return Published(
-        source, side * side, table, words.greedy, None if folder is None else published_decoder(folder, vq)
-    )
+    return published_words(model, tokenizer, FORMAT, codes, vq, folder)
 
 
 def anole_parts(

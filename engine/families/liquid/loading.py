@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import AutoTokenizer, GemmaForCausalLM
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
@@ -20,17 +19,15 @@ from core.errors import BadModel
 from engine.families.backbones import read_backbone
 from engine.families.checkpoints import from_folder
 from engine.families.code_rows import image_head, text_head
-from engine.families.code_words import CodeWords
+from engine.families.code_words import published_words
 from engine.families.facts import Name, facts_of
 from engine.families.format_chat import Format, FormatChat
 from engine.families.liquid.random_model import GEOMETRIES, random_liquid
-from engine.families.taming import published_decoder
 from engine.families.vqgan import Vqgan, load_decoder
 from engine.instructions import Instructions, SamplingDefaults, general_chat, read_instructions
 from engine.runner.script import Script
 from engine.unified.parts import Language, Parts
 from engine.unified.published import Published
-from engine.unified.served_model import LONGEST_PROMPT
 
 # See engine.registry.Family.
 __all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random", "published"]
@@ -91,15 +88,8 @@ def published(name: str, folder: Path | None, device: torch.device, dtype: torch
         vq = from_folder(ChameleonVQVAE, folder / VQ, device, dtype)
         tokenizer = from_folder(AutoTokenizer, folder)
     model.train(False)
-    side, offset = vq.config.resolution // 2 ** (len(vq.config.channel_multiplier) - 1), len(tokenizer)
-    chat = FormatChat(tokenizer, FORMAT, side * side, LONGEST_PROMPT)
-    codes = range(offset, offset + vq.config.num_embeddings)
-    words = CodeWords(model, chat, codes, Script.plain(side * side))
-    source = f"transformers {transformers.__version__}, GemmaForCausalLM"
-    table = vq.quantize.embedding.weight.detach().float().cpu()
-    return Published(
-        source, side * side, table, words.greedy, None if folder is None else published_decoder(folder / VQ, vq)
-    )
+    codes = range(len(tokenizer), len(tokenizer) + vq.config.num_embeddings)
+    return published_words(model, tokenizer, FORMAT, codes, vq, None if folder is None else folder / VQ)
 
 
 def liquid_parts(
