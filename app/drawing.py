@@ -159,7 +159,10 @@ async def draw_many(
 async def draw_in_parts(
     service: Service, caller: Caller, prompt: str, version: str, sampling: Sampling, n: int
 ) -> AsyncGenerator[News]:
-    """As draw_many, but yield the place in the queue first, then previews of each image, and the results last."""
+    """As draw_many, but yield the place in the queue first, then previews of each image, and the results last.
+
+    What fails after there is a place fails after the place is yielded, however fast.
+    """
     engine, loop = service.engine, asyncio.get_running_loop()
     queue: asyncio.Queue[Place | PartialImage] = asyncio.Queue()
 
@@ -167,6 +170,7 @@ async def draw_in_parts(
         loop.call_soon_threadsafe(queue.put_nowait, news)
 
     drawing = asyncio.create_task(draw_many(service, caller, prompt, version, sampling, n, on_news))
+    is_placed = False
     try:
         while not drawing.done():
             news = await _unless_done(queue.get(), drawing)
@@ -174,8 +178,11 @@ async def draw_in_parts(
                 png = await _unless_done(_preview(engine, news), drawing)
                 if png is not None:
                     yield Preview(news.index, len(news.tokens), engine.facts.tokens, png)
-            elif not drawing.done():
+            elif news is not None or not drawing.done():
+                is_placed |= news is not None
                 yield news or Silence()
+        if not is_placed and not queue.empty() and isinstance(place := queue.get_nowait(), Place):
+            yield place
         for result in await drawing:
             yield result
     finally:
@@ -234,11 +241,11 @@ def _requests(facts: ModelFacts, prompt: str, codebook: Codebook, sampling: Samp
 
 
 async def _unless_done(waiting: Coroutine[Any, Any, Result], work: asyncio.Task[list[ImageResult]]) -> Result | None:
-    """The result of `waiting`, or None once `work` has ended, or after SILENT_S."""
+    """The result of `waiting`, or None where `work` ends before it, or after SILENT_S."""
     task = asyncio.create_task(waiting)
     try:
         await asyncio.wait({task, work}, timeout=SILENT_S, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() and not work.done() else None
+        return task.result() if task.done() else None
     finally:
         task.cancel()
 

@@ -7,20 +7,23 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import pytest
 
 from app import drawing
+from core.errors import Refused
 from core.settings import Settings
+from engine.image_result import ImageResult
 from engine.registry import open_model
 from engine.runner.batch import RunningBatch
 from engine.runner.sequence import ImageSequence
 from engine.runner.served import Served
+from engine.scheduler.fair_queue import Place
 from tests.support.serving import Server, pixels, serving, settings_in, texts, wait_for
 
 
@@ -241,6 +244,19 @@ def test_a_stream_answers_what_is_wrong_with_a_status(server: Server) -> None:
     for body, field in (({"prompt": "<begin_of_image>"}, "prompt"), ({"prompt": "a", "top_k": 65}, "top_k")):
         answer = server.http.post("/generate", json=body, headers={"Accept": "text/event-stream"})
         assert (answer.status_code, answer.json()["field"]) == (422, field)
+
+
+def test_what_fails_faster_than_its_place_is_read_is_still_an_event(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def finish(*given: object) -> list[ImageResult]:
+        on_news = cast("Callable[[Place], None]", given[-1])
+        on_news(Place(0, 1.0))
+        raise Refused("v1")
+
+    monkeypatch.setattr(drawing, "finish", finish)
+    with server.http.stream("POST", "/generate", json={"prompt": "a"}, headers={"Accept": "text/event-stream"}) as one:
+        assert [name for name, _ in streamed(one)] == ["queued", "error"]
 
 
 @pytest.mark.fault("F11")
