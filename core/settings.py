@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.errors import BadSetting
-from core.redis_url import check_redis_url
+from core.values.reading import file, folder, is_on, keys, matching, networks
+from core.values.redis_url import check_redis_url
 
 EVERYONE = "everyone"
 _UNSET = ""  # never a value: an empty one is refused
@@ -63,10 +64,8 @@ _LINK = re.compile(r"SAFECB_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+
 _LIMIT = re.compile(r"[1-9][0-9]{0,3}")
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _LOG = re.compile(r"text|json")
-_SWITCH = re.compile(r"on|off")
 _WHOLE = re.compile(r"[0-9]{1,7}")
 _SECONDS = re.compile(r"[0-9]{1,4}")
-_KEYS = re.compile(r"[!-+\--~]+(,[!-+\--~]+)*")  # printable ASCII, separated by commas
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ class Settings:
         variable, an empty value, or a value that is not allowed.
         """
         values = _DEFAULTS | _present(environ)
-        home = _folder(values, "SAFECB_HOME")
+        home = folder(values, "SAFECB_HOME")
         redis_url = values["SAFECB_REDIS_URL"] and check_redis_url("SAFECB_REDIS_URL", values["SAFECB_REDIS_URL"])
         return cls(
             home=home,
@@ -148,28 +147,28 @@ class Settings:
             redis_url=redis_url or None,
             store=_store(values, home),
             bucket=_bucket(values),
-            device=_matching(values, "SAFECB_DEVICE", _DEVICE, "auto, cpu, cuda or cuda:N"),
-            dtype=_matching(values, "SAFECB_DTYPE", _DTYPE, "auto, float32, bfloat16 or float16"),
+            device=matching(values, "SAFECB_DEVICE", _DEVICE, "auto, cpu, cuda or cuda:N"),
+            dtype=matching(values, "SAFECB_DTYPE", _DTYPE, "auto, float32, bfloat16 or float16"),
             cores=_cores(values),
-            second_judge=_matching(values, "SAFECB_SECOND_JUDGE", _JUDGE, "the name of a judge"),
-            keys=_file(values, "SAFECB_KEYS"),
-            signing_key=_file(values, "SAFECB_SIGNING_KEY"),
-            public_keys=_file(values, "SAFECB_PUBLIC_KEYS"),
-            open=_is_on(values, "SAFECB_OPEN"),
-            api_keys=_keys(values, "SAFECB_API_KEYS"),
-            operator_keys=_keys(values, "SAFECB_OPERATOR_KEYS"),
-            version_choice=_matching(values, "SAFECB_VERSION_CHOICE", _CHOICE, "operators or everyone"),
+            second_judge=matching(values, "SAFECB_SECOND_JUDGE", _JUDGE, "the name of a judge"),
+            keys=file(values, "SAFECB_KEYS"),
+            signing_key=file(values, "SAFECB_SIGNING_KEY"),
+            public_keys=file(values, "SAFECB_PUBLIC_KEYS"),
+            open=is_on(values, "SAFECB_OPEN"),
+            api_keys=keys(values, "SAFECB_API_KEYS"),
+            operator_keys=keys(values, "SAFECB_OPERATOR_KEYS"),
+            version_choice=matching(values, "SAFECB_VERSION_CHOICE", _CHOICE, "operators or everyone"),
             stale_limit=_stale_limit(values),
-            keep_images=int(_matching(values, "SAFECB_KEEP_IMAGES", _WHOLE, "a whole number up to 9999999")),
-            keep_hours=int(_matching(values, "SAFECB_KEEP_HOURS", _WHOLE, "a whole number of hours up to 9999999")),
-            drain_s=int(_matching(values, "SAFECB_DRAIN_S", _SECONDS, "a whole number of seconds up to 9999")),
-            log=_matching(values, "SAFECB_LOG", _LOG, "text or json"),
-            trusted_proxies=_networks(values, "SAFECB_TRUSTED_PROXIES"),
+            keep_images=int(matching(values, "SAFECB_KEEP_IMAGES", _WHOLE, "a whole number up to 9999999")),
+            keep_hours=int(matching(values, "SAFECB_KEEP_HOURS", _WHOLE, "a whole number of hours up to 9999999")),
+            drain_s=int(matching(values, "SAFECB_DRAIN_S", _SECONDS, "a whole number of seconds up to 9999")),
+            log=matching(values, "SAFECB_LOG", _LOG, "text or json"),
+            trusted_proxies=networks(values, "SAFECB_TRUSTED_PROXIES"),
             root_path=_root_path(values),
             server=_server(values),
-            server_key=next(iter(_keys(values, "SAFECB_SERVER_KEY")), None),
-            openai_aliases=_is_on(values, "SAFECB_OPENAI_ALIASES"),
-            openai_strict=_is_on(values, "SAFECB_OPENAI_STRICT"),
+            server_key=next(iter(keys(values, "SAFECB_SERVER_KEY")), None),
+            openai_aliases=is_on(values, "SAFECB_OPENAI_ALIASES"),
+            openai_strict=is_on(values, "SAFECB_OPENAI_STRICT"),
         )
 
     @property
@@ -184,9 +183,9 @@ class Settings:
 
     def place(self, path: Path) -> str:
         """Return the name of a file relative to its setting: for callers, who may not see the server's paths."""
-        for setting, folder in (("SAFECB_STORE", self.store), ("SAFECB_HOME", self.home)):
-            if path.is_relative_to(folder):
-                return str(setting / path.relative_to(folder))
+        for setting, root in (("SAFECB_STORE", self.store), ("SAFECB_HOME", self.home)):
+            if path.is_relative_to(root):
+                return str(setting / path.relative_to(root))
         return path.name
 
 
@@ -207,94 +206,57 @@ def _is_link(key: str, value: str) -> bool:
     return _LINK.fullmatch(key) is not None or (key == "SAFECB_PORT" and value.startswith(("tcp://", "udp://")))
 
 
-def _matching(values: Mapping[str, str], key: str, pattern: re.Pattern[str], allowed: str) -> str:
-    if not pattern.fullmatch(values[key]):
-        raise BadSetting(key, values[key], allowed)
-    return values[key]
-
-
-def _folder(values: Mapping[str, str], key: str) -> Path:
-    if "\0" in values[key] or "://" in values[key]:
-        raise BadSetting(key, values[key], "a folder")
-    # Absolute, so that it is the same for a process in another folder.
-    return Path(os.path.expanduser(values[key])).absolute()
-
-
 def _model(values: Mapping[str, str]) -> str:
-    return os.path.expanduser(_matching(values, "SAFECB_MODEL", _MODEL, '"embedded", a model folder or a hub name'))
+    return os.path.expanduser(matching(values, "SAFECB_MODEL", _MODEL, '"embedded", a model folder or a hub name'))
 
 
 def _bucket(values: Mapping[str, str]) -> str | None:
     """The URL of a store in a bucket, None of one in a folder."""
     if "://" not in values["SAFECB_STORE"]:
         return None
-    return _matching(values, "SAFECB_STORE", _BUCKET, "a folder, or s3://BUCKET/PREFIX without a slash at its end")
+    return matching(values, "SAFECB_STORE", _BUCKET, "a folder, or s3://BUCKET/PREFIX without a slash at its end")
 
 
 def _store(values: Mapping[str, str], home: Path) -> Path:
     if (bucket := _bucket(values)) is not None:
         return home / "copies" / _tag(bucket)
-    return _folder(values, "SAFECB_STORE") if values["SAFECB_STORE"] else home / "store"
+    return folder(values, "SAFECB_STORE") if values["SAFECB_STORE"] else home / "store"
 
 
 def _tag(bucket: str) -> str:
     return hashlib.sha256(bucket.encode()).hexdigest()[:8]
 
 
-def _file(values: Mapping[str, str], key: str) -> Path | None:
-    return _folder(values, key) if values[key] else None
-
-
 def _host(values: Mapping[str, str]) -> str:
     try:
         return str(ipaddress.ip_address(values["SAFECB_HOST"]))
     except ValueError:
-        return _matching(values, "SAFECB_HOST", _HOST_NAME, "an IP address or a host name")
-
-
-def _networks(values: Mapping[str, str], key: str) -> tuple[str, ...]:
-    names = tuple(part.strip() for part in values[key].split(",")) if values[key] else ()
-    try:
-        return tuple(str(ipaddress.ip_network(name)) for name in names)
-    except ValueError as error:
-        raise BadSetting(key, values[key], f"IP addresses and networks, separated by commas ({error})") from None
+        return matching(values, "SAFECB_HOST", _HOST_NAME, "an IP address or a host name")
 
 
 def _server(values: Mapping[str, str]) -> str | None:
     allowed = "http:// or https:// and an address"
-    return _matching(values, "SAFECB_SERVER", _URL, allowed) if values["SAFECB_SERVER"] else None
+    return matching(values, "SAFECB_SERVER", _URL, allowed) if values["SAFECB_SERVER"] else None
 
 
 def _stale_limit(values: Mapping[str, str]) -> int | None:
     allowed = "a whole number of seconds from 1 to 9999"
-    return int(_matching(values, "SAFECB_STALE_LIMIT", _LIMIT, allowed)) if values["SAFECB_STALE_LIMIT"] else None
+    return int(matching(values, "SAFECB_STALE_LIMIT", _LIMIT, allowed)) if values["SAFECB_STALE_LIMIT"] else None
 
 
 def _root_path(values: Mapping[str, str]) -> str:
     allowed = 'a path such as "/pictures", without a slash at its end'
-    return _matching(values, "SAFECB_ROOT_PATH", _ROOT_PATH, allowed) if values["SAFECB_ROOT_PATH"] else ""
+    return matching(values, "SAFECB_ROOT_PATH", _ROOT_PATH, allowed) if values["SAFECB_ROOT_PATH"] else ""
 
 
 def _port(values: Mapping[str, str]) -> int:
     allowed = "a whole number from 0 to 65535 (0 picks a free port)"
-    port = int(_matching(values, "SAFECB_PORT", _PORT, allowed))
+    port = int(matching(values, "SAFECB_PORT", _PORT, allowed))
     if port > 65535:
         raise BadSetting("SAFECB_PORT", values["SAFECB_PORT"], allowed)
     return port
 
 
 def _cores(values: Mapping[str, str]) -> int | None:
-    chosen = _matching(values, "SAFECB_CORES", _CORES, "auto, or a whole number from 1 to 999")
+    chosen = matching(values, "SAFECB_CORES", _CORES, "auto, or a whole number from 1 to 999")
     return None if chosen == "auto" else int(chosen)
-
-
-def _is_on(values: Mapping[str, str], key: str) -> bool:
-    return _matching(values, key, _SWITCH, "on or off") == "on"
-
-
-def _keys(values: Mapping[str, str], name: str) -> tuple[str, ...]:
-    if not values[name]:
-        return ()
-    if not _KEYS.fullmatch(values[name]):
-        raise BadSetting(name, "<hidden>", "keys of printable ASCII without blanks, separated by commas")
-    return tuple(values[name].split(","))
