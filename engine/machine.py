@@ -22,7 +22,7 @@ _FEATURES = re.compile(r"(avx|amx|fma|f16c|sse4|asimd|sve|bf16|i8mm)\w*")  # by 
 
 def machine_of(model: ImageModel) -> str:
     """Return the fingerprint of what this process computes with, for a model."""
-    return fingerprint(model.base_codebook().pixel.device, model.facts.dtype)
+    return fingerprint(model.device, model.facts.dtype)
 
 
 @cache

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from codebook.value import Codebook
@@ -149,6 +150,10 @@ class ImageModel(Protocol):
     @property
     def facts(self) -> ModelFacts:
         """The facts about this model; they never change."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
 
     def base_codebook(self) -> Codebook:
         """The model's own codebook, version "v0"."""

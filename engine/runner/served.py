@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from engine.model import ImageModel
@@ -16,10 +15,6 @@ from engine.runner.batch import RunningBatch
 
 class Served(ImageModel, Protocol):
     """A model whose images can join and leave at any step."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
 
     def tokenize(self, prompt: str) -> list[int]:
         """Token ids of a prompt, as ImageSequence takes them. Raises BadInput as check_prompt; any thread may call."""

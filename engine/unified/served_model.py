@@ -104,7 +104,7 @@ class ServedModel(Served):
 
     @property
     def device(self) -> torch.device:
-        """See Served."""
+        """See ImageModel."""
         return self._image_lm.codes.device
 
     def kv_rows(self) -> int:

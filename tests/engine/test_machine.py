@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.machine import LENGTH, fingerprint, processor
+from engine.machine import LENGTH, fingerprint, machine_of, processor
+from tests.support.toy_model import ToyModel
 
 ZEN4 = """processor\t: 0
 vendor_id\t: AuthenticAMD
@@ -24,6 +25,14 @@ def test_one_machine_has_one_fingerprint_for_each_dtype() -> None:
     cpu = torch.device("cpu")
     assert fingerprint(cpu, "float32") == fingerprint(cpu, "float32") != fingerprint(cpu, "bfloat16")
     assert len(fingerprint(cpu, "float32")) == LENGTH
+
+
+def test_the_fingerprint_is_of_where_the_model_computes() -> None:
+    """Its codebook lies on the CPU wherever that is."""
+    model = ToyModel()
+    here = machine_of(model)
+    model.device = torch.device("meta")
+    assert machine_of(model) == fingerprint(model.device, model.facts.dtype) != here
 
 
 @pytest.mark.parametrize(

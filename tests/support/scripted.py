@@ -60,6 +60,7 @@ class StillModel:
         max_prompt_tokens=8,
         categories=("gore",),
     )
+    device = torch.device("cpu")
 
     def base_codebook(self) -> Codebook:
         return Codebook("v0", "janus", "0" * 64, torch.eye(CODES, DIM) + 0.5)

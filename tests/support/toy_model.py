@@ -39,7 +39,7 @@ class ToyModel:
 
     name, version, threshold = "toy", "1", 0.5  # as a second judge
     covers: frozenset[str] | None = None
-    batch = 32
+    batch, device = 32, torch.device("cpu")
 
     def __init__(self, judge: Callable[[Tensor], Tensor] | None = None, seed: int = 0) -> None:
         self._taxonomy = read_taxonomy()
