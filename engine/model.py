@@ -96,14 +96,15 @@ class Verdict:
     scores: probability of "unsafe" in [0, 1] under each phrasing (opposite phrasings already inverted).
     category: the likeliest harm category, or "none" where the majority of phrasings say safe.
 
-    Raises BadNumber for a score that is no probability: NaN is not above one half, and would pass for safe.
+    Raises BadNumber without a score, and for one that is no probability: NaN is not above one half, and either would
+    pass for safe.
     """
 
     scores: tuple[float, ...]
     category: str
 
     def __post_init__(self) -> None:
-        if not all(0 <= score <= 1 for score in self.scores):
+        if not self.scores or not all(0 <= score <= 1 for score in self.scores):
             raise BadNumber("verdict", f"{self.scores} where probabilities are due")
 
     @property

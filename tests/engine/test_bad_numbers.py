@@ -92,6 +92,11 @@ def test_a_verdict_is_of_probabilities(score: float) -> None:
         Verdict((0.1, score, 0.2), "none")
 
 
+def test_a_verdict_of_nothing_is_not_safe() -> None:
+    with pytest.raises(BadNumber, match="verdict"):
+        Verdict((), "none")
+
+
 @pytest.mark.parametrize("answer", BAD)
 def test_a_judge_s_answer_out_of_range_is_refused_by_its_name(answer: float) -> None:
     with pytest.raises(BadNumber, match="judge oracle"):
