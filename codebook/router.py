@@ -61,9 +61,10 @@ class Router:
 class HalfwayProbe:
     """A probe run halfway through generation. It catches harm that the prompt router missed.
 
-    after: the number of tokens sampled by then, from 1; probes: a router of features, [p, M], that reads one state an
-    image: the mean feature of those tokens, sampled without an edit. If it fires, the image restarts under its experts,
-    and becomes the image that it would have been if the prompt router had fired.
+    after: the number of tokens sampled by then, from 1; where a step samples several, as many more as end its step.
+    probes: a router of features, [p, M], that reads one state an image: the mean feature of those tokens, sampled
+    without an edit. If it fires, the image restarts under its experts, and becomes the image that it would have been if
+    the prompt router had fired.
     """
 
     after: int

@@ -226,7 +226,7 @@ class RunningBatch:
     def _run_probes(self) -> list[ImageSequence]:
         """Run the halfway probes of images that are halfway; return those that leave, since they are refused."""
         for sequence in self._sequences:
-            if sequence.probe is not None and self.drawn(sequence) == sequence.probe.after:
+            if sequence.probe is not None and self._image_lm.script.reaches(sequence.probe.after, sequence.step):
                 self._run_probe(sequence, sequence.probe)
         refused = [sequence for sequence in self._sequences if sequence.mode == "refuse"]
         for sequence in refused:
@@ -242,7 +242,7 @@ class RunningBatch:
         edit = sequence.request.codebook.output
         groups = None if edit is None else edit.groups
         try:
-            (sequence.experts,) = probe.experts(self._sums[sequence.kv_rows[0]][None] / probe.after, groups)
+            (sequence.experts,) = probe.experts(self._sums[sequence.kv_rows[0]][None] / self.drawn(sequence), groups)
         except BadNumber:  # of this image alone: the others of the batch are drawn on
             self._logit_sums[sequence.token_row] = torch.nan
         if sequence.experts:

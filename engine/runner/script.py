@@ -72,6 +72,10 @@ class Script:
         """Return how many codes are drawn after `step` steps."""
         return self.tokens if step == self.steps else self.columns[step]
 
+    def reaches(self, count: int, step: int) -> bool:
+        """Return whether the last of `step` steps, of 1 or more, draws the code of this number, counted from 1."""
+        return self.drawn(step - 1) < count <= self.drawn(step)
+
 
 class ScriptTensors:
     """A script as tensors on a device, so that a step takes no value from the host; for one that is not plain."""
