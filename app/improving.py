@@ -17,6 +17,7 @@ from app.service import Engine, Service
 from core.errors import BadInput, BadModel, NotFound
 from core.storage import naming
 from engine.registry import find_model
+from engine.weights.names import Repository
 from safety.judges.grammar import (
     BESIDE,
     JudgeName,
@@ -81,7 +82,7 @@ def check_judge(name: str, model: str) -> None:
         if part.kind == BESIDE:
             _check_beside(name, model)
         if part.source and not _may_be(part.source):
-            allowed = "a folder that exists and has a config.json, or a repository OWNER/NAME of the hub"
+            allowed = "a folder that exists and has a config.json, or a repository OWNER/NAME[@REVISION] of the hub"
             raise BadInput(SECOND_JUDGE, part.source, allowed)
         for option in FILES:
             if option in part.options and not Path(part.options[option]).is_file():
@@ -128,8 +129,10 @@ def _may_be(source: str) -> bool:
     """Whether a source of weights is the folder of a checkpoint, or may be a repository of the hub."""
     if Path(source).exists():
         return (Path(source) / "config.json").is_file()
+    if (repository := Repository.of(source)) is None:
+        return False
     try:
-        validate_repo_id(source)
+        validate_repo_id(repository.name)
     except HFValidationError:
         return False
     return True

@@ -66,6 +66,7 @@ REFUSED = [
     ({"second_judge": "hf:/none/such#nsfw"}, "second_judge", "a folder that exists"),
     ({"second_judge": "hf:./none#nsfw"}, "second_judge", "a folder that exists"),
     ({"second_judge": "hf:a/b/c#nsfw"}, "second_judge", "a folder that exists"),
+    ({"second_judge": "hf:a/b@c d#nsfw"}, "second_judge", "OWNER/NAME[@REVISION]"),
     ({"second_judge": "guard:~/guard"}, "second_judge", "a folder that exists"),
     ({"second_judge": f"hf:{Path(__file__).parent}#nsfw"}, "second_judge", "config.json"),  # a folder of something else
     ({"second_judge": "zeroshot:owner/clip?texts=/none.json"}, "second_judge", "a file that exists"),
@@ -100,6 +101,7 @@ def test_a_body_that_no_job_could_be_made_of(server: Server, body: dict[str, obj
         {"categories": ["violence", "nudity"], "second_judge": "opennsfw"},
         {"categories": ["violence"], "second_judge": "any(opennsfw@0.4,hf:owner/nsfw#nsfw)"},
         {"categories": ["violence"], "second_judge": "guard:owner/x?policies=violence"},
+        {"categories": ["violence"], "second_judge": "hf:owner/nsfw@v1.0#nsfw"},
     ],
     ids=str,
 )
