@@ -5,60 +5,26 @@ A model that cannot be served is refused here with a reason, before the first re
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from tempfile import TemporaryDirectory
 
 import torch
 
 from codebook.store import CodebookStore
 from core.errors import BadModel
 from core.settings import Settings
+from engine.family import Family, families, family_of, installed
 from engine.runner.served import Served
-from engine.unified.parts import Parts
 from engine.unified.published import Published
 from engine.unified.served_model import ServedModel
 from engine.weights.files import check_folder, read_config, weight_files
 from engine.weights.hashes import hash_weights
-from engine.weights.names import EMBEDDED, PREFIX, Repository, locate
+from engine.weights.names import EMBEDDED, PREFIX, Repository, cached, locate
+from engine.weights.outline import outline
 
 __all__ = ["EMBEDDED", "PREFIX", "hash_weights"]
 
-GROUP = "safecb.families"  # of entry points: a module that is a Family each
 HASHES = "weights.json"  # in SAFECB_HOME
-
-
-class Family(Protocol):
-    """The module of a family; a package of its own may bring one."""
-
-    NAME: str
-    LICENCE: str  # of the published weights
-    FOLDERS: Sequence[str]  # beside the weights, with further ones
-    GEOMETRIES: Collection[str]  # of its random models, without PREFIX
-
-    def fits(self, config: Mapping[str, Any]) -> bool:
-        """Whether a config.json is of this family. Raises BadModel for a layout of it that is not read."""
-
-    def load(self, name: str, folder: Path, model_hash: str, device: torch.device, dtype: torch.dtype) -> Parts:
-        """Make the parts of the model called `name` from its folder. Raises BadModel."""
-
-    def published(self, name: str, folder: Path | None, device: torch.device, dtype: torch.dtype) -> Published | None:
-        """Make the same model in its publisher's own code; folder: None for random weights.
-
-        None where no such code can be run here. Raises BadModel.
-        """
-
-    def load_random(self, name: str, device: torch.device, dtype: torch.dtype) -> Parts:
-        """Make parts with random weights, as "random:GEOMETRY". Raises BadModel."""
-
-
-@cache
-def families() -> tuple[Family, ...]:
-    """Return the families that installed packages bring, by name. Raises BadModel for one that cannot be imported."""
-    points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
-    return tuple(_imported(point) for point in points)
 
 
 def load_model(name: str, device: str, dtype: str, hashes: Path | None = None) -> Served:
@@ -128,14 +94,28 @@ def find_model(name: str) -> Path:
 
 
 def check_model(name: str) -> str:
-    """Say in a few words what would be loaded, without loading it. Raises BadModel for a folder that cannot be."""
+    """Say in a few words what would be loaded, without loading it. Raises BadModel for what cannot be.
+
+    Of a repository of the hub its configuration and the names and sizes of its files are checked; where the hub does
+    not answer, what was downloaded.
+    """
     if name.startswith(PREFIX):
         return "random weights"
-    if Repository.of(name) is not None:
-        return f"{name}, from the model hub"
-    folder = find_model(name)
+    repository = Repository.of(name)
+    if repository is None:
+        return _described(name, find_model(name))
+    with TemporaryDirectory() as place:
+        if outline(repository, folder := Path(place)):
+            try:
+                return f"{_described(name, folder, whole=False)} on the model hub"
+            except BadModel as error:
+                raise BadModel(str(error).replace(place, name)) from error
+    return f"{_described(name, cached(repository))}, downloaded"
+
+
+def _described(name: str, folder: Path, whole: bool = True) -> str:
     family = find_family(folder)
-    check_folder(folder, family.FOLDERS)
+    check_folder(folder, family.FOLDERS, whole)
     size = sum(file.stat().st_size for file in weight_files(folder, family.FOLDERS)) / 2**20
     return f"{name}, {family.NAME}, {size:.0f} MiB of weights"
 
@@ -152,13 +132,9 @@ def find_family(folder: Path) -> Family:
     """Return the family of a folder. Raises BadModel where there is none, naming those that are served."""
     config = read_config(folder)
     try:
-        fitting = [family for family in families() if family.fits(config)]
+        return family_of(config)
     except BadModel as error:
         raise BadModel(f"{folder}: {error}") from error
-    if not fitting:
-        served = ", ".join(repr(family.NAME) for family in families())
-        raise BadModel(f"{folder}: is a {config['model_type']!r} model; the families served are: {served}")
-    return fitting[0]
 
 
 def licence(family: str) -> str:
@@ -172,15 +148,7 @@ def _random_family(name: str) -> Family:
         if name.removeprefix(PREFIX) in family.GEOMETRIES:
             return family
     geometries = [PREFIX + geometry for family in families() for geometry in family.GEOMETRIES]
-    raise BadModel(f"{name}: there are {', '.join(geometries)}")
-
-
-def _imported(point: EntryPoint) -> Family:
-    try:
-        family: Family = point.load()
-    except Exception as error:  # whatever a package does
-        raise BadModel(f"the family {point.name!r} of {point.value} cannot be imported: {error}") from error
-    return family
+    raise BadModel(f"{name}: there are {', '.join(geometries)}{installed().but}")
 
 
 def _target(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:

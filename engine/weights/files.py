@@ -48,15 +48,18 @@ def weight_files(folder: Path, more: Sequence[str] = ()) -> list[Path]:
     raise BadModel(f"{folder}: holds no .safetensors file")
 
 
-def check_folder(folder: Path, more: Sequence[str] = ()) -> None:
-    """Raise BadModel where weights of a folder, or of its sub-folders `more`, are missing, cut off or quantised."""
+def check_folder(folder: Path, more: Sequence[str] = (), whole: bool = True) -> None:
+    """Raise BadModel where weights of a folder, or of its sub-folders `more`, are missing, cut off or quantised.
+
+    whole: whether there is something in the files; else names and config.json have to do.
+    """
     for place in (folder, *(folder / name for name in more if (folder / name).is_dir())):
         _check_plain(place)
         if place == folder and _lies_below(folder, more):
             continue
         files = weight_files(place)
         _check_shards(place, [file.name for file in files])
-        for file in files:
+        for file in files if whole else ():
             for tensor in read_header(file):
                 if tensor.kind not in PLAIN:
                     raise _quantised(place, f"its tensor {tensor.name} is of {tensor.kind}")

@@ -62,7 +62,7 @@ def locate(name: str) -> Located:
     if repository is None:
         raise BadModel(f"{name}: {_FORM}")
     try:
-        folder = Path(snapshot_download(repository.name, revision=repository.revision, allow_patterns=HUB_FILES))
+        folder = _snapshot(repository)
     except RevisionNotFoundError as error:
         raise BadModel(f"{name}: the model hub has no revision {repository.revision!r} of {repository.name}") from error
     except HFValidationError as error:
@@ -70,3 +70,24 @@ def locate(name: str) -> Located:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise BadModel(f"{name}: no such folder, and the model hub does not give it: {error}") from error
     return Located(folder, f"{repository.name}@{folder.name}")  # a snapshot's folder is called by its commit
+
+
+def cached(repository: Repository) -> Path:
+    """Return the folder of what was downloaded of a repository. Raises BadModel where nothing was."""
+    try:
+        return _snapshot(repository, local_files_only=True)
+    except LocalEntryNotFoundError as error:
+        raise BadModel(
+            f"{repository.name}: not downloaded yet, or in part, and the model hub does not answer"
+        ) from error
+
+
+def _snapshot(repository: Repository, local_files_only: bool = False) -> Path:
+    return Path(
+        snapshot_download(
+            repository.name,
+            revision=repository.revision,
+            allow_patterns=HUB_FILES,
+            local_files_only=local_files_only,
+        )
+    )

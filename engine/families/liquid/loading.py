@@ -29,7 +29,7 @@ from engine.runner.script import Script
 from engine.unified.parts import Language, Parts
 from engine.unified.published import Published
 
-# See engine.registry.Family.
+# See engine.family.Family.
 __all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random", "published"]
 
 NAME = "liquid"

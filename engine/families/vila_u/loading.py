@@ -35,7 +35,7 @@ from engine.unified.parts import Language, Parts
 from engine.unified.published import Published
 from engine.unified.served_model import LONGEST_PROMPT
 
-# See engine.registry.Family.
+# See engine.family.Family.
 __all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random", "published"]
 
 NAME = "vila_u"

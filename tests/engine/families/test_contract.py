@@ -10,8 +10,9 @@ import torch
 
 from codebook.value import Codebook
 from core.errors import BadInput, BadModel
+from engine.family import families
 from engine.model import ImageRequest, Sampling
-from engine.registry import check_model, families, find_family, load_model, load_published
+from engine.registry import check_model, find_family, load_model, load_published
 from engine.runner.served import Served
 from engine.scheduler.scheduler import Scheduler
 from engine.unified.published import Published

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import ClassVar
+from urllib.parse import urlsplit
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_api
 
 from codebook.store import CodebookStore
 from core.errors import BadCodebook, BadModel
 from core.settings import Settings
-from engine.registry import load_model, open_model
+from engine.registry import check_model, load_model, open_model
 from engine.weights import hashes
 from engine.weights.hashes import hash_weights
 from safety.judges.grammar import read_name
@@ -58,6 +63,82 @@ def test_a_name_is_of_one_commit(hub: Hub) -> None:
         load_model("owner/tiny@nowhere", "cpu", "float32")
     with pytest.raises(BadModel, match="owner/model@revision"):
         load_model("embedded@main", "cpu", "float32")
+
+
+class _Site(BaseHTTPRequestHandler):
+    """The site of the hub: repositories by their names, as folders of files by theirs."""
+
+    repositories: ClassVar[Mapping[str, Mapping[str, bytes]]] = {}
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path.removeprefix("/").removeprefix("api/models/")
+        files = self.repositories.get("/".join(path.split("/")[:2]), {})
+        rest = path.split("/", 2)[2:]
+        if files and rest and rest[0].startswith("resolve/"):
+            content = files[rest[0].removeprefix(f"resolve/{FIRST}/")]
+        elif files and rest in ([], ["revision/main"]):
+            siblings = [{"rfilename": name, "size": len(body)} for name, body in files.items()]
+            content = json.dumps({"id": "x", "sha": FIRST, "siblings": siblings}).encode()
+        else:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        for name, value in {"ETag": '"1"', "X-Repo-Commit": FIRST, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, dict[str, bytes]]]:
+    """What the site of the hub holds; all may be changed."""
+    repositories = dict[str, dict[str, bytes]]()
+    monkeypatch.setattr(_Site, "repositories", repositories)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Site)
+    Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    )
+    monkeypatch.setattr(hf_api.api, "endpoint", address)
+    yield repositories
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_repository_is_checked_before_it_is_downloaded(
+    site: dict[str, dict[str, bytes]], hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    downloaded = tmp_path / "hub" / "models--owner--tiny" / "snapshots" / FIRST
+    files = {file.name: file.read_bytes() for file in downloaded.iterdir()}
+    name, shard = "model.safetensors", "model-00001-of-00002.safetensors"
+    index = json.dumps({"weight_map": {"a": shard, "b": shard.replace("00001-", "00002-")}}).encode()
+    site["owner/tiny"] = site["new/tiny"] = files
+    site["new/pickled"] = {file: body for file, body in files.items() if file != name} | {"pytorch_model.bin": b"x"}
+    site["new/part"] = site["new/pickled"] | {shard: b"x", "model.safetensors.index.json": index}
+    site["new/else"] = {"config.json": b'{"model_type": "none"}', name: b"x"}
+    assert "not downloaded yet" in str(refusal("new/tiny")) and "downloaded" in check_model("owner/tiny")  # no network
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert check_model("new/tiny@main").startswith("new/tiny@main, janus, 1 MiB of weights on the model hub")
+    assert refusal("new/pickled").startswith("new/pickled: holds pytorch_model.bin")
+    assert "new/part: lacks model-00002-of-00002.safetensors" in refusal("new/part")
+    assert "new/else: is a 'none' model" in refusal("new/else")
+    assert "new/none: the model hub does not give it" in refusal("new/none")
+    assert "new/tiny@v2: the model hub does not give it" in refusal("new/tiny@v2")
+    assert not (tmp_path / "hub" / "models--new--tiny").exists()
+
+
+def refusal(name: str) -> str:
+    with pytest.raises(BadModel) as refused:
+        check_model(name)
+    return str(refused.value)
 
 
 def test_every_process_takes_the_commit_that_the_server_has_recorded(hub: Hub, tmp_path: Path) -> None:
