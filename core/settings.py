@@ -18,6 +18,7 @@ from core.values.reading import file, folder, is_on, keys, matching, networks
 from core.values.redis_url import check_redis_url
 
 EVERYONE = "everyone"
+SHARES = (0.12, 0.9)  # of the cores, for a job: what 19 and 0 steps of nice give
 _UNSET = ""  # never a value: an empty one is refused
 _DEFAULTS = {
     "SAFECB_HOME": "./var",
@@ -29,6 +30,7 @@ _DEFAULTS = {
     "SAFECB_DEVICE": "auto",
     "SAFECB_DTYPE": "auto",
     "SAFECB_CORES": "auto",
+    "SAFECB_JOB_SHARE": "0.25",
     "SAFECB_SECOND_JUDGE": "beside",
     "SAFECB_KEYS": _UNSET,  # no file of keys
     "SAFECB_SIGNING_KEY": _UNSET,  # new versions are not signed
@@ -56,6 +58,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?")
 _DTYPE = re.compile(r"auto|float32|bfloat16|float16")
 _JUDGE = re.compile(r"\S+")
 _CORES = re.compile(r"auto|[1-9][0-9]{0,2}")
+_SHARE = re.compile(r"0\.[0-9]{1,2}")
 _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._-]+)*")
 _CHOICE = re.compile(r"operators|everyone")
 _URL = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
@@ -81,6 +84,7 @@ class Settings:
     device: "auto", "cpu", "cuda" or "cuda:N".
     dtype: "auto", "float32", "bfloat16" or "float16".
     cores: CPU cores that draw and postprocess images; None is all cores of the process.
+    job_share: share of the cores, 0.12 to 0.9, that a job is sure of beside a server that draws without pause.
     keys: file of named keys with scopes, absolute; None if there is none.
     signing_key: PEM file of the private Ed25519 key that signs new versions, absolute; None if there is none.
     public_keys: PEM file of the public keys of which one must have signed a version, absolute; None: no check.
@@ -109,6 +113,7 @@ class Settings:
     device: str
     dtype: str
     cores: int | None
+    job_share: float
     second_judge: str
     keys: Path | None
     signing_key: Path | None
@@ -150,6 +155,7 @@ class Settings:
             device=matching(values, "SAFECB_DEVICE", _DEVICE, "auto, cpu, cuda or cuda:N"),
             dtype=matching(values, "SAFECB_DTYPE", _DTYPE, "auto, float32, bfloat16 or float16"),
             cores=_cores(values),
+            job_share=_job_share(values),
             second_judge=matching(values, "SAFECB_SECOND_JUDGE", _JUDGE, "the name of a judge"),
             keys=file(values, "SAFECB_KEYS"),
             signing_key=file(values, "SAFECB_SIGNING_KEY"),
@@ -260,3 +266,11 @@ def _port(values: Mapping[str, str]) -> int:
 def _cores(values: Mapping[str, str]) -> int | None:
     chosen = matching(values, "SAFECB_CORES", _CORES, "auto, or a whole number from 1 to 999")
     return None if chosen == "auto" else int(chosen)
+
+
+def _job_share(values: Mapping[str, str]) -> float:
+    allowed = "a share of the cores from 0.12 to 0.9"
+    share = float(matching(values, "SAFECB_JOB_SHARE", _SHARE, allowed))
+    if not SHARES[0] <= share <= SHARES[1]:
+        raise BadSetting("SAFECB_JOB_SHARE", values["SAFECB_JOB_SHARE"], allowed)
+    return share

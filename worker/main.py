@@ -25,13 +25,13 @@ from core.settings import Settings
 from records.journal import Journal
 from safety.judges.grammar import check_setting
 from worker.allowed_job import AllowedJob
+from worker.niceness import niceness
 from worker.rq_worker import open_worker
 
 log = logging.getLogger(__name__)
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 ONCE = Retry(NoBackoff(), 0)  # Patience does the waiting
-STEP_BACK = 19  # niceness: jobs yield to a server on the same cores
 # How often a thread of OpenMP looks for work before it sleeps; without a limit, threads that wait take the cores from
 # those of another worker, or of a server. docs/log.md has the figures.
 SPINNING = ("GOMP_SPINCOUNT", "3000")
@@ -40,9 +40,9 @@ SPINNING = ("GOMP_SPINCOUNT", "3000")
 def main() -> int:
     """Work with the settings of the environment: 0 after a signal, 1 if RQ gave up, 2 for a bad setting or store."""
     logs.configure("text")
-    os.nice(STEP_BACK)
     try:
         settings = Settings.from_environ(os.environ)
+        os.nice(niceness(settings.job_share))
         logs.configure(settings.log)
         return work(settings)
     except (BadSetting, BadCodebook) as error:

@@ -18,7 +18,7 @@ from core.wire import HOPELESS
 from tests.support.redis_home import NO_MASTER, own_redis
 from tests.support.serving import PATIENCE_S, pixels, publish, texts, wait_for
 from tests.support.supervised import ROOT, Supervised
-from worker.main import STEP_BACK
+from worker.niceness import niceness
 
 
 def draw(http: httpx2.Client) -> bytes:
@@ -41,7 +41,7 @@ def test_a_signal_ends_all_of_it(model: Path, tmp_path: Path, runs: list[Supervi
     with run.wait_ready() as http:
         wait_for("Redis answers", lambda: redis_of(http) == "ok")
         redis, worker, server = children = run.children()
-        assert worker.nice() == min(19, server.nice() + STEP_BACK)  # a job yields to callers
+        assert worker.nice() == min(19, server.nice() + niceness(0.25))  # a job yields to callers
         assert redis.nice() == server.nice()
         assert server.environ()["MALLOC_ARENA_MAX"] == "1"
         assert server.environ()["OMP_NUM_THREADS"] == "1" and "MKL_NUM_THREADS" not in server.environ()

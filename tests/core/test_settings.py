@@ -26,6 +26,7 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         device="auto",
         dtype="auto",
         cores=None,
+        job_share=0.25,
         second_judge="beside",
         keys=None,
         signing_key=None,
@@ -60,6 +61,7 @@ def test_everything_can_be_set() -> None:
             "SAFECB_DEVICE": "cuda:3",
             "SAFECB_DTYPE": "bfloat16",
             "SAFECB_CORES": "6",
+            "SAFECB_JOB_SHARE": "0.5",
             "SAFECB_API_KEYS": "one-key,another~key",
             "SAFECB_OPERATOR_KEYS": "a-third",
             "SAFECB_DRAIN_S": "0",
@@ -68,7 +70,7 @@ def test_everything_can_be_set() -> None:
     assert (settings.home, settings.store) == (Path("/srv/home"), Path("/srv/codebooks"))
     assert (settings.model, settings.host, settings.port) == ("some-hub/Some-Model-1B", "::1", 0)
     assert settings.redis_url == "rediss://user:secret@redis.example:6380/2"
-    assert (settings.device, settings.dtype, settings.cores) == ("cuda:3", "bfloat16", 6)
+    assert (settings.device, settings.dtype, settings.cores, settings.job_share) == ("cuda:3", "bfloat16", 6, 0.5)
     assert (settings.api_keys, settings.operator_keys) == (("one-key", "another~key"), ("a-third",))
     assert settings.drain_s == 0
 
@@ -96,6 +98,7 @@ def test_a_relative_home_does_not_move_with_the_working_folder(tmp_path: Path, m
         *(("SAFECB_DEVICE", value) for value in ("", "gpu", "CUDA", "cuda:", "cuda:-1", "cuda:01", "cpu:0", "cuda\n")),
         *(("SAFECB_DTYPE", value) for value in ("", "fp16", "float64", "Float32", "auto ")),
         *(("SAFECB_CORES", value) for value in ("", "0", "-1", "1.5", "all", "1000", "2\n")),
+        *(("SAFECB_JOB_SHARE", value) for value in ("", "0", "0.11", "0.91", "1", ".5", "25%", "nan")),
         *(("SAFECB_API_KEYS", value) for value in ("", ",", "a,", "a,,b", "a b", "a, b", "käse", "a\n")),
         *(("SAFECB_OPERATOR_KEYS", value) for value in ("", ",", "a b")),
         *(("SAFECB_STALE_LIMIT", value) for value in ("", "0", "-1", "1.5", "10000", "5s")),
