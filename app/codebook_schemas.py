@@ -52,6 +52,10 @@ class SplitEvidence(BaseModel):
     beside_images: int = Field(description="Images of the active version.")
     beside_unsafe: int = Field(description="Of these, judged unsafe.")
     e: float = Field(description="e-value against drawing unsafe images no more often than the active version.")
+    limit: float = Field(description="e-value at which the split ends by itself.")
+    differences: dict[str, int] = Field(
+        description="How often a run of its images had so many thousandths more of them unsafe than the run before it."
+    )
 
 
 class TrafficShares(BaseModel):

@@ -155,13 +155,9 @@ class LiveCodebooks:
         """Roll back in the store and here. Raises as CodebookStore.rollback, and as `_confirm`."""
         return self.move(lambda store, here: store.rollback(by=by, to=to, expected_epoch=expected_epoch, followed=here))
 
-    def share(
-        self, traffic: Mapping[str, float], *, by: str, expected_epoch: int | None = None, reason: str = ""
-    ) -> Moved:
+    def share(self, traffic: Mapping[str, float], *, by: str, expected_epoch: int | None = None) -> Moved:
         """Share the traffic in the store and here. Raises as CodebookStore.share, and as `_confirm`."""
-        return self.move(
-            lambda store, here: store.share(traffic, by=by, expected_epoch=expected_epoch, followed=here, reason=reason)
-        )
+        return self.move(lambda store, here: store.share(traffic, by=by, expected_epoch=expected_epoch, followed=here))
 
     def move(self, move: Callable[[CodebookStore, ActiveRecord | None], Moved]) -> Moved:
         """Make a move, given the store and the active record here. Raises as the move, and as `_confirm`."""

@@ -17,7 +17,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from codebook.identity import Identity
-from codebook.pointer import ActiveRecord, Moved, Outrun, Pointer
+from codebook.pointer import NONE, ActiveRecord, Moved, Outrun, Pointer
 from codebook.value import Codebook
 from core.errors import BadCodebook, BadInput, Conflict, NotFound
 
@@ -102,11 +102,12 @@ class Moves(ABC):
         expected_epoch: int | None = None,
         followed: ActiveRecord | None = None,
         reason: str = "",
+        evidence: Mapping[str, Any] = NONE,
     ) -> Moved:
         """Share the traffic of callers who name no version; return as `activate`. All of the active one ends a split.
 
-        traffic, reason: as in ActiveRecord. Raises as `activate`, and BadInput for shares that are none or miss the
-        active one.
+        traffic, reason, evidence: as in ActiveRecord. Raises as `activate`, and BadInput for shares that are none or
+        miss the active one.
         """
         for version in traffic:
             self.load(version)
@@ -118,7 +119,7 @@ class Moves(ABC):
                 self._refuse_revoked(version)
             shares = {version: share for version, share in traffic.items() if share > 0}
             split = {} if len(shares) == 1 else shares
-            return self._pointer.move(now.version, by, "traffic", followed, split, reason=reason)
+            return self._pointer.move(now.version, by, "traffic", followed, split, reason=reason, evidence=evidence)
 
     @anew
     def revoke(self, version: str, *, by: str, followed: ActiveRecord | None = None) -> Moved:

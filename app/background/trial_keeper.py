@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from dataclasses import asdict
 
 from app.background.canary_guard import CanaryGuard
 from codebook.live import LiveCodebooks
 from codebook.pointer import ActiveRecord
-from codebook.trials.bets import LIMIT
 from codebook.trials.steps import images_until, share_after
 from core.errors import NotFound, SafeCBError, Unavailable
 from records.journal import Journal
@@ -45,11 +43,11 @@ class TrialKeeper:
     def _step(self, record: ActiveRecord) -> None:
         evidence = self._guard.evidence().get(record.canary)
         share = record.traffic[record.canary]
-        if evidence is None or evidence.images < images_until(share) or evidence.e >= LIMIT:
+        if evidence is None or evidence.images < images_until(share) or evidence.is_worse:
             return
-        counts = f"{evidence.unsafe} of {evidence.images} unsafe beside {evidence.beside_unsafe}"
-        reason = f"{record.canary} at {share:.0%}: {counts} of {evidence.beside_images}, e = {evidence.e:.1f}"
-        facts = {**asdict(evidence), "share": share, "images_needed": images_until(share), "limit": LIMIT}
+        reason = f"{record.canary} at {share:.0%} draws no more unsafe images: {evidence.summary()}"
+        facts = {"decision": "step", "version": record.canary, "active": record.version, "share": share}
+        facts |= {"images_needed": images_until(share), **evidence.to_dict()}
         self._live.move(
             lambda store, here: store.step_canary(
                 by=STEPS, expected_epoch=record.epoch, followed=here, reason=reason, evidence=facts

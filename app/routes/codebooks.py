@@ -100,7 +100,7 @@ def traffic(service: ServiceOf) -> TrafficShares:
         epoch=record.epoch,
         since=record.split,
         shares=record.traffic or {record.version: 1.0},
-        evidence={version: SplitEvidence(**asdict(e)) for version, e in service.guard.evidence().items()},
+        evidence={version: SplitEvidence(**e.to_dict()) for version, e in service.guard.evidence().items()},
         limit=LIMIT,
         canary=record.canary,
         next_step_at=images_until(record.traffic[record.canary]) if record.canary else 0,

@@ -11,9 +11,10 @@ import torch
 
 from app.background import canary_guard as module
 from app.background import housekeeping
-from app.background.canary_guard import GUARD, Duel, Evidence
+from app.background.canary_guard import GUARD
 from codebook.live import LiveCodebooks
-from codebook.trials.bets import LIMIT
+from codebook.trials.bets import BETS, LIMIT
+from codebook.trials.duel import Duel, Evidence
 from core.errors import NoAccess
 from engine.image_result import ImageResult
 from engine.model import ImageRequest, Sampling, Verdict
@@ -28,7 +29,8 @@ def ends(rng: random.Random, share: float, stable: float, canary: float, count: 
     for _ in range(count):
         is_own = rng.random() < share
         duel.see(is_own, rng.random() < (canary if is_own else stable))
-    return duel.e >= LIMIT
+    assert duel.is_over == duel.evidence().is_worse
+    return duel.is_over
 
 
 def retreats(share: float, stable: float, canary: float, count: int) -> float:
@@ -56,10 +58,17 @@ def test_a_run_counts_once_it_is_over() -> None:
     duel = Duel()
     for is_own, unsafe in [(False, False)] * 3 + [(True, True)] * 2:
         duel.see(is_own, unsafe)
-    assert duel.e == 1.0  # the canary's next image may be safe
+    assert duel.evidence().e == 1.0  # the canary's next image may be safe
     duel.see(False, False)
-    assert duel.e > 1.3
-    assert duel.evidence() == Evidence(2, 2, 4, 0, duel.e)
+    assert duel.evidence() == Evidence(2, 2, 4, 0, {1000: 1})
+    assert duel.evidence().e == pytest.approx(sum(1 + bet for bet in BETS) / len(BETS))
+
+
+def test_differences_are_rounded_in_the_favour_of_the_version() -> None:
+    duel = Duel()
+    for is_own, unsafe in [(False, True), (False, False), (False, False), (True, False), (False, False)]:
+        duel.see(is_own, unsafe)
+    assert duel.differences == {-334: 1}
 
 
 @pytest.mark.parametrize("is_own", [True, False])
@@ -67,7 +76,7 @@ def test_without_images_of_both_nothing_is_known(is_own: bool) -> None:
     duel = Duel()
     for _ in range(50):
         duel.see(is_own, True)
-    assert duel.e == 1.0
+    assert duel.evidence().e == 1.0
 
 
 def note(server: Server, version: str, prompt: str, unsafe: bool) -> None:
@@ -96,13 +105,19 @@ def test_a_split_ends_by_itself_once_and_says_why(server: Server) -> None:
         note(server, "v0", f"a {i}", False)
         note(server, version, f"b {i}", True)
     shown = seen(server, version)
-    assert (shown["images"], shown["unsafe"], shown["beside_images"], shown["beside_unsafe"]) == (40, 40, 40, 0)
+    assert shown["images"] == shown["unsafe"] > 5 and shown["beside_unsafe"] == 0
     assert f'safecb_canary_evidence{{codebook="{version}"}}' in server.http.get("/metrics").text
     for _ in range(2):
         server.service.guard.act()
     record = server.http.get("/codebooks/audit").json()[0]
     assert (record["moved_by"], record["traffic"], record["version"]) == (GUARD, {}, "v0")
-    assert "40 of 40 beside 40 of 40" not in record["reason"] and "40 of 40 beside 0 of 40" in record["reason"]
+    evidence = Evidence.read(record["evidence"])
+    own, beside = evidence.images, evidence.beside_images
+    assert 0 < own < 40 and f"{own} of {own} beside 0 of {beside}" in record["reason"]  # none after the decision counts
+    assert record["evidence"] == {"decision": "retreat", "version": version, "active": "v0", **evidence.to_dict()}
+    assert evidence.limit == LIMIT and evidence.is_worse
+    last = max(evidence.differences)
+    assert not replace(evidence, differences={**evidence.differences, last: evidence.differences[last] - 1}).is_worse
     assert server.service.live.active.epoch == record["epoch"] == 2
 
 
@@ -137,7 +152,7 @@ def test_a_store_that_is_away_ends_nothing(server: Server, monkeypatch: pytest.M
     def away(*arguments: object, **more: object) -> None:
         raise NoAccess(Path("ACTIVE"), "failing", "look")
 
-    monkeypatch.setattr(LiveCodebooks, "share", away)
+    monkeypatch.setattr(LiveCodebooks, "move", away)
     note(server, version, "a", True)
     server.service.guard.act()
     assert server.service.live.active.traffic

@@ -13,6 +13,7 @@ from app.background import housekeeping
 from app.background.trial_keeper import KEEPER, STEPS
 from cli.main import main
 from codebook.trials import steps
+from codebook.trials.duel import Evidence
 from codebook.trials.rule import Trial
 from engine.image_result import ImageResult
 from engine.model import ImageRequest, Sampling, Verdict
@@ -190,7 +191,8 @@ def test_a_canary_goes_step_by_step_to_all(server: Server, monkeypatch: pytest.M
     assert shares == [0.01, 0.1, 0.5, 1.0]
     move = audit(server)
     assert (move["moved_by"], move["version"], move["move"], move["canary"]) == (STEPS, version, "activate", "")
-    assert move["evidence"]["images"] == 9 and f"{version} at 50%" in str(move["reason"])  # type: ignore[index]
+    evidence = Evidence.read(move["evidence"])  # type: ignore[arg-type]
+    assert (evidence.images, evidence.is_worse) == (9, False) and f"{version} at 50%" in str(move["reason"])
     assert server.post("/codebooks/rollback", {}).json()["new"]["version"] == "v0"
 
 
