@@ -1,6 +1,7 @@
 """Live images that servers lend to a shadow job, in a list in Redis: the newest MOST of the last hour.
 
-Redis may forget them: then the job waits for others. Knows images as JSON in Redis. Knows nothing of what the job does.
+Redis may forget them: then the job waits for others. Units that were taken stand beside the list, so that no attempt
+takes one again. Knows images as JSON in Redis. Knows nothing of what the job does.
 """
 
 from __future__ import annotations
@@ -22,7 +23,20 @@ log = logging.getLogger(__name__)
 
 MOST = 512  # images in the list
 EXPIRY_S = 3600
+TAKEN_EXPIRY_S = 24 * 3600  # longer than a comparison lasts
 PATIENCE_S = 1.0
+
+# In one step, or a process that dies between two of them would let a unit be taken twice.
+_TAKE = """
+local fresh = {}
+for _, row in ipairs(redis.call('LPOP', KEYS[1], ARGV[1]) or {}) do
+  if redis.call('SADD', KEYS[2], cjson.decode(row).unit) == 1 then
+    fresh[#fresh + 1] = row
+  end
+end
+redis.call('EXPIRE', KEYS[2], ARGV[2])
+return fresh
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +66,7 @@ class ShadowList:
         self._redis = Redis.from_url(
             url, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S, retry=Retry(NoBackoff(), 0)
         )
+        self._take = self._redis.register_script(_TAKE)
 
     def lend(self, job: str, image: LiveImage) -> None:
         """Append an image to the list of a job."""
@@ -66,9 +81,12 @@ class ShadowList:
             log.info("an image is not compared, Redis does not take it: %s", error)
 
     def take(self, job: str, most: int) -> Sequence[LiveImage]:
-        """Remove the oldest images of a job's list, at most so many, and return them; none while Redis is away."""
+        """Remove the oldest images of a job's list, at most so many, and return those of units not taken before.
+
+        None while Redis is away.
+        """
         try:
-            rows = self._redis.lpop(self._key(job), most) or []
+            rows = self._take(keys=[self._key(job), self._taken(job)], args=[most, TAKEN_EXPIRY_S])
         except RedisError as error:
             log.info("no images to compare, Redis does not answer: %s", error)
             return []
@@ -76,9 +94,9 @@ class ShadowList:
         return [LiveImage(**{**image, "tokens": unpack(base64.b64decode(image["tokens"]))}) for image in images]
 
     def clear(self, job: str) -> None:
-        """Remove the list of a job."""
+        """Remove the list of a job, and what it has taken."""
         try:
-            self._redis.delete(self._key(job))
+            self._redis.delete(self._key(job), self._taken(job))
         except RedisError as error:
             log.info("the images of job %s expire by themselves: %s", job, error)
 
@@ -88,3 +106,6 @@ class ShadowList:
 
     def _key(self, job: str) -> str:
         return f"{self._prefix}:{job}"
+
+    def _taken(self, job: str) -> str:
+        return f"{self._key(job)}:taken"

@@ -2,6 +2,7 @@
 
 Joins the list of images, the examiner of pairs, the rule and the moves of the store. The counts stand in the job's
 record, so that another attempt goes on with them; a pair that was taken and not written is lost, never counted twice.
+A decision stands in the audit before it stands in the record: an attempt that finds the comparison over looks there.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 from codebook.store import ActiveRecord, CodebookStore
 from codebook.trials.rule import Differences, Trial
 from codebook.value import Codebook
-from core.errors import Conflict, NoStorage
+from core.errors import BadCodebook, Conflict, NoStorage
 from core.hints import send_hint
 from core.logs import about
 from core.settings import Settings
@@ -64,8 +65,8 @@ class Comparison:
     record: JobRecord
     watch: JournalProgress
     store: CodebookStore
+    images: ShadowList
     trial: Trial
-    units: set[str] = field(default_factory=set)  # a caller's same prompt counts once
     is_comparing: bool = False
 
     @property
@@ -97,7 +98,7 @@ class Comparison:
             time.sleep(0.1)
         return active
 
-    def compare(self, examiner: Examiner, images: ShadowList, version: str) -> str:
+    def compare(self, examiner: Examiner, version: str) -> str:
         """Take pairs until there is a decision, and return it; "stopped" where a person was first."""
         self.is_comparing = True
         while (decision := self.trial.decision) is None:
@@ -106,7 +107,7 @@ class Comparison:
                 return "stopped"
             if self._is_long():
                 return "undecided"
-            lent = [image for image in images.take(self.record.id, BATCH) if self._is_new(image, version)]
+            lent = [image for image in self.images.take(self.record.id, BATCH) if image.version == version]
             if not lent:
                 time.sleep(POLL_S)
             for differences in examiner.examine(lent) if lent else ():
@@ -130,16 +131,23 @@ class Comparison:
         send_hint(self.settings, self.version)
         return decision
 
+    def concluded(self) -> Mapping[str, Any] | None:
+        """The evidence of this job's own decision, where a move was made of it: by an attempt that died after it."""
+        try:
+            moves = self.store.audit()
+        except BadCodebook as error:  # the log is damaged
+            log.warning("whether job %s has decided is not known: %s", self.record.id, error)
+            return None
+        return next(
+            (move["evidence"] for move in reversed(moves) if move["moved_by"] == self.by and move["evidence"]), None
+        )
+
     def give_up(self, reason: str) -> None:
         """End the comparison after an error or a cancellation; a store that is away leaves it to the servers."""
+        self.images.clear(self.record.id)
         with suppress(NoStorage):
             self.store.end_shadow(self.record.id, by=self.by, reason=reason)
             send_hint(self.settings, self.version)
-
-    def _is_new(self, image: LiveImage, version: str) -> bool:
-        is_new = image.version == version and image.unit not in self.units
-        self.units.add(image.unit)
-        return is_new
 
     def _is_long(self) -> bool:
         begun = datetime.fromisoformat(self.record.created)
@@ -174,9 +182,9 @@ def _attempt(job_id: str, settings: Settings, load: Load, open_examiner: OpenExa
     if (written := record.progress.get("trial")) is not None:
         trial = Trial.read(written)
     store = CodebookStore.of(settings, PATIENCE_S)
-    job = Comparison(settings, journal, record, watch, store, trial)
-    watch.facts = {"trial": trial.to_dict()}
-    with journal.claim(job_id, fence):
+    with journal.claim(job_id, fence), closing(_images(settings)) as images:
+        job = Comparison(settings, journal, record, watch, store, images, trial)
+        watch.facts = {"trial": trial.to_dict()}
         try:
             result = _run(job, load, open_examiner)
         except Cancelled:
@@ -190,6 +198,7 @@ def _attempt(job_id: str, settings: Settings, load: Load, open_examiner: OpenExa
             raise
         else:
             watch.end("finished", result=result)
+            images.clear(job_id)
 
 
 def _run(job: Comparison, load: Load, open_examiner: OpenExaminer) -> dict[str, Any]:
@@ -201,14 +210,11 @@ def _run(job: Comparison, load: Load, open_examiner: OpenExaminer) -> dict[str, 
         both = job.store.load(active.version), job.store.load(job.version)
         work = job.journal.path(job.record.id) / "work"
         examiner = open_examiner(job.settings, model, *both, work, job)
-        images = _images(job.settings)
-        try:
-            decision = job.compare(examiner, images, active.version)
-        finally:
-            if job.journal.get(job.record.id).attempt == job.watch.fence:  # else another attempt takes them
-                images.clear(job.record.id)
+        decision = job.compare(examiner, active.version)
     if active is not None and decision != "stopped":
         decision = job.conclude(decision, active.version)
+    if decision == "stopped" and (evidence := job.concluded()) is not None:
+        return {**evidence}
     compared = None if active is None else active.version
     return {"decision": decision, "version": job.version, "active": compared, **job.trial.to_dict()}
 

@@ -20,6 +20,7 @@ from tests.support.servers.house import House, RedisProcess, redis_process
 from tests.support.serving import wait_for
 from tests.support.trials.scripted_shadow import STILL, open_scripted
 from worker import shadow_job
+from worker.progress import JournalProgress
 from worker.shadow_job import run_shadow
 
 
@@ -100,15 +101,16 @@ def test_an_equal_candidate_is_promoted_into_the_first_step_or_reported(
     assert record.traffic == ({"v0": 0.99, "v1": 0.01} if steps else {})
 
 
+class Died(BaseException):
+    pass
+
+
+def die(*arguments: object, **more: object) -> None:
+    raise Died
+
+
 def attempt_with(house: House, job: str, stop_after: int) -> None:
     """An attempt that dies once it has written so many pairs; the next one goes on with them."""
-
-    class Died(BaseException):
-        pass
-
-    def die(seconds: float) -> None:
-        raise Died
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shadow_job, "WRITE_EVERY_S", 0.0)
         patch.setattr(time, "sleep", die)
@@ -128,6 +130,35 @@ def test_a_callers_same_prompt_and_other_versions_do_not_count(house: House) -> 
     assert (decision, record.version, record.shadow) == ("undecided", "v0", {})
     counts = record.evidence["measures"]["self"]
     assert (counts["worse"], counts["equal"], counts["better"]) == (1, 2, 0)
+
+
+def test_a_callers_same_prompt_does_not_count_in_another_attempt(house: House) -> None:
+    job = begin(house, pairs=2)
+    lend(house, job, 1, unit="the same")
+    attempt_with(house, job, stop_after=1)
+    lend(house, job, 1, "worse", unit="the same")
+    lend(house, job, 1)
+    attempt(house, job)
+    counts = decided(house, job)[1].evidence["measures"]["self"]
+    assert (counts["worse"], counts["equal"]) == (0, 2)
+    assert house.redis.keys("rq:safecb:shadow*") == []
+
+
+@pytest.mark.parametrize(("word", "decision"), [("worse", "retreat"), ("better", "promote")])
+def test_a_decision_of_an_attempt_that_died_after_its_move_is_recorded(
+    house: House, monkeypatch: pytest.MonkeyPatch, word: str, decision: str
+) -> None:
+    job = begin(house)
+    lend(house, job, 300, word)
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalProgress, "end", die)
+        with pytest.raises(Died):
+            attempt(house, job)
+    moved = house.store.active()
+    assert not house.journal.get(job).ended and moved.moved_by == f"job {job}"
+    attempt(house, job)
+    assert decided(house, job) == (decision, moved)
+    assert house.journal.get(job).result == moved.evidence
 
 
 def test_a_person_ends_a_comparison(house: House) -> None:
