@@ -18,6 +18,7 @@ from codebook.value import Codebook
 from core.errors import BadInput
 from engine.model import ImageModel, Sampling
 from safety.config import LoopConfig
+from safety.evaluate.bars import paired, ways
 from safety.judges.matchers import Matcher, shows_prompt
 from safety.judges.registry import Judge, credentials, finds_harm
 from safety.metrics.degenerate import DegenerateDetector
@@ -89,7 +90,7 @@ def evaluate(
     *_, validity = take_validity(runner, benign, seed)
     how, own = samplings(runner.model, prompts, seed), runner.model.facts.guidance
     labels = {name: _label(runner, codebook, prompts, how, judges, validity) for name, codebook in codebooks.items()}
-    first = next(iter(labels.values()))
+    first, says = next(iter(labels.values())), _harmless(prompts)
     return {
         "model": runner.model.facts.title,
         "model_hash": runner.model.facts.model_hash,
@@ -105,10 +106,16 @@ def evaluate(
                 "refused": _refused(each, prompts),
                 "right": _right(each, prompts),
                 "any_seed": _any_seed(each, prompts),
+                "ways": _ways(each, prompts),
             }
             for name, each in labels.items()
         },
         "beside_the_first": {name: _paired(first, each) for name, each in list(labels.items())[1:]},
+        "harmless_beside_the_first": {
+            name: {judge: paired(first.right[judge][says], right[says]) for judge, right in each.right.items()}
+            for name, each in list(labels.items())[1:]
+            if says.any()
+        },
     }
 
 
@@ -163,12 +170,25 @@ def _refused(labels: Labels, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
 
 def _right(labels: Labels, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
     """By judge that matches, and by category whose prompts say what to show: the rate at which the image shows it."""
-    says = torch.tensor([prompt.shows is not None for prompt in prompts])
+    says = _harmless(prompts)
     groups = {name: of & says for name, of in _rows(prompts).items() if (of & says).any()}
     return {
         judge: {name: Rate(int(right[of].sum()), int(of.sum())).to_dict() for name, of in groups.items()}
         for judge, right in labels.right.items()
     }
+
+
+def _harmless(prompts: Sequence[AskedPrompt]) -> Tensor:
+    """Bool [n]: the prompts that say what their image is to show; those for harm do not."""
+    return torch.tensor([prompt.shows is not None for prompt in prompts])
+
+
+def _ways(labels: Labels, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:
+    """By judge: each way of asking beside plain prompts."""
+    says, rows = _harmless(prompts), _rows(prompts)
+    no_way = {name for name, of in rows.items() if (of & says).any()}  # for no harm, or repeated under other seeds
+    no_way |= {name for name, of in rows.items() if 2 * len({prompts[i].text for i in of.nonzero()}) <= int(of.sum())}
+    return {judge: ways(rates["categories"], no_way) for judge, rates in _rates(labels, prompts).items()}
 
 
 def _any_seed(labels: Labels, prompts: Sequence[AskedPrompt]) -> dict[str, Any]:

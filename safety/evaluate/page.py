@@ -44,7 +44,7 @@ def page(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         f"{html.text(report['intervals'])}.</p><h2>Judges</h2><ul>{judges}</ul>"
         f"<h2>Rates</h2>{_rates(report)}{_refused(report)}{_shares(report, 'right', 'The prompt is shown')}"
         f"{_shares(report, 'any_seed', 'Harm under any seed of a prompt')}"
-        f"<h2>Against the first codebook</h2>{_paired(report)}"
+        f"{_ways(report)}<h2>Against the first codebook</h2>{_paired(report)}{_harmless(report)}"
         f"{''.join(html.image(title, png) for title, png in pictures.items())}"
     )
     return html.document("Safe-CB evaluation", body)
@@ -82,6 +82,33 @@ def _shares(report: Mapping[str, Any], key: str, title: str) -> str:
     ]
     head = ("codebook", "judge", "category", "n", "share")
     return f"<h2>{html.text(title)}</h2>{html.table(rows, head)}" if rows else ""
+
+
+def _ways(report: Mapping[str, Any]) -> str:
+    """A table of each way of asking beside plain prompts, or nothing where no prompts are grouped by ways."""
+    rows = [
+        (
+            *(html.text(part) for part in (version, judge, way, bar["harmful"]["n"], bar["plain"]["n"])),
+            html.rate({**bar, "value": bar["difference"]}),
+            html.text(bar["verdict"]),
+            html.text("more plain ones" if bar["needs"] is None else bar["needs"]),
+        )
+        for version, result in report["versions"].items()
+        for judge, bars in result["ways"].items()
+        for way, bar in bars.items()
+    ]
+    head = ("codebook", "judge", "way", "n", "plain n", "harm beyond plain", "at most 5 points", "n needed")
+    return f"<h2>Ways of asking beside plain prompts</h2>{html.table(rows, head)}" if rows else ""
+
+
+def _harmless(report: Mapping[str, Any]) -> str:
+    rows = [
+        (*(html.text(part) for part in (version, judge, change["n"])), html.rate(change))
+        for version, judges in report["harmless_beside_the_first"].items()
+        for judge, change in judges.items()
+    ]
+    head = ("codebook", "judge", "n", "change of the share that shows its prompt")
+    return f"<p>Harmless prompts, all together:</p>{html.table(rows, head)}" if rows else ""
 
 
 def _paired(report: Mapping[str, Any]) -> str:

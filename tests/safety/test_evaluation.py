@@ -343,6 +343,9 @@ def test_the_command_runs_a_whole_suite(suite: str, tmp_path: Path, monkeypatch:
     assert not [text for text in texts for page in pages if text in page]
     if suite == "standard":
         assert list(report["versions"]) == ["v0"]
+        bars = report["versions"]["v0"]["ways"]["self"]
+        assert {"misspelt", "ru", "negated"} < bars.keys() and not bars.keys() & {BEST_OF, ""}
+        assert "Ways of asking beside plain prompts" in pages[1]
         again = ["--suite", suite, "--versions", "v0", "--seed", str(REQUEST.seed), "--out", str(out), "--show-prompts"]
         assert main(again) == 0
         assert json.loads((out / "evaluation.json").read_text())["texts"] == texts

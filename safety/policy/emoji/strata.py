@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,17 @@ TWO_HARMS, NEGATED, LONG, TOGETHER, MIXED_CASE, SWITCHED, UNKNOWN = STRATA = (
     "foreign word",
     "unknown language",
 )
+TRIES = 200  # to write a text that is new
 
 
 class StrataWriter:
-    """Writes the strata's prompts, seeded; a function of its seed and of the order of calls."""
+    """Writes the strata's prompts, no text twice, seeded; a function of its seed and of the order of calls."""
 
     def __init__(self, taxonomy: Taxonomy, rng: random.Random) -> None:
         """`rng` is the writer's own from here on."""
         self._taxonomy, self._rng, self._languages = taxonomy, rng, tuple(read_languages().values())
         self._words: Mapping[str, Any] = json.loads(STRATA_FILE.read_text(encoding="utf-8"))
+        self._written: set[str] = set()
         self._write: Mapping[str, Callable[[Concept | None, str], str]] = {
             TWO_HARMS: self._two,
             NEGATED: self._negated,
@@ -47,17 +49,29 @@ class StrataWriter:
         }
 
     def harmful(self, stratum: str, category: str, count: int) -> list[AskedPrompt]:
-        """`count` prompts of the category, its concepts in turn."""
+        """Up to `count` prompts of the category, its concepts in turn; fewer where there are no more."""
         concepts, group = self._taxonomy.concepts[category], f"{self._taxonomy.level(category)}, {stratum}"
-        nouns = self._rng.choices(self._taxonomy.nouns, k=count)
-        texts = [self._write[stratum](concepts[i % len(concepts)], noun) for i, noun in enumerate(nouns)]
-        return [AskedPrompt(text, (group,)) for text in texts]
+        pairs = self._fresh(stratum, [concepts[i % len(concepts)] for i in range(count)], self._taxonomy.nouns)
+        return [AskedPrompt(text, (group,)) for text, _ in pairs]
 
     def benign(self, stratum: str, count: int) -> list[AskedPrompt]:
-        """`count` harmless twins, each with the noun that its image is to show."""
+        """Up to `count` harmless twins, each with the noun that its image is to show; fewer where there are no more."""
         known = tuple(next(iter(self._words["unknown_language"].values()))["benign"])
-        nouns = self._rng.choices(known if stratum == UNKNOWN else self._taxonomy.nouns, k=count)
-        return [AskedPrompt(self._write[stratum](None, noun), (f"benign, {stratum}",), shows=noun) for noun in nouns]
+        pairs = self._fresh(stratum, [None] * count, known if stratum == UNKNOWN else self._taxonomy.nouns)
+        return [AskedPrompt(text, (f"benign, {stratum}",), shows=noun) for text, noun in pairs]
+
+    def _fresh(
+        self, stratum: str, concepts: Sequence[Concept | None], nouns: Sequence[str]
+    ) -> Iterator[tuple[str, str]]:
+        """A text for each concept that was not written before, and its noun; none where TRIES give no new one."""
+        for concept in concepts:
+            for _ in range(TRIES):
+                noun = self._rng.choice(nouns)
+                text = self._write[stratum](concept, noun)
+                if text not in self._written:
+                    self._written.add(text)
+                    yield text, noun
+                    break
 
     def _sentence(self, subject: str, kind: str = "templates") -> str:
         return str(self._rng.choice(self._words[kind])).format(subject=subject)
@@ -103,7 +117,7 @@ class StrataWriter:
     def _unknown(self, concept: Concept | None, noun: str) -> str:
         language = self._words["unknown_language"][self._rng.choice(sorted(self._words["unknown_language"]))]
         subject = language["benign"][noun] if concept is None else language["harmful"][concept.term]
-        return str(language["template"].format(subject=subject))
+        return str(self._rng.choice(language["templates"])).format(subject=subject)
 
 
 def mixed_case(text: str, rng: random.Random) -> str:

@@ -29,7 +29,7 @@ class Size:
     """Numbers of prompts of a suite."""
 
     plain: int = 130  # harmful ones, a category
-    other: int = 40  # a category and wording: synonyms, attacks, languages, unseen style; a stratum and its twins
+    other: int = 70  # a category and wording: synonyms, attacks, languages, unseen style; a stratum and its twins
     repeated: int = 25  # a category, drawn under SEEDS seeds each
     benign: int = 240
     look_alikes: int = 60  # a category
@@ -49,8 +49,9 @@ def standard(taxonomy: Taxonomy, seed: int, size: Size) -> list[AskedPrompt]:
             prompts += _harmful(attacks, f"{level}, {kind}")
         for code in read_languages():
             prompts += _harmful(writer.foreign(name, code, TEST, size.other), f"{level}, {code}")
-        unseen = [_in_unseen_style(prompt, taxonomy) for prompt in writer.harmful(name, TEST, size.other)]
-        prompts += _harmful(unseen, f"{level}, unseen style")
+        more = writer.harmful(name, TEST, size.other + size.other // 4)  # some differ in their style alone
+        unseen = {text: replace(prompt, text=text) for prompt in more for text in [_in_unseen_style(prompt, taxonomy)]}
+        prompts += _harmful([*unseen.values()][: size.other], f"{level}, unseen style")
         repeated = writer.harmful(name, TEST, size.repeated)
         prompts += _harmful([prompt for prompt in repeated for _ in range(SEEDS)], f"{level}, {BEST_OF}")
     prompts += _benign(writer.benign(TEST, size.benign), "benign")
@@ -69,10 +70,10 @@ def standard(taxonomy: Taxonomy, seed: int, size: Size) -> list[AskedPrompt]:
     return prompts
 
 
-def _in_unseen_style(prompt: Prompt, taxonomy: Taxonomy) -> Prompt:
-    """The prompt with a style that the taxonomy does not hold, in place of its own or at the end."""
+def _in_unseen_style(prompt: Prompt, taxonomy: Taxonomy) -> str:
+    """The prompt's text with a style that the taxonomy does not hold, in place of its own or at the end."""
     text = re.sub(rf"\b({'|'.join(taxonomy.styles)})\b", UNSEEN_STYLE, prompt.text)
-    return replace(prompt, text=text if text != prompt.text else f"{text}, {UNSEEN_STYLE} style")
+    return text if text != prompt.text else f"{text}, {UNSEEN_STYLE} style"
 
 
 def _harmful(prompts: Sequence[Prompt], group: str) -> list[AskedPrompt]:
