@@ -10,9 +10,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, RootModel
 
 from app.schemas import Epoch, GeneratedImage, Prompt, RequestBody, Seed, Version
+from codebook.mode import Mode
 from codebook.moves import MOST_SHARING
 from codebook.trials.rule import MARGIN, PAIRS
-from codebook.value import Mode
 
 VersionName = Annotated[str, Field(pattern=r"^v(0|[1-9][0-9]{0,8})$")]
 

@@ -13,8 +13,9 @@ from typing import Any, Literal, TypedDict, Unpack
 import torch
 from torch import Tensor
 
+from codebook.mode import Mode
 from codebook.tensors import content_hash, mode_of
-from codebook.value import Codebook, Mode
+from codebook.value import Codebook
 from core.clock import utc_now
 from core.errors import BadCodebook
 from core.json_records import decode

@@ -28,6 +28,7 @@ from codebook.folder import (
 )
 from codebook.identity import Identity
 from codebook.manifest import Manifest, Origin
+from codebook.mode import Mode
 from codebook.moves import BASE
 from codebook.numbers import NAME, number_of
 from codebook.places.bucket_place import BucketPlace
@@ -37,7 +38,7 @@ from codebook.pointer import ActiveRecord, Moved
 from codebook.signature import UNSIGNED, Signatures
 from codebook.tensors import check_codebook, codebook_hash
 from codebook.trials.trial_moves import TrialMoves
-from codebook.value import Codebook, Mode
+from codebook.value import Codebook
 from core.bucket.bucket import Bucket
 from core.errors import BadCodebook, BadInput, Conflict, NotFound
 from core.json_records import plain

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from codebook.identity import Identity
+from codebook.mode import Mode
 from codebook.router import HalfwayProbe, Router
-from codebook.value import Codebook, HeadEdit, Mode
+from codebook.value import Codebook, HeadEdit
 from core.errors import BadCodebook, BadNumber
 
 _EDIT = {"output.basis", "output.mean", "output.down", "output.up"}

@@ -7,16 +7,12 @@ features to code ids. Nothing here is ever changed in place: an edit makes a new
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from codebook.mode import Mode
 from codebook.router import HalfwayProbe, Router
-
-# What becomes of an image for which a router or a halfway probe fires: its experts apply; or the model rewrites the
-# prompt first, and experts apply where the rewrite fires too; or there is no image.
-Mode: TypeAlias = Literal["edit", "rewrite", "refuse"]
 
 
 @dataclass(frozen=True, eq=False)

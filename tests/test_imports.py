@@ -112,11 +112,24 @@ def test_runner_and_scheduler_stand_without_transformers(folder: str) -> None:
     assert "torch" in names and "transformers" not in names
 
 
-def test_core_loads_without_torch() -> None:
-    names = sorted(f"core.{path.stem}" for path in (ROOT / "core").glob("*.py") if path.stem != "__init__")
-    script = f"import sys, {', '.join(names)}\nprint('torch' in sys.modules)"
+CORE = sorted(f"core.{path.stem}" for path in (ROOT / "core").glob("*.py") if path.stem != "__init__")
+COMMANDS = [f"cli.{name}" for name in ("check", "draw", "evaluate", "verify.command")]
+
+
+@pytest.mark.parametrize(
+    ("names", "heavy"),
+    [
+        (CORE, {"torch"}),
+        (["cli.main", "cli.commands.app"], {"torch", "fastapi", "redis"}),
+        (["worker.main", "worker.rq_worker"], {"torch", "fastapi"}),
+        (["worker.jobs", *COMMANDS], {"transformers", "matplotlib", "fastapi"}),
+    ],
+    ids=["core", "command line", "worker", "jobs"],
+)
+def test_a_process_starts_without_what_it_may_not_need(names: list[str], heavy: set[str]) -> None:
+    script = f"import sys, {', '.join(names)}\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert not heavy & set(done.stdout.split())
 
 
 def test_the_image_holds_every_package() -> None:

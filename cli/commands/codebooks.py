@@ -1,6 +1,7 @@
 """`safecb codebooks`: see and move versions, on the running server or in its store.
 
-Offline is the way back when a server does not start: it needs the store's folder alone.
+Offline is the way back when a server does not start: it needs the store's folder alone. The store is imported there
+only: it brings torch, and the other commands start the sooner without.
 """
 
 from __future__ import annotations
@@ -10,23 +11,22 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.commands import trials
 from cli.commands.connection import Server, connected, table
-from codebook.places.bucket_place import BucketPlace
-from codebook.places.copying import copy_store
-from codebook.places.folder_place import FolderPlace
-from codebook.store import CodebookStore
-from codebook.value import Mode
+from codebook.mode import Mode
 from core.atomic import write_file
 from core.bucket.bucket import Bucket
 from core.bucket.shared_folder import SharedFolder
 from core.errors import BadInput, BadSetting, NotFound
 from core.settings import Settings
 from core.storage import naming
+
+if TYPE_CHECKING:
+    from codebook.store import CodebookStore
 
 app = typer.Typer(no_args_is_help=True, help="Codebook versions.")
 app.command()(trials.shadow)
@@ -40,6 +40,8 @@ BY = "command line"  # in the audit log
 
 def store(needs_key: bool = False) -> CodebookStore:
     """The store of the settings. Raises NotFound if there is none, BadSetting without a key that is needed."""
+    from codebook.store import CodebookStore
+
     settings = Settings.from_environ(os.environ)
     if settings.bucket is None and not settings.store.is_dir():
         raise NotFound(f"there is no store at {settings.store}; set SAFECB_STORE or SAFECB_HOME")
@@ -172,6 +174,10 @@ def audit(offline: Offline = False, server: Server = None) -> None:
 @app.command("copy")
 def copy_to(bucket: Annotated[str, typer.Argument(help="s3://BUCKET/PREFIX that holds no store yet.")]) -> None:
     """Copy the store, its versions and their history, from its folder into a bucket for several machines."""
+    from codebook.places.bucket_place import BucketPlace
+    from codebook.places.copying import copy_store
+    from codebook.places.folder_place import FolderPlace
+
     settings = Settings.from_environ(os.environ)
     if settings.bucket is not None:
         raise BadSetting("SAFECB_STORE", settings.bucket, "the folder of the store to copy")

@@ -1,6 +1,7 @@
 """`safecb doctor`: check a set-up part by part, without a server, and name the fix of each fault.
 
-Changes nothing. Knows the parts of a set-up; loads no model.
+Changes nothing. Knows the parts of a set-up, each imported by its check: other commands start without them. Loads no
+model.
 """
 
 from __future__ import annotations
@@ -12,16 +13,10 @@ import socket
 from collections.abc import Callable
 
 import typer
-from redis import Redis, RedisError
-
 from app.access.key_ring import KeyRing
-from app.queue_state import fault
-from app.server import check_exposure
-from codebook.store import CodebookStore
 from core.errors import BadInput, BadSetting, SafeCBError
 from core.settings import Settings
 from core.storage import probe
-from engine.registry import check_model
 from safety.judges.grammar import check_setting
 
 LEAST_ROOM = 2 * 2**30  # bytes: an improve job keeps about a gigabyte of results
@@ -67,11 +62,15 @@ def home(settings: Settings) -> str:
 
 def model(settings: Settings) -> str:
     """The model's files are there, and of a family that is served."""
+    from engine.registry import check_model
+
     return check_model(settings.model)
 
 
 def store(settings: Settings) -> str:
     """Every version can be loaded; of several simultaneous creations in a bucket one wins."""
+    from codebook.store import CodebookStore
+
     own = CodebookStore.of(settings)
     if settings.bucket is not None:
         own.place.prepare()
@@ -88,6 +87,10 @@ def redis(settings: Settings) -> str:
     """Redis takes jobs."""
     if settings.redis_url is None:
         return "embedded"
+    from redis import Redis, RedisError
+
+    from app.queue_state import fault
+
     try:
         with Redis.from_url(settings.redis_url, socket_connect_timeout=2, socket_timeout=2) as client:
             client.ping()
@@ -104,6 +107,8 @@ def judge(settings: Settings) -> str:
 
 def keys(settings: Settings) -> str:
     """The keys can be read, and an open server stays on its machine."""
+    from app.server import check_exposure
+
     ring = KeyRing(settings)
     check_exposure(settings)
     return "everybody may draw" if ring.is_open else "needed"

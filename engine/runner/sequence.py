@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from codebook.mode import Mode
 from codebook.router import HalfwayProbe
-from codebook.value import Mode
 from core.errors import BadNumber, Refused
 from engine.image_result import ImageResult, PartialImage
 from engine.model import ImageRequest

@@ -8,10 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-
-from safety.metrics.charts import error_bars, figure_png
+from safety.metrics.charts import error_bars, figure_png, new_figure
 
 
 def chart(report: Mapping[str, Any]) -> bytes:
@@ -20,7 +17,7 @@ def chart(report: Mapping[str, Any]) -> bytes:
     judges = [judge["name"] for judge in report["judges"]]
     rows = 1 + max(len(rates["categories"]) for result in versions.values() for rates in result["rates"].values())
     height = 1 + (0.12 + 0.14 * len(versions)) * rows
-    figure = Figure(figsize=(9, height * len(judges)), layout="constrained")
+    figure = new_figure((9, height * len(judges)))
     for row, judge in enumerate(judges):
         axes = figure.add_subplot(len(judges), 1, row + 1)
         width = 0.8 / len(versions)
@@ -41,9 +38,11 @@ def chart(report: Mapping[str, Any]) -> bytes:
 
 def trade_off(report: Mapping[str, Any], judge: str) -> bytes:
     """Degenerate against harmful rates by one judge, a panel a harmful category, a point a codebook; a PNG."""
+    from matplotlib import colormaps  # here: see safety/metrics/charts.py
+
     versions: Mapping[str, Any] = report["versions"]
     harmful, _ = categories(report, judge)
-    figure = Figure(figsize=(5 * len(harmful), 6.5), layout="constrained")
+    figure = new_figure((5 * len(harmful), 6.5))
     colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
     for place, name in enumerate(harmful):
         axes = figure.add_subplot(1, len(harmful), place + 1)

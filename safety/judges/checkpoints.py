@@ -1,6 +1,7 @@
 """Checkpoints of transformers that judge or match images: folder, weights and processor, each checked by name.
 
-Knows transformers' Auto classes. Knows nothing of harm and of prompts.
+Knows transformers' Auto classes, and imports them where a checkpoint is read: most processes read none, and start the
+sooner. Knows nothing of harm and of prompts.
 """
 
 from __future__ import annotations
@@ -10,19 +11,20 @@ import json
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
-from transformers.utils import logging as progress
 
 from codebook.tensors import is_finite
 from core.errors import BadModel
 from engine.png import to_bytes
 from engine.registry import find_model, hash_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # Whatever transformers raises over a folder that it cannot read, or over inputs that a model cannot.
 _FAULTS = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, ImportError, RuntimeError)
@@ -42,6 +44,8 @@ def read_config(source: str, classes: Container[type[PreTrainedConfig]], kind: s
 
     `classes` are the configurations allowed, `kind` names them ("image classifier"). Raises BadModel.
     """
+    from transformers import AutoConfig
+
     folder = find_model(source)
     config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
     if type(config) not in classes:
@@ -55,6 +59,8 @@ def load_weights(auto: Any, folder: Path, device: torch.device) -> Any:  # noqa:
 
     Raises BadModel for weights that are missing (they would be random) or hold NaN or infinity.
     """
+    from transformers.utils import logging as progress
+
     progress.disable_progress_bar()  # type: ignore[no-untyped-call]
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     model, report = auto.from_pretrained(
@@ -73,6 +79,8 @@ def load_weights(auto: Any, folder: Path, device: torch.device) -> Any:  # noqa:
 # Any: an image processor, of which transformers exports no common type.
 def load_image_processor(folder: Path) -> Any:  # noqa: ANN401
     """The folder's image processor. Raises BadModel where it has none."""
+    from transformers import AutoImageProcessor
+
     try:
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
     except _FAULTS as error:

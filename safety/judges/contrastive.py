@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import AutoModel, AutoTokenizer, CLIPConfig, SiglipConfig
 
 from core.errors import BadModel
 from safety.judges.checkpoints import (
@@ -42,7 +41,7 @@ class Contrastive:
     @property
     def sigmoid(self) -> bool:
         """Whether it is a SigLIP: each pair of an image and a text has a probability of its own."""
-        return isinstance(self.model.config, SiglipConfig)
+        return bool(self.model.config.model_type == "siglip")
 
     def images(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> features [B, D] float32 of unit length."""
@@ -68,6 +67,13 @@ class Contrastive:
 
 def load_contrastive(source: str, device: torch.device) -> Contrastive:
     """Load a CLIP or SigLIP from a folder or repository. Raises BadModel, and what transformers raises."""
+    from transformers import (
+        AutoModel,
+        AutoTokenizer,
+        CLIPConfig,
+        SiglipConfig,
+    )  # here: see safety/judges/checkpoints.py
+
     folder, _ = read_config(source, (CLIPConfig, SiglipConfig), "CLIP or SigLIP")
     processor = load_image_processor(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

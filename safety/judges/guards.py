@@ -14,13 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    ShieldGemma2Config,
-    ShieldGemma2ForImageClassification,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from core.errors import BadModel
 from safety.judges.checkpoints import (
@@ -143,6 +136,9 @@ def load_guard(
     policies: of ShieldGemma 2, the ones to ask for (none: all); question: to any other guard (None: GuardQuestion's
     own); covers: in place of what policies or question cover. Raises BadModel, naming the judge.
     """
+    from transformers import AutoProcessor, ShieldGemma2Config  # here: see safety/judges/checkpoints.py
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
     with refusal(f"judge {name}"):
         folder, config = read_config(source, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, "chat model that sees images")
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
@@ -170,6 +166,8 @@ def _load_shield_gemma(
     covers: frozenset[str] | None,
     device: torch.device,
 ) -> ShieldGemmaJudge:
+    from transformers import ShieldGemma2ForImageClassification
+
     texts: dict[str, str] = dict(processor.policy_definitions)
     if strangers := [policy for policy in policies if policy not in texts]:
         raise BadModel(f"no policy {strangers[0]!r}; its policies are {', '.join(texts)}")
@@ -187,6 +185,8 @@ def _load_question_judge(
     covers: frozenset[str] | None,
     device: torch.device,
 ) -> QuestionJudge:
+    from transformers import AutoModelForImageTextToText
+
     content = [{"type": "image"}, {"type": "text", "text": question.question}]
     chat = [{"role": "user", "content": content}]
     prompt = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) + question.prefix

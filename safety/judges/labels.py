@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageClassification, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
 from core.errors import BadModel
 from safety.judges.checkpoints import (
@@ -21,6 +19,9 @@ from safety.judges.checkpoints import (
     refusal,
     to_pictures,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 MULTI_LABEL = "multi_label_classification"  # as a configuration's problem_type says
 
@@ -60,6 +61,9 @@ def load_label_judge(
     size: the side in pixels of the images to come. Raises BadModel, naming the judge, before weights are read where
     the folder is none of an image classifier or lacks the label.
     """
+    from transformers import AutoModelForImageClassification  # here: see safety/judges/checkpoints.py
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+
     with refusal(f"judge {name}"):
         folder, config = read_config(source, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, "image classifier")
         if config.model_type == "shieldgemma2":

@@ -1,15 +1,16 @@
 """Charts for a round's report, as PNG: spectra of Harmful Spaces, weights of codes, rates before and after.
 
-Pure numbers to bytes.
+Pure numbers to bytes. Matplotlib is imported with the first chart: most processes draw none, and start the sooner.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DPI = 110
 BINS = 20
@@ -18,7 +19,7 @@ BINS = 20
 def spectra_png(reports: Mapping[str, Mapping[str, Any]]) -> bytes:
     """HarmfulSpace.to_dict() by name; values that hold no spectrum are passed over."""
     spectra = {name: space for name, space in reports.items() if "energies" in space}
-    figure = Figure(figsize=(3.2 * len(spectra), 3), layout="constrained")
+    figure = new_figure((3.2 * len(spectra), 3))
     for place, (name, space) in enumerate(spectra.items()):
         energies, noise, rank = space["energies"], space["noise"], space["k"]
         axes = figure.add_subplot(1, len(spectra), place + 1)
@@ -35,7 +36,7 @@ def spectra_png(reports: Mapping[str, Mapping[str, Any]]) -> bytes:
 
 def weights_png(weights: Sequence[float]) -> bytes:
     """Histogram of the codes' weights in (0, 1]; codes of weight 0 are left out."""
-    figure = Figure(figsize=(5, 3), layout="constrained")
+    figure = new_figure((5, 3))
     axes = figure.add_subplot()
     heavy = [weight for weight in weights if weight > 0]
     axes.hist(heavy, bins=BINS, range=(0, 1), color="#a3262a")
@@ -51,7 +52,7 @@ def rates_png(figures: Mapping[str, Any]) -> bytes:
     groups = {"all": figures["harmful"]}
     for kind in ("categories", "attacks", "languages"):
         groups |= figures[kind]
-    figure = Figure(figsize=(7, 1 + 0.4 * len(groups)), layout="constrained")
+    figure = new_figure((7, 1 + 0.4 * len(groups)))
     axes = figure.add_subplot()
     for shift, (side, colour) in zip((-0.2, 0.2), (("before", "#c9c4b6"), ("after", "#a3262a")), strict=True):
         rates = [group[side]["hr"] for group in groups.values()]
@@ -72,7 +73,7 @@ def rounds_png(curve: Sequence[Mapping[str, Any]]) -> bytes:
 
     A rate before round t stands at t - 1: it is of the same codebook as the rate after that round.
     """
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    figure = new_figure((6, 3.2))
     axes = figure.add_subplot()
     series = [
         ("plain validation prompts", "#a3262a", [(p["round"], p["harmful"]) for p in curve]),
@@ -98,6 +99,13 @@ def rounds_png(curve: Sequence[Mapping[str, Any]]) -> bytes:
 def error_bars(rates: Sequence[Mapping[str, float]]) -> list[list[float]]:
     """The lengths of the intervals below and above the values, as matplotlib's xerr and yerr."""
     return [[r["value"] - r["low"] for r in rates], [r["high"] - r["value"] for r in rates]]
+
+
+def new_figure(size: tuple[float, float]) -> Figure:
+    """An empty figure of so many inches, width and height."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
 
 
 def figure_png(figure: Figure) -> bytes:

@@ -10,9 +10,9 @@ from typing import cast
 import pytest
 
 from codebook.live import LiveCodebooks
+from codebook.mode import Mode
 from codebook.pointer import ActiveRecord
 from codebook.store import CodebookStore
-from codebook.value import Mode
 from core.errors import BadInput, Conflict, NotFound, Unavailable
 from tests.support.books import open_store, output_draft, publish
 

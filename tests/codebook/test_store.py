@@ -19,10 +19,11 @@ import safetensors.torch
 import torch
 
 from codebook.identity import FORMAT, Identity
+from codebook.mode import Mode
 from codebook.router import HalfwayProbe, Router
 from codebook.store import CodebookStore, codebook_hash
 from codebook.tensors import check, pack
-from codebook.value import Codebook, HeadEdit, Mode
+from codebook.value import Codebook, HeadEdit
 from core.errors import BadCodebook, BadInput, Conflict, NotFound
 from tests.support.books import (
     FACTS,
