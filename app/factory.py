@@ -43,7 +43,7 @@ from app.service import Load, Service
 from core.errors import BadSetting
 from core.settings import Settings
 from engine.registry import open_model
-from records.answers import Answers
+from records.shared_answers import open_answers
 
 MAX_IMPROVE = 17 * 2**20  # bytes: 1,000 prompts of 4,000 characters in UTF-8
 MAX_POLICY = 8 * 2**20  # bytes of a policy's file
@@ -69,7 +69,7 @@ def create_app(settings: Settings, load: Load = open_model) -> FastAPI:
     app.add_middleware(WithRoot, root=settings.root_path)
     app.add_middleware(Bugs)
     app.add_middleware(Head)
-    app.add_middleware(Idempotency, answers=Answers(settings.home / "answers.db"), service=service)
+    app.add_middleware(Idempotency, answers=open_answers(settings), service=service)
     app.add_middleware(BodyLimit, service=service, larger={"/policies/": MAX_POLICY, "/improve": MAX_IMPROVE})
     app.add_middleware(Door, service=service)
     app.add_middleware(OpenAIErrors)

@@ -38,6 +38,7 @@ HINT_CHANNEL: Final = "safecb:codebook"  # pub/sub: the name of a version that w
 PROBE: Final = "rq:safecb:probe"  # below rq:, for a Redis user who may write the queue's keys alone
 RATES: Final = "rq:safecb:rates"  # likewise
 IMAGES: Final = "rq:safecb:image"
+ANSWERS: Final = "rq:safecb:answers"
 LENT: Final = "rq:safecb:shadow"  # a list of live images for each shadow job
 PROBE_VALUE: Final = "written to see whether it can be"
 PROBE_TTL_S: Final = 60
@@ -60,6 +61,7 @@ class RedisNames:
     probe: str = PROBE
     rates: str = RATES
     images: str = IMAGES
+    answers: str = ANSWERS
     lent: str = LENT
 
     @classmethod
@@ -68,7 +70,7 @@ class RedisNames:
         if (tag := settings.bucket_tag) is None:
             return cls()
         machine = hashlib.sha256(f"{socket.gethostname()}:{settings.home}".encode()).hexdigest()[:8]
-        shared = (f"{name}-{tag}" for name in (HINT_CHANNEL, PROBE, RATES, IMAGES, LENT))
+        shared = (f"{name}-{tag}" for name in (HINT_CHANNEL, PROBE, RATES, IMAGES, ANSWERS, LENT))
         return cls(f"{QUEUE}-{tag}", f"{HELP_QUEUE}-{tag}-{machine}", *shared)
 
 

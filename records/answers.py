@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from sqlite3 import Connection
+from typing import Protocol
 from uuid import uuid4
 
 from core.database import Database
@@ -40,11 +41,8 @@ class Answer:
     body: bytes
 
 
-class Answers:
-    """The answers in the SQLite file `path`. Requests that a process left unfinished may be begun again by the next."""
-
-    def __init__(self, path: Path) -> None:
-        self._database, self._process = Database(path, _SCHEMA, expendable=True), uuid4().hex
+class AnswerLog(Protocol):
+    """The answers of a server; thread-safe."""
 
     def begin(self, key: str, request: str) -> Answer | None:
         """Return the answer under a key, or None: then the caller makes it, and ends with `keep` or `drop`.
@@ -52,6 +50,25 @@ class Answers:
         request: a hash of the whole request. Raises Conflict while another request under the key is being answered,
         BadInput where the key stands for another request.
         """
+
+    def renew(self, key: str) -> None:
+        """Say that the request under a key is still being answered."""
+
+    def keep(self, key: str, answer: Answer) -> None:
+        """Keep the answer under a key."""
+
+    def drop(self, key: str) -> None:
+        """Free a key whose request came to no answer worth keeping."""
+
+
+class Answers:
+    """The answers in the SQLite file `path`. Requests that a process left unfinished may be begun again by the next."""
+
+    def __init__(self, path: Path) -> None:
+        self._database, self._process = Database(path, _SCHEMA, expendable=True), uuid4().hex
+
+    def begin(self, key: str, request: str) -> Answer | None:
+        """See AnswerLog."""
         with self._database.reading() as db:  # duplicates need not wait for each other
             known = self._found(db, key, request)
         if known is not None:
@@ -63,6 +80,9 @@ class Answers:
                 db.execute("INSERT OR REPLACE INTO answers (key, request, begun, process) VALUES (?, ?, ?, ?)", values)
         return known
 
+    def renew(self, key: str) -> None:
+        """See AnswerLog: a request is begun again once its process has ended, not before."""
+
     def keep(self, key: str, answer: Answer) -> None:
         """Keep the answer under a key, for KEEP_S and within MOST_BYTES."""
         with self._database.changing() as db:
@@ -71,7 +91,7 @@ class Answers:
             self._forget(db)
 
     def drop(self, key: str) -> None:
-        """Free a key whose request came to no answer worth keeping."""
+        """See AnswerLog."""
         with self._database.changing() as db:
             unfinished = "DELETE FROM answers WHERE key = ? AND process = ? AND status IS NULL"
             db.execute(unfinished, (key, self._process))
@@ -81,13 +101,23 @@ class Answers:
         row = db.execute("SELECT * FROM answers WHERE key = ?", (key,)).fetchone()
         if row is None or row["begun"] < time.time() - KEEP_S:
             return None
-        if row["request"] != request:
-            raise BadInput(FIELD, "<this key>", "another key: this one came with another request before")
+        check_same(row["request"], request)
         if row["status"] is not None:
             return Answer(row["status"], [tuple(pair) for pair in json.loads(row["headers"])], row["body"])
         if row["process"] == self._process:
-            raise Conflict(f"a request with this {FIELD} is being answered")
+            raise being_answered()
         return None
 
     def _forget(self, db: Connection) -> None:
         db.execute(_TOO_MUCH, (time.time() - KEEP_S, MOST_BYTES))
+
+
+def check_same(known: str, request: str) -> None:
+    """Raise BadInput where a key stands for another request."""
+    if known != request:
+        raise BadInput(FIELD, "<this key>", "another key: this one came with another request before")
+
+
+def being_answered() -> Conflict:
+    """The error of a request whose key another one is being answered under."""
+    return Conflict(f"a request with this {FIELD} is being answered")

@@ -6,6 +6,7 @@ draft-ietf-httpapi-idempotency-key-header-07.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -20,13 +21,14 @@ from app.access.keys import known_caller
 from app.http import problems
 from app.service import Service
 from core.errors import BadInput, Conflict, SafeCBError, Unavailable
-from records.answers import FIELD, Answer, Answers
+from records.answers import FIELD, Answer, AnswerLog
 
 log = logging.getLogger(__name__)
 
 HEADER = FIELD.lower().encode()
 REPLAYED = (b"idempotent-replayed", b"true")
 RETRY = {"Retry-After": "1"}
+RENEW_S = 10.0
 _KEY = re.compile(rb"[!-~]{1,255}")
 _PARTS = (b"accept", b"content-type")  # headers that the answer depends on
 _PASSING = (401, 403, 408, 409, 429)  # another attempt may end otherwise, as after a 5xx
@@ -35,7 +37,7 @@ _PASSING = (401, 403, 408, 409, 429)  # another attempt may end otherwise, as af
 class Idempotency:
     """Middleware: a POST with an Idempotency-Key is answered once; a stream or a temporary error frees the key."""
 
-    def __init__(self, app: ASGIApp, answers: Answers, service: Service) -> None:
+    def __init__(self, app: ASGIApp, answers: AnswerLog, service: Service) -> None:
         self._app, self._answers, self._service = app, answers, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,11 +101,18 @@ class Idempotency:
                     await send(head)
                     await send({"type": "http.response.body", "body": content})
 
+        renewal = asyncio.create_task(self._renewed(key))
         try:
             await self._app(scope, replayed, recorded)
         finally:
+            renewal.cancel()
             if not is_kept:
                 await run_in_threadpool(self._drop, key)
+
+    async def _renewed(self, key: str) -> None:
+        while True:
+            await asyncio.sleep(RENEW_S)
+            await run_in_threadpool(self._answers.renew, key)
 
     async def _keep(self, key: str, answer: Answer) -> bool:
         try:

@@ -15,6 +15,7 @@ from tests.support.servers.s3 import S3, Line
 from tests.support.serving import Server, serving, settings_in, wait_for
 
 POLICY = b'{"prompt": "a red kite", "category": "red kites"}\n'
+KEY = {"Idempotency-Key": "a-key"}
 Pair = tuple[Server, Server]
 
 
@@ -99,6 +100,18 @@ def test_jobs_flags_policies_and_images_are_one_services(pair: Pair) -> None:
     assert other.http.get("/policies/mine").json()["version"] == put.json()["version"]
     assert other.http.delete("/policies/mine").status_code == 204
     assert one.http.get("/policies/mine").status_code == 404
+
+
+def test_a_request_sent_again_to_the_other_gets_the_first_answer(pair: Pair) -> None:
+    one, other = pair
+    body = {"prompt": "a red apple"}  # without a seed: drawn again it would be another image
+    first, again = (server.post("/generate", body, **KEY) for server in pair)
+    assert first.status_code == 200 and first.content == again.content
+    assert "Idempotent-Replayed" not in first.headers and again.headers["Idempotent-Replayed"] == "true"
+    refused = other.post("/generate", {"prompt": "a dog"}, **KEY)
+    assert (refused.status_code, refused.json()["field"]) == (422, "Idempotency-Key")
+    jobs = [server.post("/improve", {"policy": "open"}, **KEY) for server in (other, one)]
+    assert [job.status_code for job in jobs] == [202, 202] and jobs[0].json()["id"] == jobs[1].json()["id"]
 
 
 def test_a_cut_of_the_bucket_fails_no_image_and_is_healed(pair: Pair, line: Line) -> None:
