@@ -3,7 +3,7 @@
 PYTHON := $(firstword $(foreach name,python3.11 python3.12,$(shell $(name) -c 'print("$(name)")' 2>/dev/null)))
 BIN := .venv/bin
 
-.PHONY: serve test test-fast demo check lint
+.PHONY: serve test test-fast test-scale demo check lint
 
 serve: .venv/ready
 	$(BIN)/safecb serve
@@ -15,7 +15,14 @@ test: check
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=25
 
 test-fast: .venv/ready
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not scale"
+
+# Hosts that are cut off, two releases on one store, and the tests of a bucket on other S3 servers. What is not installed
+# is skipped, with what to install: CONTRIBUTING.md.
+test-scale: .venv/ready
+	$(BIN)/python -m pytest -q -rsP --durations=10 -m scale
+	$(BIN)/python -m pytest -q -rs -m "bucket and not scale" --s3 ministack
+	$(BIN)/python -m pytest -q -rs -m "bucket and not scale" --s3 ceph
 
 demo: .venv/ready
 	$(BIN)/python -m cli.demo

@@ -90,12 +90,18 @@ def server(model: Path, tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    """An S3 server, which the tests of a file share."""
-    from tests.support.servers.s3 import s3_server
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `make test-scale` choose the S3 server."""
+    names = ("moto", "ministack", "ceph")
+    parser.addoption("--s3", choices=names, default="moto", help="the S3 server of the tests marked `bucket`")
 
-    with s3_server() as server:
+
+@pytest.fixture(scope="module")
+def s3(pytestconfig: pytest.Config) -> Iterator[S3]:
+    """An S3 server, which the tests of a file share."""
+    from tests.support.servers.other_s3 import SERVERS
+
+    with SERVERS[pytestconfig.getoption("--s3")]() as server:
         yield server
 
 
@@ -104,7 +110,7 @@ def line(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
     """The line of this process to the S3 server."""
     from tests.support.servers.s3 import Line, use
 
-    line = Line(s3.port)
+    line = Line(s3)
     use(monkeypatch, line.url)
     yield line
     line.close()
@@ -135,6 +141,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             "slow": name in SLOW,
             "redis": name in REDIS_FILES or not REDIS_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())),
             "gpu": name in GPU_FILES,
+            "bucket": "s3" in getattr(item, "fixturenames", ()),
+            "scale": name.startswith("scale/"),
         }
         for marker, is_needed in needs.items():
             if is_needed:

