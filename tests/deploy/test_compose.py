@@ -1,34 +1,29 @@
 """The Compose file: its containers' settings, what they share and what not, and HAProxy's configuration.
 
-No container engine is at hand: nothing here says that the images run.
+Nothing here says that the images run.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import yaml  # type: ignore[import-untyped]  # of transformers
 
 from cli.main import COMMANDS
 from core.settings import Settings
-from tests.support.supervised import ROOT
+from tests.support.servers.compose import COMPOSE, environ_of, read_compose
 
-COMPOSE = ROOT / "deploy" / "compose"
 HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
-VARIABLE = re.compile(r"\$\{\w+:-([^}]*)\}")  # and its default, which is what Compose puts there
 IMAGE = {"SAFECB_HOME": "/data", "SAFECB_HOST": "0.0.0.0"}  # the Dockerfile's
 
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    read: dict[str, Any] = yaml.safe_load(VARIABLE.sub(r"\1", (COMPOSE / "compose.yaml").read_text()))
-    return read
+    return read_compose()
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +36,10 @@ def own(services: dict[str, Any]) -> dict[str, Any]:
     return {name: part for name, part in services.items() if part["image"] == "safecb"}
 
 
-def environ(part: dict[str, Any]) -> dict[str, str]:
-    return {name: "on" if value is True else str(value) for name, value in part["environment"].items()}  # YAML 1.1's on
-
-
 def test_containers_have_settings_and_commands_that_exist(own: dict[str, Any]) -> None:
     assert own.keys() == {"one", "two", "worker"}
     for name, part in own.items():
-        settings = Settings.from_environ(IMAGE | environ(part))
+        settings = Settings.from_environ(IMAGE | environ_of(part))
         assert settings.bucket and settings.open and settings.redis_url
         assert part["command"] == ["worker" if name == "worker" else "server"] and part["command"][0] in COMMANDS
 
@@ -60,7 +51,7 @@ def test_nothing_is_shared_on_disk(compose: dict[str, Any], services: dict[str, 
 
 
 def test_the_bucket_and_the_queue_are_those_of_the_services(services: dict[str, Any], own: dict[str, Any]) -> None:
-    s3, (values, *others) = services["s3"]["environment"], [environ(part) for part in own.values()]
+    s3, (values, *others) = services["s3"]["environment"], [environ_of(part) for part in own.values()]
     assert others == [values, values]
     bucket, endpoint = urlsplit(values["SAFECB_STORE"]).hostname, urlsplit(values["AWS_ENDPOINT_URL"])
     assert bucket == s3["S3_BUCKET"] and values["AWS_ENDPOINT_URL"] in services["s3"]["healthcheck"]["test"][-1]
@@ -79,7 +70,7 @@ def test_a_stopping_server_has_time_and_haproxy_the_address_of_each(
     assert all(port.startswith("127.0.0.1:") for port in haproxy["ports"])  # open to this machine alone
     (subnet,) = [config["subnet"] for config in compose["networks"]["default"]["ipam"]["config"]]
     for part in own.values():
-        settings = Settings.from_environ(IMAGE | environ(part))
+        settings = Settings.from_environ(IMAGE | environ_of(part))
         assert settings.trusted_proxies == (subnet,)
         assert int(part["stop_grace_period"].rstrip("s")) >= settings.drain_s + 10  # docs/reference
 
