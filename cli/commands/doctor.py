@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable
 
 import typer
+
 from app.access.key_ring import KeyRing
 from core.errors import BadInput, BadSetting, SafeCBError
 from core.settings import Settings
