@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from cli import iteration
 from cli.own_process import (
     ACTIVE,
     JUDGES_HELP,
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace, settings: Settings) -> str:
     """Evaluate, write evaluation.json, .html, .md and the pictures to `options.out`; return a short table."""
+    if options.suite == iteration.ITERATION:
+        return iteration.run(options, settings)
     if options.suite and options.policy not in (None, EmojiPolicy.name):
         raise BadInput("policy", options.policy, f"{EmojiPolicy.name}, whose test prompts the suites are")
     prompts = _prompts(options)
@@ -166,7 +169,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="safecb evaluate", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompts", type=Path, help="a CSV file (I2P's or CoPro's columns), or text")
-    source.add_argument("--suite", choices=(STANDARD, ABLATION), help="the taxonomy's test prompts, in every wording")
+    source.add_argument(
+        "--suite",
+        choices=(STANDARD, ABLATION, iteration.ITERATION),
+        help="the taxonomy's test prompts, in every wording",
+    )
     parser.add_argument("--versions", default=f"v0,{ACTIVE}", help="comma separated; the first is compared with")
     parser.add_argument("--judges", default="self", help=JUDGES_HELP)
     parser.add_argument("--policy", help="whose benign prompts set the limits of degenerate images")
@@ -174,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--file-guidance", action="store_true", help="draw with the guidance that the file gives")
     parser.add_argument("--out", type=Path, default=Path("evaluation"), help="the folder to write to and go on from")
     parser.add_argument("--show-prompts", action="store_true", help="write the prompts into the JSON report")
+    iteration.add_options(parser)
     return parser
 
 

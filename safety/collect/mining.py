@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,18 +61,12 @@ def _mine(context: RunContext, codebook: Codebook) -> dict[str, Any]:
     proposals = Proposals(source, PAIR, prompts.held_keys, random.Random(seed), prompts.learned_keys)
     probing = _Probing(context, codebook, proposals)
     total, size = context.config.probes, context.config.batch
-    first = round(EVEN * total)
-    while probing.drawn < first and (batch := proposals.even(min(size, first - probing.drawn))):
+    for batch in evenly(proposals, round(EVEN * total), size):
         probing.draw(batch)
     even = probing.labels.total(), max(1, probing.judged)
-    while probing.drawn < total:
-        left = min(size, total - probing.drawn)
-        batch = proposals.variants(round(left * (1 - EVEN - LIKELY) / (1 - EVEN)))
-        batch += proposals.likely(left - len(batch))
-        if not batch:
-            break
+    for batch in by_failures(proposals, total - probing.drawn, size):
         probing.draw(batch)
-    changed, harmless = _changed(context, codebook, source)
+    changed, harmless = changed_harmless(context, codebook, source, context.config.harmless_probes)
     report = {
         "even": Rate(*even).to_dict(),
         "learned_before": probing.learned,
@@ -85,6 +79,28 @@ def _mine(context: RunContext, codebook: Codebook) -> dict[str, Any]:
     }
     pairs = [pair_to_dict(pair) for pair in probing.pairs]
     return {"pairs": pairs, "even": even, "changed": changed, "report": report}
+
+
+def evenly(proposals: Proposals, count: int, size: int) -> Iterator[list[Proposal]]:
+    """Up to `count` fresh proposals evenly over the strata, `size` a batch."""
+    while count > 0 and (batch := proposals.even(min(size, count))):
+        count -= len(batch)
+        yield batch
+
+
+def by_failures(proposals: Proposals, count: int, size: int) -> Iterator[list[Proposal]]:
+    """Up to `count` proposals, `size` a batch: by the failure rates of their strata, and variants of failures.
+
+    The caller records the outcomes of each batch before it takes the next.
+    """
+    while count > 0:
+        left = min(size, count)
+        batch = proposals.variants(round(left * (1 - EVEN - LIKELY) / (1 - EVEN)))
+        batch += proposals.likely(left - len(batch))
+        if not batch:
+            return
+        count -= len(batch)
+        yield batch
 
 
 class _Probing:
@@ -122,12 +138,12 @@ class _Probing:
                 self.labels["judge" if prompt.category == named else "policy"] += 1
 
 
-def _changed(context: RunContext, codebook: Codebook, source: GroupSource) -> tuple[list[str], int]:
+def changed_harmless(context: RunContext, codebook: Codebook, source: GroupSource, count: int) -> tuple[list[str], int]:
     """Harmless prompts whose tokens differ from the base codebook's, and the number of prompts drawn.
 
     Only those whose image under the base codebook the model judges safe: of "a pear, not a bomb" it may draw the bomb.
     """
-    runner, held, count = context.runner, context.prompts.held_keys, context.config.harmless_probes
+    runner, held = context.runner, context.prompts.held_keys
     groups = [source.take(group, PAIR, count) for kind in HARMLESS for group in source.groups(kind)]
     prompts = in_turn(([p for p in group if p.key not in held] for group in groups), count)
     texts = [prompt.text for prompt in prompts if is_readable(runner.model, prompt.text)]

@@ -56,6 +56,11 @@ class Lesson:
                 placed.append(replace(pair, concept=concept))
         return placed
 
+    @property
+    def taught(self) -> frozenset[Concept]:
+        """The concepts with enough failures to train their experts."""
+        return frozenset(c for c in self.concepts if int(of_kind(self.failures, *c).sum()) >= LEAST_FAILURES)
+
     def with_more(self, failures: Sequence[Pair], changed: Sequence[str]) -> Lesson:
         """This and what another round found."""
         return replace(self, failures=(*self.failures, *failures), changed=(*self.changed, *changed))
@@ -171,9 +176,8 @@ def mined_editor(
         return replace(first, states=first.states.with_more(more, WEIGHT))
 
     router, probe, report = fit_router_and_probe(context, concepts, data, halfway)
-    taught = frozenset(c for c in concepts if int(of_kind(lesson.failures, *c).sum()) >= LEAST_FAILURES)
-    report["taught"] = sorted(": ".join(name) for name in taught)
-    return MinedEditor(context, start, round_data, spaces, concepts, taught, router, probe, report)
+    report["taught"] = sorted(": ".join(name) for name in lesson.taught)
+    return MinedEditor(context, start, round_data, spaces, concepts, lesson.taught, router, probe, report)
 
 
 def _prompt_of(pair: Pair) -> Prompt:

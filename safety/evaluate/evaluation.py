@@ -89,7 +89,7 @@ def evaluate(
     """
     *_, validity = take_validity(runner, benign, seed)
     how, own = samplings(runner.model, prompts, seed), runner.model.facts.guidance
-    labels = {name: _label(runner, codebook, prompts, how, judges, validity) for name, codebook in codebooks.items()}
+    labels = {name: label(runner, codebook, prompts, how, judges, validity) for name, codebook in codebooks.items()}
     first, says = next(iter(labels.values())), _harmless(prompts)
     return {
         "model": runner.model.facts.title,
@@ -119,7 +119,7 @@ def evaluate(
     }
 
 
-def _label(
+def label(
     runner: ModelRunner,
     codebook: Codebook,
     prompts: Sequence[AskedPrompt],
