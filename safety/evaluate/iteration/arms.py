@@ -38,6 +38,7 @@ from safety.runtime.run_context import RunContext
 
 ROUNDS = 4
 PROBED = 32  # images a batch of probes: the rates by which the next ones are chosen follow each batch
+SPACE, CONCEPTS = "space/", "start-concepts"  # in the cache
 MOST_PRACTICE = 8  # times that a tuning prompt is drawn in a round
 
 
@@ -88,16 +89,24 @@ def first_round(context: RunContext) -> Start:
     runner = context.runner
     runner.round = 1
     collection = collect(context, runner.base)
-    pairs = enough(collection.pairs, context.config.least_pairs)
-    round_data = make_round_data(context, pairs)
-    editors = [] if round_data is None else head_editors(context, runner.base, round_data, {})
-    if not editors:
-        raise SafeCBError(f"{len(pairs)} pairs of the first round show no direction: draw more images")
-    editor = editors[0]
-    packed = runner.cache.tensors("start", lambda: pack(editor.tune(editor.draft(1.0))))
+
+    def train() -> dict[str, Tensor]:
+        pairs = enough(collection.pairs, context.config.least_pairs)
+        round_data = make_round_data(context, pairs)
+        editors = [] if round_data is None else head_editors(context, runner.base, round_data, {})
+        if not editors:
+            raise SafeCBError(f"{len(pairs)} pairs of the first round show no direction: draw more images")
+        editor = editors[0]
+        runner.cache.facts(CONCEPTS, lambda: list(editor.concepts))  # before the tensors, which say that it is there
+        spaces = {SPACE + name: basis for name, basis in editor.spaces.items()}
+        return pack(editor.tune(editor.draft(1.0))) | spaces
+
+    tensors = runner.cache.tensors("start", train)
+    spaces = {name.removeprefix(SPACE): basis for name, basis in tensors.items() if name.startswith(SPACE)}
+    packed = {name: tensor for name, tensor in tensors.items() if not name.startswith(SPACE)}
     codebook = unpack("draft", Identity.of(runner.base, {}), packed)
-    images = _images(collection) + len(context.tuning_prompts)
-    return Start(codebook, images, editor.spaces, tuple(editor.concepts))
+    concepts = tuple((category, name) for category, name in runner.cache.facts(CONCEPTS, list))
+    return Start(codebook, _images(collection) + len(context.tuning_prompts), spaces, concepts)
 
 
 def _images(collection: Collection) -> int:
