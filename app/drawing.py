@@ -153,6 +153,7 @@ async def draw_many(
     if version == ACTIVE:
         service.guard.note(results)
         service.shadow.note(unit, results)
+        service.cusum.note(unit, results)
     return results
 
 

@@ -242,6 +242,15 @@ class JobResponse(BaseModel):
     links: dict[str, str] = Field(description="Related paths: self, events, and the report of its version.")
 
 
+class CusumState(BaseModel):
+    """Verdicts on what callers who named no version got, since the active version carries all traffic."""
+
+    images: int = Field(description="Images that counted on all servers; of a caller's same prompt the first.")
+    unsafe: int = Field(description="Of these, judged unsafe.")
+    sum: float = Field(description="What speaks for the alert, or for its end while it stands.")
+    alert: bool = Field(description="Whether it raises the alert.")
+
+
 class TrafficResponse(BaseModel):
     """Verdicts on the live images of the active version, by window, and the alert on them."""
 
@@ -254,3 +263,7 @@ class TrafficResponse(BaseModel):
     patience: int = Field(description="Windows in a row that raise or clear the alert.")
     window: int = Field(description="Images per window.")
     bad_numbers: int = Field(description="Calls refused for NaN or infinity since the server started; any is an alert.")
+    cusum: CusumState = Field(
+        description="Sum of evidence that unsafe images have become frequent; sooner than windows."
+    )
+    cusum_limit: float = Field(description="Sum at which its alert is raised or cleared.")

@@ -13,6 +13,7 @@ from app.access.key_ring import KeyRing
 from app.access.links import Links, file_secret, shared_secret
 from app.access.rates import Rates
 from app.background.canary_guard import CanaryGuard
+from app.background.cusum_watch import CusumWatch
 from app.background.live_traffic import LiveTraffic
 from app.background.shadow_feed import ShadowFeed
 from app.background.storage_watch import Storage
@@ -63,7 +64,8 @@ class Service:
         self.queue = ImproveQueue(settings.redis_url, RedisNames.of(settings))
         self.images = _images(settings)
         self.policies = SharedFolder.policies(settings)
-        self.traffic = LiveTraffic(self.images, lambda: self.live.active.version)
+        self.cusum = CusumWatch(self.live, settings)
+        self.traffic = LiveTraffic(self.images, lambda: self.live.active.version, self.cusum.state)
         self.guard = CanaryGuard(self.live)
         self.trials = TrialKeeper(self.live, self.guard, self.journal)
         self.shadow = ShadowFeed(self.live, settings)
@@ -131,8 +133,8 @@ class Service:
         """Finish the running requests and release everything. Blocks."""
         if self._engine is not None:
             self._engine.scheduler.close()
-        self.queue.close()
-        self.rates.close()
+        for user in (self.queue, self.rates, self.cusum):
+            user.close()
 
 
 def _images(settings: Settings) -> ImageLog:

@@ -39,6 +39,7 @@ PROBE: Final = "rq:safecb:probe"  # below rq:, for a Redis user who may write th
 RATES: Final = "rq:safecb:rates"  # likewise
 IMAGES: Final = "rq:safecb:image"
 ANSWERS: Final = "rq:safecb:answers"
+VERDICTS: Final = "rq:safecb:verdicts"  # the CUSUM of each version
 LENT: Final = "rq:safecb:shadow"  # a list of live images for each shadow job
 PROBE_VALUE: Final = "written to see whether it can be"
 PROBE_TTL_S: Final = 60
@@ -63,6 +64,7 @@ class RedisNames:
     images: str = IMAGES
     answers: str = ANSWERS
     lent: str = LENT
+    verdicts: str = VERDICTS
 
     @classmethod
     def of(cls, settings: Settings) -> RedisNames:
@@ -70,7 +72,7 @@ class RedisNames:
         if (tag := settings.bucket_tag) is None:
             return cls()
         machine = hashlib.sha256(f"{socket.gethostname()}:{settings.home}".encode()).hexdigest()[:8]
-        shared = (f"{name}-{tag}" for name in (HINT_CHANNEL, PROBE, RATES, IMAGES, ANSWERS, LENT))
+        shared = (f"{name}-{tag}" for name in (HINT_CHANNEL, PROBE, RATES, IMAGES, ANSWERS, LENT, VERDICTS))
         return cls(f"{QUEUE}-{tag}", f"{HELP_QUEUE}-{tag}-{machine}", *shared)
 
 

@@ -8,6 +8,7 @@ from itertools import count
 from threading import Event
 
 from app.background import heap
+from app.background.live_traffic import Traffic
 from app.service import Service
 from core.errors import NoStorage, SafeCBError, Unavailable
 
@@ -23,6 +24,7 @@ def keep_up(service: Service, ended: Event) -> None:
     for turn in count():
         heap.trim()
         service.storage.poll()
+        service.cusum.poll()
         raised = _log_alert(service, raised)
         service.guard.act()
         service.trials.act()
@@ -45,10 +47,17 @@ def _log_alert(service: Service, raised: str | None) -> str | None:
         log.warning("live traffic alert over: %s is no longer active", raised)
         raised = None
     if traffic.alert != (raised is not None):
-        shares = ", ".join(f"{share:.1%}" for share in traffic.windows[-traffic.patience :])
-        why = f"{traffic.bad_numbers} refused for NaN or infinity" if traffic.bad_numbers else f"{shares} unsafe"
-        log.warning("live traffic alert %s: %s under %s", "raised" if traffic.alert else "over", why, traffic.version)
+        state = "raised" if traffic.alert else "over"
+        log.warning("live traffic alert %s: %s under %s", state, _why(traffic), traffic.version)
     return traffic.version if traffic.alert else None
+
+
+def _why(traffic: Traffic) -> str:
+    if traffic.bad_numbers:
+        return f"{traffic.bad_numbers} refused for NaN or infinity"
+    if traffic.cusum.alert or len(traffic.windows) < traffic.patience:
+        return f"by CUSUM, {traffic.cusum.unsafe} of {traffic.cusum.images} prompts unsafe"
+    return ", ".join(f"{share:.1%}" for share in traffic.windows[-traffic.patience :]) + " unsafe"
 
 
 def _forget(service: Service) -> None:

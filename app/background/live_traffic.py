@@ -1,4 +1,4 @@
-"""Live-traffic monitor: the share of images judged unsafe under the active version.
+"""Live-traffic monitor: the share of images judged unsafe under the active version, by windows and by a CUSUM.
 
 The log line of its alert is in housekeeping.py. Knows verdicts. Knows nothing of HTTP or of images.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Lock
 
+from codebook.trials.cusum import LIMIT, Cusum
 from records.image_log import ImageLog, Verdicts
 
 WINDOW = 200  # images
@@ -22,7 +23,8 @@ class Traffic:
     """Images of a version in the image log: the share judged unsafe per full window, oldest first.
 
     alert: whether one is raised. rest: images after the last full window. bad_numbers: calls refused since the start
-    of the server because an image came to NaN or infinity; any such call is an alert.
+    of the server because an image came to NaN or infinity; any such call is an alert. cusum: on callers who name no
+    version, by all servers; its alert is one too.
     """
 
     version: str
@@ -34,6 +36,8 @@ class Traffic:
     patience: int = PATIENCE
     window: int = WINDOW
     bad_numbers: int = 0
+    cusum: Cusum = field(default_factory=Cusum)
+    cusum_limit: float = LIMIT
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,9 @@ def judged(before: AlertState, verdicts: Verdicts) -> tuple[Traffic, AlertState]
 class LiveTraffic:
     """Monitor of the active version; thread-safe. A restarted server evaluates the image log again."""
 
-    def __init__(self, images: ImageLog, active: Callable[[], str]) -> None:
-        """`active` returns the name of the active version."""
-        self._images, self._active = images, active
+    def __init__(self, images: ImageLog, active: Callable[[], str], cusum: Callable[[], Cusum]) -> None:
+        """`active` returns the name of the active version, `cusum` the state of its CUSUM."""
+        self._images, self._active, self._cusum = images, active, cusum
         self._state = AlertState("")
         self._bad_numbers = Counter[str]()
         self._lock = Lock()
@@ -92,5 +96,6 @@ class LiveTraffic:
             if version != self._state.version:
                 self._state = AlertState(version)
             traffic, self._state = judged(self._state, self._images.verdicts(version))
-            bad = self._bad_numbers[version]
-            return replace(traffic, bad_numbers=bad, alert=traffic.alert or bad > 0)
+            bad, cusum = self._bad_numbers[version], self._cusum()
+            alert = traffic.alert or bad > 0 or cusum.alert
+            return replace(traffic, bad_numbers=bad, alert=alert, cusum=cusum)

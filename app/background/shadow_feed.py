@@ -1,7 +1,6 @@
 """Shadow feed: lends a share of the images that callers get to the job that compares a version with the active one.
 
-A thread of its own writes to Redis, so that no answer waits for it; what it cannot write in time is not lent. Knows
-images as they are drawn. Knows nothing of the job.
+What cannot be written to Redis in time is not lent. Knows images as they are drawn. Knows nothing of the job.
 """
 
 from __future__ import annotations
@@ -9,9 +8,9 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from queue import Empty, Full, Queue
-from threading import Lock, Thread
+from threading import Lock
 
+from app.background.work_queue import WorkQueue
 from codebook.live import LiveCodebooks
 from codebook.pointer import ActiveRecord
 from core.settings import Settings
@@ -19,11 +18,7 @@ from core.wire import RedisNames
 from engine.image_result import ImageResult
 from records.shadow_images import LiveImage, ShadowList
 
-WAITING = 64  # images that may wait for Redis
 REMEMBERED = 10_000  # units of which a repetition is not lent
-IDLE_S = 30.0  # after which the thread ends
-
-Lent = tuple[str, LiveImage]  # the job, and an image
 
 
 class ShadowFeed:
@@ -31,23 +26,22 @@ class ShadowFeed:
 
     def __init__(self, live: LiveCodebooks, settings: Settings) -> None:
         self._live, self._lock = live, Lock()
-        self._waiting: Queue[Lent] = Queue(WAITING)
-        self._thread: Thread | None = None
         self._units: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._list: ShadowList | None = None
+        self._queue: WorkQueue[tuple[str, LiveImage]] | None = None  # the job, and an image
         if settings.redis_url is not None and settings.keep_images and settings.keep_hours:
-            self._list = ShadowList(settings.redis_url, RedisNames.of(settings).lent)
+            images = ShadowList(settings.redis_url, RedisNames.of(settings).lent)
+            self._queue = WorkQueue("shadow feed", lambda lent: images.lend(*lent))
 
     def note(self, unit: str, results: Sequence[ImageResult]) -> None:
         """Lend the first image of a call that named no version; unit: its caller and prompt."""
-        if self._list is None:
+        if self._queue is None:
             return
         record, first = self._live.active, results[0]
         if not record.shadow or first.request.codebook.version != record.version or not _is_in(unit, record):
             return
         digest = hashlib.sha256(unit.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         if self._is_new((record.shadow["job"], digest)):
-            self._put((record.shadow["job"], _to_live(digest, first)))
+            self._queue.put((record.shadow["job"], _to_live(digest, first)))
 
     def _is_new(self, key: tuple[str, str]) -> bool:
         with self._lock:
@@ -56,28 +50,6 @@ class ShadowFeed:
             if len(self._units) > REMEMBERED:
                 self._units.popitem(last=False)
             return is_new
-
-    def _put(self, lent: Lent) -> None:
-        with self._lock:
-            try:
-                self._waiting.put_nowait(lent)
-            except Full:
-                return
-            if self._thread is None:
-                self._thread = Thread(target=self._lend, name="shadow feed", daemon=True)
-                self._thread.start()
-
-    def _lend(self) -> None:
-        """Write what waits: the body of the thread, which ends when nothing has come for a while."""
-        assert self._list is not None
-        while True:
-            try:
-                self._list.lend(*self._waiting.get(timeout=IDLE_S))
-            except Empty:
-                with self._lock:
-                    if self._waiting.empty():
-                        self._thread = None
-                        return
 
 
 def _is_in(unit: str, record: ActiveRecord) -> bool:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from app.service import Service
+from codebook.trials.cusum import LIMIT
 from core.errors import SafeCBError
 
 log = logging.getLogger(__name__)
@@ -103,8 +104,10 @@ class ServiceCollector:
         yield from (pairs, e)
 
     def _traffic(self) -> Iterable[Metric]:
-        alert = self._service.traffic.report().alert
-        yield _gauge("safecb_live_traffic_alert", "Whether the alert on live traffic is raised.", float(alert))
+        traffic = self._service.traffic.report()
+        yield _gauge("safecb_live_traffic_alert", "Whether the alert on live traffic is raised.", float(traffic.alert))
+        total = LIMIT if traffic.cusum.alert else traffic.cusum.sum
+        yield _gauge("safecb_live_traffic_cusum", "Evidence for an alert, which is raised at 11.", total)
 
     def _job(self) -> Iterable[Metric]:
         running = GaugeMetricFamily("safecb_job", "The unfinished improve job: 1.", labels=("status", "phase"))

@@ -12,6 +12,7 @@ from app.background import housekeeping as upkeep
 from app.background import live_traffic as module
 from app.background.live_traffic import WINDOW, AlertState, LiveTraffic, Traffic, judged
 from app.background.review import REVIEWER
+from codebook.trials.cusum import Cusum
 from core.settings import Settings
 from engine.model import Verdict
 from engine.registry import open_model
@@ -84,7 +85,7 @@ def test_an_alert_is_of_one_version(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     tokens = torch.zeros(4, dtype=torch.int64)
     memory.keep([KeptImage(str(number), "a cat", "v1", 0, True, "gore", tokens) for number in range(4)])
     active = "v1"
-    live = LiveTraffic(memory, lambda: active)
+    live = LiveTraffic(memory, lambda: active, Cusum)
     assert live.report().alert
     active = "v0"
     assert not live.report().alert

@@ -28,7 +28,9 @@ function rows(ready, active, traffic) {
 
 function shares(traffic) {
   const windows = traffic.windows.map(share => `${(100 * share).toFixed(1)} %`).join(', ')
-  return `${windows || 'no full window yet'} of ${traffic.window} images each; ${traffic.rest} since`
+  const { images, unsafe, sum, alert } = traffic.cusum
+  const cusum = `${unsafe} of ${images} prompts, CUSUM ${alert ? 'alert' : sum.toFixed(1)} of ${traffic.cusum_limit}`
+  return `${windows || 'no full window yet'} of ${traffic.window} images each; ${traffic.rest} since; ${cusum}`
 }
 
 export const unready = reason => show('service', reason, words => [element('dt', {}, 'Not ready'), element('dd', { className: 'bad' }, words)])
