@@ -28,7 +28,7 @@ from safety.judges.grammar import (
     registered_names,
 )
 from safety.policy.adult_only import RULE
-from safety.policy.policy import Policy, lacking
+from safety.policy.policy import Policy, lacking, refuse_unable
 from safety.policy.policy_store import find_policy, policy_names, usual_policy
 
 SECOND_JUDGE = "second_judge"  # the field, and the folder beside the weights
@@ -47,6 +47,7 @@ def check_improve(body: ImproveBody, service: Service) -> Policy:
     _check_categories(categories, policy)
     if lack := lacking(policy, categories):
         raise BadInput("policy", policy.name, lack)
+    refuse_unable(engine.facts, policy, categories, body.prompts or ())
     judge = body.second_judge or settings.second_judge
     check_judge(judge, settings.model)
     if not body.accept_self_judged:

@@ -29,6 +29,7 @@ def plan_improve(body: ImproveBody, service: Service) -> PlanResponse:
         rounds=body.max_rounds or DEFAULT_ROUNDS,
         seed=body.seed or 0,
         operator=len(body.prompts or ()),
+        edits=service.engine.facts.edits,
         **budget,
     )
     if not has_beside(service.settings.model, REFEREE):

@@ -189,8 +189,12 @@ class CodebookStore(TrialMoves):
 
         It is a child of `version`, without figures and gates: those of `version` are of its edit. If there is a version
         of that content, it is returned. Raises NotFound, BadInput for a version without a router, which fires for
-        nothing or everything, Conflict where either is revoked, and BadCodebook as `load`.
+        nothing or everything, and for "rewrite" where the model's facts say that it does not, Conflict where either is
+        revoked, and BadCodebook as `load`.
         """
+        facts = self._identity().facts
+        if mode == "rewrite" and not facts.get("rewrites", True):  # a store of an earlier release does not say
+            raise BadInput("mode", mode, f"edit or refuse: {facts.get('model_id', 'the model')} rewrites no prompts")
         codebook = self.load(version)
         if codebook.output is None or codebook.output.router is None:
             raise BadInput("version", version, "a version whose edit of the image head has a router")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -55,6 +55,9 @@ class ModelFacts:
     top_k: int = 0  # likewise, of the codes it samples from; 0: all
     top_p: float = 1.0  # likewise; 1: all
     depth: int = 1  # codes of a cell, drawn in one step, whose rows of the pixel table are added up
+    edits: tuple[str, ...] = ("pixel", "output")  # the tables of a version that may differ from the model's own
+    judge_reads: Literal["pixels", "codes"] = "pixels"  # codes: of the image, encoded again by the model's own table
+    rewrites: bool = True  # whether it was trained to follow an instruction to rewrite a prompt
 
     @property
     def title(self) -> str:
@@ -186,6 +189,7 @@ class ImageModel(Protocol):
     def rewrite(self, prompts: Sequence[str], attempt: int = 0) -> list[str]:
         """The model's own safe rewrite of each prompt: the unsafe term replaced, the rest unchanged.
 
+        Where `facts.rewrites` is False it says nothing of use, and nobody asks for it.
         The first attempt takes the likeliest tokens in place of the term, later ones sample them. A pure function of
         prompt and attempt.
         """

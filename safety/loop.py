@@ -41,7 +41,7 @@ def improve(context: RunContext, start: Codebook) -> Iterator[RoundResult]:
     if context.preflight.fault is not None:
         yield _refused(context)
         return
-    state = LoopState(start, (), {"pixel": {}, "output": {}})
+    state = LoopState.of(context, start)
     reasons: list[Reason] = []
     curve: list[dict[str, Any]] = []
     for number in count(1):
@@ -75,7 +75,7 @@ def improve_once(context: RunContext, state: LoopState, validation: Validation) 
     state, report = prepared.state, report | prepared.report
     if prepared.round_data is None:
         return _conclude(context, state, validation, None, prepared.failed or Reason.NO_PAIRS, report)
-    dev_set = DevSet(context.runner, prepared.round_data, prepared.fresh, context.baseline.validity)
+    dev_set = DevSet(context.runner, prepared.round_data, prepared.fresh, context.baseline.validity, context.second)
     editors = prepared.editors
     proposals = (propose(context.runner, editors[table], dev_set) for table in editors)
     candidates = [candidate for candidate in proposals if candidate is not None]

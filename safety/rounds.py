@@ -6,7 +6,7 @@ anew. Knows nothing of validation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from safety.stopping import TARGET
 class LoopState:
     """The state between rounds: the best codebook so far, all pairs, and the spaces removed, by table and name.
 
+    spaces: of each table that the model's facts let a version edit.
     full: whether no direction is left to remove. lesson: what mined rounds learn from; its concepts are those of the
     codebook's experts, none before a head edit is accepted.
     """
@@ -42,6 +43,11 @@ class LoopState:
     spaces: dict[str, Mapping[str, Tensor]]
     full: bool = False
     lesson: Lesson = field(default_factory=Lesson)
+
+    @classmethod
+    def of(cls, context: RunContext, codebook: Codebook, pairs: tuple[Pair, ...] = ()) -> LoopState:
+        """The state of a run before its first round."""
+        return cls(codebook, pairs, {table: {} for table in context.runner.model.facts.edits})
 
 
 @dataclass(frozen=True)
@@ -98,13 +104,13 @@ def prepare_mined(context: RunContext, state: LoopState) -> Prepared:
 
 
 def find_edits(context: RunContext, state: LoopState, round_data: RoundData) -> dict[str, Sequence[Editor]]:
-    """The editors of either table; none for a table where the pairs show no direction."""
+    """The editors of each table that the model's facts let a version edit; none where the pairs show no direction."""
     start, spaces = state.codebook, state.spaces
-    patterns = [name for name in context.categories if name in context.policy.patterns]
-    return {
-        "pixel": pixel_editors(context.runner, start, round_data, patterns, spaces["pixel"]),
-        "output": head_editors(context, start, round_data, spaces["output"]),
+    makers: dict[str, Callable[[], Sequence[Editor]]] = {
+        "pixel": lambda: pixel_editors(context.runner, start, round_data, context.patterns, spaces["pixel"]),
+        "output": lambda: head_editors(context, start, round_data, spaces["output"]),
     }
+    return {table: make() for table, make in makers.items() if table in spaces}
 
 
 def make_round_data(context: RunContext, pairs: Sequence[Pair]) -> RoundData | None:

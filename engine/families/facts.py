@@ -1,4 +1,4 @@
-"""Facts of a model whose codes are words of its language model, from its sizes.
+"""Facts of a model whose language model reads an image as codes, and sizes of its KV rows, from its configuration.
 
 Knows numbers. Knows nothing of any one family.
 """
@@ -6,12 +6,14 @@ Knows numbers. Knows nothing of any one family.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.instructions import Instructions
 from engine.model import ModelFacts
+from engine.runner.decoder import blocks
 from engine.unified.served_model import LONGEST_PROMPT
 
 
@@ -22,6 +24,14 @@ class Name:
     family: str
     model_id: str
     model_hash: str
+
+
+def kv_row(text: Any, steps: int) -> int:  # noqa: ANN401  (a configuration of transformers)
+    """Return the numbers of a KV row of any prompt with an image of `steps` steps, by a language model's sizes."""
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    positions = blocks(min(text.max_position_embeddings, LONGEST_PROMPT + steps))
+    return int(2 * text.num_hidden_layers * heads * width * positions)
 
 
 def facts_of(
@@ -56,4 +66,5 @@ def facts_of(
         dtype=str(dtype).removeprefix("torch."),
         top_k=min(instructions.sampling.top_k, codes),
         top_p=instructions.sampling.top_p,
+        judge_reads="codes",
     )

@@ -1,4 +1,4 @@
-"""The safe rewrite of each prompt: the model's own where it is sound, else the policy's.
+"""The safe rewrite of each prompt: the model's own where it rewrites and that is sound, else the policy's.
 
 Knows texts, and what the model says of them. Knows nothing of images.
 """
@@ -34,6 +34,17 @@ class Rewrite:
 
 def find_rewrites(model: ImageModel, prompts: Sequence[Prompt], terms: Sequence[str]) -> list[Rewrite | None]:
     """The rewrite of each prompt: the model's first sound one, else the policy's if that is sound, else None."""
+    own = _own_rewrites(model, prompts, terms) if model.facts.rewrites else {}
+    rewrites: list[Rewrite | None] = []
+    for row, prompt in enumerate(prompts):
+        known = prompt.safe is not None and is_sound(prompt, prompt.safe, terms) and is_readable(model, prompt.safe)
+        policy = Rewrite(prompt.rewrite, by_policy=True) if known else None
+        rewrites.append(Rewrite(own[row]) if row in own else policy)
+    return rewrites
+
+
+def _own_rewrites(model: ImageModel, prompts: Sequence[Prompt], terms: Sequence[str]) -> dict[int, str]:
+    """The model's first sound rewrite, by row."""
     own: dict[int, str] = {}
     judges = model.facts.judges_texts
     before = model.judge_texts([prompt.text for prompt in prompts]) if judges else []
@@ -46,12 +57,7 @@ def find_rewrites(model: ImageModel, prompts: Sequence[Prompt], terms: Sequence[
             if is_sound(prompts[row], answer, terms) and is_readable(model, answer)
         ]
         own |= accepted(model, before, likely) if judges else dict(likely)
-    rewrites: list[Rewrite | None] = []
-    for row, prompt in enumerate(prompts):
-        known = prompt.safe is not None and is_sound(prompt, prompt.safe, terms) and is_readable(model, prompt.safe)
-        policy = Rewrite(prompt.rewrite, by_policy=True) if known else None
-        rewrites.append(Rewrite(own[row]) if row in own else policy)
-    return rewrites
+    return own
 
 
 def accepted(model: ImageModel, before: Sequence[TextVerdict], answers: Sequence[tuple[int, str]]) -> dict[int, str]:

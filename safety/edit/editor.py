@@ -9,11 +9,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from codebook.tensors import codebook_hash
 from codebook.value import Codebook
 from safety.collect.round_data import RoundData
+from safety.judges.grammar import is_covered
+from safety.judges.registry import Judge, finds_harm
 from safety.judges.self_judge import says_unsafe, scores
 from safety.metrics.degenerate import DegenerateDetector
 from safety.metrics.panel import unchanged
@@ -71,17 +74,26 @@ class DevScore:
 
 
 class DevSet:
-    """Scores drafts on this round's pairs of half B and on held-out benign prompts; disjoint from validation."""
+    """Scores drafts on this round's pairs of half B and on held-out benign prompts; disjoint from validation.
 
-    def __init__(self, runner: ModelRunner, round_data: RoundData, fresh: int, validity: DegenerateDetector) -> None:
+    Where the model's judge reads codes, the second judge says what harm a draft with a pixel table of its own leaves,
+    in the categories that it knows: an image that is encoded again shows the model's judge a small edit not at all.
+    """
+
+    def __init__(
+        self, runner: ModelRunner, round_data: RoundData, fresh: int, validity: DegenerateDetector, second: Judge
+    ) -> None:
         """`fresh`: the number of the last pairs that are of this round; their images were unsafe under its codebook."""
-        self._runner, self._validity = runner, validity
+        self._runner, self._validity, self._second = runner, validity, second
         held = [i for i in range(len(round_data.pairs)) if not round_data.first_half[i]]
         recent = [i for i in held if i >= len(round_data.pairs) - fresh] or held
         chosen = [i for name in round_data.categories for i in _some(recent, round_data, name)]
         retention = round_data.baseline.retention
         benign = (~round_data.baseline.fit).nonzero().flatten().tolist()[:BENIGN_CHECKED]
         self._harmful = [(round_data.pairs[i].prompt, round_data.pairs[i].seed) for i in chosen]
+        self._known = torch.tensor(
+            [is_covered(second.covers, round_data.pairs[i].category) for i in chosen], dtype=torch.bool
+        )
         self._benign = [(retention.prompts[i], retention.seeds[i]) for i in benign]
 
     def run(self, codebook: Codebook) -> DevScore:
@@ -94,11 +106,14 @@ class DevSet:
         texts, seeds = [text for text, _ in rows], [seed for _, seed in rows]
         drawn = runner.draw("strength", texts, seeds, codebook)
         images, n = runner.decode(drawn.tokens, codebook), len(self._harmful)
-        unsafe = says_unsafe(scores(runner.judge(drawn.tokens, codebook)))
+        unsafe = says_unsafe(scores(runner.judge(drawn.tokens, codebook)))[:n]
+        if runner.model.facts.judge_reads == "codes" and not torch.equal(codebook.pixel, runner.base.pixel):
+            found = torch.cat([finds_harm(self._second, part) for part in torch.split(images[:n], runner.batch)])
+            unsafe = torch.where(self._known, found, unsafe)
         degenerate = self._validity.degenerate(images, drawn.tokens, drawn.nll)
         base = runner.draw("base", texts[n:], seeds[n:], runner.base)
         same = unchanged(runner.decode(base.tokens, runner.base), images[n:])
-        rates = Rates.of(unsafe[:n], degenerate[:n])
+        rates = Rates.of(unsafe, degenerate[:n])
         intact = float((same & ~degenerate[n:]).double().mean())
         return DevScore(rates.harmful.value, rates.safe_valid.value, intact)
 

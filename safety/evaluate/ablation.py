@@ -45,7 +45,7 @@ def variants(context: RunContext) -> Iterator[tuple[str, Variant]]:
     """Every variant by its name, from a first round under the model's own codebook; each is kept."""
     runner = context.runner
     runner.round = 1
-    state = LoopState(runner.base, collect(context, runner.base).pairs, {"pixel": {}, "output": {}})
+    state = LoopState.of(context, runner.base, collect(context, runner.base).pairs)
     round_data = make_round_data(context, enough(state.pairs, context.config.least_pairs))
     if round_data is None:
         return
@@ -102,10 +102,16 @@ class HeadVariants:
             "routed-tuned-own": ("the same, on images that it draws itself: what ships", lambda: self.shipped),
             "without-probe": ("what ships, without its halfway probe", self.without_probe),
             **{f"{name}-guidance": self._guided(name, share) for name, share in SHARES.items()},
-            "rewrite-alone": ("router and the model's own rewrite, without any edit", self.rewritten),
-            "rewrite": ("what ships, in mode rewrite", lambda: self.shipped.in_mode("rewrite")),
+            **(self._rewriting() if self.context.runner.model.facts.rewrites else {}),
             "refuse": ("what ships, in mode refuse: a prompt filter", lambda: self.shipped.in_mode("refuse")),
             "with-suppression": ("what ships, with suppression", lambda: self._suppressing(self.shipped)),
+        }
+
+    def _rewriting(self) -> Makers:
+        """Those of a model that rewrites prompts."""
+        return {
+            "rewrite-alone": ("router and the model's own rewrite, without any edit", self.rewritten),
+            "rewrite": ("what ships, in mode rewrite", lambda: self.shipped.in_mode("rewrite")),
         }
 
     def projected_everywhere(self) -> Codebook:

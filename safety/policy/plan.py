@@ -96,17 +96,23 @@ def plan_job(
     images: int | None = None,
     minutes: int | None = None,
     operator: int = 0,
+    edits: Container[str] = ("pixel", "output"),
 ) -> Plan:
-    """The plan of a job that is not begun. A limit in minutes counts where rates are known. Writes all its prompts."""
+    """The plan of a job that is not begun. A limit in minutes counts where rates are known. Writes all its prompts.
+
+    edits: of the model's facts.
+    """
     limit = images_within(images, minutes, images_per_s(rates))
     config = LoopConfig() if limit is None else LoopConfig().for_images(limit, len(categories))
-    return plan_of(policy.sets(categories, config, seed, rounds), config, policy.patterns, operator)
+    patterns = policy.patterns if "pixel" in edits else ()
+    return plan_of(policy.sets(categories, config, seed, rounds), config, patterns, operator)
 
 
 def plan_of(sets: RunSets, config: LoopConfig, patterns: Container[str], operator: int = 0) -> Plan:
     """The plan of a run of these prompt sets, one round for each set of pairs; those after the first are mined ones.
 
-    patterns: the pattern-level categories; operator: prompts of the operator's own, and flagged ones.
+    patterns: the categories for which the pixel table is edited; operator: prompts of the operator's own, and flagged
+    ones.
     """
     router = [prompt for prompts in sets.router.values() for prompt in prompts]
     others = [*sets.router_benign, *sets.retention]

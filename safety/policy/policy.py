@@ -9,6 +9,8 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
+from core.errors import BadInput
+from engine.model import ModelFacts
 from safety.config import LoopConfig
 from safety.policy.groups import BENIGN, Group, GroupKind
 from safety.policy.prompts import PAIR, VALIDATION, Prompt
@@ -83,6 +85,25 @@ def in_turn(groups: Iterable[Iterable[Prompt]], count: int) -> tuple[Prompt, ...
             elif len(chosen) < count:
                 chosen[prompt.key] = prompt
     return tuple(chosen.values())
+
+
+def refuse_unable(facts: ModelFacts, policy: Groups, categories: Sequence[str], own: Sequence[str]) -> None:
+    """Raise BadInput for a run that the model is not able to make. own: prompts of the operator's own.
+
+    A model that does not rewrite prompts takes the policy's rewrites, which the operator's own prompts lack.
+    """
+    if "output" not in facts.edits:
+        raise BadInput("model", facts.title, "a model whose image head can be edited")
+    if facts.rewrites:
+        return
+    if own:
+        allowed = f"none: {facts.title} does not rewrite prompts; put them into a policy's file, with a safe one each"
+        raise BadInput("prompts", f"{len(own)} prompts", allowed)
+    for name in categories:
+        prompts = policy.write(Group.category(name), PAIR, LoopConfig().pair_prompts, random.Random(0))
+        if all(prompt.safe is None for prompt in prompts):
+            allowed = f"a policy with safe prompts for each category: {facts.title} does not rewrite prompts"
+            raise BadInput("policy", f"{policy.name}, which has none for {name}", allowed)
 
 
 def lacking(policy: Groups, categories: Sequence[str]) -> str:

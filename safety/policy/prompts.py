@@ -51,7 +51,9 @@ class Prompt:
 
 
 def is_readable(model: ImageModel, text: str) -> bool:
-    """Whether the model accepts the prompt: not empty, not too long."""
+    """Whether the model accepts the prompt, and it says something: not empty, not too long."""
+    if not text.strip():
+        return False
     try:
         model.check_prompt(text)
     except BadInput:

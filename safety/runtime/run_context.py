@@ -60,6 +60,18 @@ class RunContext:
         return RunFacts(self.policy.name, self.second.name, covered, self_judged)
 
     @property
+    def patterns(self) -> tuple[str, ...]:
+        """The categories for which the pixel table is edited: of the pattern level, and with a judge of such edits.
+
+        A judge that reads codes hardly sees them: an image encoded again has the same codes, until suddenly it has not.
+        """
+        model = self.runner.model.facts
+        if "pixel" not in model.edits:
+            return ()
+        judged = self.categories if model.judge_reads == "pixels" else self.facts.covered
+        return tuple(name for name in judged if name in self.policy.patterns)
+
+    @property
     def matcher(self) -> Matcher | None:
         """The second judge, if it can also say whether an image shows its prompt."""
         return self.second if isinstance(self.second, Matcher) else None

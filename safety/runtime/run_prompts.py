@@ -19,7 +19,7 @@ from safety.gates.result import GateResult
 from safety.metrics.panel import ValidationSet
 from safety.policy.adult_only import RULE, refuse_minors
 from safety.policy.plan import Plan, plan_of
-from safety.policy.policy import Policy
+from safety.policy.policy import Policy, refuse_unable
 from safety.policy.prompts import PAIR, VALIDATION, Prompt, is_readable
 from safety.policy.run_sets import ByCategory, HeldOutSet, RunSets
 from safety.request import ImproveRequest
@@ -63,10 +63,11 @@ class RunPrompts:
 def write_prompts(model: ImageModel, request: ImproveRequest, policy: Policy, config: LoopConfig) -> RunPrompts:
     """Write all prompts of a run.
 
-    Raises BadInput for an unknown category, a prompt the model cannot read, or one that a validation set holds, and
-    where the policy has too few prompts to begin with.
+    Raises BadInput for an unknown category, a prompt the model cannot read, or one that a validation set holds, where
+    the policy has too few prompts to begin with, and for what the model is not able to.
     """
     categories, seed = chosen_categories(request, policy), request.seed
+    refuse_unable(model.facts, policy, categories, request.prompts or ())
     refuse_minors("the request", [Prompt(text, "", "", None) for text in request.prompts or ()])
     for text in request.prompts or ():
         model.check_prompt(text)
@@ -96,7 +97,7 @@ def write_prompts(model: ImageModel, request: ImproveRequest, policy: Policy, co
         router={name: _by_concept(prompts, config) for name, prompts in sets.router.items()},
         router_benign=[*sets.router_benign, *sets.retention],
         hygiene=hygiene,
-        plan=plan_of(sets, config, policy.patterns, len(operator)),
+        plan=plan_of(sets, config, policy.patterns if "pixel" in model.facts.edits else (), len(operator)),
     )
 
 

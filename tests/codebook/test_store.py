@@ -213,6 +213,15 @@ def test_another_mode_is_a_child_with_the_same_tables_and_no_figures(root: Path)
     assert store.derive("v2", "edit").version == "v1"
 
 
+def test_a_model_that_rewrites_nothing_has_no_mode_that_does(root: Path) -> None:
+    store = CodebookStore(root)
+    store.initialise(base_book(), FACTS | {"rewrites": False})
+    publish(store, with_edit(EDIT))
+    with pytest.raises(BadInput, match=r"mode.*edit or refuse: tiny rewrites no prompts"):
+        store.derive("v1", "rewrite")
+    assert store.derive("v1", "refuse").mode == "refuse" and store.names() == ["v0", "v1", "v2"]
+
+
 def test_a_version_that_routes_nothing_has_no_other_mode(root: Path) -> None:
     store = open_store(root, versions=1)
     publish(store, with_edit(replace(EDIT, router=None)), job="other")

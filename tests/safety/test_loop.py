@@ -18,7 +18,10 @@ from codebook.tensors import codebook_hash
 from codebook.value import Codebook
 from core.errors import BadInput, BadModel
 from safety.acceptance import Decision, decide
+from safety.collect.collection import collect
+from safety.collect.round_data import RoundData
 from safety.config import LoopConfig
+from safety.edit.editor import DevSet
 from safety.evaluate.assessment import assess
 from safety.gates.result import Gate
 from safety.loop import Cancelled, ImproveRequest, RoundResult, improve, validate
@@ -28,8 +31,10 @@ from safety.policy.emoji.emoji_policy import EmojiPolicy
 from safety.policy.prompts import Prompt
 from safety.policy.run_sets import RunSets
 from safety.reason import Reason
+from safety.rounds import LoopState, find_edits, make_round_data
 from safety.runtime.model_runner import ModelRunner
 from safety.runtime.preflight import Preflight
+from safety.runtime.result_cache import ResultCache
 from safety.runtime.run_context import RunContext, prepare_run
 from safety.validation import Validation
 from tests.support.killed import differing, run_until_killed
@@ -304,6 +309,80 @@ def test_a_flagged_prompt_against_the_adult_only_rule_is_never_drawn(
     request = replace(REQUEST, flagged=(("a boy who is swimming", None), ("a man who is swimming", None)))
     operator = prepare_run(ToyModel(), request, EmojiPolicy(), ToyModel(), tmp_path, Heard(), PLAN).prompts.operator
     assert [prompt.text for prompt in operator] == ["a man who is swimming"]
+
+
+class SeesGore(ToyModel):
+    """A second judge that knows gore alone, and finds it in every image."""
+
+    covers = frozenset({"gore"})
+
+    def harmful(self, images: Tensor) -> Tensor:
+        return torch.ones(len(images))
+
+
+def able(context: RunContext, **facts: object) -> RunContext:
+    """The context of a model of other facts, with the second judge above, in round 1."""
+    model: Any = ToyModel()
+    model.facts = replace(model.facts, **facts)
+    runner = ModelRunner(model, context.runner.cache, Heard(), PLAN.batch)
+    runner.round = 1
+    return replace(context, runner=runner, second=SeesGore())
+
+
+def first_data(context: RunContext) -> RoundData:
+    """What the first round of the undisturbed run learned from, out of its cache."""
+    context.runner.round = 1
+    data = make_round_data(context, collect(context, context.runner.base).pairs)
+    assert data is not None
+    return data
+
+
+def test_a_run_edits_the_tables_that_the_model_s_facts_name(
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = first_data(context)
+    monkeypatch.setattr("safety.rounds.head_editors", lambda *_: ["an editor"])
+
+    def edits(**facts: object) -> dict[str, list[str]]:
+        able_context = able(context, **facts)
+        state = LoopState.of(able_context, able_context.runner.base)
+        tables = find_edits(able_context, state, data)
+        return {
+            table: sorted(editors[0].to_dict().keys() - {"way", "k"}) if table == "pixel" else []
+            for table, editors in tables.items()
+        }
+
+    assert edits() == {"pixel": ["decay", "gore"], "output": []}
+    assert edits(edits=("output",)) == {"output": []}
+    assert edits(judge_reads="codes") == {"pixel": ["gore"], "output": []}  # the second judge knows no decay
+
+
+def test_where_the_judge_reads_codes_the_second_judge_scores_drafts_of_the_pixel_table(
+    context: RunContext, tmp_path: Path
+) -> None:
+    data = first_data(context)
+    draft = replace(context.runner.base, version="draft", pixel=torch.zeros_like(context.runner.base.pixel))
+
+    def harmful(codebook: Codebook, reads: str) -> float:
+        model: Any = ToyModel(always_safe)
+        model.facts = replace(model.facts, judge_reads=reads)
+        runner = ModelRunner(model, ResultCache(tmp_path / reads), Heard(), PLAN.batch)
+        return DevSet(runner, data, 0, context.baseline.validity, SeesGore()).run(codebook).hr
+
+    assert harmful(draft, "pixels") == 0.0
+    held = [pair.category for pair, half in zip(data.pairs, data.first_half.tolist(), strict=True) if not half]
+    counts = {name: min(held.count(name), PLAN.dev_pairs) for name in set(held)}
+    assert harmful(draft, "codes") == pytest.approx(counts["gore"] / sum(counts.values()))
+    assert harmful(context.runner.base, "codes") == 0.0, "the model's own table is for its own judge"
+
+
+def test_a_model_that_rewrites_nothing_is_given_no_prompts_without_a_safe_one(tmp_path: Path) -> None:
+    model: Any = ToyModel()
+    model.facts = replace(model.facts, rewrites=False)
+    request = replace(REQUEST, prompts=("a knife on a small table",))
+    with pytest.raises(BadInput, match=r"prompts.*toy does not rewrite prompts"):
+        run(tmp_path, model, request=request)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_category_is_refused(tmp_path: Path) -> None:

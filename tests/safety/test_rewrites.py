@@ -50,6 +50,17 @@ def test_the_model_s_own_rewrite_comes_before_the_policy_s() -> None:
     assert found(Writer(["a red spoon on a table"]), KNOWN) == [Rewrite("a red spoon on a table")]
 
 
+def test_a_rewrite_that_leaves_nothing_of_a_bare_prompt_is_none() -> None:
+    assert found(Writer([" "] * ATTEMPTS, verdicts={}), Prompt("gun", "weapons", "gun", None, said="gun")) == [None]
+
+
+def test_a_model_that_does_not_rewrite_is_asked_nothing() -> None:
+    model = Writer(["a red spoon on a table"])
+    model.facts = replace(model.facts, rewrites=False)
+    assert found(model, KNOWN, OPEN) == [Rewrite("a red cup on a table", by_policy=True), None]
+    assert not model.attempts
+
+
 @pytest.mark.parametrize(
     "answer",
     ["a red gun on a table", "a red gun on a chair", "a blue spoon on the floor", "a red spoon " + "very " * 60],

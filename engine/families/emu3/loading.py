@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoTokenizer, Emu3ForConditionalGeneration, Emu3TextConfig
+from transformers import AutoTokenizer, Emu3Config, Emu3ForConditionalGeneration, Emu3TextConfig
 
 from core.errors import BadModel
 from engine.families.backbones import read_backbone
@@ -24,7 +25,7 @@ from engine.families.code_rows import image_head, text_head
 from engine.families.code_words import CodeWords
 from engine.families.emu3.picture import decode_one, encode_one
 from engine.families.emu3.random_model import GEOMETRIES, random_emu3
-from engine.families.facts import Name, facts_of
+from engine.families.facts import Name, facts_of, kv_row
 from engine.families.fast_norms import use_fast_norms
 from engine.families.format_chat import Format, FormatChat
 from engine.instructions import Instructions, SamplingDefaults, general_chat, read_instructions
@@ -34,7 +35,7 @@ from engine.unified.published import Published
 from engine.unified.served_model import LONGEST_PROMPT
 
 # See engine.family.Family.
-__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random", "published"]
+__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "kv_numbers", "load", "load_random", "published"]
 
 NAME = "emu3"
 LICENCE = "Apache-2.0"
@@ -64,6 +65,14 @@ def load(name: str, folder: Path, model_hash: str, device: torch.device, dtype: 
     reader = folder / READER
     reads = from_folder(Emu3ForConditionalGeneration, reader, device, dtype) if reader.is_dir() else None
     return emu3_parts(draws, reads, tokenizer, size, read_instructions(folder, SAMPLING), name, model_hash)
+
+
+def kv_numbers(folder: Path) -> int:
+    """The numbers of a KV row of any prompt with an image, by configuration alone. Raises BadModel."""
+    config = from_folder(Emu3Config, folder)
+    factor = 2 ** (len(config.vq_config.channel_multiplier) - 1)
+    side = read_option(folder, "image_size", IMAGE_SIZE) // factor
+    return kv_row(config.text_config, Script.lines(side, side).steps)
 
 
 def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
@@ -119,6 +128,7 @@ def emu3_parts(
     room, name = config.max_position_embeddings - script.steps, Name(NAME, model_id, model_hash)
     table = vq.quantize.embedding.weight
     facts = facts_of(name, side, size, table, config.hidden_size, room, instructions, draws.dtype)
+    facts = replace(facts, rewrites=reads is not None)  # the one that draws was trained to do nothing else
     use_fast_norms(vq.decoder)
     chat = FormatChat(tokenizer, _format(side), side * (side + 1), facts.max_prompt_tokens)
     drawing, reading = (

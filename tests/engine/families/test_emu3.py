@@ -53,6 +53,7 @@ def test_another_checkpoint_reads_where_there_is_one(model: ServedModel, tmp_pat
     assert torch.equal(pair.draw([request]), tokens)
     image = model.decode(tokens, model.base_codebook().pixel)
     assert pair.judge(image) != model.judge(image)
+    assert pair.facts.rewrites and not model.facts.rewrites
 
 
 def test_a_control_token_in_a_prompt_and_a_wrong_size_are_refused(model: ServedModel, tmp_path: Path) -> None:

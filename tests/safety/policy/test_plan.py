@@ -16,6 +16,7 @@ from engine.registry import load_model
 from safety.evaluate.assessment import assess
 from safety.gates.canaries import check_canaries
 from safety.loop import improve
+from safety.policy.emoji.emoji_policy import EmojiPolicy
 from safety.policy.open_policy import OpenPolicy
 from safety.policy.phases import ALL, DRAWN, PRICES
 from safety.policy.plan import Plan, images_per_s, plan_job, rates_of
@@ -178,8 +179,16 @@ def test_a_speed_alone_prices_a_plan() -> None:
 
 
 def test_a_plan_follows_its_limits() -> None:
-    def planned(**limits: int) -> Plan:
-        return plan_job(OpenPolicy(), ("weapons", "violence"), {ALL: 1.0}, **limits)
+    def planned(images: int | None = None, minutes: int | None = None, rounds: int = 1, operator: int = 0) -> Plan:
+        return plan_job(
+            OpenPolicy(),
+            ("weapons", "violence"),
+            {ALL: 1.0},
+            rounds=rounds,
+            images=images,
+            minutes=minutes,
+            operator=operator,
+        )
 
     assert planned(images=500).images < planned(images=3000).images < planned().images
     assert planned(minutes=1).images < planned(minutes=5).images
@@ -189,4 +198,8 @@ def test_a_plan_follows_its_limits() -> None:
     assert [phase.round for phase in rounds.phases if phase.name in ("pairs", "mining")] == [1, 2, 3]
     assert sum(phase.name == "start" for phase in rounds.phases) == 1
     assert rounds.without_test().images == rounds.images - rounds.phases[-1].images
+    emoji = [
+        plan_job(EmojiPolicy(), ("gore",), {}, images=500, edits=edits) for edits in (("pixel", "output"), ("output",))
+    ]
+    assert emoji[0].images > emoji[1].images, "strengths of the pixel table are tried where it can be edited"
     assert planned(images=500, operator=50).images == planned(images=500).images + 100

@@ -8,9 +8,11 @@ import random
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
+from core.errors import BadInput
 from safety.collect.rewrites import is_one_span
 from safety.config import LoopConfig
 from safety.policy.adult_only import AdultOnly
@@ -19,10 +21,11 @@ from safety.policy.emoji.taxonomy import read_taxonomy
 from safety.policy.emoji.writer import PromptWriter
 from safety.policy.groups import BENIGN, Group, GroupKind
 from safety.policy.open_policy import OpenPolicy
-from safety.policy.policy import HARMLESS, Policy
+from safety.policy.policy import HARMLESS, Policy, refuse_unable
 from safety.policy.prompts import PAIR, SPLITS, TEST, VALIDATION, Prompt, mentions
 from safety.request import ImproveRequest
 from safety.runtime.run_prompts import write_prompts
+from tests.support.scripted import StillModel
 from tests.support.toy_model import ToyModel
 
 ROUNDS = 2
@@ -118,3 +121,24 @@ def test_what_the_open_policy_says_of_nudity_is_of_adults() -> None:
         for split in SPLITS:
             for prompt in policy.write(group, split, 150, random.Random(1)):
                 assert not AdultOnly().refuses([group.name, prompt.category], [prompt.text, prompt.rewrite])
+
+
+class Unwritten(OpenPolicy):
+    """Its violence has no safe prompts."""
+
+    def write(self, group: Group, split: str, count: int, rng: random.Random) -> Sequence[Prompt]:
+        prompts = super().write(group, split, count, rng)
+        return [replace(prompt, safe=None) for prompt in prompts] if group.name == "violence" else prompts
+
+
+def test_a_run_that_the_model_cannot_make_is_refused_by_name() -> None:
+    able, categories = StillModel.facts, ("weapons", "violence")
+    refuse_unable(able, Unwritten(), categories, ["a prompt"])
+    unable = replace(able, rewrites=False)
+    refuse_unable(unable, OpenPolicy(), categories, [])
+    with pytest.raises(BadInput, match=r"policy.*none for violence.*still does not rewrite prompts"):
+        refuse_unable(unable, Unwritten(), categories, [])
+    with pytest.raises(BadInput, match=r"^prompts.*still does not rewrite prompts"):
+        refuse_unable(unable, OpenPolicy(), categories, ["a prompt"])
+    with pytest.raises(BadInput, match=r"^model.*a model whose image head can be edited"):
+        refuse_unable(replace(able, edits=("pixel",)), OpenPolicy(), categories, [])
