@@ -23,7 +23,7 @@ from core.bucket.shared_folder import SharedFolder
 from core.errors import BadInput, SafeCBError
 from core.settings import Settings
 from core.wire import DEFAULT_ROUNDS
-from engine.registry import has_beside, open_model
+from engine.registry import check_model, has_beside, open_model
 from safety.gates.quality import FEWEST
 from safety.gates.result import Gate
 from safety.judges.grammar import REFEREE, is_covered
@@ -33,7 +33,7 @@ from safety.metrics.rates import Rate
 from safety.policy.files.file_policy import FilePolicy
 from safety.policy.groups import BENIGN, GroupKind
 from safety.policy.plan import rates_of
-from safety.policy.policy import HARMLESS, Policy, lacking
+from safety.policy.policy import HARMLESS, Policy, lacking, refuse_unable
 from safety.policy.policy_store import find_policy, usual_policy
 from safety.request import ImproveRequest
 from safety.runtime.preflight import LEAST, Preflight
@@ -61,6 +61,7 @@ def check(options: argparse.Namespace, settings: Settings) -> str | None:
     named = None if options.policy is None else _policy(options.policy, options.benign, settings)
     judge = options.second_judge or settings.second_judge
     check_judge(judge, settings.model)
+    print(f"model: {check_model(settings.model, settings.device, settings.dtype)}")
     model = open_model(settings)
     policy = named or find_policy(usual_policy(model.facts.categories), SharedFolder.policies(settings).read())
     request = ImproveRequest(
@@ -76,6 +77,7 @@ def check(options: argparse.Namespace, settings: Settings) -> str | None:
     print(f"policy: {policy.name} ({policy.version[:12]}), {', '.join(categories)}")
     if lack := lacking(policy, categories):
         return f"the policy lacks prompts: {lack}"
+    refuse_unable(model.facts, policy, categories, ())
     if not options.accept_self_judged:
         check_covers(judge, settings.model, categories)
     second = parse_second_judge(judge, model, model.base_codebook().pixel.device)

@@ -35,6 +35,9 @@ class Family(Protocol):
     def fits(self, config: Mapping[str, Any]) -> bool:
         """Whether a config.json is of this family. Raises BadModel for a layout of it that is not read."""
 
+    def kv_numbers(self, folder: Path) -> int:
+        """Count the numbers of a KV row of any prompt with an image, by configuration alone. Raises BadModel."""
+
     def load(self, name: str, folder: Path, model_hash: str, device: torch.device, dtype: torch.dtype) -> Parts:
         """Make the parts of the model called `name` from its folder. Raises BadModel."""
 
@@ -48,7 +51,7 @@ class Family(Protocol):
         """Make parts with random weights, as "random:GEOMETRY". Raises BadModel."""
 
 
-NAMES = ("NAME", "LICENCE", "FOLDERS", "GEOMETRIES", "fits", "load", "published", "load_random")
+NAMES = ("NAME", "LICENCE", "FOLDERS", "GEOMETRIES", "fits", "kv_numbers", "load", "published", "load_random")
 
 
 @dataclass(frozen=True)

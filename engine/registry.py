@@ -19,6 +19,7 @@ from engine.unified.published import Published
 from engine.unified.served_model import ServedModel
 from engine.weights.files import check_folder, read_config, weight_files
 from engine.weights.hashes import hash_weights
+from engine.weights.memory import Footprint, footprint
 from engine.weights.names import EMBEDDED, PREFIX, Repository, cached, locate
 from engine.weights.outline import outline
 
@@ -32,7 +33,8 @@ def load_model(name: str, device: str, dtype: str, hashes: Path | None = None) -
 
     hashes: the file that remembers the hashes of weights, if any.
     device: "cpu", "cuda", "cuda:N" or "auto" (a GPU if there is one); dtype: "float32", "bfloat16", "float16" or
-    "auto" (float32 on the CPU, bfloat16 on a GPU). Raises BadModel.
+    "auto" (float32 on the CPU, bfloat16 on a GPU). Raises BadModel, before weights are read where there is too little
+    memory for them and an image.
     """
     target, kind = _target(device, dtype)
     if name.startswith(PREFIX):
@@ -40,6 +42,7 @@ def load_model(name: str, device: str, dtype: str, hashes: Path | None = None) -
     located = locate(name)
     folder, family = located.folder, find_family(located.folder)
     check_folder(folder, family.FOLDERS)
+    _footprint(family, folder, target, kind).check(folder)
     model_hash = hash_weights(folder, family.FOLDERS, hashes)
     return ServedModel(family.load(located.name, folder, model_hash, target, kind))
 
@@ -93,8 +96,10 @@ def find_model(name: str) -> Path:
     return locate(name).folder
 
 
-def check_model(name: str) -> str:
-    """Say in a few words what would be loaded, without loading it. Raises BadModel for what cannot be.
+def check_model(name: str, device: str = "auto", dtype: str = "auto") -> str:
+    """Say in a few words what would be loaded, and the memory that it takes, without loading it.
+
+    Arguments as load_model takes them. Raises BadModel for what cannot be loaded.
 
     Of a repository of the hub its configuration and the names and sizes of its files are checked; where the hub does
     not answer, what was downloaded.
@@ -103,19 +108,30 @@ def check_model(name: str) -> str:
         return "random weights"
     repository = Repository.of(name)
     if repository is None:
-        return _described(name, find_model(name))
+        return _described(name, find_model(name), device, dtype)
     with TemporaryDirectory() as place:
         if outline(repository, folder := Path(place)):
             try:
-                return f"{_described(name, folder, whole=False)} on the model hub"
+                return f"{_outlined(name, folder)} on the model hub"
             except BadModel as error:
                 raise BadModel(str(error).replace(place, name)) from error
-    return f"{_described(name, cached(repository))}, downloaded"
+    return f"{_described(name, cached(repository), device, dtype)}, downloaded"
 
 
-def _described(name: str, folder: Path, whole: bool = True) -> str:
+def _described(name: str, folder: Path, device: str, dtype: str) -> str:
     family = find_family(folder)
-    check_folder(folder, family.FOLDERS, whole)
+    check_folder(folder, family.FOLDERS)
+    return f"{name}, {family.NAME}: {_footprint(family, folder, *_target(device, dtype)).check(folder)}"
+
+
+def _footprint(family: Family, folder: Path, device: torch.device, dtype: torch.dtype) -> Footprint:
+    return footprint(folder, family.FOLDERS, family.kv_numbers(folder), device, dtype)
+
+
+def _outlined(name: str, folder: Path) -> str:
+    """In a few words what a repository holds, by an outline, whose files have no headers."""
+    family = find_family(folder)
+    check_folder(folder, family.FOLDERS, whole=False)
     size = sum(file.stat().st_size for file in weight_files(folder, family.FOLDERS)) / 2**20
     return f"{name}, {family.NAME}, {size:.0f} MiB of weights"
 

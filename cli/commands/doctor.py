@@ -62,10 +62,10 @@ def home(settings: Settings) -> str:
 
 
 def model(settings: Settings) -> str:
-    """The model's files are there, and of a family that is served."""
+    """The model's files are there, of a family that is served, and its weights fit the memory that is free."""
     from engine.registry import check_model
 
-    return check_model(settings.model)
+    return check_model(settings.model, settings.device, settings.dtype)
 
 
 def store(settings: Settings) -> str:

@@ -31,9 +31,8 @@ class Vqgan:
 
     def __init__(self, vq: ChameleonVQVAE, decoder: nn.Module) -> None:
         self.vq, self.decoder = vq, decoder
-        config = vq.config
-        self.factor = 2 ** (len(config.channel_multiplier) - 1)  # pixels a side of a code
-        self.side = config.resolution // self.factor  # codes a side
+        self.side = codes_a_side(vq.config)
+        self.factor = vq.config.resolution // self.side  # pixels a side of a code
         use_fast_norms(decoder)
 
     @property
@@ -56,6 +55,12 @@ class Vqgan:
         weight = self.vq.quant_conv.weight
         latent = self.vq.quant_conv(self.vq.encoder(image.to(weight)))
         return nearest(latent[0].flatten(1).T, self.table)
+
+
+def codes_a_side(config: Any) -> int:  # noqa: ANN401  (a ChameleonVQVAEConfig)
+    """Return the codes a side of an image."""
+    side: int = config.resolution // 2 ** (len(config.channel_multiplier) - 1)
+    return side
 
 
 def make_decoder(config: Any, attending: Collection[int] = ()) -> nn.Module:  # noqa: ANN401  (a ChameleonVQVAEConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from core.errors import BadModel
 
 GIB = 2**30
 RESERVE = 4 * GIB  # of a GPU, for prefill, decoding and judging beside the KV rows
+SHARE_OF_CPU, SHARE_OF_GPU = 0.5, 0.9  # of what is free beside the weights, for the KV rows; of a GPU less RESERVE
 MAX_ROWS_ON_CPU, MAX_ROWS_ON_GPU = 32, 256  # beyond, a step takes longer in proportion to its rows
 CGROUP = Path("/sys/fs/cgroup")
 LIMITS = (  # of cgroup v2 and v1: the files of the limit, the usage and its parts; and the part that is file cache
@@ -22,10 +24,22 @@ LIMITS = (  # of cgroup v2 and v1: the files of the limit, the usage and its par
 
 def planned_rows(device: torch.device, row_bytes: int) -> int:
     """Number of KV rows of `row_bytes` to reserve on a device that holds the weights already. Raises BadModel."""
+    free = free_bytes(device)
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return fitting(int(0.9 * free) - RESERVE, row_bytes, MAX_ROWS_ON_GPU)
-    return fitting(available(CGROUP) // 2, row_bytes, MAX_ROWS_ON_CPU)
+        return fitting(int(SHARE_OF_GPU * free) - RESERVE, row_bytes, MAX_ROWS_ON_GPU)
+    return fitting(int(SHARE_OF_CPU * free), row_bytes, MAX_ROWS_ON_CPU)
+
+
+def least_free(device: torch.device, kv_bytes: int) -> int:
+    """Free bytes of a device that holds the weights, with which planned_rows finds room for KV rows of `kv_bytes`."""
+    if device.type == "cuda":
+        return math.ceil((kv_bytes + RESERVE) / SHARE_OF_GPU)
+    return math.ceil(kv_bytes / SHARE_OF_CPU)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that are free on a device."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else available(CGROUP)
 
 
 def available(cgroup: Path) -> int:

@@ -108,8 +108,8 @@ class DevSet:
         images, n = runner.decode(drawn.tokens, codebook), len(self._harmful)
         unsafe = says_unsafe(scores(runner.judge(drawn.tokens, codebook)))[:n]
         if runner.model.facts.judge_reads == "codes" and not torch.equal(codebook.pixel, runner.base.pixel):
-            found = torch.cat([finds_harm(self._second, part) for part in torch.split(images[:n], runner.batch)])
-            unsafe = torch.where(self._known, found, unsafe)
+            seen = torch.cat([finds_harm(self._second, part) for part in torch.split(images[:n], runner.batch)])
+            unsafe = torch.where(self._known, seen, unsafe)
         degenerate = self._validity.degenerate(images, drawn.tokens, drawn.nll)
         base = runner.draw("base", texts[n:], seeds[n:], runner.base)
         same = unchanged(runner.decode(base.tokens, runner.base), images[n:])

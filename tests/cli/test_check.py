@@ -45,7 +45,8 @@ def test_a_job_on_the_embedded_model_could_begin(
     command = ["check", "--policy", str(tmp_path / "small.csv"), "--categories", "weapons", "--seed", "3"]
     assert main(command) == 0
     output = capsys.readouterr().out
-    assert "policy: small (" in output and "second judge: second_judge, knows weapons" in output
+    assert "of weights as float32, " in output and " GiB are free\npolicy: small (" in output
+    assert "second judge: second_judge, knows weapons" in output
     assert "95 % interval" in output and "balanced accuracy: " in output
     assert "prompts: pairs 32; validation " in output and "canaries 8" in output
     assert "GiB of features and logits" in output and "memory: peak " in output

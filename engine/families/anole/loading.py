@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, ChameleonForConditionalGeneration
+from transformers import AutoTokenizer, ChameleonConfig, ChameleonForConditionalGeneration
 
 from core.errors import BadModel
 from engine.families.anole.random_model import GEOMETRIES, letters, random_anole
@@ -17,16 +17,16 @@ from engine.families.backbones import read_backbone
 from engine.families.checkpoints import from_folder
 from engine.families.code_rows import image_head, text_head
 from engine.families.code_words import published_words
-from engine.families.facts import Name, facts_of
+from engine.families.facts import Name, facts_of, kv_row
 from engine.families.format_chat import Format, FormatChat
-from engine.families.vqgan import Vqgan, load_decoder
+from engine.families.vqgan import Vqgan, codes_a_side, load_decoder
 from engine.instructions import Instructions, SamplingDefaults, general_chat, read_instructions
 from engine.runner.script import Script
 from engine.unified.parts import Language, Parts
 from engine.unified.published import Published
 
 # See engine.family.Family.
-__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random", "published"]
+__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "kv_numbers", "load", "load_random", "published"]
 
 NAME = "anole"
 LICENCE = "Chameleon Research License (Meta): non-commercial"
@@ -56,6 +56,12 @@ def load(name: str, folder: Path, model_hash: str, device: torch.device, dtype: 
     tokenizer = from_folder(AutoTokenizer, folder)
     vqgan = Vqgan(model.model.vqmodel, decoder)
     return anole_parts(model, vqgan, tokenizer, read_instructions(folder, SAMPLING), name, model_hash)
+
+
+def kv_numbers(folder: Path) -> int:
+    """The numbers of a KV row of any prompt with an image, by configuration alone. Raises BadModel."""
+    config = from_folder(ChameleonConfig, folder)
+    return kv_row(config, codes_a_side(config.vq_config) ** 2)
 
 
 def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import JanusForConditionalGeneration, JanusProcessor, JanusVisionConfig, JanusVQVAEConfig
+from transformers import JanusConfig, JanusForConditionalGeneration, JanusProcessor, JanusVisionConfig, JanusVQVAEConfig
 
 from core.errors import BadModel
 from engine.families.backbones import read_backbone
 from engine.families.checkpoints import from_folder
+from engine.families.facts import kv_row
 from engine.families.fast_norms import use_fast_norms
 from engine.families.janus.pixels import decode_one, encode_one
 from engine.families.janus.prompting import JanusChat
@@ -33,7 +34,7 @@ from engine.unified.published import Published
 from engine.unified.served_model import LONGEST_PROMPT
 
 # See engine.family.Family.
-__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random", "published"]
+__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "kv_numbers", "load", "load_random", "published"]
 
 NAME = "janus"
 LICENCE = "of Janus-Pro: DeepSeek Model License; of the embedded model: see NOTICE"
@@ -56,6 +57,12 @@ def load(name: str, folder: Path, model_hash: str, device: torch.device, dtype: 
     instructions = read_instructions(folder)
     model, processor = load_janus(folder, device, dtype)
     return janus_parts(model, processor, instructions, name, model_hash)
+
+
+def kv_numbers(folder: Path) -> int:
+    """The numbers of a KV row of any prompt with an image, by configuration alone. Raises BadModel."""
+    config = from_folder(JanusConfig, folder)
+    return kv_row(config.text_config, config.vq_config.num_patches**2)
 
 
 def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, GemmaForCausalLM
+from transformers import AutoTokenizer, ChameleonVQVAEConfig, GemmaConfig, GemmaForCausalLM
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
 from core.errors import BadModel
@@ -20,17 +20,17 @@ from engine.families.backbones import read_backbone
 from engine.families.checkpoints import from_folder
 from engine.families.code_rows import image_head, text_head
 from engine.families.code_words import published_words
-from engine.families.facts import Name, facts_of
+from engine.families.facts import Name, facts_of, kv_row
 from engine.families.format_chat import Format, FormatChat
 from engine.families.liquid.random_model import GEOMETRIES, random_liquid
-from engine.families.vqgan import Vqgan, load_decoder
+from engine.families.vqgan import Vqgan, codes_a_side, load_decoder
 from engine.instructions import Instructions, SamplingDefaults, general_chat, read_instructions
 from engine.runner.script import Script
 from engine.unified.parts import Language, Parts
 from engine.unified.published import Published
 
 # See engine.family.Family.
-__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random", "published"]
+__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "kv_numbers", "load", "load_random", "published"]
 
 NAME = "liquid"
 LICENCE = "Gemma Terms of Use; its VQGAN: Chameleon Research License (Meta), non-commercial"
@@ -57,16 +57,18 @@ def fits(config: Mapping[str, Any]) -> bool:
 
 def load(name: str, folder: Path, model_hash: str, device: torch.device, dtype: torch.dtype) -> Parts:
     """Make the parts of the model called `name` from its folder. Raises BadModel."""
-    if not (folder / VQ).is_dir():
-        raise BadModel(
-            f"{folder}: has no folder {VQ!r} with the VQGAN that Liquid draws with: a ChameleonVQVAE with its "
-            "decoder as safetensors, such as leloy/Anole-7b-v0.1-vqvae-hf"
-        )
+    beside = _vq(folder)
     model = from_folder(GemmaForCausalLM, folder, device, dtype)
-    vq = from_folder(ChameleonVQVAE, folder / VQ, device, dtype)
-    vqgan = Vqgan(vq, load_decoder(vq.config, folder / VQ, device, dtype))
+    vq = from_folder(ChameleonVQVAE, beside, device, dtype)
+    vqgan = Vqgan(vq, load_decoder(vq.config, beside, device, dtype))
     tokenizer = from_folder(AutoTokenizer, folder)
     return liquid_parts(model, vqgan, tokenizer, read_instructions(folder, SAMPLING), name, model_hash)
+
+
+def kv_numbers(folder: Path) -> int:
+    """The numbers of a KV row of any prompt with an image, by configuration alone. Raises BadModel."""
+    vq = from_folder(ChameleonVQVAEConfig, _vq(folder))
+    return kv_row(from_folder(GemmaConfig, folder), codes_a_side(vq) ** 2)
 
 
 def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
@@ -135,3 +137,13 @@ def liquid_parts(
         None,
         vqgan.encode_one,
     )
+
+
+def _vq(folder: Path) -> Path:
+    """The folder of the VQGAN. Raises BadModel where there is none."""
+    if not (folder / VQ).is_dir():
+        raise BadModel(
+            f"{folder}: has no folder {VQ!r} with the VQGAN that Liquid draws with: a ChameleonVQVAE with its "
+            "decoder as safetensors, such as leloy/Anole-7b-v0.1-vqvae-hf"
+        )
+    return folder / VQ

@@ -14,20 +14,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from core.errors import BadModel
 from engine.families.backbones import read_backbone
 from engine.families.checkpoints import check_weights, from_folder, load_strictly, read_tensors
 from engine.families.code_rows import text_head
-from engine.families.facts import Name, facts_of
+from engine.families.facts import Name, facts_of, kv_row
 from engine.families.fast_norms import use_fast_norms
 from engine.families.format_chat import Format, FormatChat
 from engine.families.vila_u.depth_head import DepthTransformer
 from engine.families.vila_u.published import published_vila_u
 from engine.families.vila_u.random_model import GEOMETRIES, random_vila_u
 from engine.families.vila_u.tokenizer import MARKS, load_tokenizer
-from engine.families.vila_u.tower import Tower, load_tower
+from engine.families.vila_u.tower import Tower, load_tower, read_side
 from engine.instructions import Instructions, SamplingDefaults, general_chat, read_instructions
 from engine.runner.image_lm import ImageHead
 from engine.runner.script import Script
@@ -36,7 +36,7 @@ from engine.unified.published import Published
 from engine.unified.served_model import LONGEST_PROMPT
 
 # See engine.family.Family.
-__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "load", "load_random", "published"]
+__all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "kv_numbers", "load", "load_random", "published"]
 
 NAME = "vila_u"
 LICENCE = "MIT; its language model: Llama 2 Community License (Meta)"
@@ -66,9 +66,7 @@ def fits(config: Mapping[str, Any]) -> bool:
 
 def load(name: str, folder: Path, model_hash: str, device: torch.device, dtype: torch.dtype) -> Parts:
     """Make the parts of the model called `name` from its folder. Raises BadModel."""
-    for part in FOLDERS:
-        if not any((folder / part).glob("*.safetensors")):
-            raise BadModel(f"{folder}: its folder {part!r} is missing or holds no .safetensors file")
+    _check_parts(folder)
     tokenizer = load_tokenizer(folder / LLM)
     with torch.random.fork_rng():  # modules are initialised before they are filled
         tower = load_tower(folder / TOWER)
@@ -76,6 +74,12 @@ def load(name: str, folder: Path, model_hash: str, device: torch.device, dtype: 
     model = from_folder(LlamaForCausalLM, folder / LLM, device, dtype)
     instructions = read_instructions(folder, SAMPLING)
     return vila_u_parts(model, tower.to(device, dtype), projector, tokenizer, instructions, name, model_hash)
+
+
+def kv_numbers(folder: Path) -> int:
+    """The numbers of a KV row of any prompt with an image, by configuration alone. Raises BadModel."""
+    _check_parts(folder)
+    return kv_row(from_folder(LlamaConfig, folder / LLM), read_side(folder / TOWER) ** 2)
 
 
 def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
@@ -134,6 +138,13 @@ def vila_u_parts(
     assert isinstance(classifier, nn.Linear)
     head = ImageHead(classifier, vq.table.to(weight), depth=depth)
     return Parts(facts, instructions, language, head, script, vq.table, vq.decode_one, None, vq.encode_one)
+
+
+def _check_parts(folder: Path) -> None:
+    """Raise BadModel for a folder without one of its parts."""
+    for part in FOLDERS:
+        if not any((folder / part).glob("*.safetensors")):
+            raise BadModel(f"{folder}: its folder {part!r} is missing or holds no .safetensors file")
 
 
 def _load_projector(folder: Path) -> list[nn.Linear]:

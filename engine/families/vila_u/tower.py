@@ -71,6 +71,15 @@ def load_tower(folder: Path) -> Tower:
     return tower
 
 
+def read_side(folder: Path) -> int:
+    """The cells a side of the tower of a folder, by its config.json. Raises BadModel."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return int(config["rqvaesiglip"]["code_shape"][0])
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise BadModel(f"{folder}: its config.json is not VILA-U's: {type(error).__name__} {error}") from error
+
+
 def make_tower(config: Mapping[str, Any], siglip: SiglipVisionConfig) -> Tower:
     """Make the tower of a configuration, without weights of any use. Raises BadModel for one that is not known."""
     vq, head = config["rqvaesiglip"], config["rqtransformer"]

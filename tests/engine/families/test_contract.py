@@ -16,6 +16,7 @@ from engine.registry import check_model, find_family, load_model, load_published
 from engine.runner.served import Served
 from engine.scheduler.scheduler import Scheduler
 from engine.unified.published import Published
+from engine.unified.served_model import ServedModel
 from tests.support.families.builders import BUILDERS
 
 PROMPTS = ("a red fox", "a dog", "", "a long sentence about a red apple and a star on the table", "x")
@@ -47,6 +48,12 @@ def test_a_family_is_found_by_its_config_and_checked_before_it_is_loaded(folder:
     family = find_family(folder)
     assert family in families() and model.facts.family == family.NAME
     assert family.NAME in check_model(str(folder))
+
+
+def test_a_kv_row_is_known_before_the_model_is_loaded(folder: Path, model: Served) -> None:
+    assert isinstance(model, ServedModel)
+    row = model._image_lm.decoder.row_bytes(model._positions)
+    assert find_family(folder).kv_numbers(folder) * torch.float32.itemsize == row
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +176,16 @@ def test_a_verdict_and_an_answer_do_not_depend_on_their_batch(model: Served) -> 
     images = model.decode(model.draw(requests(base, 6)), base.pixel)
     assert model.judge(images)[4] == model.judge(images[4:5])[0]
     assert all(0 <= score <= 1 for verdict in model.judge(images) for score in verdict.scores)
+
+
+def test_a_judge_reads_what_the_model_s_facts_say(model: Served) -> None:
+    """What does not change the codes of an image a judge of codes does not see, and a judge of pixels does."""
+    base = model.base_codebook()
+    images = model.decode(model.draw(requests(base, 3)), base.pixel) * 0.9
+    other = images + 1e-4 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    codes, same = model.encode(images), model.encode(other)
+    assert codes is not None and same is not None and torch.equal(codes, same)
+    assert (model.judge(images) == model.judge(other)) == (model.facts.judge_reads == "codes")
 
 
 def test_a_rewrite_and_its_likelihood_are_functions_of_the_prompt(model: Served) -> None:

@@ -18,7 +18,7 @@ blind = blind_family
 bare = bare_family
 """
 BLIND = """NAME, LICENCE, FOLDERS, GEOMETRIES = "blind", "", (), ()
-load = load_random = published = None
+kv_numbers = load = load_random = published = None
 def fits(config): return config["eyes"] == 0
 """
 
