@@ -44,6 +44,9 @@ class Shares(RootModel[Annotated[dict[VersionName, Share], Field(min_length=1, m
     """Share of the traffic by version, with the sum 1."""
 
 
+Curve = dict[str, list[float]]  # the values of each name
+
+
 class SplitEvidence(BaseModel):
     """What this server has drawn since a split began: one version's images, and the active one's beside it."""
 
@@ -56,6 +59,7 @@ class SplitEvidence(BaseModel):
     differences: dict[str, int] = Field(
         description="How often a run of its images had so many thousandths more of them unsafe than the run before it."
     )
+    curve: Curve = Field(description="At most 60 points: `images` of the version, and `e` after them.")
 
 
 class TrafficShares(BaseModel):
@@ -110,6 +114,10 @@ class ShadowResponse(BaseModel):
         description='Counts by measure: unsafe by the model ("self"), by the "second" judge, "degenerate".'
     )
     retreat_at: float = Field(description="`e_worse` of one measure at which the version retreats.")
+    curve: Curve = Field(
+        description="At most 60 points: `pairs`, and the e-values of each measure after them, as `worse_self`, "
+        "`within_self`, and so on."
+    )
     promote_at: float = Field(description="`e_within` of all measures at which it is promoted.")
     links: dict[str, str] = Field(description="Related paths: self, job.")
 

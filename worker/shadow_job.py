@@ -100,7 +100,7 @@ class Comparison:
 
     def compare(self, examiner: Examiner, version: str) -> str:
         """Take pairs until there is a decision, and return it; "stopped" where a person was first."""
-        self.is_comparing = True
+        self.is_comparing, self.trial = True, self.trial.with_point()
         while (decision := self.trial.decision) is None:
             self.report("compare", 0, 0, 0)
             if self.following() is None:
@@ -113,6 +113,7 @@ class Comparison:
             for differences in examiner.examine(lent) if lent else ():
                 if self.trial.decision is None:
                     self.trial = self.trial.seen(differences)
+            self.trial = self.trial.with_point()
             self.watch.facts = {"trial": self.trial.to_dict()}
         return decision
 

@@ -111,6 +111,7 @@ def _to_response(record: JobRecord) -> ShadowResponse:
         pairs=trial["pairs"],
         most=trial["most"],
         measures={name: MeasureCounts(**counts) for name, counts in trial["measures"].items()},
+        curve=trial.get("curve", {}),
         retreat_at=RETREAT_AT,
         promote_at=PROMOTE_AT,
         links={"self": "/codebooks/shadow", "job": f"/jobs/{record.id}"},

@@ -17,8 +17,10 @@ from math import exp, log1p
 from typing import Any
 
 from codebook.trials.bets import BETS, LIMIT, e_value
+from codebook.trials.curve import Curve, extended, from_columns, shortened, to_columns
 
 GRID = 1000  # differences are counted in thousandths, rounded down: what rounding changes is in the version's favour
+CURVE = ("images", "e")  # of the version, and the e-value after them
 SURELY = 1 + 1e-9  # beyond what the order of a sum changes, so that the counts alone give the same decision
 
 
@@ -26,7 +28,8 @@ SURELY = 1 + 1e-9  # beyond what the order of a sum changes, so that the counts 
 class Evidence:
     """What a split has shown of one version. images, unsafe: that version's, and `beside` the active one's.
 
-    differences: how often each difference came, in thousandths. limit: the e-value at which the split ends.
+    differences: how often each difference came, in thousandths. limit: the e-value at which the split ends. curve: the
+    values of CURVE.
     """
 
     images: int = 0
@@ -35,6 +38,7 @@ class Evidence:
     beside_unsafe: int = 0
     differences: Mapping[int, int] = field(default_factory=dict)
     limit: float = LIMIT
+    curve: Curve = field(default=(), compare=False)
 
     @property
     def e(self) -> float:
@@ -49,13 +53,15 @@ class Evidence:
     def to_dict(self) -> dict[str, Any]:
         """Return the evidence as JSON; `read` takes it back."""
         differences = {str(difference): times for difference, times in sorted(self.differences.items())}
-        return {**asdict(self), "differences": differences, "e": float(f"{self.e:.4g}")}
+        seen = {"differences": differences, "e": shortened(self.e), "curve": to_columns(self.curve, CURVE)}
+        return {**asdict(self), **seen}
 
     @classmethod
     def read(cls, value: Mapping[str, Any]) -> Evidence:
         """Return the evidence that `to_dict` wrote, as it stands in a record; the e-value is computed anew."""
         counts = {name: value[name] for name in ("images", "unsafe", "beside_images", "beside_unsafe", "limit")}
-        return cls(**counts, differences={int(step): times for step, times in value["differences"].items()})
+        differences = {int(step): times for step, times in value["differences"].items()}
+        return cls(**counts, differences=differences, curve=from_columns(value.get("curve", {}), CURVE))
 
     def summary(self) -> str:
         """Return the counts in words, for the audit."""
@@ -70,6 +76,7 @@ class Duel:
     counts: dict[bool, list[int]] = field(default_factory=lambda: {True: [0, 0], False: [0, 0]})  # images, unsafe
     differences: Counter[int] = field(default_factory=Counter)
     wealth: list[float] = field(default_factory=lambda: [0.0] * len(BETS))  # logarithms, one for each bet
+    curve: Curve = ()
     is_over: bool = False
     run: list[int] = field(default_factory=lambda: [0, 0])  # of the run that goes on: images, unsafe
     is_own_run: bool = False
@@ -89,7 +96,7 @@ class Duel:
     def evidence(self) -> Evidence:
         """What was seen so far."""
         (images, unsafe), (beside_images, beside_unsafe) = self.counts[True], self.counts[False]
-        return Evidence(images, unsafe, beside_images, beside_unsafe, dict(self.differences), self.limit)
+        return Evidence(images, unsafe, beside_images, beside_unsafe, dict(self.differences), self.limit, self.curve)
 
     def _close_run(self) -> None:
         images, unsafe = self.run
@@ -102,4 +109,6 @@ class Duel:
     def _bet(self, difference: int) -> None:
         self.differences[difference] += 1
         self.wealth = [log + log1p(bet * difference / GRID) for log, bet in zip(self.wealth, BETS, strict=True)]
-        self.is_over = sum(map(exp, self.wealth)) / len(BETS) >= self.limit * SURELY
+        e = sum(map(exp, self.wealth)) / len(BETS)
+        self.curve = extended(self.curve, (self.counts[True][0], shortened(e)))
+        self.is_over = e >= self.limit * SURELY

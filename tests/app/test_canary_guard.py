@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from app.background import canary_guard as module
 from app.background import housekeeping
@@ -16,9 +15,8 @@ from codebook.live import LiveCodebooks
 from codebook.trials.bets import BETS, LIMIT
 from codebook.trials.duel import Duel, Evidence
 from core.errors import NoAccess
-from engine.image_result import ImageResult
-from engine.model import ImageRequest, Sampling, Verdict
 from tests.support.serving import Server, serving, settings_in, wait_for
+from tests.support.trials.live_result import live_result
 
 SPLITS = 200
 
@@ -81,11 +79,7 @@ def test_without_images_of_both_nothing_is_known(is_own: bool) -> None:
 
 def note(server: Server, version: str, prompt: str, unsafe: bool) -> None:
     """Let the guard see an image as if a caller who named no version had got it."""
-    codebook = replace(server.service.store.load("v0"), version=version)
-    verdict = Verdict((0.9,) * 3, "gore") if unsafe else Verdict((0.1,) * 3, "none")
-    request = ImageRequest(prompt, Sampling(0), codebook)
-    empty = torch.zeros(1, dtype=torch.int64)
-    server.service.guard.note([ImageResult(server.service.engine.facts, request, empty, empty, verdict, ())])
+    server.service.guard.note([live_result(server, version, prompt, unsafe)])
 
 
 def split(server: Server) -> str:
@@ -116,6 +110,7 @@ def test_a_split_ends_by_itself_once_and_says_why(server: Server) -> None:
     assert 0 < own < 40 and f"{own} of {own} beside 0 of {beside}" in record["reason"]  # none after the decision counts
     assert record["evidence"] == {"decision": "retreat", "version": version, "active": "v0", **evidence.to_dict()}
     assert evidence.limit == LIMIT and evidence.is_worse
+    assert evidence.curve[-1] == (own, record["evidence"]["e"]) and len(evidence.curve) > 2
     last = max(evidence.differences)
     assert not replace(evidence, differences={**evidence.differences, last: evidence.differences[last] - 1}).is_worse
     assert server.service.live.active.epoch == record["epoch"] == 2

@@ -97,7 +97,10 @@ def test_an_equal_candidate_is_promoted_into_the_first_step_or_reported(
     attempt(house, job)
     decision, record = decided(house, job)
     assert (decision, record.move, record.canary, record.version) == ("promote", move, canary, "v0")
-    assert Trial.read(record.evidence).decision == "promote"
+    again = Trial.read(record.evidence)
+    assert again.decision == "promote" and again.curve[-1] == again.with_point().curve[-1]
+    counts = [point[0] for point in again.curve]  # the curve of the attempt that died goes on
+    assert counts[:2] == [0, shadow_job.BATCH] and counts == sorted(counts)
     assert record.traffic == ({"v0": 0.99, "v1": 0.01} if steps else {})
 
 

@@ -1,6 +1,7 @@
 // The list of versions: activate, roll back, reports.
 
 import { at, call, doing, element, file, show } from './api.js'
+import { evidence } from './evidence.js'
 import { facts, gates, mark } from './gates.js'
 
 at('rollback').onclick = doing(() => call('POST', '/codebooks/rollback', {}), 'books-message')
@@ -33,9 +34,11 @@ const percent = share => `${+(100 * share).toFixed(1)} %`
 // What a split has shown so far.
 export async function showSplit() {
   const split = Object.keys(active.traffic).length ? await call('GET', '/codebooks/traffic') : { evidence: {} }
-  at('split').replaceChildren(...Object.entries(split.evidence).map(([version, seen]) => element('p', { className: 'dim' },
-    `${version}: ${seen.unsafe} of ${seen.images} images unsafe, ${seen.beside_unsafe} of ${seen.beside_images} of ` +
-    `${active.version}; evidence ${seen.e.toFixed(1)}, at ${split.limit} the split ends`)))
+  show('split', [split.evidence, active.version], ([seen, beside]) => Object.entries(seen).flatMap(([version, own]) => [
+    element('p', { className: 'dim' }, `${version}: ${own.unsafe} of ${own.images} images unsafe, ${own.beside_unsafe} of ` +
+      `${own.beside_images} of ${beside}; evidence ${own.e.toFixed(1)}, at ${own.limit} the split ends`),
+    ...(own.curve.images.length < 2 ? [] : [evidence(`${version} is worse`, 'images', own.curve.images, { evidence: own.curve.e }, own.limit, 'ends')]),
+  ]))
 }
 
 // What a version draws, and the moves that it allows.

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from app.background import housekeeping
 from app.background.trial_keeper import KEEPER, STEPS
@@ -15,11 +13,10 @@ from cli.main import main
 from codebook.trials import steps
 from codebook.trials.duel import Evidence
 from codebook.trials.rule import Trial
-from engine.image_result import ImageResult
-from engine.model import ImageRequest, Sampling, Verdict
 from records.journal import SHADOW
 from tests.support.servers.house import House, RedisProcess, redis_process
 from tests.support.serving import Server, serving, settings_in, wait_for
+from tests.support.trials.live_result import live_result
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +111,7 @@ def test_a_comparison_is_shown_and_ended_by_a_person(server: Server, house: Hous
     wait_for("a pair counts", lambda: server.http.get("/codebooks/shadow").json()["pairs"] == 1)
     state = server.http.get("/codebooks/shadow").json()
     assert state["measures"]["second"]["better"] == 1
+    assert state["curve"]["pairs"] == [0, 1] and state["curve"]["within_self"][1] > 1
     text = server.http.get("/metrics").text
     assert f'safecb_shadow_pairs{{codebook="{version}"}} 1.0' in text
     assert 'safecb_shadow_evidence{kind="within",measure="degenerate"}' in text
@@ -167,13 +165,8 @@ def test_images_of_the_active_version_alone_are_lent_once(server: Server, house:
 
 def note(server: Server, version: str, count: int, unsafe: bool = False) -> None:
     """Let the guard see images as if callers who named no version had got them."""
-    codebook = replace(server.service.store.load("v0"), version=version)
-    verdict = Verdict((0.9,) * 3, "gore") if unsafe else Verdict((0.1,) * 3, "none")
-    empty = torch.zeros(1, dtype=torch.int64)
-    facts = server.service.engine.facts
     for i in range(count):
-        request = ImageRequest(f"{version} {unsafe} {i}", Sampling(0), codebook)
-        server.service.guard.note([ImageResult(facts, request, empty, empty, verdict, ())])
+        server.service.guard.note([live_result(server, version, f"{version} {unsafe} {i}", unsafe)])
 
 
 def test_a_canary_goes_step_by_step_to_all(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

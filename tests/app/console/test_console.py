@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from codebook.trials.rule import Trial
 from recipes.console_picture import FLAGS, WIDTHS, draw, take
 from tests.support.serving import Server, publish_routed, serving, settings_in
+from tests.support.trials.live_result import live_result
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PATIENCE_MS = 60_000
@@ -238,6 +241,14 @@ def test_a_comparison_is_shown_and_ended_and_steps_begun_from_the_page(page: Pag
     expect(row.locator(".badge")).to_have_text("compared")
     expect(page.locator("#trial")).to_contain_text("v2 beside v1: queued, 0 of at most 3000 pairs")
     expect(page.locator("#trial tbody tr")).to_have_count(3)
+    trial = Trial().with_point()
+    for i in range(40):
+        trial = trial.seen({"self": int(i % 8 == 0), "second": 0, "degenerate": -int(i % 9 == 0)}).with_point()
+    progress = server.service.journal.get(job).progress
+    server.service.journal.update(job, progress={**progress, "trial": trial.to_dict()})
+    curves = page.get_by_role("img", name=re.compile("(Worse|As good), by measure: self .*after 40 pairs"))
+    expect(curves).to_have_count(2)
+    expect(page.locator("#trial canvas")).to_have_count(2)
     page.set_viewport_size({"width": WIDTHS["console-narrow.png"], "height": 1000})
     assert Axe().run(page).violations_count == 0
     assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS["console-narrow.png"]
@@ -245,6 +256,11 @@ def test_a_comparison_is_shown_and_ended_and_steps_begun_from_the_page(page: Pag
     expect(page.locator("#trial")).to_contain_text("cancelled")
     row.get_by_role("button", name="In steps").click()
     expect(row.locator(".badge")).to_have_text("1 % in steps")
+    for i in range(12):
+        server.service.guard.note([live_result(server, "v1", f"a {i}", False)])
+        server.service.guard.note([live_result(server, "v2", f"b {i}", i % 3 == 0)])
+    expect(page.get_by_role("img", name="v2 is worse: evidence")).to_be_visible()
+    expect(page.locator("#split canvas")).to_have_count(1)
     row.get_by_role("button", name="End").click()
     expect(row.get_by_role("button", name="Compare")).to_be_visible()
     expect(page.locator("#job")).to_contain_text("v1")  # the latest improve job, not the comparison
