@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ CLASS = torch.tensor(
     [i // 2 for i in range(10)] + [5 + i // 5 for i in range(60)] + [17 + i // 6 for i in range(24)] + [21, 21]
 )
 CLASSES = 22
+SAID = 1024  # prompts whose words are kept as tensors: a run asks for each of them many times
 LIKE = 0.5  # a cell farther than this from every patch shows nothing the judge knows
 
 
@@ -52,6 +53,7 @@ class ToyModel:
         self._harm_of = {c.term: name for name, group in self._taxonomy.concepts.items() for c in group}
         self._partner = {c.term: c.safe for group in self._taxonomy.concepts.values() for c in group if c.safe}
         self._score = judge or self._harm_score
+        self._words = lru_cache(SAID)(self._read)
         self._patches = self._cells(self.decode(torch.arange(CODES)[:, None].expand(-1, GRID**2), self._table))[:, 0]
         self.facts = ModelFacts(
             "toy", "toy", "f" * 64, (GRID, GRID), GRID * CELL, CODES, DIM, WIDTH, WIDTH, False, False, 64, HARMS
@@ -99,36 +101,28 @@ class ToyModel:
     ) -> Tensor:
         tokens = torch.zeros(len(requests), GRID**2, dtype=torch.int64)
         said = self._said([request.prompt for request in requests])
-        unsaid = self._said([""] * len(requests))
         noise = torch.stack([_gumbel(request.sampling.seed) for request in requests])
-        edits = [request.codebook.output for request in requests]
+        scale = torch.tensor([request.sampling.guidance for request in requests])[:, None]
+        bias = torch.zeros(len(requests), CODES)
+        alike: dict[tuple[int, tuple[int, ...]], tuple[HeadEdit, list[int]]] = {}
+        for b, (request, chosen) in enumerate(zip(requests, experts, strict=True)):
+            if (edit := request.codebook.output) is not None and chosen:
+                alike.setdefault((id(edit), chosen), (edit, []))[1].append(b)
+                scale[b] = 1 + edit.guidance * (request.sampling.guidance - 1)
+                if edit.bias is not None:
+                    bias[b] = edit.bias[list(chosen)].sum(0)
         for i in range(GRID**2):
-            history = self._history(tokens, i)
-            given, free = (said[:, i] + history) @ self._turn.T, (unsaid[:, i] + history) @ self._turn.T
-            rows = zip(edits, experts, given, strict=True)
-            conditional = torch.stack([self._logits(edit, chosen, row) for edit, chosen, row in rows])
-            scale = torch.tensor(
-                [
-                    request.sampling.guidance
-                    if edit is None or not chosen
-                    else 1 + edit.guidance * (request.sampling.guidance - 1)
-                    for request, edit, chosen in zip(requests, edits, experts, strict=True)
-                ]
-            )[:, None]
+            history = self._history(tokens, torch.tensor([i]))[:, 0]
+            given, free = (said[:, i] + history) @ self._turn.T, history @ self._turn.T
+            for (_, chosen), (edit, rows) in alike.items():
+                for expert in chosen:
+                    given[rows] = edit.apply(given[rows], expert)
             unguided = self.head(free)
-            logits = unguided + scale * (conditional - unguided)
+            logits = unguided + scale * (self.head(given) + bias - unguided)
             tokens[:, i] = (logits + noise[:, i]).argmax(1)
             if on_step is not None:
                 on_step(i)
         return tokens
-
-    def _logits(self, edit: HeadEdit | None, experts: tuple[int, ...], features: Tensor) -> Tensor:
-        if edit is None:
-            return self.head(features)
-        for expert in experts:
-            features = edit.apply(features, expert)
-        logits = self.head(features)
-        return logits if edit.bias is None else logits + sum(edit.bias[expert] for expert in experts)
 
     def decode(self, tokens: Tensor, pixel: Tensor) -> Tensor:
         codes = pixel[tokens] if pixel.dim() == 2 else torch.stack([p[t] for p, t in zip(pixel, tokens, strict=True)])
@@ -150,12 +144,12 @@ class ToyModel:
         raise NotImplementedError
 
     def features(self, prompts: Sequence[str], tokens: Tensor) -> Tensor:
-        history = torch.stack([self._history(tokens, i) for i in range(tokens.shape[1])], 1)
+        history = self._history(tokens, torch.arange(tokens.shape[1]))
         features: Tensor = (self._said(prompts)[:, : tokens.shape[1]] + history) @ self._turn.T
         return features
 
     def prompt_states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        first = self.features(prompts, torch.zeros(len(prompts), GRID**2, dtype=torch.int64))[:, :1]
+        first = self.features(prompts, torch.zeros(len(prompts), 1, dtype=torch.int64))
         return first, torch.ones(len(prompts), 1, dtype=torch.bool)
 
     def head(self, features: Tensor) -> Tensor:
@@ -192,11 +186,13 @@ class ToyModel:
 
         Dims 0-20 emit a class here, 21-36 say family and harms everywhere, 37-48 name the noun, 49-93 are history.
         """
-        added = torch.zeros(len(prompts), GRID**2, WIDTH)
-        for row, prompt in enumerate(prompts):
-            if prompt:
-                self._say(added[row], prompt)
-        return added
+        return torch.stack([self._words(prompt) for prompt in prompts])
+
+    def _read(self, prompt: str) -> Tensor:
+        row = torch.zeros(GRID**2, WIDTH)
+        if prompt:
+            self._say(row, prompt)
+        return row
 
     def _say(self, row: Tensor, prompt: str) -> None:
         nouns = list(self._taxonomy.articles)
@@ -213,13 +209,12 @@ class ToyModel:
                 row[inside, 17 + HARMS.index(harm)] = 1.15
                 row[:, 33 + HARMS.index(harm)] = 0.5
 
-    def _history(self, tokens: Tensor, i: int) -> Tensor:
-        """What the tokens before and above position i add, [B, WIDTH]: their classes."""
-        added = torch.zeros(tokens.shape[0], WIDTH)
-        if i % GRID:
-            added.scatter_(1, 49 + CLASS[tokens[:, i - 1, None]], 0.6)
-        if i >= GRID:
-            added.scatter_(1, 72 + CLASS[tokens[:, i - GRID, None]], 0.6)
+    def _history(self, tokens: Tensor, at: Tensor) -> Tensor:
+        """What the tokens before and above the positions `at` add, [B, len(at), WIDTH]: their classes."""
+        added = torch.zeros(tokens.shape[0], len(at), WIDTH)
+        for first, back, is_there in ((49, 1, at % GRID > 0), (72, GRID, at >= GRID)):
+            classes = CLASS[tokens[:, (at - back).clamp(min=0)]][..., None]
+            added.scatter_(2, first + classes, (0.6 * is_there)[None, :, None].expand(classes.shape))
         return added
 
     def _rewritten(self, prompt: str) -> str:
