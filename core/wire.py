@@ -31,6 +31,8 @@ IMPROVE: Final = "improve"  # kinds of jobs
 SHADOW: Final = "shadow"
 FUNCTIONS: Final[Mapping[str, str]] = {IMPROVE: IMPROVE_FUNCTION, SHADOW: SHADOW_FUNCTION}
 
+NICE: Final = 10  # by how much the priority of a thread that computes in a server is lower
+
 UNFINISHED: Final = ("queued", "running")  # states of a job
 
 HINT_CHANNEL: Final = "safecb:codebook"  # pub/sub: the name of a version that was just published or activated

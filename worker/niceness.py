@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from engine.scheduler.thread_budget import NICE
+from core.wire import NICE
 
 STEP, LEAST = 1.25, 19  # of the scheduler's weight by step of nice (kernel/sched/core.c); the weakest there is
 

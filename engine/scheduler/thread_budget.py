@@ -18,7 +18,7 @@ from threading import get_native_id
 
 import torch
 
-NICE = 10  # by how much the priority of a computing thread is lower
+from core.wire import NICE
 
 # torch's own setter would also change what threads that have not computed yet begin with.
 _set: Callable[[int], object] = getattr(ctypes.CDLL(None), "omp_set_num_threads", torch.set_num_threads)

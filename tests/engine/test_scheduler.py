@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from codebook.router import HalfwayProbe, Router
 from codebook.value import Codebook, HeadEdit
 from core.errors import BadInput, Busy, Stopping, Unavailable
+from core.wire import NICE
 from engine.image_result import ImageResult, PartialImage
 from engine.model import ImageRequest, Sampling
 from engine.registry import load_model
@@ -29,7 +30,6 @@ from engine.runner.served import Served
 from engine.scheduler.fair_queue import FairQueue, Place, Refused
 from engine.scheduler.scheduler import QUEUE, Scheduler
 from engine.scheduler.start_times import starts
-from engine.scheduler.thread_budget import NICE
 from tests.support.serving import wait_for
 from tests.support.tiny import build_tiny
 

@@ -10,7 +10,7 @@ from codebook.router import HalfwayProbe, Router
 from safety.collect.router_data import PromptStates
 from safety.edit.router_fit import MOST_BENIGN, STEPS, fit_router
 from safety.runtime.progress import Cancelled
-from tests.safety.test_space_maths import seeded
+from tests.safety.edit.test_space_maths import seeded
 
 torch.set_num_threads(1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from core.settings import SHARES
-from engine.scheduler.thread_budget import NICE
+from core.wire import NICE
 from worker.niceness import STEP, niceness
 
 

@@ -16,7 +16,7 @@ from safety.edit.pixel_table import Partners, project_rows, remap_pixels, update
 from safety.edit.tuning import HeadTuningData, PixelTuningData, divergence, tune_output, tune_pixels
 from safety.gates.inputs import TuningMove
 from safety.gates.null_space import check_null_space, output_moved, pixels_moved
-from tests.safety.test_space_maths import halves, seeded, unit
+from tests.safety.edit.test_space_maths import halves, seeded, unit
 
 torch.set_num_threads(1)
 
