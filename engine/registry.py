@@ -5,6 +5,9 @@ A model that cannot be served is refused here with a reason, before the first re
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,6 +31,19 @@ __all__ = ["EMBEDDED", "PREFIX", "hash_weights"]
 HASHES = "weights.json"  # in SAFECB_HOME
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep Python's garbage collector from passing, in vain, over all that the import of a family and a model make."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_collector_paused()
 def load_model(name: str, device: str, dtype: str, hashes: Path | None = None) -> Served:
     """Load "embedded", a folder, a hub repository such as "owner/model@main" or "random:emu3", ready to draw.
 
