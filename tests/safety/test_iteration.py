@@ -107,7 +107,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 def test_arms_learn_from_equally_many_images(finished: tuple[Path, dict[str, Any]]) -> None:
     arms = finished[1]["arms"]
     assert list(arms) == ARMS
-    assert [len(arms[name]["steps"]) for name in ARMS] == [1, 3, 3]
+    assert [len(arms[name]["steps"]) for name in ARMS] == [2, 3, 3]
     images = {name: [step["images"] for step in arms[name]["steps"]] for name in ARMS}
     assert images["mined"] == sorted(set(images["mined"]))
     ends = [images[name][-1] for name in ARMS]

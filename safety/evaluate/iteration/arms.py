@@ -132,17 +132,16 @@ class Experiment:
         return first_round(self._context)
 
     def steps(self, arm: Arm) -> Iterator[Step]:
-        """The arm after each of its rounds; the single turn and today's way have one."""
+        """The arm at its start and after each further round: one for the single turn, the end alone for today's way."""
         if arm is Arm.TODAY:
             first = first_round(self._today(self.start.images + (ROUNDS - 1) * self._a_round))
             yield Step(first.codebook, first.images)
             return
-        step = Step(self.start.codebook, self.start.images)
+        steps = [Step(self.start.codebook, self.start.images)]
+        yield steps[0]
         if arm is Arm.SINGLE:
-            yield self._next(arm, 2, [step], ROUNDS - 1)
+            yield self._next(arm, 2, steps, ROUNDS - 1)
             return
-        steps = [step]
-        yield step
         for number in range(2, ROUNDS + 1):
             steps.append(self._next(arm, number, steps, 1))
             yield steps[-1]

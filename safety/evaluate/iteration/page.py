@@ -67,7 +67,7 @@ def _steps(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("v0", "0", "0", "", *_three(report["base"]["rates"]))]
     for name, arm in report["arms"].items():
         for number, step in enumerate(arm["steps"], 1):
-            place = str(number) if len(arm["steps"]) > 1 else "all"
+            place = "all" if number == len(arm["steps"]) < 3 else str(number)
             rows.append((name, place, str(step["images"]), str(step["failed"]), *_three(step["rates"])))
     return rows
 
