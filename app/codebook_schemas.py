@@ -28,7 +28,7 @@ class ActivateRequest(RequestBody):
 class DeriveRequest(RequestBody):
     """What is to become of images for which the version's router or probe fires."""
 
-    mode: Mode = Field(description='"edit", "rewrite" (edit where the rewrite fires too) or "refuse".')
+    mode: Mode = Field(description='"edit", "rewrite" (edit where the rewrite fires too), "redraw" or "refuse".')
 
 
 class RollbackRequest(ActivateRequest):

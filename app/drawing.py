@@ -68,7 +68,11 @@ def to_response(result: ImageResult) -> GeneratedImage:
         codebook=request.codebook.version,
         codebook_hash=codebook_hash(request.codebook),
         safety=Safety(
-            unsafe=verdict.unsafe, score=verdict.score, category=verdict.category, edited=bool(result.experts)
+            unsafe=verdict.unsafe,
+            score=verdict.score,
+            category=verdict.category,
+            edited=bool(result.experts),
+            redraws=result.redraws,
         ),
         revised_prompt=result.revised,
     )

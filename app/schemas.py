@@ -148,6 +148,7 @@ class Safety(BaseModel):
     score: float = Field(description="Probability of unsafe, in [0, 1].")
     category: str = Field(description="Harm category of the image.")
     edited: bool = Field(description="Whether the version's edit of the image head applied: its router or probe fired.")
+    redraws: int = Field(description="How often it was drawn again under a mode that redraws, since it was unsafe.")
 
 
 class GeneratedImage(BaseModel):

@@ -36,6 +36,7 @@ from engine.registry import open_model
 from safety.config import LoopConfig
 from safety.evaluate.ablation import Variant, variants
 from safety.evaluate.charts import chart, trade_off
+from safety.evaluate.cost import costs
 from safety.evaluate.evaluation import SOUND, benign_prompts, evaluate, samplings
 from safety.evaluate.grids import before_after_png
 from safety.evaluate.page import markdown, page
@@ -53,6 +54,7 @@ SHOWN = 36  # images in the picture
 STANDARD, ABLATION = "standard", "ablation"
 SMALL = Size(plain=75, other=0, repeated=0, benign=120, look_alikes=30, pairs_of_objects=0)  # for each of many variants
 LOOP_ROUNDS = 2
+COSTS = 16  # harmful and harmless images each, timed under every variant
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,6 +94,9 @@ def run(options: argparse.Namespace, settings: Settings) -> str:
         "refused": len(parted.refused),
         "policy": {"name": policy.name, "version": policy.version, "benign": len(benign)},
     }
+    if count := COSTS if options.costs is None and ablation else options.costs or 0:
+        how = samplings(model, parted.usable, options.seed)
+        report["costs"] = costs(runner, codebooks, parted.usable, how, count)
     if others := report["guidance"]["from_file"]:
         print(f"{others} prompts are drawn with the file's guidance, not {model.facts.guidance:g}", file=sys.stderr)
     if options.show_prompts:
@@ -107,6 +112,8 @@ def run(options: argparse.Namespace, settings: Settings) -> str:
 
 def _prompts(options: argparse.Namespace) -> Sequence[AskedPrompt]:
     """The prompts of the file, or of the suite. Raises BadInput."""
+    if (options.costs or 0) < 0:
+        raise BadInput("costs", options.costs, "a whole number of images, 0 or more")
     if not options.suite:
         return read_prompts(options.prompts, options.file_guidance)
     return standard(read_taxonomy(), options.seed, SMALL if options.suite == ABLATION else Size())
@@ -180,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="for every prompt whose row has none")
     parser.add_argument("--file-guidance", action="store_true", help="draw with the guidance that the file gives")
     parser.add_argument("--out", type=Path, default=Path("evaluation"), help="the folder to write to and go on from")
+    parser.add_argument("--costs", type=int, help="time so many harmful and harmless images under each codebook")
     parser.add_argument("--show-prompts", action="store_true", help="write the prompts into the JSON report")
     iteration.add_options(parser)
     return parser

@@ -194,7 +194,9 @@ class CodebookStore(TrialMoves):
         """
         facts = self._identity().facts
         if mode == "rewrite" and not facts.get("rewrites", True):  # a store of an earlier release does not say
-            raise BadInput("mode", mode, f"edit or refuse: {facts.get('model_id', 'the model')} rewrites no prompts")
+            raise BadInput(
+                "mode", mode, f"edit, redraw or refuse: {facts.get('model_id', 'the model')} rewrites no prompts"
+            )
         codebook = self.load(version)
         if codebook.output is None or codebook.output.router is None:
             raise BadInput("version", version, "a version whose edit of the image head has a router")

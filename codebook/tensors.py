@@ -23,7 +23,11 @@ _EDIT = {"output.basis", "output.mean", "output.down", "output.up"}
 _ROUTER = {"output.router.weight", "output.router.bias", "output.router.expert"}
 _PROBE = {"output.look.after", "output.look.weight", "output.look.bias", "output.look.expert"}
 # A mode other than "edit" is a flag of its name: releases that know no modes refuse it by name.
-_FLAGS: Mapping[Mode, str] = {"rewrite": "output.rewrite", "refuse": "output.refuse"}
+_FLAGS: Mapping[Mode, str] = {
+    "rewrite": "output.rewrite",
+    "redraw": "output.redraw",
+    "refuse": "output.refuse",
+}
 _FURTHER = ("output.bias", "output.guidance", "output.groups", *_FLAGS.values())
 _EDITS = (_EDIT, _EDIT | _ROUTER, _EDIT | _ROUTER | _PROBE)
 _PROBES = ("output.router", "output.look")

@@ -28,7 +28,8 @@ class ImageResult:
     """One finished image: tokens [N] int64 and image [H, W, 3] uint8, both on the CPU, and the model's own verdict.
 
     facts: of the model; experts: those of the version's HeadEdit that applied, in order; png: its PNG file,
-    where `encoded` made it; revised: the model's rewrite of the prompt, where that was drawn.
+    where `encoded` made it; revised: the model's rewrite of the prompt, where that was drawn; redraws: how often it was
+    drawn again, since the model judged it unsafe.
     """
 
     facts: ModelFacts
@@ -39,6 +40,7 @@ class ImageResult:
     experts: tuple[int, ...]
     png: bytes = b""
     revised: str | None = None
+    redraws: int = 0
 
     @property
     def id(self) -> str:

@@ -5,8 +5,9 @@ Tensors only; no file, network or clock. Implementations are not thread-safe: on
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -29,6 +30,13 @@ class Sampling:
     temperature: float = 1.0  # 0.0 is greedy
     top_k: int = 0  # 0 samples from all codes
     top_p: float = 1.0  # of those, from the likeliest that have this probability together; 1 from all
+
+    def redrawn(self, times: int) -> Sampling:
+        """The sampling of an image that is drawn again, so many times: with a seed that follows from this one's."""
+        if times == 0:
+            return self
+        digest = hashlib.sha256(f"{self.seed}/redraw/{times}".encode()).digest()
+        return replace(self, seed=int.from_bytes(digest[:4], "big"))
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class Counts:
         for result in results:
             unsafe = "true" if result.verdict.unsafe else "false"
             self._images.labels(result.request.codebook.version, unsafe).inc()
-            if outcome := "edited" if result.experts else "rewritten" if result.revised is not None else None:
+            if outcome := _outcome(result):
                 self._fired.labels(result.request.codebook.version, outcome).inc()
 
     def declined(self, version: str, images: int) -> None:
@@ -77,3 +77,10 @@ class Counts:
         self._responses.labels(method, route, str(status)).inc()
         if seconds is not None:
             self._seconds.labels(route).observe(seconds)
+
+
+def _outcome(result: ImageResult) -> str | None:
+    """What became of an image that fired; None for one that did not."""
+    if result.redraws:
+        return "redrawn"
+    return "edited" if result.experts else "rewritten" if result.revised is not None else None

@@ -90,7 +90,7 @@ def _check(service: Service, version: str) -> None:
     if not settings.keep_images or not settings.keep_hours:
         raise Conflict("images are not remembered: SAFECB_KEEP_IMAGES=0 or SAFECB_KEEP_HOURS=0")
     active = service.store.active().version
-    if service.store.load(active).mode == "refuse":
+    if service.store.load(active).mode in ("redraw", "refuse"):
         raise Conflict(f"{active}, which is active, refuses prompts: a comparison would not see them")
     service.store.check_trial(version)
     check_judge(settings.second_judge, settings.model)

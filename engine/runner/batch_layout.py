@@ -50,11 +50,11 @@ class BatchLayout:
                 sequence.step,
                 sequence.kv_rows[0],
                 sequence.kv_rows[-1],
-                *seed_and_top_k(sequence.request.sampling, self._codes),
+                *seed_and_top_k(sequence.sampling, self._codes),
             )
             for sequence in sequences
         ]
-        samplings = [sequence.request.sampling for sequence in sequences]
+        samplings = [sequence.sampling for sequence in sequences]
         floats = [
             (sequence.guidance, one.temperature, one.top_p) for sequence, one in zip(sequences, samplings, strict=True)
         ]

@@ -1,6 +1,6 @@
-"""Revision of prompts: what the model itself would rather be asked to draw, for images whose version has it rewrite.
+"""Revision by the model itself: prompts that it rewrites before they are drawn, images that it judges and draws again.
 
-Knows the model's rewriting and its tokenizer. Knows nothing of batches, queues and threads.
+Knows a model's rewriting, verdict and tokenizer. Knows nothing of batches, queues and threads.
 """
 
 from __future__ import annotations
@@ -8,9 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
+import torch
+
 from core.errors import BadInput
+from engine.model import REFUSED
 from engine.runner.sequence import ImageSequence
 from engine.runner.served import Served
+
+REDRAWS = 2  # after the first draw; an image that is unsafe even then is refused
 
 
 def revise(model: Served, sequences: Sequence[ImageSequence]) -> None:
@@ -26,3 +31,26 @@ def revise(model: Served, sequences: Sequence[ImageSequence]) -> None:
         if rewrite and rewrite != prompt:
             with suppress(BadInput):
                 sequence.prompt_ids, sequence.revised = model.tokenize(rewrite), rewrite
+
+
+def begins_again(sequence: ImageSequence) -> bool:
+    """Whether an image that was just judged unsafe is to be drawn again, and is now ready for that."""
+    if sequence.redraws == REDRAWS:
+        return False
+    sequence.redraws, sequence.experts, sequence.step = sequence.redraws + 1, (), 0
+    return True
+
+
+def unsafe_again(model: Served, drawn: Sequence[ImageSequence]) -> list[ImageSequence]:
+    """Of images just drawn, those to draw again. Those that were drawn too often have all tokens REFUSED instead."""
+    again = []
+    for sequence in drawn:
+        if not sequence.is_judged or bool((sequence.tokens < 0).any()):
+            continue
+        with torch.no_grad():
+            (verdict,) = model.judge(model.decode(sequence.tokens[None], sequence.request.codebook.pixel))
+        if verdict.unsafe and begins_again(sequence):
+            again.append(sequence)
+        elif verdict.unsafe:
+            sequence.tokens = torch.full_like(sequence.tokens, REFUSED)
+    return again

@@ -14,7 +14,7 @@ from codebook.mode import Mode
 from codebook.router import HalfwayProbe
 from core.errors import BadNumber, Refused
 from engine.image_result import ImageResult, PartialImage
-from engine.model import ImageRequest
+from engine.model import ImageRequest, Sampling
 
 
 @dataclass(eq=False)
@@ -26,7 +26,8 @@ class ImageSequence:
     batch's token table; kv_rows: its rows of the KV cache, the conditional one first, then the unconditional one, if
     any; prompt_lengths, first_hidden: of each of them, the tokens of its prompt and the hidden state [H] after it;
     tokens: [N] int64, set when all are sampled; ready: on a GPU, the event after which `tokens` can be read. revised:
-    the rewrite of the prompt that is drawn in its place; is_revised: whether the model was asked for one.
+    the rewrite of the prompt that is drawn in its place; is_revised: whether the model was asked for one. redraws: how
+    often it began again, since the model judged it unsafe.
     """
 
     request: ImageRequest
@@ -44,6 +45,7 @@ class ImageSequence:
     ready: torch.cuda.Event | None = None
     revised: str | None = None
     is_revised: bool = False
+    redraws: int = 0
 
     @property
     def mode(self) -> Mode | None:
@@ -61,6 +63,16 @@ class ImageSequence:
         """The halfway probe of its edit, while no expert applies."""
         edit = self.request.codebook.output
         return edit.probe if edit is not None and not self.experts else None
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether nobody gets it before the model judges it safe."""
+        return self.request.codebook.mode == "redraw"
+
+    @property
+    def sampling(self) -> Sampling:
+        """The request's sampling; drawn again, with another seed."""
+        return self.request.sampling.redrawn(self.redraws)
 
     @property
     def guidance(self) -> float:

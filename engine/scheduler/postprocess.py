@@ -19,6 +19,7 @@ from core.errors import BadNumber, Unavailable
 from engine.image_result import ImageResult
 from engine.png import to_bytes
 from engine.runner.batch import check_drawn
+from engine.runner.revision import begins_again
 from engine.runner.sequence import ImageSequence
 from engine.runner.served import Served
 from engine.scheduler.thread_budget import ThreadBudget
@@ -40,9 +41,9 @@ class _Use:
 class PostProcessor:
     """Decodes and judges. Images, urgent uses and others take turns, a batch of the first and one of each other."""
 
-    def __init__(self, model: Served, budget: ThreadBudget) -> None:
-        """Start the thread."""
-        self._model, self._budget = model, budget
+    def __init__(self, model: Served, budget: ThreadBudget, rejoin: Callable[[list[ImageSequence]], None]) -> None:
+        """Start the thread. rejoin: takes images back that begin again; called in the thread."""
+        self._model, self._budget, self._rejoin = model, budget, rejoin
         self._sequences: deque[ImageSequence] = deque()
         self._uses: deque[_Use] = deque()
         self._urgent: deque[_Use] = deque()
@@ -138,7 +139,12 @@ class PostProcessor:
                     sequence.fail(explained(error))
             return
         for sequence, result in zip(sequences, results, strict=True):
-            sequence.finish(result)
+            if not sequence.is_judged or not result.verdict.unsafe:
+                sequence.finish(result)
+            elif begins_again(sequence):
+                self._rejoin([sequence])
+            else:
+                sequence.refuse()
 
     def _results(self, sequences: list[ImageSequence]) -> list[ImageResult]:
         for sequence in sequences:
@@ -152,11 +158,12 @@ class PostProcessor:
             images = self._model.decode(tokens, tables[0] if same else torch.stack(tables))
         self._budget.take_to_postprocess()
         verdicts, facts = self._model.judge(images), self._model.facts
+        parts = zip(sequences, tokens.cpu(), to_bytes(images), verdicts, strict=True)
         return [
-            ImageResult(facts, sequence.request, own_tokens, image, verdict, sequence.experts, revised=sequence.revised)
-            for sequence, own_tokens, image, verdict in zip(
-                sequences, tokens.cpu(), to_bytes(images), verdicts, strict=True
+            ImageResult(
+                facts, each.request, own, image, verdict, each.experts, revised=each.revised, redraws=each.redraws
             )
+            for each, own, image, verdict in parts
         ]
 
 

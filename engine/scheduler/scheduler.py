@@ -9,8 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from core.errors import Busy, Stopping, Unavailable
@@ -18,6 +17,7 @@ from engine.image_result import ImageResult, PartialImage
 from engine.model import ImageRequest
 from engine.runner.sequence import ImageSequence, kv_rows_of, results_of
 from engine.runner.served import Served
+from engine.scheduler.calls import Calls
 from engine.scheduler.fair_queue import FairQueue, Place, Refused
 from engine.scheduler.load import Load
 from engine.scheduler.postprocess import PostProcessor, explained, on_device
@@ -59,10 +59,10 @@ class Scheduler:
             self._batch = model.running_batch(kv_rows)
         with ThreadPoolExecutor(1) as short_lived:  # OpenMP's helpers of the calling thread would stay with it
             short_lived.submit(self._warm).result()
-        self._postprocessor = PostProcessor(model, self._budget)
+        self._postprocessor = PostProcessor(model, self._budget, self._rejoin)
         self._queue, self._refused = FairQueue(), Refused()
-        self._unsettled: dict[Future[list[ImageResult]], list[ImageSequence]] = {}
-        self._changed = threading.Condition()  # guards the queue, the refused calls and `_closed`
+        self._changed = threading.Condition()  # guards the queue, the calls, the refused ones and `_closed`
+        self._calls = Calls(self._changed)
         self._closed = False
         self._revisions = Revisions(self._postprocessor, self._rejoin)
         self._step_s = 0.0  # mean seconds from one step to the next, prefills included
@@ -97,8 +97,7 @@ class Scheduler:
             if sequences:
                 self._refused.admit(caller)
                 self._queue.join(caller, sequences)
-                self._unsettled[future] = sequences
-                future.add_done_callback(lambda _: self._unsettled.pop(future))
+                self._calls.add(future, sequences)
                 self._changed.notify_all()
             else:
                 future.set_result([])
@@ -113,7 +112,7 @@ class Scheduler:
     def place(self, future: Future[list[ImageResult]]) -> Place:
         """The place in the queue of the call with this future."""
         with self._changed:
-            begins, sequences = self._begins(), self._unsettled.get(future, ())
+            begins, sequences = self._begins(), self._calls.of(future)
         own = [(i, begin) for i, (begin, _, sequence) in enumerate(begins) if sequence in sequences] or [(0, 0)]
         return Place(own[0][0], (own[-1][1] + self._batch.steps) * self._step_s)
 
@@ -139,9 +138,7 @@ class Scheduler:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        for future in list(self._unsettled):
-            with suppress(InvalidStateError):
-                future.set_exception(Stopping())
+        self._calls.fail(Stopping())
 
     def close(self) -> None:
         """Accept nothing more, finish what was accepted, end the threads. May be called twice."""
@@ -202,8 +199,12 @@ class Scheduler:
     def _wait_for_work(self) -> bool:
         """Wait for work; False once there will be none."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._queue) or (self._closed and not self._revisions.running))
+            self._changed.wait_for(lambda: len(self._queue) or (self._closed and not self._may_return()))
             return len(self._queue) > 0
+
+    def _may_return(self) -> bool:
+        """Whether an image may come back to the queue. Called with the lock."""
+        return bool(self._revisions.running) or self._calls.judged()
 
     def _draw_all(self) -> None:
         """Draw until no image is left."""
@@ -226,10 +227,7 @@ class Scheduler:
         """Fail every image there is, so that no caller waits for ever."""
         with self._changed:
             self._failure = error
-            while self._queue.first() is not None:
-                self._queue.take().fail(error)
-        for sequence in (*self._batch.sequences, *self._revisions.running):
-            sequence.fail(error)
+        self._calls.fail(error)
 
     def _drop_settled(self) -> None:
         """Drop the images for which nobody waits any more."""
@@ -292,7 +290,7 @@ class Scheduler:
                 self._report_part(sequence)
 
     def _report_part(self, sequence: ImageSequence) -> None:
-        if sequence.on_part is not None:
+        if sequence.on_part is not None and not sequence.is_judged:
             try:
                 sequence.on_part(PartialImage(sequence.index, sequence.request, self._batch.tokens_so_far(sequence)))
             except Exception as error:  # the caller's own

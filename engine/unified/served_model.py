@@ -18,7 +18,7 @@ from engine.runner.cuda_graphs import Recorded, recorder
 from engine.runner.decoder import Decoder
 from engine.runner.image_lm import ImageLM
 from engine.runner.memory import planned_rows
-from engine.runner.revision import revise
+from engine.runner.revision import revise, unsafe_again
 from engine.runner.sequence import ImageSequence, kv_rows_of
 from engine.runner.served import Served
 from engine.unified import pixels
@@ -88,6 +88,16 @@ class ServedModel(Served):
         longest = prompt + self._parts.script.steps
         positions = self._positions if rewrites else longest  # a rewrite may be as long as any prompt
         batch = RunningBatch(self._image_lm, sum(map(kv_rows_of, requests)), positions)
+        again = sequences
+        while again:
+            self._draw(batch, again, on_step)
+            again = unsafe_again(self, again)
+        return check_drawn(torch.stack([sequence.tokens for sequence in sequences]))
+
+    def _draw(
+        self, batch: RunningBatch, sequences: Sequence[ImageSequence], on_step: Callable[[int], None] | None
+    ) -> None:
+        """Draw images from their first step to their last one."""
         aside = batch.admit(sequences)
         revise(self, revised := [sequence for sequence in aside if sequence.mode == "rewrite"])
         batch.admit(revised)
@@ -96,7 +106,6 @@ class ServedModel(Served):
             batch.step()
             if on_step is not None:
                 on_step(furthest)
-        return check_drawn(torch.stack([sequence.tokens for sequence in sequences]))
 
     def running_batch(self, kv_rows: int) -> RunningBatch:
         """See Served."""

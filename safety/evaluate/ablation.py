@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from codebook.identity import Identity
+from codebook.mode import Mode
 from codebook.tensors import pack, unpack
 from codebook.value import Codebook, HeadEdit
 from safety.collect.collection import collect
@@ -102,6 +103,8 @@ class HeadVariants:
             "routed-tuned-own": ("the same, on images that it draws itself: what ships", lambda: self.shipped),
             "without-probe": ("what ships, without its halfway probe", self.without_probe),
             **{f"{name}-guidance": self._guided(name, share) for name, share in SHARES.items()},
+            "redraw-alone": ("drawn again where judged unsafe, without any edit", lambda: self._unedited("redraw")),
+            "redraw": ("what ships, in mode redraw", lambda: self.shipped.in_mode("redraw")),
             **(self._rewriting() if self.context.runner.model.facts.rewrites else {}),
             "refuse": ("what ships, in mode refuse: a prompt filter", lambda: self.shipped.in_mode("refuse")),
             "with-suppression": ("what ships, with suppression", lambda: self._suppressing(self.shipped)),
@@ -110,7 +113,7 @@ class HeadVariants:
     def _rewriting(self) -> Makers:
         """Those of a model that rewrites prompts."""
         return {
-            "rewrite-alone": ("router and the model's own rewrite, without any edit", self.rewritten),
+            "rewrite-alone": ("the model's own rewrite, without any edit", lambda: self._unedited("rewrite")),
             "rewrite": ("what ships, in mode rewrite", lambda: self.shipped.in_mode("rewrite")),
         }
 
@@ -158,8 +161,8 @@ class HeadVariants:
         """The shipped edit without the halfway probe: the prompt alone decides."""
         return self._shipped_but(lambda edit: replace(edit, probe=None))
 
-    def rewritten(self) -> Codebook:
-        """The shipped router before an edit that changes nothing: prompts that fire are rewritten, and no more."""
+    def _unedited(self, mode: Mode) -> Codebook:
+        """The shipped router in a mode, before an edit that changes nothing: what fires is rewritten, or redrawn."""
         return self._shipped_but(
             lambda edit: replace(
                 edit,
@@ -167,7 +170,7 @@ class HeadVariants:
                 up=torch.zeros_like(edit.up),
                 guidance=1.0,
                 probe=None,
-                mode="rewrite",
+                mode=mode,
             )
         )
 

@@ -17,13 +17,18 @@ def markdown(report: Mapping[str, Any], judge: str) -> str:
     harmful, benign = categories(report, judge)
     about: Mapping[str, Any] = report.get("variants", {})
     heads = ["codebook", *(f"{name}: harmful" for name in harmful), *(f"{name}: degenerate" for name in harmful)]
-    heads += [*(f"{name}: right" for name in benign), *(["seconds"] if about else [])]
+    heads += [f"{name}: right" for name in benign]
+    costs: Mapping[str, Any] = report.get("costs", {})
+    timed = list(next(iter(costs.values()), {}))
+    heads += [f"{group} image: {what}" for group in timed for what in ("steps", "time")]
+    heads += ["seconds to make"] if about else []
     rows = []
     for version, result in report["versions"].items():
         rates, right = result["rates"][judge]["categories"], result["right"].get(judge, {})
         cells = [about[version]["about"] if version in about else version]
         cells += [_short(rates[name]["hr"]) for name in harmful] + [_short(rates[name]["vr"]) for name in harmful]
         cells += [_short(right[name]) for name in benign]
+        cells += [f"{costs[version][group][what]:.2f}" for group in timed for what in ("steps", "seconds")]
         cells += [f"{about[version]['seconds']:.0f}" if version in about else ""] if about else []
         rows.append(cells)
     lines = [heads, ["---"] * len(heads), *rows]
@@ -44,7 +49,7 @@ def page(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         f"{html.text(report['intervals'])}.</p><h2>Judges</h2><ul>{judges}</ul>"
         f"<h2>Rates</h2>{_rates(report)}{_refused(report)}{_shares(report, 'right', 'The prompt is shown')}"
         f"{_shares(report, 'any_seed', 'Harm under any seed of a prompt')}"
-        f"{_ways(report)}<h2>Against the first codebook</h2>{_paired(report)}{_harmless(report)}"
+        f"{_costs(report)}{_ways(report)}<h2>Against the first codebook</h2>{_paired(report)}{_harmless(report)}"
         f"{''.join(html.image(title, png) for title, png in pictures.items())}"
     )
     return html.document("Safe-CB evaluation", body)
@@ -82,6 +87,17 @@ def _shares(report: Mapping[str, Any], key: str, title: str) -> str:
     ]
     head = ("codebook", "judge", "category", "n", "share")
     return f"<h2>{html.text(title)}</h2>{html.table(rows, head)}" if rows else ""
+
+
+def _costs(report: Mapping[str, Any]) -> str:
+    """A table of what an image costs, or nothing where none were timed."""
+    rows = [
+        tuple(map(html.text, (version, group, cost["n"], f"{cost['steps']:.2f}", f"{cost['seconds']:.2f}")))
+        for version, groups in report.get("costs", {}).items()
+        for group, cost in groups.items()
+    ]
+    head = ("codebook", "prompts", "n", "steps, beside the first codebook's", "time, beside the first codebook's")
+    return f"<h2>Cost of an image</h2>{html.table(rows, head)}" if rows else ""
 
 
 def _ways(report: Mapping[str, Any]) -> str:

@@ -276,8 +276,8 @@ def test_a_stream_says_immediately_where_it_stands(gated: Server, gate: Gate, mo
             place = json.loads(next(lines).removeprefix("data: "))
             assert place["ahead"] == 32 and place["eta_s"] > 0
             assert [next(lines) for _ in range(5)] == ["", ": ping", "", ": ping", ""]
-            assert (scheduler.waiting(), len(scheduler._unsettled)) == (34, 6)
-        wait_for("its images are given up", lambda: len(scheduler._unsettled) == 5)
+            assert (scheduler.waiting(), len(scheduler._calls)) == (34, 6)
+        wait_for("its images are given up", lambda: len(scheduler._calls) == 5)
         gate.open.set()
         assert {call.result().status_code for call in [first, *rest]} == {200}
 
@@ -358,7 +358,7 @@ def test_a_caller_that_hangs_up_is_drawn_no_more(server: Server, monkeypatch: py
     with httpx2.Client(base_url=server.url) as impatient, pytest.raises(httpx2.ReadTimeout):
         impatient.post("/generate", json={"prompt": "a long one"}, timeout=0.3)
     scheduler = server.service.engine.scheduler
-    wait_for("its call is given up", lambda: not scheduler._unsettled)
+    wait_for("its call is given up", lambda: not scheduler._calls)
     allowed.release()
     wait_for("its image is dropped", lambda: not scheduler._batch.sequences)
     assert steps == [["a long one"]]

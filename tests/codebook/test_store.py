@@ -186,7 +186,7 @@ def test_a_look_and_a_share_of_guidance_come_back_exactly(root: Path) -> None:
     assert loaded.output.groups is not None and loaded.output.groups.tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("mode", ["edit", "rewrite", "refuse"])
+@pytest.mark.parametrize("mode", ["edit", "rewrite", "redraw", "refuse"])
 def test_a_mode_comes_back_and_has_a_content_of_its_own(root: Path, mode: Mode) -> None:
     store = open_store(root)
     publish(store, with_edit(replace(EDIT, mode=mode)))
@@ -217,7 +217,7 @@ def test_a_model_that_rewrites_nothing_has_no_mode_that_does(root: Path) -> None
     store = CodebookStore(root)
     store.initialise(base_book(), FACTS | {"rewrites": False})
     publish(store, with_edit(EDIT))
-    with pytest.raises(BadInput, match=r"mode.*edit or refuse: tiny rewrites no prompts"):
+    with pytest.raises(BadInput, match=r"mode.*edit, redraw or refuse: tiny rewrites no prompts"):
         store.derive("v1", "rewrite")
     assert store.derive("v1", "refuse").mode == "refuse" and store.names() == ["v0", "v1", "v2"]
 

@@ -44,7 +44,7 @@ def postprocessed(model: Served, budget: ThreadBudget, tokens: Tensor) -> Tensor
     request = ImageRequest("a cat", model.facts.sampling(0), model.base_codebook())
     sequences = [ImageSequence(request, ()) for _ in tokens]
     results = results_of(sequences)
-    postprocessor = PostProcessor(model, budget)
+    postprocessor = PostProcessor(model, budget, lambda _: None)
     for sequence, row in zip(sequences, tokens, strict=True):
         sequence.tokens = row
         postprocessor.finish(sequence)

@@ -14,7 +14,7 @@ from codebook.router import HalfwayProbe, Router
 from codebook.value import Codebook, HeadEdit
 from core.errors import BadNumber, Busy, Refused
 from engine.image_result import ImageResult
-from engine.model import REFUSED, ImageRequest, Sampling
+from engine.model import REFUSED, ImageRequest, Sampling, Verdict
 from engine.registry import load_model
 from engine.runner.served import Served
 from engine.scheduler.scheduler import Scheduler
@@ -228,3 +228,68 @@ def test_a_prompt_whose_rewrite_fails_harms_no_other(
         assert good.result(60)[0].revised == REWRITE
         with pytest.raises(BadNumber):
             bad.result(60)
+
+
+class Strict:
+    """The model's judge, to whom the images of some tokens are unsafe."""
+
+    def __init__(self, model: Served) -> None:
+        self._model, self._judge, self._unsafe = model, model.judge, list[torch.Tensor]()
+
+    def against(self, request: ImageRequest, *draws: int) -> None:
+        """Judge what is drawn for a request unsafe, in those of its draws."""
+        pixel = request.codebook.pixel
+        for draw in draws:
+            once = replace(request, sampling=request.sampling.redrawn(draw), codebook=request.codebook.in_mode("edit"))
+            self._unsafe.append(self._model.decode(self._model.draw([once]), pixel)[0])
+
+    def judge(self, images: torch.Tensor) -> list[Verdict]:
+        flags = [any(torch.equal(image, other) for other in self._unsafe) for image in images]
+        return [Verdict((float(flag),) * 3, "gore" if flag else "none") for flag in flags]
+
+
+@pytest.fixture
+def strict(model: Served, monkeypatch: pytest.MonkeyPatch) -> Strict:
+    strict = Strict(model)
+    monkeypatch.setattr(model, "judge", strict.judge)
+    return strict
+
+
+def test_an_image_that_is_judged_unsafe_is_drawn_again_and_only_that_one(
+    model: Served, scheduler: Scheduler, book: Codebook, strict: Strict
+) -> None:
+    requests = asked(book.in_mode("redraw"), HARMFUL, HARMLESS, STUBBORN)
+    strict.against(requests[0], 0, 1)
+    strict.against(requests[1], 0)
+    harmful, harmless, _ = images = served(scheduler, requests)
+    assert [image.redraws for image in images] == [2, 1, 0]
+    assert (harmful.experts, harmless.experts) == ((0,), ())  # the verdict fires where router and probe are silent
+    assert {image.request.sampling.seed for image in images} == {3}  # what the caller knows gives the image again
+    seeds = [3, Sampling(3).redrawn(1).seed, Sampling(3).redrawn(2).seed]
+    assert len(set(seeds)) == 3
+    again = [model.draw(asked(book, prompt, seed=seeds[n]))[0] for prompt, n in ((HARMFUL, 2), (HARMLESS, 1))]
+    assert torch.equal(harmful.tokens, again[0]) and torch.equal(harmless.tokens, again[1])
+    assert torch.equal(torch.stack([image.tokens for image in images]), model.draw(requests))  # the loop draws the same
+    assert torch.equal(served(scheduler, requests[:1])[0].tokens, harmful.tokens)
+
+
+def test_an_image_that_stays_unsafe_is_refused_and_nobody_saw_a_part_of_it(
+    model: Served, scheduler: Scheduler, book: Codebook, strict: Strict
+) -> None:
+    requests, parts = asked(replace(book.in_mode("redraw"), version="v7"), HARMFUL, HARMLESS), list[Any]()
+    strict.against(requests[0], 0, 1, 2)
+    with pytest.raises(Refused, match="v7 refuses"):
+        scheduler.submit_draw(requests[:1], on_part=parts.append).result(60)
+    assert parts == [] and served(scheduler, requests[1:])[0].redraws == 0
+    drawn = model.draw(requests)
+    assert bool((drawn[0] == REFUSED).all()) and not bool((drawn[1] == REFUSED).any())
+    wait_for("all rows are free", lambda: scheduler.load().rows == 0)
+
+
+def test_a_stop_waits_for_an_image_that_is_drawn_again(model: Served, book: Codebook, strict: Strict) -> None:
+    scheduler = Scheduler(model, 8, cores=1)
+    requests = asked(book.in_mode("redraw"), HARMFUL)
+    strict.against(requests[0], 0, 1)
+    future = scheduler.submit_draw(requests)
+    scheduler.close()
+    assert future.result(0)[0].redraws == 2

@@ -97,10 +97,16 @@ def test_controls_rewrite_or_refuse_what_fires_and_leave_the_rest(
         book = made[name].codebook if name in made else context.runner.base
         return context.runner.tokens("test", prompts, seeds[: len(prompts)], book)
 
-    for name in ("refuse", "rewrite", "rewrite-alone"):
+    for name in ("refuse", "rewrite", "rewrite-alone", "redraw"):
         assert torch.equal(drawn(name, benign), drawn("base", benign)), name
     gone = refused(drawn("refuse", harmful))
     assert 4 <= int(gone.sum()) <= 16
     fired = [prompt for prompt, is_gone in zip(harmful, gone.tolist(), strict=True) if is_gone]
     rewrites = context.runner.model.rewrite(fired)
     assert torch.equal(drawn("rewrite-alone", fired), drawn("base", rewrites))
+    # Whatever is left is judged safe; without the edit hardly anything is.
+    runner, left = context.runner, {name: drawn(name, harmful) for name in ("redraw", "redraw-alone")}
+    for name, tokens in left.items():
+        images = tokens[~refused(tokens)]
+        assert not any(verdict.unsafe for verdict in runner.judge(images, runner.base)), name
+    assert int(refused(left["redraw"]).sum()) < int(refused(left["redraw-alone"]).sum())

@@ -277,6 +277,7 @@ def test_the_command_says_what_is_wrong(
         (["--judges", "nobody"], "nobody"),
         (["--policy", "nowhere"], "nowhere"),
         (["--versions", "v9"], "v9"),
+        (["--costs", "-1"], "costs"),
     ):
         assert main(["--prompts", str(prompts), "--out", str(tmp_path / "out"), *extra]) == 2
         assert named in capsys.readouterr().err
@@ -331,6 +332,7 @@ def test_the_command_runs_a_whole_suite(suite: str, tmp_path: Path, monkeypatch:
         "Size": lambda: small,
         "SMALL": small,
         "LOOP_ROUNDS": 1,
+        "COSTS": 2,
     }.items():
         monkeypatch.setattr(evaluate_command, name, value)
     monkeypatch.setenv("SAFECB_HOME", str(tmp_path / "home"))
@@ -347,10 +349,14 @@ def test_the_command_runs_a_whole_suite(suite: str, tmp_path: Path, monkeypatch:
         assert {"misspelt", "ru", "negated"} < bars.keys() and not bars.keys() & {BEST_OF, ""}
         assert "Ways of asking beside plain prompts" in pages[1]
         again = ["--suite", suite, "--versions", "v0", "--seed", str(REQUEST.seed), "--out", str(out), "--show-prompts"]
-        assert main(again) == 0
+        assert main([*again, "--costs", "2"]) == 0
+        costs = json.loads((out / "evaluation.json").read_text())["costs"]["v0"]
+        assert costs == {group: {"n": 2, "steps": 1.0, "seconds": 1.0} for group in ("harmful", "harmless")}
         assert json.loads((out / "evaluation.json").read_text())["texts"] == texts
     else:
         assert {"base", "routed-tuned-own", "loop-1"} <= report["versions"].keys() == report["variants"].keys()
+        assert report["costs"].keys() == report["versions"].keys()
+        assert "harmful image: steps" in pages[2] and "Cost of an image" in pages[1]
     assert (out / "evaluation.md").read_text().startswith("| codebook |")
     written = {path.name for path in out.iterdir()}
     assert {"rates.png", "images.png", "evaluation.html"} <= written

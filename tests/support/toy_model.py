@@ -18,6 +18,7 @@ from torch import Tensor
 from codebook.value import Codebook, HeadEdit
 from engine.model import CATEGORY_NONE, REFUSED, ImageRequest, ModelFacts, TextVerdict, Verdict
 from safety.policy.emoji.taxonomy import read_taxonomy
+from tests.support.redraws import redrawn
 
 GRID, CELL, CODES, DIM, WIDTH = 8, 4, 96, 8, 96
 FAMILIES, COLOURS = 12, 5
@@ -66,6 +67,9 @@ class ToyModel:
         pass
 
     def draw(self, requests: Sequence[ImageRequest], on_step: Callable[[int], None] | None = None) -> Tensor:
+        return redrawn(self, requests, lambda some: self._once(some, on_step))
+
+    def _once(self, requests: Sequence[ImageRequest], on_step: Callable[[int], None] | None) -> Tensor:
         edits = [request.codebook.output for request in requests]
         experts = self._routed(requests)
         fired = [

@@ -56,7 +56,7 @@ function picture(drawn) {
   return element('figure', {},
     image(drawn.b64_png),
     element('figcaption', {}, `${drawn.seed} · ${drawn.codebook} · `,
-      element('span', { className: safety.unsafe ? 'bad' : '' }, verdict), safety.edited ? ' · edited ' : ' ', flagger(drawn),
+      element('span', { className: safety.unsafe ? 'bad' : '' }, verdict), safety.redraws ? ` · redraws: ${safety.redraws} ` : safety.edited ? ' · edited ' : ' ', flagger(drawn),
       ...(drawn.revised_prompt === null ? [] : [element('div', { className: 'dim' }, `drawn instead: ${drawn.revised_prompt}`)])))
 }
 

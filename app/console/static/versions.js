@@ -62,7 +62,7 @@ function state(book) {
 // What becomes of images that fire; another choice publishes a version of its own.
 function modes(book) {
   const choice = element('select', { ariaLabel: `Mode of ${book.version}`, title: 'Of images that fire; another mode is a new version' },
-    ...['edit', 'rewrite', 'refuse'].map(mode => element('option', { value: mode }, mode)))
+    ...['edit', 'rewrite', 'redraw', 'refuse'].map(mode => element('option', { value: mode }, mode)))
   choice.value = book.mode
   choice.onchange = doing(async () => {
     const mode = choice.value

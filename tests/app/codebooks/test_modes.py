@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from collections import deque
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from PIL import Image
+from torch import Tensor
 
 from cli.main import main
 from core.settings import Settings
+from engine.model import Sampling, Verdict
 from engine.registry import open_model
 from engine.runner.served import Served
 from tests.support.serving import Server, publish_routed, serving, settings_in
@@ -19,14 +25,23 @@ from tests.support.serving import Server, publish_routed, serving, settings_in
 REWRITE = "a red toy"
 
 
+UNSAFE: deque[bool] = deque()  # the next verdicts; the model's own once there are none
+
+
 def load(settings: Settings) -> Served:
-    """The tiny model with scripted rewrites, which would be noise."""
+    """The tiny model with scripted rewrites, which would be noise, and scripted verdicts."""
     model = open_model(settings)
+    own = model.judge
+
+    def judge(images: Tensor) -> list[Verdict]:
+        if not UNSAFE:
+            return own(images)
+        return [Verdict((float(UNSAFE.popleft()),) * 3, "gore") for _ in images]
 
     def rewrite(prompts: Sequence[str], attempt: int = 0) -> list[str]:
         return [REWRITE] * len(prompts)
 
-    model.rewrite = rewrite  # type: ignore[method-assign]
+    model.rewrite, model.judge = rewrite, judge  # type: ignore[method-assign]
     return model
 
 
@@ -82,6 +97,28 @@ def test_a_refused_prompt_is_an_error_of_the_callers(server: Server) -> None:
     assert server.draw().status_code == 200  # under v0
     series = server.http.get("/metrics").text
     assert f'safecb_fired_total{{codebook="{version}",outcome="refused"}} 2.0' in series
+
+
+def test_an_image_that_is_judged_unsafe_is_drawn_again_and_in_the_end_refused(server: Server) -> None:
+    edited = fires(server)
+    version = derived(server, edited, "redraw")
+    UNSAFE.extend((True, False))
+    answer = server.draw(codebook=version, seed=5)
+    (image,) = answer.json()["images"]
+    assert (image["safety"]["redraws"], image["safety"]["unsafe"], image["seed"]) == (1, False, 5)
+    again = server.draw(codebook=edited, seed=Sampling(5).redrawn(1).seed).json()["images"][0]
+    assert again["safety"]["redraws"] == 0
+    pixels = [Image.open(BytesIO(base64.b64decode(each["b64_png"]))).tobytes() for each in (image, again)]
+    assert pixels[0] == pixels[1]
+    UNSAFE.extend((True, True, True))
+    refused = server.draw(codebook=version)
+    assert refused.status_code == 422 and refused.json()["code"] == "content_policy_violation" and not UNSAFE
+    UNSAFE.extend((True, False))
+    parts = events(server, codebook=version, seed=5, prompt="a red apple")
+    assert parts["image"]["b64_png"] == image["b64_png"] and "preview" not in parts
+    series = server.http.get("/metrics").text
+    outcomes = {"redrawn": 2.0, "refused": 1.0}
+    assert all(f'safecb_fired_total{{codebook="{version}",outcome="{o}"}} {n}' in series for o, n in outcomes.items())
 
 
 def test_openai_clients_get_revised_prompts_and_the_usual_refusal(server: Server) -> None:
