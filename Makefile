@@ -11,8 +11,12 @@ serve: .venv/ready
 # Many tests wait for a process: three workers are faster than two, even on two cores. OpenMP's threads sleep once they
 # have waited a little, and leave the cores to the tests beside them.
 test test-fast: export GOMP_SPINCOUNT = 3000
-test: check
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=25
+# mypy runs beside the tests: alone it would leave a core idle.
+test: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/mypy & types=$$!; \
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=25; tests=$$?; \
+	wait $$types || { echo "mypy has failed, see above" >&2; exit 1; }; exit $$tests
 
 test-fast: .venv/ready
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not scale"
