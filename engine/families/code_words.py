@@ -5,15 +5,13 @@ Knows `generate` and a chat format. Knows nothing of any one family.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import transformers
 
 from engine.families.format_chat import Format, FormatChat
-from engine.families.taming import published_decoder
 from engine.runner.script import Script
 from engine.unified.chat import Chat
 from engine.unified.published import Greedy, Published
@@ -25,20 +23,18 @@ def published_words(
     tokenizer: Any,  # noqa: ANN401
     format: Format,
     codes: Sequence[int],
-    vq: Any,  # noqa: ANN401  (a ChameleonVQVAE)
-    folder: Path | None,
+    side: int,
+    table: torch.Tensor,
+    decode: Callable[[torch.Tensor], torch.Tensor] | None,
 ) -> Published:
-    """Make the reference of a model whose code k is the word `codes[k]`, with Chameleon's VQGAN.
+    """Make the reference of a model whose code k is the word `codes[k]`; side: codes a side; table, decode: its pixels.
 
-    folder: of the tensors of the image decoder; None where no file holds them. Raises BadModel.
+    Raises BadModel.
     """
-    side = vq.config.resolution // 2 ** (len(vq.config.channel_multiplier) - 1)
     script = Script.plain(side * side)
     words = CodeWords(model, FormatChat(tokenizer, format, script.tokens, LONGEST_PROMPT), codes, script)
     source = f"transformers {transformers.__version__}, {type(model).__name__}"
-    table = vq.quantize.embedding.weight.detach().float().cpu()
-    decode = None if folder is None else published_decoder(folder, vq)
-    return Published(source, script.tokens, table, words.greedy, decode)
+    return Published(source, script.tokens, table.detach().float().cpu(), words.greedy, decode)
 
 
 class CodeWords:

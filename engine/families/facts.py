@@ -5,6 +5,7 @@ Knows numbers. Knows nothing of any one family.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,11 @@ class Name:
     family: str
     model_id: str
     model_hash: str
+
+    @classmethod
+    def of_random(cls, family: str, model_id: str, device: torch.device, dtype: torch.dtype) -> Name:
+        """Return the name of a model with random weights, which follow from its name, device and dtype."""
+        return cls(family, model_id, hashlib.sha256(f"{model_id} {device.type} {dtype}".encode()).hexdigest())
 
 
 def kv_row(text: Any, steps: int) -> int:  # noqa: ANN401  (a configuration of transformers)

@@ -17,6 +17,18 @@ from torch import Tensor
 from engine.families.vqgan import read_decoder
 
 
+def published_vqgan(
+    vq: Any,  # noqa: ANN401  (a ChameleonVQVAE)
+    folder: Path | None,
+) -> tuple[int, Tensor, Callable[[Tensor], Tensor] | None]:
+    """Return the codes a side of a VQGAN, its table [K, D], and tokens [N] -> pixels; see published_decoder.
+
+    folder: of the tensors of its decoder; None where no file holds them. Raises BadModel.
+    """
+    side = vq.config.resolution // 2 ** (len(vq.config.channel_multiplier) - 1)
+    return side, vq.quantize.embedding.weight, None if folder is None else published_decoder(folder, vq)
+
+
 def published_decoder(folder: Path, vq: Any) -> Callable[[Tensor], Tensor]:  # noqa: ANN401  (a ChameleonVQVAE)
     """Return tokens [N] -> pixels [1, 3, H, W] in [-1, 1] by the tensors in a folder. Raises BadModel without any.
 

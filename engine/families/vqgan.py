@@ -32,7 +32,7 @@ class Vqgan:
     def __init__(self, vq: ChameleonVQVAE, decoder: nn.Module) -> None:
         self.vq, self.decoder = vq, decoder
         self.side = codes_a_side(vq.config)
-        self.factor = vq.config.resolution // self.side  # pixels a side of a code
+        self.size = self.side * 2 ** (len(vq.config.channel_multiplier) - 1)  # pixels a side
         use_fast_norms(decoder)
 
     @property

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 from transformers import AutoTokenizer, ChameleonConfig, ChameleonForConditionalGeneration
 
 from core.errors import BadModel
 from engine.families.anole.random_model import GEOMETRIES, letters, random_anole
-from engine.families.backbones import read_backbone
 from engine.families.checkpoints import from_folder
-from engine.families.code_rows import image_head, text_head
 from engine.families.code_words import published_words
-from engine.families.facts import Name, facts_of, kv_row
-from engine.families.format_chat import Format, FormatChat
+from engine.families.facts import Name, kv_row
+from engine.families.format_chat import Format
+from engine.families.taming import published_vqgan
 from engine.families.vqgan import Vqgan, codes_a_side, load_decoder
+from engine.families.word_parts import word_parts
 from engine.instructions import Instructions, SamplingDefaults, general_chat, read_instructions
-from engine.runner.script import Script
-from engine.unified.parts import Language, Parts
+from engine.unified.parts import Parts
 from engine.unified.published import Published
 
 # See engine.family.Family.
@@ -54,8 +52,8 @@ def load(name: str, folder: Path, model_hash: str, device: torch.device, dtype: 
     model = from_folder(ChameleonForConditionalGeneration, folder, device, dtype)
     decoder = load_decoder(model.config.vq_config, folder, device, dtype)
     tokenizer = from_folder(AutoTokenizer, folder)
-    vqgan = Vqgan(model.model.vqmodel, decoder)
-    return anole_parts(model, vqgan, tokenizer, read_instructions(folder, SAMPLING), name, model_hash)
+    instructions = read_instructions(folder, SAMPLING)
+    return _parts(Name(NAME, name, model_hash), model, decoder, tokenizer, instructions)
 
 
 def kv_numbers(folder: Path) -> int:
@@ -66,10 +64,8 @@ def kv_numbers(folder: Path) -> int:
 
 def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
     """Make parts with random weights, as "random:anole-7b". Raises BadModel for an unknown geometry."""
-    model, decoder, tokenizer = random_anole(name, device, dtype)
-    model_hash = hashlib.sha256(f"{name} {device.type} {dtype}".encode()).hexdigest()
-    vqgan = Vqgan(model.model.vqmodel, decoder)
-    return anole_parts(model, vqgan, tokenizer, general_chat(SAMPLING), name, model_hash)
+    random = random_anole(name, device, dtype)
+    return _parts(Name.of_random(NAME, name, device, dtype), *random, general_chat(SAMPLING))
 
 
 def published(name: str, folder: Path | None, device: torch.device, dtype: torch.dtype) -> Published:
@@ -86,46 +82,19 @@ def published(name: str, folder: Path | None, device: torch.device, dtype: torch
     vq = inner.vqmodel
     codes = _codes(model.config.vocabulary_map or {}, vq.config.num_embeddings, name)
     inner.vocabulary_mapping.__dict__["image_tokens"] = []  # transformers forbids them, as a Chameleon does
-    return published_words(model, tokenizer, FORMAT, codes, vq, folder)
+    return published_words(model, tokenizer, FORMAT, codes, *published_vqgan(vq, folder))
 
 
-def anole_parts(
+def _parts(
+    name: Name,
     model: ChameleonForConditionalGeneration,
-    vqgan: Vqgan,
+    decoder: nn.Module,
     tokenizer: Any,  # noqa: ANN401
     instructions: Instructions,
-    model_id: str,
-    model_hash: str,
 ) -> Parts:
-    """Make the parts of a model, its VQGAN and its tokenizer. Raises BadModel."""
-    model.train(False).requires_grad_(False)
-    config, side = model.config, vqgan.side
-    codes = _codes(config.vocabulary_map or {}, len(vqgan.table), model_id)
-    longest = config.max_position_embeddings
-    name, room = Name(NAME, model_id, model_hash), config.max_position_embeddings - side * side
-    size, width = side * vqgan.factor, config.hidden_size
-    facts = facts_of(name, side, size, vqgan.table, width, room, instructions, model.dtype)
-    chat = FormatChat(tokenizer, FORMAT, side * side, facts.max_prompt_tokens)
-    ids, embed = torch.tensor(codes, device=model.lm_head.weight.device), model.model.embed_tokens
-
-    def see(images: Tensor) -> Tensor:
-        """Embeddings [B, N, H] of images [B, 3, H, W] in [-1, 1]: of the words of their codes."""
-        embedded: Tensor = embed(ids[torch.stack([vqgan.encode_one(image[None]) for image in images])])
-        return embedded
-
-    language = Language(read_backbone(model.model), text_head(model.lm_head, codes), chat, longest, see)
-    head = image_head(model.lm_head, embed, codes)
-    return Parts(
-        facts,
-        instructions,
-        language,
-        head,
-        Script.plain(side * side),
-        vqgan.table,
-        vqgan.decode_one,
-        None,
-        vqgan.encode_one,
-    )
+    vqgan = Vqgan(model.model.vqmodel, decoder)
+    codes = _codes(model.config.vocabulary_map or {}, len(vqgan.table), name.model_id)
+    return word_parts(name, model, tokenizer, FORMAT, codes, vqgan, instructions)
 
 
 def _codes(ids: Mapping[str, int], count: int, model_id: str) -> list[int]:

@@ -5,28 +5,26 @@ The VQGAN is not in the checkpoint: it lies in the folder `vq` beside the weight
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 from transformers import AutoTokenizer, ChameleonVQVAEConfig, GemmaConfig, GemmaForCausalLM
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
 from core.errors import BadModel
-from engine.families.backbones import read_backbone
 from engine.families.checkpoints import from_folder
-from engine.families.code_rows import image_head, text_head
 from engine.families.code_words import published_words
-from engine.families.facts import Name, facts_of, kv_row
-from engine.families.format_chat import Format, FormatChat
+from engine.families.facts import Name, kv_row
+from engine.families.format_chat import Format
 from engine.families.liquid.random_model import GEOMETRIES, random_liquid
+from engine.families.taming import published_vqgan
 from engine.families.vqgan import Vqgan, codes_a_side, load_decoder
+from engine.families.word_parts import word_parts
 from engine.instructions import Instructions, SamplingDefaults, general_chat, read_instructions
-from engine.runner.script import Script
-from engine.unified.parts import Language, Parts
+from engine.unified.parts import Parts
 from engine.unified.published import Published
 
 # See engine.family.Family.
@@ -60,9 +58,10 @@ def load(name: str, folder: Path, model_hash: str, device: torch.device, dtype: 
     beside = _vq(folder)
     model = from_folder(GemmaForCausalLM, folder, device, dtype)
     vq = from_folder(ChameleonVQVAE, beside, device, dtype)
-    vqgan = Vqgan(vq, load_decoder(vq.config, beside, device, dtype))
+    decoder = load_decoder(vq.config, beside, device, dtype)
     tokenizer = from_folder(AutoTokenizer, folder)
-    return liquid_parts(model, vqgan, tokenizer, read_instructions(folder, SAMPLING), name, model_hash)
+    instructions = read_instructions(folder, SAMPLING)
+    return _parts(Name(NAME, name, model_hash), model, vq, decoder, tokenizer, instructions)
 
 
 def kv_numbers(folder: Path) -> int:
@@ -73,9 +72,8 @@ def kv_numbers(folder: Path) -> int:
 
 def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
     """Make parts with random weights, as "random:liquid-7b". Raises BadModel for an unknown geometry."""
-    model, vq, decoder, tokenizer = random_liquid(name, device, dtype)
-    model_hash = hashlib.sha256(f"{name} {device.type} {dtype}".encode()).hexdigest()
-    return liquid_parts(model, Vqgan(vq, decoder), tokenizer, general_chat(SAMPLING), name, model_hash)
+    random = random_liquid(name, device, dtype)
+    return _parts(Name.of_random(NAME, name, device, dtype), *random, general_chat(SAMPLING))
 
 
 def published(name: str, folder: Path | None, device: torch.device, dtype: torch.dtype) -> Published:
@@ -91,52 +89,24 @@ def published(name: str, folder: Path | None, device: torch.device, dtype: torch
         tokenizer = from_folder(AutoTokenizer, folder)
     model.train(False)
     codes = range(len(tokenizer), len(tokenizer) + vq.config.num_embeddings)
-    return published_words(model, tokenizer, FORMAT, codes, vq, None if folder is None else folder / VQ)
+    parts = published_vqgan(vq, None if folder is None else folder / VQ)
+    return published_words(model, tokenizer, FORMAT, codes, *parts)
 
 
-def liquid_parts(
+def _parts(
+    name: Name,
     model: GemmaForCausalLM,
-    vqgan: Vqgan,
+    vq: ChameleonVQVAE,
+    decoder: nn.Module,
     tokenizer: Any,  # noqa: ANN401
     instructions: Instructions,
-    model_id: str,
-    model_hash: str,
 ) -> Parts:
-    """Make the parts of a model, its VQGAN and its tokenizer: code k is the word that many behind the tokenizer's own.
-
-    Raises BadModel.
-    """
-    model.train(False).requires_grad_(False)
-    vqgan.vq.train(False).requires_grad_(False)
-    config, side, offset = model.config, vqgan.side, len(tokenizer)
-    count = len(vqgan.table)
-    if offset + count > config.vocab_size:
-        raise BadModel(f"{model_id}: {offset} words and {count} codes do not fit its {config.vocab_size} rows")
-    codes, longest = range(offset, offset + count), config.max_position_embeddings
-    name, room = Name(NAME, model_id, model_hash), config.max_position_embeddings - side * side
-    size, width = side * vqgan.factor, config.hidden_size
-    facts = facts_of(name, side, size, vqgan.table, width, room, instructions, model.dtype)
-    chat = FormatChat(tokenizer, FORMAT, side * side, facts.max_prompt_tokens)
-    embed = model.model.embed_tokens
-
-    def see(images: Tensor) -> Tensor:
-        """Embeddings [B, N, H] of images [B, 3, H, W] in [-1, 1]: of the words of their codes."""
-        embedded: Tensor = embed(torch.stack([vqgan.encode_one(image[None]) for image in images]) + offset)
-        return embedded
-
-    language = Language(read_backbone(model.model), text_head(model.lm_head, codes), chat, longest, see)
-    head = image_head(model.lm_head, embed, codes)
-    return Parts(
-        facts,
-        instructions,
-        language,
-        head,
-        Script.plain(side * side),
-        vqgan.table,
-        vqgan.decode_one,
-        None,
-        vqgan.encode_one,
-    )
+    """Code k is the word that many behind the tokenizer's own. Raises BadModel."""
+    vqgan = Vqgan(vq.train(False).requires_grad_(False), decoder)
+    offset, count, rows = len(tokenizer), len(vqgan.table), model.config.vocab_size
+    if offset + count > rows:
+        raise BadModel(f"{name.model_id}: {offset} words and {count} codes do not fit its {rows} rows")
+    return word_parts(name, model, tokenizer, FORMAT, range(offset, offset + count), vqgan, instructions)
 
 
 def _vq(folder: Path) -> Path:
