@@ -48,10 +48,10 @@ class Family(Protocol):
         """
 
     def load_random(self, name: str, device: torch.device, dtype: torch.dtype) -> Parts:
-        """Make parts with random weights, as "random:GEOMETRY". Raises BadModel."""
+        """Make parts with random weights, as "random:GEOMETRY"; only where there are GEOMETRIES. Raises BadModel."""
 
 
-NAMES = ("NAME", "LICENCE", "FOLDERS", "GEOMETRIES", "fits", "kv_numbers", "load", "published", "load_random")
+NAMES = ("NAME", "LICENCE", "FOLDERS", "GEOMETRIES", "fits", "kv_numbers", "load", "published")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 def _imported(point: EntryPoint) -> Family:
     family: Family = point.load()
-    if lacking := [name for name in NAMES if not hasattr(family, name)]:
+    names = [*NAMES, *(("load_random",) if getattr(family, "GEOMETRIES", ()) else ())]
+    if lacking := [name for name in names if not hasattr(family, name)]:
         raise AttributeError(f"it lacks {', '.join(lacking)}")
     return family
 
