@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import JanusForConditionalGeneration
 
 from benchmarks.load import PROMPTS
-from engine.families.janus.random_model import random_janus
 from engine.model import ImageRequest
-from engine.registry import PREFIX, find_model, load_model
+from engine.registry import PREFIX, load_model, load_parts
 from engine.runner.sequence import ImageSequence
 from engine.runner.served import Served
 
@@ -26,7 +24,10 @@ WIDTHS = {"cpu": (1, 2, 4, 8, 16), "cuda": (1, 8, 32, 128)}
 
 @dataclass(frozen=True)
 class Work:
-    """Work of drawing: `weights` that a step multiplies, `kv_numbers` that the KV cache holds per position and row."""
+    """Work of drawing: `weights` that a step multiplies, `kv_numbers` that the KV cache holds per position and row.
+
+    Those of a depth transformer count once a code, its projections too, which a cell needs once (1 % of VILA-U).
+    """
 
     weights: int
     kv_numbers: int
@@ -55,13 +56,25 @@ def step_costs(name: str, device: str) -> list[dict[str, float]]:
 
 def work_of(name: str) -> Work:
     """Return the weights of the decoder layers and the image head, and the keys and values."""
-    if name.startswith(PREFIX):
-        model, _, _ = random_janus(name, torch.device("meta"), torch.bfloat16)
-    else:
-        model = JanusForConditionalGeneration.from_pretrained(find_model(name))
-    text: Any = model.config.text_config
-    used = [*model.model.language_model.layers.parameters(), *model.model.generation_head.parameters()]
-    return Work(sum(p.numel() for p in used), 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim)
+    parts = load_parts(name, "meta", "bfloat16") if name.startswith(PREFIX) else load_parts(name, "cpu", "auto")
+    backbone, head = parts.drawing.backbone, parts.head
+    modules = [*backbone.layers, backbone.norm, *filter(None, (head.projection,))]
+    weights = sum(p.numel() for module in modules for p in module.parameters())
+    table = sum(p.numel() for p in head.table.parameters())
+    if head.depth is not None:  # whose own table is looked up, not multiplied
+        table += _numbers(head.depth) - parts.table.numel()
+    attention: Any = backbone.layers[0].self_attn
+    return Work(weights + table * parts.script.depth, 2 * len(backbone.layers) * attention.k_proj.out_features)
+
+
+def _numbers(thing: Any) -> int:  # noqa: ANN401
+    """Numbers in all tensors of an object of plain Python, and of what it holds; of a module in its parameters."""
+    if isinstance(thing, torch.Tensor):
+        return thing.numel()
+    if hasattr(thing, "parameters"):
+        return sum(p.numel() for p in thing.parameters())
+    held = thing if isinstance(thing, list) else vars(thing).values() if hasattr(thing, "__dict__") else ()
+    return sum(map(_numbers, held))
 
 
 def machine(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from core.errors import BadModel
 from core.settings import Settings
 from engine.family import Family, families, family_of, installed
 from engine.runner.served import Served
+from engine.unified.parts import Parts
 from engine.unified.published import Published
 from engine.unified.served_model import ServedModel
 from engine.weights.files import check_folder, read_config, weight_files
@@ -52,15 +53,23 @@ def load_model(name: str, device: str, dtype: str, hashes: Path | None = None) -
     "auto" (float32 on the CPU, bfloat16 on a GPU). Raises BadModel, before weights are read where there is too little
     memory for them and an image.
     """
+    return ServedModel(load_parts(name, device, dtype, hashes))
+
+
+def load_parts(name: str, device: str, dtype: str, hashes: Path | None = None) -> Parts:
+    """Load the parts of a model; arguments and errors as of load_model.
+
+    On the device "meta" random weights take no memory: for their sizes.
+    """
     target, kind = _target(device, dtype)
     if name.startswith(PREFIX):
-        return ServedModel(_random_family(name).load_random(name, target, kind))
+        return _random_family(name).load_random(name, target, kind)
     located = locate(name)
     folder, family = located.folder, find_family(located.folder)
     check_folder(folder, family.FOLDERS)
     _footprint(family, folder, target, kind).check(folder)
     model_hash = hash_weights(folder, family.FOLDERS, hashes)
-    return ServedModel(family.load(located.name, folder, model_hash, target, kind))
+    return family.load(located.name, folder, model_hash, target, kind)
 
 
 def open_model(settings: Settings, patience: float = 0.0) -> Served:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -16,7 +17,7 @@ import httpx2
 import pytest
 import torch
 
-from benchmarks import baseline, chaos, results, serving, steps, swap
+from benchmarks import baseline, chaos, geometries, results, serving, steps, swap
 from benchmarks.answers import Tally, kind_of
 from benchmarks.load import Load, calls, closed_loop, poisson
 from benchmarks.scale import page as scale
@@ -27,10 +28,15 @@ from benchmarks.scale.images import Drawn
 from benchmarks.scale.moves import Followers
 from benchmarks.short_job import ROUNDS
 from codebook.store import CodebookStore
+from engine.families.anole import random_model as anole
+from engine.families.emu3 import loading as emu3
+from engine.families.liquid import random_model as liquid
+from engine.families.vila_u import random_model as vila_u
 from engine.model import ImageRequest
 from engine.png import encode_png, to_bytes
 from engine.registry import EMBEDDED, PREFIX, load_model
 from records.journal import Journal
+from tests.support.families import tiny_anole, tiny_emu3, tiny_liquid, tiny_vila_u
 from tests.support.families.small_janus import shrink
 from tests.support.serving import Server, settings_in, tiny_model
 from tests.support.serving import serving as server_of
@@ -135,6 +141,36 @@ def test_the_baseline_and_the_steps_take_any_model(tmp_path: Path, monkeypatch: 
     costs = steps.step_costs(folder, "cpu")
     assert [cost["images"] for cost in costs] == list(steps.WIDTHS["cpu"])
     assert all(0.0 < cost["floor_ms"] < cost["step_ms"] for cost in costs)
+
+
+def test_each_family_s_geometry_is_drawn_beside_its_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setitem(anole.GEOMETRIES, "anole-7b", (tiny_anole.TEXT, tiny_anole.VQ))
+    monkeypatch.setitem(emu3.GEOMETRIES, "emu3", (tiny_emu3.TEXT, tiny_emu3.VQ))
+    monkeypatch.setattr(emu3, "IMAGE_SIZE", 2 * tiny_emu3.SIDE)
+    monkeypatch.setattr(geometries, "machine", lambda device, dtype: (1e11, 1e12))
+    gemma = {**tiny_liquid.TEXT, "hidden_act": "gelu_pytorch_tanh"}
+    monkeypatch.setitem(liquid.GEOMETRIES, "liquid-7b", (gemma, tiny_anole.VQ))
+    sizes = vila_u.Geometry(tiny_vila_u.TEXT, tiny_vila_u.SIGLIP, tiny_vila_u.TOWER)
+    monkeypatch.setitem(vila_u.GEOMETRIES, "vila-u-7b", sizes)
+    names = ["random:anole-7b", "random:emu3", "random:liquid-7b", "random:vila-u-7b"]
+    geometries.main(["--device", "cpu", "--models", ",".join(names)])
+    report = json.loads((tmp_path / "geometries-cpu.json").read_text())
+    assert [row["model"] for row in report["paper"]] == [row["model"] for row in report["measured"]] == names
+    assert [row["steps"] for row in report["paper"]] == [16, 19, 16, 16]
+    assert all(row["image s"] > row["floor s"] > 0 and row["codes"] > 1 for row in report["measured"])
+    monkeypatch.setattr(geometries, "MOST_S", -1.0)
+    assert geometries.run("cpu", names[:1])["left_out"] == names[:1]
+
+
+def test_a_step_s_work_is_that_of_its_weights() -> None:
+    """Of Janus-Pro-7B: 30 layers of 4 H^2 + 3 H I, a head of H M + M K, and keys and values of 30 layers."""
+    work = steps.work_of("random:janus-pro-7b")
+    layers = 30 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert work.weights == pytest.approx(layers + 4096**2 + 4096 * 16384, rel=1e-3)
+    assert work.kv_numbers == 2 * 30 * 4096
+    assert geometries.floor_s(work, 576, 4.8e12) == pytest.approx(1.52, abs=0.01)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from transformers import JanusForConditionalGeneration
 
 from core.errors import BadModel
+from engine.families.anole.random_model import random_anole
+from engine.families.emu3.random_model import random_emu3
 from engine.families.janus import random_model
 from engine.families.janus.random_model import GEOMETRIES, janus_config
+from engine.families.liquid.random_model import random_liquid
+from engine.families.vila_u.random_model import random_vila_u
 from engine.registry import find_model, load_model
 from tests.support.families.small_janus import shrink
 from tests.support.serving import serving, settings_in, texts
@@ -21,6 +26,32 @@ def test_the_geometry_is_the_published_one(name: str, billions: float) -> None:
     with torch.device("meta"):
         model = JanusForConditionalGeneration(janus_config(GEOMETRIES[name], random_model._processor()))
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.005)
+
+
+def billions(*modules: nn.Module) -> float:
+    return sum(p.numel() for module in modules for p in module.parameters()) / 1e9
+
+
+def files_of(name: str) -> float:
+    """Gigabytes of the published files by the geometry's count, each part in the precision that it has there."""
+    meta, half = torch.device("meta"), torch.bfloat16
+    if name == "emu3":  # without its VQ model
+        emu3 = random_emu3(name, meta, half)[0]
+        return 4 * billions(emu3.model.text_model, emu3.lm_head)
+    if name == "anole-7b":
+        anole, decoder, _ = random_anole(name, meta, half)
+        vq = anole.model.vqmodel
+        return 2 * (billions(anole) - billions(vq)) + 4 * billions(vq, decoder)
+    model = (random_liquid if name == "liquid-7b" else random_vila_u)(name, meta, half)[0]
+    return 2 * billions(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes"), [("emu3", 34.0), ("anole-7b", 14.30), ("liquid-7b", 2 * 8.56), ("vila-u-7b", 13.5)]
+)
+def test_a_geometry_has_the_size_of_the_published_files(name: str, gigabytes: float) -> None:
+    """See docs/results/geometries.md; of VILA-U its language model."""
+    assert files_of(name) == pytest.approx(gigabytes, rel=0.01)
 
 
 def test_an_unknown_geometry_is_refused_by_name() -> None:

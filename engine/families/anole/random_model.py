@@ -23,7 +23,7 @@ from engine.families.vqgan import make_decoder
 
 CONTROL = ("<pad>", "<s>", "</s>", "<image>", "<racm3:break>", "<eoss>", "<reserved08706>")
 # Of the configuration of facebook/chameleon-7b: arguments of the two parts, beside what transformers takes for granted.
-GEOMETRIES: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {"anole-7b": ({}, {})}
+GEOMETRIES: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {"anole-7b": ({"vocab_size": 65536}, {})}
 
 
 def random_anole(
@@ -49,14 +49,14 @@ def anole_config(tokenizer: PreTrainedTokenizerFast, text: Mapping[str, Any], vq
     vocabulary = tokenizer.get_vocab()
     names = [name for name in vocabulary if name.startswith("IMGIMG") or name in CONTROL]
     return ChameleonConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=max(len(vocabulary), text.get("vocab_size", 0)),
         pad_token_id=vocabulary["<pad>"],
         bos_token_id=vocabulary["<s>"],
         eos_token_id=vocabulary["</s>"],
         vq_config=dict(vq),
         vocabulary_map={name: vocabulary[name] for name in names},
         tie_word_embeddings=False,
-        **text,
+        **{key: value for key, value in text.items() if key != "vocab_size"},
     )
 
 

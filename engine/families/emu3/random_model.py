@@ -27,7 +27,7 @@ CONTROL = (
     PAD,
 )
 # Of the configuration of BAAI/Emu3-Gen-hf: arguments of the two parts, beside what transformers takes for granted.
-GEOMETRIES: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {"emu3": ({}, {})}
+GEOMETRIES: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {"emu3": ({"vocab_size": 184622}, {})}
 
 
 def random_emu3(
