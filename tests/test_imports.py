@@ -6,7 +6,7 @@ import ast
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -92,18 +92,72 @@ def test_folders_import_only_floors_below(folder: str) -> None:
     assert not {(path, name) for path, name in pairs for floor in FLOORS[folder] if f"{name}.".startswith(f"{floor}.")}
 
 
-def test_a_model_class_is_named_by_its_family_alone() -> None:
-    """Recipes build and train Janus checkpoints themselves."""
-    families = [path.name for path in (ROOT / "engine/families").iterdir() if (path / "__init__.py").exists()]
-    assert "janus" in families
-    paths = [path for package in ALLOWED if package != "recipes" for path in (ROOT / package).rglob("*.py")]
-    assert not {
-        (str(path.relative_to(ROOT)), name)
+FAMILIES = ROOT / "engine" / "families"
+# Of a model's parts: whoever asks for them knows a family. Judges, which load classes of their own, are not served.
+CLASSES = ("transformers", "torch.nn", "engine.families", "engine.unified")
+
+
+def family_marks(source: str, words: Iterable[str]) -> Iterator[str]:
+    """Yield the code in which a family is known: a name or text with one of the words, an isinstance of CLASSES.
+
+    Docstrings and comments may name families.
+    """
+    tree, origins = ast.parse(source), dict[str, str]()
+    nodes = list(ast.walk(tree))
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            origins |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
+        held = [getattr(node, field, None) for field in ("id", "attr", "name", "asname", "arg", "module")]
+        if isinstance(node, ast.Constant) and id(node) not in docstrings:
+            held.append(node.value)
+        for text in held:
+            if isinstance(text, str) and any(word in text.lower().replace("-", "_") for word in words):
+                yield text
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
+            names = {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)}
+            if any(f"{origins.get(name, '')}.".startswith(f"{place}.") for name in names for place in CLASSES):
+                yield ast.unparse(node)
+
+
+def family_words() -> list[str]:
+    words = [path.name for path in FAMILIES.iterdir() if (path / "__init__.py").exists()]
+    assert {"janus", "emu3", "vila_u"} <= set(words)
+    return [*words, "chameleon"]
+
+
+def test_a_family_is_known_in_its_folder_alone() -> None:
+    """Recipes train Janus checkpoints themselves, and the benchmarks' baseline is transformers' own code for Janus."""
+    paths = [path for package in {*ALLOWED, "benchmarks"} - {"recipes"} for path in (ROOT / package).rglob("*.py")]
+    known = {
+        str(path.relative_to(ROOT)): marks
         for path in paths
-        if ROOT / "engine/families" not in path.parents
-        for name in modules(path.read_text("utf-8"))
-        if name.startswith("transformers") and any(family in name.lower() for family in families)
+        if FAMILIES not in path.parents and (marks := list(family_marks(path.read_text("utf-8"), family_words())))
     }
+    judges = [path for path in known if path.startswith("safety/judges/")]
+    assert not [mark for path in judges for mark in known.pop(path) if not mark.startswith("isinstance(")]
+    assert set(known) == {"benchmarks/baseline.py"}, known
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from transformers import LlamaModel\ndef f(m):\n    return isinstance(m, LlamaModel | None)",
+        "from torch import nn\nisinstance(m, (int, nn.Linear))",
+        "from engine.unified.served_model import ServedModel as S\nisinstance(m, S)",
+        'FAMILY = "vila-u-7b"',
+        "import engine.families.anole.loading",
+        "def load_janus(): ...",
+    ],
+)
+def test_a_planted_family_is_seen(source: str) -> None:
+    assert list(family_marks(source, family_words()))
+
+
+def test_what_only_speaks_of_a_family_is_none() -> None:
+    source = '"""Janus draws."""\nclass Error(Exception):\n    """As Emu3."""\nisinstance(1, Error)  # Anole'
+    assert list(family_marks(source, family_words())) == []
 
 
 @pytest.mark.parametrize("folder", ["engine/runner", "engine/scheduler"])
