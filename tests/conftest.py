@@ -45,7 +45,7 @@ SLOW = {  # whole files below tests/: real processes, runs of the loop, interpre
     *("app/test_two_machines.py", "codebook/test_bucket_store.py", "worker/test_bucket_worker.py"),
     *("core/bucket/test_bucket.py", "core/bucket/test_shared_folder.py"),
     *("records/test_bucket_flags.py", "records/test_bucket_jobs.py"),
-    "docs/test_commands.py",
+    *(f"docs/test_{name}.py" for name in ("add_a_family", "commands")),
     *(f"engine/families/test_{name}.py" for name in ("anole", "backbones", "contract", "emu3", "liquid")),
     *(f"engine/weights/test_{name}.py" for name in ("files", "names")),
     "engine/test_engine.py",
