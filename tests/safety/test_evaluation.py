@@ -20,6 +20,7 @@ from codebook.router import Router
 from codebook.value import HeadEdit
 from core.errors import BadInput
 from engine.model import CATEGORY_NONE, ImageRequest
+from safety.evaluate.ablation import HeadVariants
 from safety.evaluate.charts import chart
 from safety.evaluate.evaluation import benign_prompts, evaluate, samplings
 from safety.evaluate.page import markdown, page
@@ -321,6 +322,9 @@ def test_matches_and_repeated_prompts_are_reported(tmp_path: Path) -> None:
     assert table[2].startswith("| v0 | 100.0 (56.6-100.0, 5) | 0.0")
 
 
+HEAD_VARIANTS = ("routed-tuned-own", "refuse")  # tests/safety/test_ablation.py makes all of them
+
+
 @pytest.mark.parametrize("suite", ["standard", "ablation"])
 def test_the_command_runs_a_whole_suite(suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
@@ -335,6 +339,8 @@ def test_the_command_runs_a_whole_suite(suite: str, tmp_path: Path, monkeypatch:
         "COSTS": 2,
     }.items():
         monkeypatch.setattr(evaluate_command, name, value)
+    every = HeadVariants.makers
+    monkeypatch.setattr(HeadVariants, "makers", lambda self: {name: every(self)[name] for name in HEAD_VARIANTS})
     monkeypatch.setenv("SAFECB_HOME", str(tmp_path / "home"))
     out = tmp_path / "out"
     assert main(["--suite", suite, "--versions", "v0", "--seed", str(REQUEST.seed), "--out", str(out)]) == 0
@@ -354,8 +360,8 @@ def test_the_command_runs_a_whole_suite(suite: str, tmp_path: Path, monkeypatch:
         assert costs == {group: {"n": 2, "steps": 1.0, "seconds": 1.0} for group in ("harmful", "harmless")}
         assert json.loads((out / "evaluation.json").read_text())["texts"] == texts
     else:
-        assert {"base", "routed-tuned-own", "loop-1"} <= report["versions"].keys() == report["variants"].keys()
-        assert report["costs"].keys() == report["versions"].keys()
+        assert {"base", "pixel-remap", *HEAD_VARIANTS, "loop-1"} <= report["versions"].keys()
+        assert report["costs"].keys() == report["versions"].keys() == report["variants"].keys()
         assert "harmful image: steps" in pages[2] and "Cost of an image" in pages[1]
     assert (out / "evaluation.md").read_text().startswith("| codebook |")
     written = {path.name for path in out.iterdir()}
