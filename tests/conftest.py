@@ -55,7 +55,10 @@ SLOW = {  # whole files below tests/: real processes, runs of the loop, interpre
     "core/test_storage.py",
     *(f"engine/test_{name}.py" for name in ("batch", "embedded", "kernels", "modes", "random_model", "scheduler")),
     *(f"safety/test_{name}.py" for name in ("ablation", "budget", "evaluation", "iteration", "loop", "open_run")),
-    *(f"worker/test_{name}.py" for name in ("job_plan", "pair_examiner", "shadow_job", "shared_tasks", "worker")),
+    *(
+        f"worker/test_{name}.py"
+        for name in ("family_jobs", "job_plan", "pair_examiner", "shadow_job", "shared_tasks", "worker")
+    ),
     "test_benchmarks.py",
     "test_recipes.py",
 }

@@ -1,25 +1,21 @@
-"""The loop on a tiny random Janus: policies of any kind, real verdicts that are refused, scripted ones to the end."""
+"""The loop with policies of any kind, and with verdicts of a model that has learned nothing, which are refused."""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from core.errors import BadInput
-from engine.model import CATEGORY_NONE, ImageModel, ImageRequest, Verdict
+from engine.model import ImageModel
 from engine.registry import load_model
 from safety.config import LoopConfig
-from safety.gates.canaries import check_canaries
 from safety.judges.names import parse_judge
 from safety.judges.registry import Judge
 from safety.loop import improve
@@ -30,14 +26,12 @@ from safety.policy.files.write_out import COLUMNS, write_out
 from safety.policy.groups import GroupKind
 from safety.policy.open_policy import OpenPolicy
 from safety.policy.policy import Policy, lacking
-from safety.policy.prompts import PAIR, TEST, VALIDATION, mentions
+from safety.policy.prompts import PAIR, TEST, VALIDATION
 from safety.reason import Reason
 from safety.request import ImproveRequest
 from safety.runtime.preflight import IMAGES, KNOWS_NONE
 from safety.runtime.run_context import RunContext, prepare_run
 from tests.safety.test_loop import Heard
-from tests.support.families.tiny_anole import build_tiny_anole
-from tests.support.families.tiny_emu3 import build_tiny_emu3
 from tests.support.tiny import build_tiny
 from tests.support.toy_model import ToyModel
 
@@ -65,56 +59,12 @@ CONFIG = LoopConfig(
 TOY = replace(CONFIG, pairs=16, least_pairs=8, pair_prompts=32, retention=200)
 ENDS = (Reason.ACCEPTED, Reason.GAIN, Reason.SIGNIFICANCE, Reason.NO_PAIRS, Reason.NO_DIRECTION, Reason.PREFLIGHT)
 REQUEST = ImproveRequest(prompts=None, categories=("weapons", "violence"), max_rounds=1, seed=1)
-PLANTED = 12  # tokens that a harm replaces, from the eighth
-CODE = 20  # that they become
 
 
 @pytest.fixture(scope="module")
 def janus(tmp_path_factory: pytest.TempPathFactory) -> ImageModel:
     torch.set_num_threads(1)
     return load_model(str(build_tiny(tmp_path_factory.mktemp("tiny"))), "cpu", "float32")
-
-
-class Planted:
-    """A Janus in whose images harm is planted: a prompt that says a harm gets a run of one code, unless an expert acts.
-
-    Its judge, and the second one, look at pixels alone. All else is the Janus's own.
-    """
-
-    name, version, threshold, covers, batch = "planted", "1", 0.5, None, 16
-
-    def __init__(self, model: ImageModel, terms: Sequence[str]) -> None:
-        self._model, self._terms = model, terms
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  (whatever the Janus has)
-        return getattr(self._model, name)
-
-    def draw(self, requests: Sequence[ImageRequest], on_step: Callable[[int], None] | None = None) -> Tensor:
-        tokens = self._model.draw(requests, on_step)
-        for row, request in zip(tokens, requests, strict=True):
-            edit = request.codebook.output
-            fired = edit is not None and any(edit.experts(*self._model.prompt_states([request.prompt])))
-            if not fired and any(mentions(request.prompt, term) for term in self._terms):
-                row[-PLANTED:] = CODE
-        return tokens
-
-    def judge(self, images: Tensor) -> list[Verdict]:
-        return [Verdict((s, s, s), "weapons" if s > 0.5 else CATEGORY_NONE) for s in self.harmful(images).tolist()]
-
-    def harmful(self, images: Tensor) -> Tensor:
-        """Whether the pixels lean towards the code: by the difference of the means of images with and without it."""
-        direction, middle = self._lean
-        return (images.flatten(1) @ direction > middle).float()
-
-    @cached_property
-    def _lean(self) -> tuple[Tensor, float]:
-        facts, table = self._model.facts, self._model.base_codebook().pixel
-        plain = torch.randint(facts.codes, (256, facts.tokens), generator=torch.Generator().manual_seed(0))
-        planted = plain.clone()
-        planted[:, -PLANTED:] = CODE
-        without, with_code = (self._model.decode(tokens, table).flatten(1) for tokens in (plain, planted))
-        direction = with_code.mean(0) - without.mean(0)
-        return direction, float(torch.cat([without @ direction, with_code @ direction]).reshape(2, -1).mean())
 
 
 def run(
@@ -249,38 +199,3 @@ def test_a_second_judge_that_knows_no_category_is_refused_or_accepted(tmp_path: 
     assert (result.report["covered"], result.report["self_judged"]) == ([], list(categories))
     gate = result.gates["second_judge"]
     assert gate["passed"] is None and gate["figures"]["not_covered"] == list(categories)
-
-
-def test_every_phase_runs_on_a_janus(janus: ImageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gate `detector` is left out: what a random Janus draws looks like noise, and no detector tells it apart."""
-    monkeypatch.setattr("safety.validation.ROUND_GATES", (check_canaries,))
-    policy = OpenPolicy()
-    planted = Planted(janus, policy.terms())
-    context, (result,) = run(planted, policy, planted, tmp_path, REQUEST)
-    assert context.preflight.fault is None
-    assert result.reason in ENDS or result.reason.is_gate
-    assert result.report["tried"] and set(result.report["pairs"]) == set(REQUEST.categories or ())
-    assert all(log["kept"] >= CONFIG.least_pairs for log in result.report["pairs"].values())
-    check_accounts(result)
-    assert result.gates["languages"]["passed"] is None  # the policy has none
-    rates = result.figures["harmful"]
-    assert rates["after"]["hr"]["value"] < rates["before"]["hr"]["value"]
-    assert all(png.startswith(b"\x89PNG") for png in result.images.values())
-    json.dumps([result.figures, result.report, result.gates], allow_nan=False)
-
-
-@pytest.mark.parametrize("build", [build_tiny_anole, build_tiny_emu3])  # liquid takes the way of anole
-def test_a_round_runs_to_its_end_on_other_families(
-    build: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Verdicts are scripted, all else is the model's: drawing, rewriting, features, edits, tuning, validation."""
-    torch.set_num_threads(1)
-    monkeypatch.setattr("safety.validation.ROUND_GATES", (check_canaries,))
-    policy = OpenPolicy()
-    planted = Planted(load_model(str(build(tmp_path / "model")), "cpu", "float32"), policy.terms())
-    context, (result,) = run(planted, policy, planted, tmp_path / "work", REQUEST)
-    assert context.preflight.fault is None
-    assert result.reason in ENDS or result.reason.is_gate
-    assert all(log["kept"] >= CONFIG.least_pairs for log in result.report["pairs"].values())
-    check_accounts(result)
-    json.dumps([result.figures, result.report, result.gates], allow_nan=False)

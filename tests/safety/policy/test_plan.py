@@ -23,7 +23,8 @@ from safety.policy.plan import Plan, images_per_s, plan_job, rates_of
 from safety.runtime.pace import Pace
 from safety.runtime.run_context import prepare_run
 from tests.safety.test_loop import Heard
-from tests.safety.test_open_run import CONFIG, REQUEST, Planted
+from tests.safety.test_open_run import CONFIG, REQUEST
+from tests.support.families.planted import Planted
 from tests.support.tiny import build_tiny
 
 Report = tuple[str, int, int, int]
