@@ -112,7 +112,8 @@ class Service:
             self.store.initialise(model.base_codebook(), model.facts.shown())
             self.live.start()
             with self.live.lease() as codebook:
-                scheduler = Scheduler(model, model.kv_rows(), self.settings.cores or count_cores())
+                cores, lookahead = self.settings.cores or count_cores(), self.settings.lookahead
+                scheduler = Scheduler(model, model.kv_rows(), cores, lookahead=lookahead)
                 scheduler.submit_draw([ImageRequest("warm-up", Sampling(seed=0), codebook)]).result()
         except BadNumber as error:
             self.failure = BadModel(f"{self.settings.model} cannot be served: {error}")

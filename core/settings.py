@@ -31,6 +31,7 @@ _DEFAULTS = {
     "SAFECB_DTYPE": "auto",
     "SAFECB_CORES": "auto",
     "SAFECB_JOB_SHARE": "0.25",
+    "SAFECB_LOOKAHEAD": "8",
     "SAFECB_SECOND_JUDGE": "beside",
     "SAFECB_KEYS": _UNSET,  # no file of keys
     "SAFECB_SIGNING_KEY": _UNSET,  # new versions are not signed
@@ -59,6 +60,7 @@ _DTYPE = re.compile(r"auto|float32|bfloat16|float16")
 _JUDGE = re.compile(r"\S+")
 _CORES = re.compile(r"auto|[1-9][0-9]{0,2}")
 _SHARE = re.compile(r"0\.[0-9]{1,2}")
+_LOOKAHEAD = re.compile(r"[1-9]|1[0-6]")
 _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._-]+)*")
 _CHOICE = re.compile(r"operators|everyone")
 _URL = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
@@ -85,6 +87,7 @@ class Settings:
     dtype: "auto", "float32", "bfloat16" or "float16".
     cores: CPU cores that draw and postprocess images; None is all cores of the process.
     job_share: share of the cores, 0.12 to 0.9, that a job is sure of beside a server that draws without pause.
+    lookahead: tokens of an image that a step on a CPU samples at most while few images are drawn; 1: no guesses.
     keys: file of named keys with scopes, absolute; None if there is none.
     signing_key: PEM file of the private Ed25519 key that signs new versions, absolute; None if there is none.
     public_keys: PEM file of the public keys of which one must have signed a version, absolute; None: no check.
@@ -114,6 +117,7 @@ class Settings:
     dtype: str
     cores: int | None
     job_share: float
+    lookahead: int
     second_judge: str
     keys: Path | None
     signing_key: Path | None
@@ -155,6 +159,7 @@ class Settings:
             device=matching(values, "SAFECB_DEVICE", _DEVICE, "auto, cpu, cuda or cuda:N"),
             dtype=matching(values, "SAFECB_DTYPE", _DTYPE, "auto, float32, bfloat16 or float16"),
             cores=_cores(values),
+            lookahead=int(matching(values, "SAFECB_LOOKAHEAD", _LOOKAHEAD, "a whole number from 1 to 16")),
             job_share=_job_share(values),
             second_judge=matching(values, "SAFECB_SECOND_JUDGE", _JUDGE, "the name of a judge"),
             keys=file(values, "SAFECB_KEYS"),

@@ -17,7 +17,7 @@ import httpx2
 import pytest
 import torch
 
-from benchmarks import baseline, chaos, geometries, results, serving, steps, swap
+from benchmarks import baseline, chaos, geometries, lookahead, results, serving, steps, swap
 from benchmarks.answers import Tally, kind_of
 from benchmarks.load import Load, calls, closed_loop, poisson
 from benchmarks.scale import page as scale
@@ -365,3 +365,18 @@ def test_the_page_of_the_machines_names_what_is_missed() -> None:
     assert scale.missed(phases) == ["answers: moves applied twice: 2"]
     page = scale.page(results.circumstances(), phases)
     assert "| answers | moves applied twice | 0 | 2 | NO |" in page and f"| faults | {NEVER} 3 |" in page
+
+
+def test_lookahead_is_measured_beside_one_token_a_step(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(str(tiny_model(tmp_path_factory.mktemp("model"))), "cpu", "float32")
+    monkeypatch.setattr(lookahead, "WINDOWS", {1: (1, 4)})
+    monkeypatch.setattr(lookahead, "CALLERS", {2: 4})
+    monkeypatch.setattr(lookahead, "ROUNDS", 1)
+    costs, loops, equal = lookahead.step_costs(model), list(lookahead.loops(model)), lookahead.differing(model, 4)
+    assert costs[0]["time / window 1"] == 1.0 and costs[0]["steps"] == model.facts.tokens >= costs[1]["steps"]
+    assert loops[0]["latency, ratio"] > 0 and not any(equal.values())
+    around = results.circumstances()
+    everything = {"circumstances": around, "requests": 4, "steps": costs, "callers": loops, "differing": equal}
+    assert any("| 1 | 4 |" in line for line in lookahead.page(everything))

@@ -65,6 +65,7 @@ class ServiceCollector:
         yield _gauge("safecb_kv_rows_used", "KV rows in use.", load.rows)
         yield _gauge("safecb_kv_rows", "KV rows of the batch.", load.kv_rows)
         yield _gauge("safecb_step_seconds", "Mean seconds from one step to the next.", load.step_s)
+        yield _gauge("safecb_accepted_tokens", "Mean tokens that an image gets in a step.", load.accepted)
 
     def _codebook(self) -> Iterable[Metric]:
         active, content_hash = self._service.live.following()

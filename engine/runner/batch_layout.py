@@ -18,19 +18,20 @@ from engine.runner.sequence import ImageSequence
 
 
 class BatchLayout:
-    """The layout of n images in R KV rows.
+    """The layout of n images in R KV rows; with lookahead, of W steps of each image in W rows for each KV row.
 
     token_rows, steps: [n] int64, each image's row of the token table and its step; owners: [R] int64, the image that a
     KV row reads for; cfg_rows, sampling: of the images; routed: the rows to which edits apply; probed: whether any
     image has a halfway probe.
     """
 
-    def __init__(self, kv_rows: int, codes: int, device: torch.device, recorded: bool) -> None:
-        """Make room for `kv_rows` rows; `codes` is K. recorded: whether steps are."""
-        self._padding_row, self._codes = kv_rows, codes  # padded images have a token row of their own
+    def __init__(self, kv_rows: int, room: int, codes: int, device: torch.device, recorded: bool) -> None:
+        """Make room for `kv_rows` KV rows, and for `room` rows with lookahead. codes: K; recorded: if steps are."""
+        self.room, self.codes = room, codes
+        self._padding_row = kv_rows  # padded images have a token row of their own
         self._least_ranks = codes if recorded else 0  # a recording must do for images with any top-k and top-p
-        self._integers = torch.zeros(7, kv_rows, dtype=torch.int64, device=device)
-        self._floats = torch.zeros(3, kv_rows, device=device)
+        self._integers = torch.zeros(7, room, dtype=torch.int64, device=device)
+        self._floats = torch.zeros(3, room, device=device)
         self.write((), (), kv_rows, kv_rows)
 
     @property
@@ -39,26 +40,39 @@ class BatchLayout:
         return not self.routed
 
     def write(
-        self, sequences: Sequence[ImageSequence], owners: Sequence[ImageSequence], images: int, kv_rows: int
+        self,
+        sequences: Sequence[ImageSequence],
+        owners: Sequence[ImageSequence],
+        images: int,
+        kv_rows: int,
+        window: int = 1,
     ) -> None:
-        """Lay out `sequences`, padded to `images` images and `kv_rows` rows; owners: the image of each row in use."""
+        """Lay out `sequences`, padded to `images` images and `kv_rows` rows; owners: the image of each row in use.
+
+        window: W, with which nothing is padded.
+        """
+        self.window = window
         number = {sequence: n for n, sequence in enumerate(sequences)}
-        padding = kv_rows - len(sequences)
+        images, kv_rows = images * window, kv_rows * window
+        padding = kv_rows - len(sequences) * window
         integers = [
             (
                 sequence.token_row,
-                sequence.step,
-                sequence.kv_rows[0],
-                sequence.kv_rows[-1],
-                *seed_and_top_k(sequence.sampling, self._codes),
+                sequence.step + offset,
+                sequence.kv_rows[0] * window + offset,
+                sequence.kv_rows[-1] * window + offset,
+                *seed_and_top_k(sequence.sampling, self.codes),
             )
             for sequence in sequences
+            for offset in range(window)
         ]
-        samplings = [sequence.sampling for sequence in sequences]
         floats = [
-            (sequence.guidance, one.temperature, one.top_p) for sequence, one in zip(sequences, samplings, strict=True)
+            (sequence.guidance, sequence.sampling.temperature, sequence.sampling.top_p)
+            for sequence in sequences
+            for _ in range(window)
         ]
-        reads_for = [*(number[sequence] for sequence in owners), *repeat(0, kv_rows - len(owners))]
+        owned = [number[sequence] * window + offset for sequence in owners for offset in range(window)]
+        reads_for = [*owned, *repeat(0, kv_rows - len(owned))]
         padded = repeat((self._padding_row, 0, 0, 0, 0, 0), padding)
         self._send(self._integers, [*zip(*integers, *padded, strict=True), reads_for])
         self._send(self._floats, [*zip(*floats, *repeat((1.0, 0.0, 1.0), padding), strict=True)])
@@ -66,7 +80,7 @@ class BatchLayout:
         scales, temperature, top_p = self._floats[:, :images, None]
         self.token_rows, self.steps, self.owners = token_rows, steps, self._integers[-1, :kv_rows]
         self.cfg_rows = CfgRows(conditional, unconditional, scales)
-        ranks = max((ranks_of(one, self._codes) for one in samplings), default=0)
+        ranks = max((ranks_of(sequence.sampling, self.codes) for sequence in sequences), default=0)
         self.sampling = SamplingTensors(seeds, temperature, top_k[:, None], top_p, max(ranks, self._least_ranks))
         self.routed = self._routed(sequences)
         self.probed = any(sequence.probe is not None for sequence in sequences)
@@ -86,6 +100,10 @@ class BatchLayout:
                 continue
             for place, expert in enumerate(sequence.experts):
                 groups.setdefault((place, id(edit), expert), (edit, expert, []))[2].append(sequence.kv_rows[0])
-        device = self._integers.device
-        ordered = [groups[key] for key in sorted(groups)]
-        return [(edit.on(device), expert, torch.tensor(rows, device=device)) for edit, expert, rows in ordered]
+        device, offsets = self._integers.device, range(self.window)
+        routed = []
+        for key in sorted(groups):
+            edit, expert, kv_rows = groups[key]
+            rows = [row * self.window + offset for row in kv_rows for offset in offsets]
+            routed.append((edit.on(device), expert, torch.tensor(rows, device=device)))
+        return routed

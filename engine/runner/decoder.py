@@ -96,6 +96,7 @@ class Decoder:
         attention: Any = layers[0].self_attn
         self._head_dim: int = attention.head_dim
         self._kv_heads: int = attention.k_proj.out_features // self._head_dim
+        self._query_heads: int = attention.q_proj.out_features // self._head_dim
         self._embed = backbone.embed_tokens
         self._norm = norm_of(backbone.norm, self._options.gain_offset)
         like = attention.q_proj.weight
@@ -161,13 +162,15 @@ class Decoder:
             cache.advance(kv_rows, count)
         return hidden[0] if len(hidden) == 1 else torch.cat(hidden, 1)
 
-    def forward(self, embeddings: Tensor, cache: KVCache, bound: int) -> Tensor:
+    def forward(self, embeddings: Tensor, cache: KVCache, bound: int, apart: bool = False) -> Tensor:
         """As `extend`, but leaves the lengths of `cache` as they are; rows attend to their first `bound` positions.
 
-        Takes only shapes and addresses from the host, so that a CUDA graph can record it.
+        apart: on a CPU, to the bit as if a row's tokens were read one after the other; what is beyond its last position
+        is read there, to no purpose. Takes only shapes and addresses from the host, so that a graph can record it.
         """
         kv_rows, count = embeddings.shape[:2]
-        attention = self._attention(cache, kv_rows, count, bound)
+        attend = self._attention_apart if apart else self._attention
+        attention = attend(cache, kv_rows, count, bound)
         hidden = embeddings
         for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
             if self._options.norms_after:
@@ -202,6 +205,21 @@ class Decoder:
         def attention(heads: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             query = rotary(heads, keys, values)
             return _attend(query, keys[:kv_rows, :, :bound], values[:kv_rows, :, :bound], mask)
+
+        return attention
+
+    def _attention_apart(self, cache: KVCache, kv_rows: int, count: int, bound: int) -> _Attention:
+        """As `_attention`, of each token as if it were read alone."""
+        positions = cache.lengths[:kv_rows, None] + torch.arange(count)
+        positions.clamp_(max=cache.keys.shape[3] - 1)
+        future = torch.arange(bound) > positions.T[:, :, None]  # [T, R, bound]
+        masks = torch.zeros(future.shape).masked_fill_(future, -torch.inf)
+        masks = masks.repeat_interleave(self._query_heads, 1)[:, :, None]  # [T, R * heads, 1, bound]
+        rotary = self._rotary(positions)
+
+        def attention(heads: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            query = rotary(heads, keys, values)
+            return _attend_apart(query, keys[:kv_rows, :, :bound], values[:kv_rows, :, :bound], masks)
 
         return attention
 
@@ -265,3 +283,17 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor
         scores = torch.baddbmm(masks, query.float().flatten(0, 1), keys.float().flatten(0, 1).mT, alpha=scale)
         output = (scores.softmax(-1) @ values.float().flatten(0, 1)).view(query.shape).to(query.dtype)
     return output.transpose(1, 2).flatten(2)
+
+
+def _attend_apart(query: Tensor, keys: Tensor, values: Tensor, masks: Tensor) -> Tensor:
+    """As `_attend` on a CPU, a query at a time: products of several round differently. masks: [T, R * heads, 1, S]."""
+    groups = query.shape[2] // keys.shape[1]
+    if groups > 1:
+        keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
+    keys, values = keys.float().flatten(0, 1).mT, values.float().flatten(0, 1)
+    queries = query.float().transpose(0, 1).flatten(1, 2)[:, :, None]  # [T, R * heads, 1, d]
+    scale = query.shape[-1] ** -0.5
+    parts = zip(masks, queries, strict=True)
+    scores = torch.stack([torch.baddbmm(mask, part, keys, alpha=scale) for mask, part in parts])
+    output = torch.stack([weights @ values for weights in scores.softmax(-1)])
+    return output.view(query.transpose(0, 1).shape).transpose(0, 1).to(query.dtype).flatten(2)

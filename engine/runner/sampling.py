@@ -80,9 +80,13 @@ def sample(logits: Tensor, sampling: SamplingTensors, steps: Tensor) -> Tensor:
 
         least = kernels.floors(logits, sampling.temperature, sampling.top_k, sampling.top_p)
         return kernels.sample(logits, sampling.seeds, steps, sampling.temperature, least)
+    return choose(logits, sampling, gumbel(sampling.seeds, steps, logits.shape[1]))
+
+
+def choose(logits: Tensor, sampling: SamplingTensors, noise: Tensor) -> Tensor:
+    """As `sample`, on a CPU, with the noise [B, K] of the images' steps."""
     if sampling.ranks:
         logits = logits.masked_fill(logits < floors(logits, sampling), -torch.inf)
-    noise = gumbel(sampling.seeds, steps, logits.shape[1])
     return (logits + torch.where(sampling.temperature > 0, sampling.temperature * noise, 0.0)).argmax(1)
 
 

@@ -5,6 +5,7 @@ Knows numbers of steps and tokens. Knows nothing of what a given token means.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,6 +64,10 @@ class Script:
     def kinds(self) -> int:
         """Number of given tokens."""
         return max((given + 1 for given in self.given if given is not None), default=0)
+
+    def step_after(self, count: int) -> int:
+        """Return the first step before which `count` codes are drawn."""
+        return bisect_left(self.columns, count)
 
     def steps_of(self, count: int) -> list[int]:
         """Return the steps at which the first `count` codes are drawn."""

@@ -25,9 +25,11 @@ class ImageSequence:
     way; experts: of its version's HeadEdit, in order; step: steps of its script so far; token_row: its row of the
     batch's token table; kv_rows: its rows of the KV cache, the conditional one first, then the unconditional one, if
     any; prompt_lengths, first_hidden: of each of them, the tokens of its prompt and the hidden state [H] after it;
-    tokens: [N] int64, set when all are sampled; ready: on a GPU, the event after which `tokens` can be read. revised:
-    the rewrite of the prompt that is drawn in its place; is_revised: whether the model was asked for one. redraws: how
-    often it began again, since the model judged it unsafe.
+    stops: the steps that no lookahead skips, since somebody looks at the image there; guesses: its next tokens, as its
+    rows have read them; is_guessed: whether there may be any; noise: [K], by step, of its next steps; tokens: [N]
+    int64, set when all are sampled; ready: on a GPU, the event after which `tokens` can be read. revised: the rewrite
+    of the prompt that is drawn in its place; is_revised: whether the model was asked for one. redraws: how often it
+    began again, since the model judged it unsafe.
     """
 
     request: ImageRequest
@@ -41,6 +43,10 @@ class ImageSequence:
     kv_rows: list[int] = field(default_factory=list)
     first_hidden: list[Tensor] = field(default_factory=list)
     prompt_lengths: list[int] = field(default_factory=list)
+    stops: Sequence[int] = ()
+    guesses: list[int] = field(default_factory=list)
+    is_guessed: bool = True
+    noise: dict[int, Tensor] = field(default_factory=dict)
     tokens: Tensor = field(init=False)
     ready: torch.cuda.Event | None = None
     revised: str | None = None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.model import ImageModel
 from engine.runner.batch import RunningBatch
+from engine.runner.step.lookahead import LOOKAHEAD
 
 
 class Served(ImageModel, Protocol):
@@ -19,8 +20,8 @@ class Served(ImageModel, Protocol):
     def tokenize(self, prompt: str) -> list[int]:
         """Token ids of a prompt, as ImageSequence takes them. Raises BadInput as check_prompt; any thread may call."""
 
-    def running_batch(self, kv_rows: int) -> RunningBatch:
-        """Reserve `kv_rows` KV rows in which images of any readable prompt can be drawn."""
+    def running_batch(self, kv_rows: int, lookahead: int = LOOKAHEAD) -> RunningBatch:
+        """Reserve `kv_rows` KV rows in which images of any readable prompt can be drawn; see RunningBatch."""
 
     def preview(self, tokens: Tensor, pixel: Tensor) -> Tensor:
         """An image [1, 3, H, W] in [-1, 1] of its first tokens [n], n >= 1, grey where none are."""

@@ -10,7 +10,8 @@ class Load:
     """What a scheduler is busy with.
 
     waiting, drawing, finishing: images in the queue, in the batch, and being decoded and judged. rows: KV rows in use,
-    of kv_rows. step_s: mean seconds from one step to the next; 0 before the first.
+    of kv_rows. step_s: mean seconds from one step to the next; 0 before the first. accepted: mean number of tokens that
+    an image gets in a step.
     """
 
     waiting: int
@@ -19,3 +20,4 @@ class Load:
     rows: int
     kv_rows: int
     step_s: float
+    accepted: float

@@ -17,9 +17,11 @@ from engine.image_result import ImageResult, PartialImage
 from engine.model import ImageRequest
 from engine.runner.sequence import ImageSequence, kv_rows_of, results_of
 from engine.runner.served import Served
+from engine.runner.step.lookahead import LOOKAHEAD
 from engine.scheduler.calls import Calls
 from engine.scheduler.fair_queue import FairQueue, Place, Refused
 from engine.scheduler.load import Load
+from engine.scheduler.pace import Pace
 from engine.scheduler.postprocess import PostProcessor, explained, on_device
 from engine.scheduler.revisions import Revisions
 from engine.scheduler.start_times import starts
@@ -33,7 +35,6 @@ QUEUE = 64  # images that may wait
 PARTS = 4  # an image's caller is called whenever one of so many parts is drawn
 PREFILL_BATCH = 8  # prompts that are read together
 MAX_RETRY_S = 60.0  # the longest Retry-After
-SMOOTHING = 0.02  # weight of the last step in the mean time of a step: prompts are read between some of them
 
 
 class Scheduler:
@@ -46,17 +47,18 @@ class Scheduler:
         cores: int,
         queue_limit: int | None = None,
         clock: Callable[[], float] = time.monotonic,
+        lookahead: int = LOOKAHEAD,
     ) -> None:
         """Warm up and start the threads, which share `cores` cores. At most `kv_rows` KV rows are in use.
 
         `queue_limit` images may wait, shared by all callers: if None, QUEUE, or as many as there are rows, if more.
-        clock: seconds, by which steps are timed.
+        clock: seconds, by which steps are timed. lookahead: see RunningBatch.
         """
         self._model, self._kv_rows, self._clock = model, kv_rows, clock
         self._limit = max(QUEUE, kv_rows) if queue_limit is None else queue_limit
         self._budget = ThreadBudget(cores)
         with on_device(model.device):
-            self._batch = model.running_batch(kv_rows)
+            self._batch = model.running_batch(kv_rows, lookahead)
         with ThreadPoolExecutor(1) as short_lived:  # OpenMP's helpers of the calling thread would stay with it
             short_lived.submit(self._warm).result()
         self._postprocessor = PostProcessor(model, self._budget, self._rejoin)
@@ -65,7 +67,7 @@ class Scheduler:
         self._calls = Calls(self._changed)
         self._closed = False
         self._revisions = Revisions(self._postprocessor, self._rejoin)
-        self._step_s = 0.0  # mean seconds from one step to the next, prefills included
+        self._pace = Pace(clock)
         self._failure: BaseException | None = None
         self._part = max(1, self._batch.steps // PARTS)
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -85,7 +87,8 @@ class Scheduler:
         closed or broken; Busy, with `retry_after`, when queue and caller's share are full or `most` of its images wait.
         """
         prompts = {prompt: self._model.tokenize(prompt) for prompt in {request.prompt for request in requests}}
-        sequences = [ImageSequence(each, prompts[each.prompt], i, on_part) for i, each in enumerate(requests)]
+        stops = () if on_part is None else range(self._part, self._batch.steps, self._part)
+        sequences = [ImageSequence(r, prompts[r.prompt], i, on_part, stops=stops) for i, r in enumerate(requests)]
         with self._changed:
             self._refuse_closed()
             over = self._queue.over(caller, len(sequences), self._limit)
@@ -114,7 +117,7 @@ class Scheduler:
         with self._changed:
             begins, sequences = self._begins(), self._calls.of(future)
         own = [(i, begin) for i, (begin, _, sequence) in enumerate(begins) if sequence in sequences] or [(0, 0)]
-        return Place(own[0][0], (own[-1][1] + self._batch.steps) * self._step_s)
+        return Place(own[0][0], self._pace.seconds(own[-1][1] + self._batch.steps))
 
     def waiting(self) -> int:
         """Number of images that wait for their first token."""
@@ -126,7 +129,7 @@ class Scheduler:
         drawing, free = len(self._batch.sequences), self._batch.free
         finishing, rows = self._postprocessor.backlog(), self._kv_rows - free
         waiting = self.waiting() + len(self._revisions.running)
-        return Load(waiting, drawing, finishing, rows, self._kv_rows, self._step_s)
+        return Load(waiting, drawing, finishing, rows, self._kv_rows, self._pace.step_s, self._pace.accepted)
 
     @property
     def broken(self) -> bool:
@@ -156,7 +159,7 @@ class Scheduler:
         """The refusal of a call, until there is room for it after those refused before. Called with the lock."""
         now, rows = self._clock(), sum(kv_rows_of(sequence.request) for sequence in sequences)
         self._refused.forget(now)
-        turns = self._refused.before(caller, rows) / self._kv_rows * self._batch.steps * self._step_s
+        turns = self._pace.seconds(self._refused.before(caller, rows) / self._kv_rows * self._batch.steps)
         wait = min(self._until_room(caller, own_over, over) + turns, MAX_RETRY_S)
         busy = Busy(f"the queue is full: {len(self._queue)} images wait", wait)
         if busy.retry_after < MAX_RETRY_S:
@@ -171,7 +174,7 @@ class Scheduler:
         line = self._begins()
         begins, own = [begin for begin, _, _ in line], [begin for begin, name, _ in line if name == caller]
         waits = [*own[own_over - 1 : own_over], *begins[over - 1 : over]] or begins[-1:]
-        return min(waits, default=0) * self._step_s
+        return self._pace.seconds(min(waits, default=0))
 
     def _begins(self) -> list[tuple[int, str, ImageSequence]]:
         """The waiting images in their order: steps until each begins, and its caller. Called with the lock."""
@@ -208,16 +211,14 @@ class Scheduler:
 
     def _draw_all(self) -> None:
         """Draw until no image is left."""
-        began = self._clock()
+        self._pace.begin()
         while self._batch.sequences or self.waiting():
             self._budget.take_to_draw()
             self._drop_settled()
             self._admit_next()
             if self._batch.sequences:
                 self._step()
-                ended = self._clock()
-                self._step_s += (ended - began - self._step_s) * (SMOOTHING if self._step_s else 1.0)
-                began = ended
+                self._pace.note(self._batch.accepted)
             else:
                 self._postprocessor.wait_below(self._kv_rows)
                 with self._changed:
@@ -286,7 +287,7 @@ class Scheduler:
             else:
                 self._postprocessor.finish(sequence)
         for sequence in self._batch.sequences:
-            if sequence.step and sequence.step % self._part == 0:
+            if sequence.step in sequence.stops:
                 self._report_part(sequence)
 
     def _report_part(self, sequence: ImageSequence) -> None:

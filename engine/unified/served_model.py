@@ -21,6 +21,7 @@ from engine.runner.memory import planned_rows
 from engine.runner.revision import revise, unsafe_again
 from engine.runner.sequence import ImageSequence, kv_rows_of
 from engine.runner.served import Served
+from engine.runner.step.lookahead import LOOKAHEAD
 from engine.unified import pixels
 from engine.unified.asking import Asker
 from engine.unified.judging import Judge
@@ -102,14 +103,15 @@ class ServedModel(Served):
         revise(self, revised := [sequence for sequence in aside if sequence.mode == "rewrite"])
         batch.admit(revised)
         while batch.sequences:
-            furthest = min(max(map(batch.drawn, batch.sequences)) + self._facts.depth, self._facts.tokens) - 1
+            running = batch.sequences
+            furthest = max(map(batch.drawn, running))
             batch.step()
             if on_step is not None:
-                on_step(furthest)
+                on_step(max(furthest, *(batch.drawn(sequence) - 1 for sequence in running)))
 
-    def running_batch(self, kv_rows: int) -> RunningBatch:
+    def running_batch(self, kv_rows: int, lookahead: int = LOOKAHEAD) -> RunningBatch:
         """See Served."""
-        return RunningBatch(self._image_lm, kv_rows, self._positions)
+        return RunningBatch(self._image_lm, kv_rows, self._positions, lookahead)
 
     @property
     def device(self) -> torch.device:

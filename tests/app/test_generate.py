@@ -131,8 +131,8 @@ class Gate:
         model = open_model(settings)
         gate, inner = self, model.running_batch
 
-        def running_batch(kv_rows: int) -> RunningBatch:
-            batch = inner(kv_rows)
+        def running_batch(kv_rows: int, lookahead: int = 1) -> RunningBatch:
+            batch = inner(kv_rows, lookahead)
             admit = batch.admit
 
             def held(sequences: Sequence[ImageSequence]) -> list[ImageSequence]:

@@ -44,7 +44,7 @@ def test_two_hundred_images_are_batch_invariant(
 def test_steps_are_recorded(model: Served, caplog: pytest.LogCaptureFixture) -> None:
     batch = model.running_batch(6)
     batch.warm()
-    assert list(batch._sample._replays) == list(batch._forward._replays) == [1, 2, 4, 6]
+    assert list(batch._plain._sample._replays) == list(batch._plain._forward._replays) == [1, 2, 4, 6]
     assert not caplog.records  # no "no CUDA graph"
 
 

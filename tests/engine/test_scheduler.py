@@ -82,8 +82,8 @@ def scheduler(model: Served) -> Iterator[Scheduler]:
 
 @pytest.fixture
 def timed(model: Served, base: Codebook) -> Iterator[Scheduler]:
-    """A scheduler whose steps take half a second by its clock; to be made before a gate stops them."""
-    scheduler = Scheduler(model, ROWS, cores=1, queue_limit=16, clock=count(0.0, 0.5).__next__)
+    """A scheduler whose steps take half a second by its clock, one token each; to be made before a gate stops them."""
+    scheduler = Scheduler(model, ROWS, 1, queue_limit=16, clock=count(0.0, 0.5).__next__, lookahead=1)
     scheduler.submit_draw(requests_for(base, 0)).result(60)
     yield scheduler
     scheduler.close()
@@ -359,7 +359,7 @@ def test_a_failing_model_fails_the_calls_and_goes_on(
             case "decode":
                 patch.setattr(model, "decode", lambda tokens, pixel: 1 / 0)
             case "step":
-                patch.setattr(RunningBatch, "_read_next", lambda batch: 1 / 0)
+                patch.setattr(RunningBatch, "_read_next", lambda batch, ahead: 1 / 0)
             case "prefill":
                 patch.setattr(RunningBatch, "admit", lambda batch, sequences: 1 / 0)
         futures: list[Future[list[ImageResult]]] = [scheduler.submit_draw(requests_for(base, seed)) for seed in (1, 2)]
@@ -409,9 +409,11 @@ def test_an_image_that_half_joined_leaves_no_trace(
         with pytest.raises(ZeroDivisionError):
             batch.admit(first)
     assert batch.free == ROWS and not batch.sequences
-    batch.admit([*first, *sequences(model, requests_for(base, 3, 4))])
-    complete = [sequence.tokens for _ in range(16) for sequence in batch.step()]
-    assert torch.equal(torch.stack(complete), model.draw(requests_for(base, 1, 2, 3, 4)))
+    batch.admit(joined := [*first, *sequences(model, requests_for(base, 3, 4))])
+    while batch.sequences:
+        batch.step()
+    tokens = torch.stack([sequence.tokens for sequence in joined])
+    assert torch.equal(tokens, model.draw(requests_for(base, 1, 2, 3, 4)))
 
 
 def test_a_thread_that_dies_fails_every_call_and_is_reported(
@@ -533,7 +535,7 @@ def test_a_listener_that_fails_fails_its_own_call(scheduler: Scheduler, base: Co
 def test_a_full_gpu_is_a_matter_of_time(
     scheduler: Scheduler, base: Codebook, model: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(batch: RunningBatch) -> None:
+    def full(batch: RunningBatch, ahead: bool) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch:

@@ -1,0 +1,5 @@
+"""The command `python -m benchmarks.lookahead`."""
+
+from benchmarks.lookahead import main
+
+main()
