@@ -33,6 +33,13 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         yield server
 
 
+@pytest.fixture
+def stepwise(model: Path, tmp_path: Path) -> Iterator[Server]:
+    """A server whose images get a token a step: with lookahead, previews come in the order of right guesses."""
+    with serving(settings_in(tmp_path, model, SAFECB_LOOKAHEAD="1")) as server:
+        yield server
+
+
 def test_json_names_the_version_everywhere(server: Server) -> None:
     answer = server.draw(n=3)
     body = answer.json()
@@ -211,7 +218,7 @@ def streamed(answer: httpx2.Response) -> Iterator[tuple[str, Any]]:
             yield name, json.loads(line.removeprefix("data: "))
 
 
-def test_a_stream_tells_of_an_image_on_its_way(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_tells_of_an_image_on_its_way(stepwise: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     allowed, step = (
         threading.Semaphore(4),
         RunningBatch.step,
@@ -223,7 +230,7 @@ def test_a_stream_tells_of_an_image_on_its_way(server: Server, monkeypatch: pyte
 
     monkeypatch.setattr(RunningBatch, "step", gated)
     body = {"prompt": "a red apple", "seed": 7, "n": 2}
-    with server.http.stream("POST", "/generate", json=body, headers={"Accept": "text/event-stream"}) as answer:
+    with stepwise.http.stream("POST", "/generate", json=body, headers={"Accept": "text/event-stream"}) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         events = []
         for event in streamed(answer):
@@ -236,7 +243,7 @@ def test_a_stream_tells_of_an_image_on_its_way(server: Server, monkeypatch: pyte
     previews = [base64.b64decode(data["b64_png"]) for name, data in events if name == "preview"]
     assert len(previews) == len(parts) and len(pixels(previews[0])) == 16 * 16 * 3
     images = [data for name, data in events if name == "image"]
-    assert images == server.draw(n=2).json()["images"]
+    assert images == stepwise.draw(n=2).json()["images"]
     assert [name for name, _ in events][-2:] == ["image", "image"]
 
 

@@ -210,13 +210,13 @@ def test_logits_are_batch_invariant_to_the_last_bit(embedded: Served, monkeypatc
     monkeypatch.setattr(ImageLM, "logits", spied)
     requests = random_requests(embedded, 7)
     for number, request in enumerate(requests):
-        batch, rows = embedded.running_batch(16), kv_rows_of(request)
+        batch, rows = embedded.running_batch(16, lookahead=1), kv_rows_of(request)
         batch.admit([sequence_of(embedded, request)])
         for _ in range(20):
             batch.step()
         alone, before = [each[:rows] for each in noted], sum(map(kv_rows_of, requests[:number]))
         noted.clear()
-        batch = embedded.running_batch(16)
+        batch = embedded.running_batch(16, lookahead=1)
         batch.admit([sequence_of(embedded, each) for each in requests])
         for _ in range(20):
             torch.set_num_threads(2)
