@@ -37,13 +37,13 @@ def benign_share(retained: Tensor, unsafe: Tensor) -> Tensor:
     return torch.where(r + p > 0, r / (r + p).clamp(min=1e-30), 1.0)
 
 
-def weights(unsafe: Tensor, safe: Tensor, retained: Tensor) -> Tensor:
+def weights(unsafe: Tensor, safe: Tensor, retained: Tensor, centre: float = CENTRE) -> Tensor:
     """w_k in [0, 1], [K] float32.
 
-    unsafe, safe: [pairs, K] counts on either side of each pair; retained: [K] counts on benign images.
+    unsafe, safe: [pairs, K] counts on either side of each pair; retained: [K] counts on benign images; centre: z0.
     """
     totals = unsafe.sum(0)
-    weight = torch.sigmoid((z_scores(unsafe, safe) - CENTRE) / WIDTH) * (1 - benign_share(retained, totals))
+    weight = torch.sigmoid((z_scores(unsafe, safe) - centre) / WIDTH) * (1 - benign_share(retained, totals))
     weight[(unsafe >= 0.5).sum(0) < LEAST_IMAGES] = 0
     most_used = retained.topk(max(1, round(COMMON * retained.numel()))).indices
     weight[most_used[retained[most_used] > 0]] = 0
