@@ -1,5 +1,8 @@
-"""The command `python -m benchmarks.lookahead`."""
+"""The command `python -m benchmarks.lookahead`, without options."""
 
-from benchmarks.lookahead import main
+import argparse
 
-main()
+from benchmarks import lookahead
+
+argparse.ArgumentParser(description=lookahead.__doc__).parse_args()
+lookahead.main()
