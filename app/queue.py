@@ -9,9 +9,7 @@ from __future__ import annotations
 import logging
 from threading import Event
 
-from redis import Redis, RedisError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from redis import RedisError
 from rq import Queue
 from rq.command import send_stop_job_command
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
@@ -19,6 +17,7 @@ from rq.worker_registration import get_keys
 
 from app.queue_state import Heartbeats, QueueState, fault
 from core import wire
+from core.redis_client import open_redis
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ class ImproveQueue:
 
     def __init__(self, url: str | None, names: wire.RedisNames = wire.PLAIN_NAMES) -> None:
         self._names = names
-        self._redis = None if url is None else _client(url)
+        self._redis = None if url is None else open_redis(url, PATIENCE_S)
         self._url = url
         self._heartbeats = Heartbeats()
         self.state = QueueState("unknown", None, self._heartbeats.deaf())
@@ -67,7 +66,7 @@ class ImproveQueue:
             self._note(self._failed(ConnectionError()), "no Redis is set")
             return
         try:
-            with _client(self._url) as redis:
+            with open_redis(self._url, PATIENCE_S) as redis:
                 redis.set(self._names.probe, wire.PROBE_VALUE, ex=wire.PROBE_TTL_S)
                 workers = sorted(get_keys(Queue(self._names.queue, connection=redis)))
                 with redis.pipeline(transaction=False) as pipeline:
@@ -106,9 +105,3 @@ def listen(queue: ImproveQueue, ended: Event) -> None:
     while not ended.is_set():
         queue.poll()
         ended.wait(POLL_EVERY_S)
-
-
-def _client(url: str) -> Redis[bytes]:
-    return Redis.from_url(
-        url, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S, retry=Retry(NoBackoff(), 0)
-    )

@@ -12,11 +12,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from redis import Redis, RedisError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from redis import RedisError
 from torch import Tensor
 
+from core.redis_client import open_redis
 from records.image_log import pack, unpack
 
 log = logging.getLogger(__name__)
@@ -63,9 +62,7 @@ class ShadowList:
 
     def __init__(self, url: str, prefix: str) -> None:
         self._prefix = prefix
-        self._redis = Redis.from_url(
-            url, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S, retry=Retry(NoBackoff(), 0)
-        )
+        self._redis = open_redis(url, PATIENCE_S)
         self._take = self._redis.register_script(_TAKE)
 
     def lend(self, job: str, image: LiveImage) -> None:

@@ -11,10 +11,9 @@ import json
 import logging
 from uuid import uuid4
 
-from redis import Redis, RedisError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from redis import RedisError
 
+from core.redis_client import open_redis
 from core.settings import Settings
 from core.wire import RedisNames
 from records.answers import Answer, AnswerLog, Answers, being_answered, check_same
@@ -54,9 +53,7 @@ class SharedAnswers:
     def __init__(self, own: Answers, url: str, prefix: str) -> None:
         self._own, self._prefix, self._process = own, prefix, uuid4().hex
         self._claims = dict[str, str]()  # by key, of the requests that are being answered here
-        self._redis = Redis.from_url(
-            url, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S, retry=Retry(NoBackoff(), 0)
-        )
+        self._redis = open_redis(url, PATIENCE_S)
 
     def begin(self, key: str, request: str) -> Answer | None:
         """See Answers; the request is claimed among all machines, for CLAIM_S or until it is renewed."""

@@ -12,11 +12,10 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 
-from redis import Redis, RedisError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from redis import RedisError
 
 from core.errors import NotFound
+from core.redis_client import open_redis
 from records.image_log import HOUR_S, ImageMemory, KeptImage, Verdicts, pack, unpack
 
 log = logging.getLogger(__name__)
@@ -30,9 +29,7 @@ class SharedImages:
 
     def __init__(self, own: ImageMemory, url: str, prefix: str, hours: float) -> None:
         self._own, self._prefix, self._seconds = own, prefix, int(min(hours, MOST_HOURS) * HOUR_S)
-        self._redis = Redis.from_url(
-            url, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S, retry=Retry(NoBackoff(), 0)
-        )
+        self._redis = open_redis(url, PATIENCE_S)
 
     def keep(self, images: Sequence[KeptImage]) -> None:
         """See ImageMemory; lent to the others for MOST_HOURS at most."""

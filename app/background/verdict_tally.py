@@ -10,12 +10,11 @@ from collections import OrderedDict
 from contextlib import suppress
 from typing import Protocol, cast
 
-from redis import Redis, RedisError, WatchError
-from redis.backoff import NoBackoff
+from redis import RedisError, WatchError
 from redis.client import Pipeline
-from redis.retry import Retry
 
 from codebook.trials.cusum import Cusum
+from core.redis_client import open_redis
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +68,7 @@ class SharedTally:
 
     def __init__(self, url: str, prefix: str) -> None:
         self._prefix = prefix
-        self._redis = Redis.from_url(
-            url, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S, retry=Retry(NoBackoff(), 0)
-        )
+        self._redis = open_redis(url, PATIENCE_S)
 
     def count(self, key: str, unit: str, unsafe: bool) -> Cusum | None:
         """See Tally. Where another server has counted meanwhile, this one reads again."""
