@@ -20,21 +20,24 @@ from app.openai.errors import error_object
 from core.errors import SafeCBError
 from engine.image_result import ImageResult
 
-QUARTERS = {0: (), 1: (2,), 2: (1, 3), 3: (1, 2, 3)}  # of the image, at which a partial image is sent, by their number
+QUARTERS = {0: (), 1: (2,), 2: (1, 3), 3: (1, 2, 3)}  # of the image, from which each partial image is sent
 
 
 async def events(
     parts: AsyncGenerator[News], answers: Answers, partial_images: int, finished: list[ImageResult]
 ) -> AsyncIterator[bytes]:
-    """Up to `partial_images` partial images, then the finished one, which joins `finished`; or an `error`."""
-    sent = 0
+    """Up to `partial_images` partial images, then the finished one, which joins `finished`; or an `error`.
+
+    A busy server skips a preview; the next one takes its place, and the image may be finished before the last.
+    """
+    sent, quarters = 0, QUARTERS[partial_images]
     async with aclosing(parts):  # a caller that hangs up ends the drawing
         try:
             async for news in parts:
                 match news:
                     case Silence():
                         yield KEEPALIVE_COMMENT
-                    case Preview(_, done, total, png) if 4 * done // total in QUARTERS[partial_images][sent:]:
+                    case Preview(_, done, total, png) if sent < partial_images and 4 * done >= quarters[sent] * total:
                         yield _event(await run_in_threadpool(answers.partial, sent, png))
                         sent += 1
                     case ImageResult():

@@ -114,7 +114,8 @@ def test_an_openai_client_works_through_nginx(server: Server, tmp_path: Path, re
         assert link.startswith(f"https://{url.removeprefix('http://')}{ROOT}/images/")
         assert http.get(link.replace("https://", "http://")).status_code == 200
         kinds = [event.type for event in client.images.generate(prompt="a", stream=True, partial_images=2)]
-        assert kinds[-1] == "image_generation.completed" and len(kinds) == 3
+        assert kinds.pop() == "image_generation.completed"
+        assert len(kinds) <= 2 and set(kinds) <= {"image_generation.partial_image"}  # a busy server skips previews
         page = http.get(f"{url}{ROOT}/")
         script = page.text.split('type="module" src="')[1].split('"')[0]
         assert http.get(f"{url}{ROOT}/{script}").status_code == 200
