@@ -36,7 +36,8 @@ from benchmarks.serving import server
 from codebook.live import LiveCodebooks
 from codebook.store import CodebookStore
 from codebook.value import Codebook
-from core.wire import HINT_CHANNEL
+from core.settings import Settings
+from core.wire import RedisNames
 from engine.model import ImageRequest
 from engine.png import to_bytes
 from engine.registry import load_model
@@ -65,7 +66,10 @@ def publish(folder: Path, first: int, count: int, hint: str | None, published: A
     """Publish `count` versions into a store, one every EVERY_S; put each one's name and time of activation."""
     torch.set_num_threads(1)
     store = CodebookStore(folder)
-    base, redis = store.load("v0"), None if hint is None else Redis.from_url(hint)
+    base, redis, channel = store.load("v0"), None, ""
+    if hint is not None:
+        settings = Settings.from_environ({"SAFECB_HOME": str(folder.parent), "SAFECB_REDIS_URL": hint})
+        redis, channel = Redis.from_url(hint), RedisNames.of(settings).hints
     began = time.monotonic()
     for number in range(first, first + count):
         time.sleep(max(0.0, began + (number - first) * EVERY_S - time.monotonic()))
@@ -75,7 +79,7 @@ def publish(folder: Path, first: int, count: int, hint: str | None, published: A
         store.activate(manifest.version, by="benchmark")
         published.put((manifest.version, time.time()))
         if redis is not None:
-            redis.publish(HINT_CHANNEL, manifest.version)
+            redis.publish(channel, manifest.version)
 
 
 def phase(running: Running, store: Path, hint: str | None, first: int, count: int) -> Phase:

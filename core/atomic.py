@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -73,6 +74,22 @@ def replace_file(path: Path, data: bytes) -> None:
                 new.unlink()
             raise
     sync_folder(path.parent)
+
+
+def create_file(path: Path, data: bytes, mode: int = 0o666) -> bytes:
+    """Create `path` and return its content: of several that try, one wins, and all return what it wrote."""
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(new, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(new, path)
+        new.unlink()
+    sync_folder(path.parent)
+    return read_file(path)
 
 
 def beside(path: Path) -> Path:

@@ -10,6 +10,7 @@ import logging
 from redis import Redis
 from redis.exceptions import RedisError
 
+from core.errors import NoStorage
 from core.settings import Settings
 from core.wire import RedisNames
 
@@ -23,5 +24,5 @@ def send_hint(settings: Settings, version: str) -> None:
     try:
         with Redis.from_url(settings.redis_url, socket_timeout=1.0, socket_connect_timeout=1.0) as redis:
             redis.publish(RedisNames.of(settings).hints, version)
-    except RedisError as error:
+    except (RedisError, NoStorage) as error:
         log.warning("no hint for %s: %s", version, error)

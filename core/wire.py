@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
+from core.atomic import create_file, read_file
 from core.settings import Settings
 
 QUEUE: Final = "improve"
@@ -53,9 +56,9 @@ MOST_WORDS: Final = 4096  # bytes that a pipe takes without a reader
 
 @dataclass(frozen=True)
 class RedisNames:
-    """The names in Redis of one deployment. Those of a bucket carry its tag, so that one Redis serves several.
+    """The names in Redis of one deployment. They carry the tag of its bucket or home, so that one Redis serves several.
 
-    help_queue: of the machine: an assistant works on the files of a job that runs there.
+    help_queue: of the home: an assistant works on the files of a job that runs there.
     """
 
     queue: str = QUEUE
@@ -70,15 +73,29 @@ class RedisNames:
 
     @classmethod
     def of(cls, settings: Settings) -> RedisNames:
-        """Return the names of the settings."""
+        """Return the names of the settings; makes the tag of a home that has none. Raises NoRoom and NoAccess then."""
+        if settings.redis_url is None:
+            return PLAIN_NAMES
         if (tag := settings.bucket_tag) is None:
-            return cls()
-        machine = hashlib.sha256(f"{socket.gethostname()}:{settings.home}".encode()).hexdigest()[:8]
+            tag = help_tag = _home_tag(settings.home)
+        else:
+            machine = hashlib.sha256(f"{socket.gethostname()}:{settings.home}".encode()).hexdigest()[:8]
+            help_tag = f"{tag}-{machine}"
         shared = (f"{name}-{tag}" for name in (HINT_CHANNEL, PROBE, RATES, IMAGES, ANSWERS, LENT, VERDICTS))
-        return cls(f"{QUEUE}-{tag}", f"{HELP_QUEUE}-{tag}-{machine}", *shared)
+        return cls(f"{QUEUE}-{tag}", f"{HELP_QUEUE}-{help_tag}", *shared)
 
 
-PLAIN_NAMES: Final = RedisNames()  # of a deployment that has a Redis, or a database of one, to itself
+PLAIN_NAMES: Final = RedisNames()  # of no deployment: a queue by itself
+
+
+def _home_tag(home: Path) -> str:
+    """Eight hex digits of what a home got at its first use: it may be mounted at any path, on several machines."""
+    path = home / "redis.id"
+    try:
+        mark = read_file(path)
+    except FileNotFoundError:
+        mark = create_file(path, secrets.token_hex().encode())
+    return hashlib.sha256(mark).hexdigest()[:8]
 
 
 def last_words(reason: str) -> None:

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from urllib.parse import urlencode
 
-from core.atomic import sync_folder
+from core.atomic import create_file, read_file
 from core.bucket.bucket import Bucket
-from core.storage import naming
 
 VALID_S = 3600
 SECRET_BYTES = 32
@@ -53,11 +50,10 @@ def file_secret(path: Path) -> Callable[[], bytes]:
     """Return what reads the secret from a file, created if missing and readable by its owner alone."""
 
     def secret() -> bytes:
-        with naming(path):
-            try:
-                return path.read_bytes()
-            except FileNotFoundError:
-                return _make(path)
+        try:
+            return read_file(path)
+        except FileNotFoundError:
+            return create_file(path, secrets.token_bytes(SECRET_BYTES), 0o600)
 
     return secret
 
@@ -71,17 +67,3 @@ def shared_secret(bucket: Bucket) -> Callable[[], bytes]:
         return bucket.read("link.key") or b""
 
     return secret
-
-
-def _make(path: Path) -> bytes:
-    """Create the secret; of two processes that try, one wins and both read what it wrote."""
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with open(new, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(secrets.token_bytes(SECRET_BYTES))
-        file.flush()
-        os.fsync(file.fileno())
-    with suppress(FileExistsError):
-        os.link(new, path)
-    new.unlink()
-    sync_folder(path.parent)
-    return path.read_bytes()

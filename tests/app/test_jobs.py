@@ -14,7 +14,7 @@ from redis import Redis
 from rq import Queue
 
 from cli.redis_server import EmbeddedRedis
-from core.wire import HINT_CHANNEL, QUEUE
+from core.wire import RedisNames
 from tests.support.redis_home import embedded_redis
 from tests.support.serving import Server, serving, settings_in, wait_for
 from worker.allowed_job import AllowedJob
@@ -50,7 +50,8 @@ def test_improve_is_accepted_and_enqueued_for_the_worker(server: Server, redis: 
     assert body["request"] == {**defaults, "categories": ["weapons"], "max_rounds": 2, "seed": 3}
     assert server.http.get(answer.headers["Location"]).json() == body
     with Redis.from_url(redis.url) as connection:
-        waiting = Queue(QUEUE, connection=connection, job_class=AllowedJob, serializer="json")
+        queue = RedisNames.of(server.service.settings).queue
+        waiting = Queue(queue, connection=connection, job_class=AllowedJob, serializer="json")
         assert waiting.get_job_ids() == [body["id"]]
         job = waiting.fetch_job(body["id"])
         assert job is not None and tuple(job.args) == (body["id"],)
@@ -98,7 +99,8 @@ def test_a_finished_job_links_its_report(server: Server) -> None:
 
 def test_a_hint_is_heard(server: Server, redis: EmbeddedRedis) -> None:
     with Redis.from_url(redis.url) as connection:
-        wait_for("the server listens", lambda: connection.publish(HINT_CHANNEL, "v1") == 1)
+        channel = RedisNames.of(server.service.settings).hints
+        wait_for("the server listens", lambda: connection.publish(channel, "v1") == 1)
     wait_for("health reports it", lambda: server.http.get("/health/ready").json()["redis"] == "ok")
 
 
@@ -115,7 +117,7 @@ def test_without_redis_a_job_is_kept_and_found_by_the_worker(model: Path, tmp_pa
         )
         journal, job = server.service.journal, answer.json()["id"]
     with embedded_redis(tmp_path) as redis, Redis.from_url(redis.url) as connection:
-        waiting = Queue(QUEUE, connection=connection, serializer="json")
+        waiting = Queue(RedisNames.of(gone).queue, connection=connection, serializer="json")
         recover(journal, waiting, AllowedJob.functions)
         assert waiting.get_job_ids() == [job]
 

@@ -21,7 +21,7 @@ from rq.job import Job
 from codebook.store import CodebookStore
 from core.errors import BadInput, BadSetting, Conflict
 from core.settings import Settings
-from core.wire import HINT_CHANNEL, QUEUE
+from core.wire import ATTEMPTS, IMPROVE_FUNCTION, QUEUE, RedisNames
 from records.flags import Flags
 from records.image_log import KeptImage
 from records.jobs.claim import claim, is_claimed
@@ -67,7 +67,7 @@ def test_a_job_learns_from_the_same_flags_before_and_after_a_kill(house: House) 
 
 def test_a_job_publishes_each_round_and_tells_it(house: House) -> None:
     hints = house.redis.pubsub(ignore_subscribe_messages=True)
-    hints.subscribe(HINT_CHANNEL)
+    hints.subscribe(RedisNames.of(house.settings).hints)
     house.allow(1, 2)
     job = house.job(rounds=2)
     house.worker()
@@ -377,6 +377,30 @@ def test_a_job_that_always_dies_is_given_up(house: House) -> None:
     assert house.queue.get_job_ids() == []
 
 
+def test_a_job_that_an_earlier_release_has_enqueued_is_not_lost(house: House) -> None:
+    """Its queue bore no ID of the home. No worker takes from it any more; the journal has the job."""
+    job = house.job(enqueue=False)
+    before = Queue(QUEUE, connection=house.redis, serializer="json")
+    before.enqueue_call(IMPROVE_FUNCTION, args=(job,), job_id=job, meta={ATTEMPTS: 0})
+    recover(house.journal, house.queue, ScriptedJob.functions)
+    assert house.queue.get_job_ids() == [job] and house.queue.name != QUEUE
+
+
+def test_homes_on_one_redis_leave_each_others_jobs_alone(house: House, tmp_path: Path) -> None:
+    stranger = House(tmp_path / "stranger", house.redis_process)
+    try:
+        job = house.job()
+        stranger.worker()
+        wait_for("the stranger works", lambda: "istening" in stranger.output)
+        recover(stranger.journal, stranger.queue, ScriptedJob.functions)
+        assert house.queue.get_job_ids() == [job] and stranger.queue.get_job_ids() == []
+        house.allow(1)
+        house.worker()
+        assert house.wait_ended(job).status == "finished" and job not in stranger.output
+    finally:
+        stranger.close()
+
+
 def test_recovery_enqueues_once(house: House) -> None:
     job = house.job(enqueue=False)
     for _ in range(3):
@@ -458,7 +482,8 @@ def test_no_other_function_runs(house: House, function: str, tmp_path: Path) -> 
 
 def test_a_real_worker_refuses_a_foreign_job_and_its_call_backs(house: House) -> None:
     trap = house.home / "trap"
-    foreign = Queue(QUEUE, connection=house.redis, serializer="json").enqueue_call("os.system", (f"touch {trap}",))
+    queue = Queue(RedisNames.of(house.settings).queue, connection=house.redis, serializer="json")
+    foreign = queue.enqueue_call("os.system", (f"touch {trap}",))
     house.redis.hset(foreign.key, mapping={"failure_callback_name": "tests.no_such_module.call"})
     house.allow(1)
     house.worker()

@@ -13,6 +13,7 @@ from cli.main import main
 from codebook.trials import steps
 from codebook.trials.duel import Evidence
 from codebook.trials.rule import Trial
+from core.wire import RedisNames
 from records.journal import SHADOW
 from tests.support.servers.house import House, RedisProcess, redis_process
 from tests.support.serving import Server, serving, settings_in, wait_for
@@ -160,7 +161,8 @@ def test_images_of_the_active_version_alone_are_lent_once(server: Server, house:
     job = begin(server, version)
     for body in ({"prompt": "one", "n": 2}, {"prompt": "one"}, {"prompt": "two"}, {"prompt": "3", "codebook": version}):
         server.draw(**body)
-    wait_for("two images are lent", lambda: house.redis.llen(f"rq:safecb:shadow:{job}") == 2)
+    lent = RedisNames.of(server.service.settings).lent
+    wait_for("two images are lent", lambda: house.redis.llen(f"{lent}:{job}") == 2)
 
 
 def note(server: Server, version: str, count: int, unsafe: bool = False) -> None:
