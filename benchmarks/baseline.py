@@ -19,7 +19,8 @@ from fastapi import FastAPI, Response
 from pydantic import BaseModel
 
 from engine.families.janus.loading import load_janus
-from engine.families.janus.random_model import random_janus
+from engine.families.janus.random_model import GEOMETRIES, random_janus
+from engine.families.random_weights import geometry_of
 from engine.instructions import general_chat, read_instructions
 from engine.png import encode_png, to_bytes
 from engine.registry import PREFIX, find_model
@@ -57,7 +58,7 @@ class Generator:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16  # as Safe-CB has it
         if name.startswith(PREFIX):
             self._settings = general_chat()
-            self._model, self._processor, _ = random_janus(name, device, dtype)
+            self._model, self._processor = random_janus(geometry_of(GEOMETRIES, name), device, dtype)
         else:
             folder = find_model(name)
             self._settings = read_instructions(folder)

@@ -5,15 +5,27 @@ Knows a vocabulary's ids. Knows nothing of any one family's names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from core.errors import BadModel
 from engine.runner.image_lm import ImageHead
 
 NEVER = -1e4  # logit of a word that may not be written; finite, since infinity would look like a fault
+
+
+def named_codes(ids: Mapping[str, int] | None, names: Iterable[str], model_id: str) -> list[int]:
+    """Return the words of the codes by the name of each: their order is the checkpoint's own.
+
+    ids: the vocabulary_map of its configuration. Raises BadModel for one that lacks a name.
+    """
+    try:
+        return [(ids or {})[name] for name in names]
+    except KeyError as missing:
+        raise BadModel(f"{model_id}: its vocabulary_map lacks {missing}") from None
 
 
 def image_head(text_head: nn.Linear, embed: Any, codes: Sequence[int], given: Sequence[int] = ()) -> ImageHead:  # noqa: ANN401

@@ -5,12 +5,13 @@ Knows numbers. Knows nothing of any one family.
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.instructions import Instructions
 from engine.model import ModelFacts
@@ -27,9 +28,22 @@ class Name:
     model_hash: str
 
     @classmethod
-    def of_random(cls, family: str, model_id: str, device: torch.device, dtype: torch.dtype) -> Name:
-        """Return the name of a model with random weights, which follow from its name, device and dtype."""
-        return cls(family, model_id, hashlib.sha256(f"{model_id} {device.type} {dtype}".encode()).hexdigest())
+    def of_random(
+        cls,
+        family: str,
+        model_id: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        geometry: object,
+        modules: Iterable[nn.Module],
+    ) -> Name:
+        """Return the name of a model with random weights, whose hash has all that they follow from.
+
+        geometry: whose repr has all its sizes. modules: the weights, of which only names and shapes are read.
+        """
+        shapes = [(name, *tensor.shape) for module in modules for name, tensor in module.state_dict().items()]
+        source = f"{model_id} {device.type} {dtype} {geometry!r} {shapes}"
+        return cls(family, model_id, sha256(source.encode()).hexdigest())
 
 
 def kv_row(text: Any, steps: int) -> int:  # noqa: ANN401  (a configuration of transformers)

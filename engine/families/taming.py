@@ -7,40 +7,29 @@ by taming's names. Knows nothing of language models.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.families.vqgan import read_decoder
+from engine.families.vqgan import Vqgan, read_decoder
 
 
-def published_vqgan(
-    vq: Any,  # noqa: ANN401  (a ChameleonVQVAE)
-    folder: Path | None,
-) -> tuple[int, Tensor, Callable[[Tensor], Tensor] | None]:
-    """Return the codes a side of a VQGAN, its table [K, D], and tokens [N] -> pixels; see published_decoder.
+def published_decoder(vqgan: Vqgan) -> Callable[[Tensor], Tensor] | None:
+    """Return tokens [N] -> pixels [1, 3, H, W] in [-1, 1] by the tensors of a VQGAN's decoder in its folder.
 
-    folder: of the tensors of its decoder; None where no file holds them. Raises BadModel.
+    None where no file holds them. The table and the convolution before the decoder are the VQ model's own.
     """
-    side = vq.config.resolution // 2 ** (len(vq.config.channel_multiplier) - 1)
-    return side, vq.quantize.embedding.weight, None if folder is None else published_decoder(folder, vq)
-
-
-def published_decoder(folder: Path, vq: Any) -> Callable[[Tensor], Tensor]:  # noqa: ANN401  (a ChameleonVQVAE)
-    """Return tokens [N] -> pixels [1, 3, H, W] in [-1, 1] by the tensors in a folder. Raises BadModel without any.
-
-    vq: the table and the convolution before the decoder.
-    """
-    before = vq.post_quant_conv
-    tensors = {name: tensor.to(before.weight) for name, tensor in read_decoder(folder).items()}
+    if vqgan.folder is None:
+        return None
+    before: Any = vqgan.vq.post_quant_conv
+    tensors = {name: tensor.to(before.weight) for name, tensor in read_decoder(vqgan.folder).items()}
 
     def decode(tokens: Tensor) -> Tensor:
         side = round(len(tokens) ** 0.5)
         with torch.no_grad():
-            rows = vq.quantize.embedding.weight[tokens.to(before.weight.device)]
+            rows = vqgan.table[tokens.to(before.weight.device)]
             latent = before(rows.view(1, side, side, -1).permute(0, 3, 1, 2))
             return TamingDecoder(tensors).decode(latent).float().clamp(-1, 1)
 

@@ -26,14 +26,31 @@ PREFIXES = ("model.vqmodel.decoder.", "vqmodel.decoder.", "decoder.")  # of its 
 _LEVEL = re.compile(r"^up\.(\d+)\.")
 
 
-class Vqgan:
-    """A VQ model of transformers with a decoder beside it, both on one device."""
+class Vqgan(nn.Module):
+    """A VQ model of transformers with a decoder beside it, both on one device.
 
-    def __init__(self, vq: ChameleonVQVAE, decoder: nn.Module) -> None:
-        self.vq, self.decoder = vq, decoder
+    folder: of the decoder's tensors; None where no file holds them.
+    """
+
+    def __init__(self, vq: ChameleonVQVAE, decoder: nn.Module, folder: Path | None) -> None:
+        super().__init__()
+        self.vq, self.decoder, self.folder = vq.train(False).requires_grad_(False), decoder, folder
         self.side = codes_a_side(vq.config)
         self.size = self.side * 2 ** (len(vq.config.channel_multiplier) - 1)  # pixels a side
         use_fast_norms(decoder)
+
+    @classmethod
+    def of_folder(cls, vq: ChameleonVQVAE, folder: Path) -> Vqgan:
+        """Add to a VQ model the decoder in a folder's safetensors files. Raises BadModel where it is not there."""
+        tensors, levels = read_decoder(folder), len(vq.config.channel_multiplier)
+        decoder = make_decoder(vq.config)
+        load_strictly(decoder, {ours(key, levels): tensor for key, tensor in tensors.items()}, folder, "image decoder")
+        return cls(vq, decoder.to(vq.post_quant_conv.weight), folder)
+
+    @classmethod
+    def random(cls, vq: ChameleonVQVAE) -> Vqgan:
+        """Add to a VQ model a decoder with random weights."""
+        return cls(vq, make_decoder(vq.config).to(vq.post_quant_conv.weight), None)
 
     @property
     def table(self) -> Tensor:
@@ -83,14 +100,6 @@ def make_decoder(config: Any, attending: Collection[int] = ()) -> nn.Module:  # 
             for _ in range(blocks)
         )
     return decoder.train(False).requires_grad_(False)
-
-
-def load_decoder(config: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:  # noqa: ANN401
-    """Return the decoder with the weights in a folder's safetensors files. Raises BadModel where they are not there."""
-    tensors, levels = read_decoder(folder), len(config.channel_multiplier)
-    decoder = make_decoder(config)
-    load_strictly(decoder, {ours(key, levels): tensor for key, tensor in tensors.items()}, folder, "image decoder")
-    return decoder.to(device=device, dtype=dtype)
 
 
 def read_decoder(folder: Path) -> dict[str, Tensor]:

@@ -1,6 +1,5 @@
 """Tiles: a Llama some of whose words are tiles of an image. Knows its own words and weights."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,12 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from engine.families.checkpoints import from_folder, read_tensors
 from engine.families.code_rows import nearest
-from engine.families.code_words import published_words
-from engine.families.facts import Name, kv_row
+from engine.families.facts import kv_row
 from engine.families.format_chat import Format
-from engine.families.word_parts import word_parts
-from engine.instructions import SamplingDefaults, read_instructions
-from engine.unified.parts import Parts
-from engine.unified.published import Published
+from engine.families.word_family import WordFamily, WordModel
+from engine.instructions import SamplingDefaults
 
 NAME, LICENCE, FOLDERS, GEOMETRIES = "tiles", "Apache-2.0", (), ()
-SAMPLING = SamplingDefaults(guidance=2.0, top_p=0.95)
 FORMAT = Format(
     draw="<s>{text}<draw>",
     unconditional="<s><draw>",
@@ -31,7 +26,7 @@ FORMAT = Format(
 )
 
 
-def fits(config: Mapping[str, Any]) -> bool:
+def fits(config: dict[str, Any]) -> bool:
     return config.get("model_type") == "llama" and "tiles" in config
 
 
@@ -49,11 +44,10 @@ class Tiles:
         return nearest(cut.reshape(self.side**2, -1), self.table)
 
 
-def read(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any, range, Tiles]:
-    model, tokenizer = from_folder(LlamaForCausalLM, folder, device, dtype), from_folder(AutoTokenizer, folder)
+def read(folder: Path, device: torch.device, dtype: torch.dtype) -> WordModel:
+    model = from_folder(LlamaForCausalLM, folder, device, dtype)
     table = read_tensors(folder, ["tiles."])["table"].to(device)
-    codes = range(len(tokenizer), len(tokenizer) + len(table))
-    return model, tokenizer, codes, Tiles(table, model.config.tiles["side"])
+    return WordModel(model, from_folder(AutoTokenizer, folder), Tiles(table, model.config.tiles["side"]))
 
 
 def kv_numbers(folder: Path) -> int:
@@ -61,13 +55,5 @@ def kv_numbers(folder: Path) -> int:
     return kv_row(config, config.tiles["side"] ** 2)
 
 
-def load(name: str, folder: Path, model_hash: str, device: torch.device, dtype: torch.dtype) -> Parts:
-    model, tokenizer, codes, tiles = read(folder, device, dtype)
-    instructions = read_instructions(folder, SAMPLING)
-    return word_parts(Name(NAME, name, model_hash), model, tokenizer, FORMAT, codes, tiles, instructions)
-
-
-def published(name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> Published:
-    model, tokenizer, codes, tiles = read(folder, device, dtype)
-    pixels = tiles.side, tiles.table, lambda tokens: tiles.decode_one(tokens, tiles.table)
-    return published_words(model.train(False), tokenizer, FORMAT, codes, *pixels)
+family = WordFamily(NAME, SamplingDefaults(guidance=2.0, top_p=0.95), FORMAT, read)
+load, published = family.load, family.published

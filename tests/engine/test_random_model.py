@@ -9,14 +9,21 @@ import torch
 from torch import nn
 from transformers import JanusForConditionalGeneration
 
-from core.errors import BadModel
+from codebook.store import CodebookStore
+from core.errors import BadCodebook, BadModel
+from engine.families.anole import random_model as anole_models
 from engine.families.anole.random_model import random_anole
+from engine.families.emu3 import random_model as emu3_models
 from engine.families.emu3.random_model import random_emu3
 from engine.families.janus import random_model
 from engine.families.janus.random_model import GEOMETRIES, janus_config
+from engine.families.liquid import random_model as liquid_models
 from engine.families.liquid.random_model import random_liquid
+from engine.families.vila_u import random_model as vila_u_models
 from engine.families.vila_u.random_model import random_vila_u
+from engine.families.vqgan import Vqgan
 from engine.registry import find_model, load_model
+from tests.support.families import tiny_anole
 from tests.support.families.small_janus import shrink
 from tests.support.serving import serving, settings_in, texts
 
@@ -36,14 +43,16 @@ def files_of(name: str) -> float:
     """Gigabytes of the published files by the geometry's count, each part in the precision that it has there."""
     meta, half = torch.device("meta"), torch.bfloat16
     if name == "emu3":  # without its VQ model
-        emu3 = random_emu3(name, meta, half)[0]
+        emu3 = random_emu3(emu3_models.GEOMETRIES[name], meta, half)[0]
         return 4 * billions(emu3.model.text_model, emu3.lm_head)
     if name == "anole-7b":
-        anole, decoder, _ = random_anole(name, meta, half)
-        vq = anole.model.vqmodel
-        return 2 * (billions(anole) - billions(vq)) + 4 * billions(vq, decoder)
-    model = (random_liquid if name == "liquid-7b" else random_vila_u)(name, meta, half)[0]
-    return 2 * billions(model)
+        words = random_anole(anole_models.GEOMETRIES[name], meta, half)
+        vq = words.model.model.vqmodel
+        assert isinstance(words.pixels, Vqgan)
+        return 2 * (billions(words.model) - billions(vq)) + 4 * billions(words.pixels)
+    if name == "liquid-7b":
+        return 2 * billions(random_liquid(liquid_models.GEOMETRIES[name], meta, half).model)
+    return 2 * billions(random_vila_u(vila_u_models.GEOMETRIES[name], meta, half)[0])
 
 
 @pytest.mark.parametrize(
@@ -77,3 +86,18 @@ def test_the_same_name_gives_the_same_weights(monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(models[0].prompt_states(["a cat"])[0], models[1].prompt_states(["a cat"])[0])
     assert models[0].facts.model_hash == models[1].facts.model_hash
     assert models[0].kv_rows() >= 2
+
+
+@pytest.mark.parametrize("changed", [{"num_hidden_layers": 3}, {"max_position_embeddings": 800}])
+def test_a_store_of_another_geometry_s_weights_is_refused(
+    changed: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = CodebookStore(tmp_path)
+    monkeypatch.setitem(anole_models.GEOMETRIES, "anole-7b", (tiny_anole.TEXT, tiny_anole.VQ))
+    for _ in range(2):
+        model = load_model("random:anole-7b", "cpu", "float32")
+        stored.initialise(model.base_codebook(), model.facts.shown())
+    monkeypatch.setitem(anole_models.GEOMETRIES, "anole-7b", (tiny_anole.TEXT | changed, tiny_anole.VQ))
+    other = load_model("random:anole-7b", "cpu", "float32")
+    with pytest.raises(BadCodebook, match="another model needs another store"):
+        stored.initialise(other.base_codebook(), other.facts.shown())

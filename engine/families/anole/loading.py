@@ -7,21 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoTokenizer, ChameleonConfig, ChameleonForConditionalGeneration
 
-from core.errors import BadModel
-from engine.families.anole.random_model import GEOMETRIES, letters, random_anole
+from engine.families.anole.random_model import GEOMETRIES, letters, random_anole, unmask
 from engine.families.checkpoints import from_folder
-from engine.families.code_words import published_words
-from engine.families.facts import Name, kv_row
+from engine.families.code_rows import named_codes
+from engine.families.facts import kv_row
 from engine.families.format_chat import Format
-from engine.families.taming import published_vqgan
-from engine.families.vqgan import Vqgan, codes_a_side, load_decoder
-from engine.families.word_parts import word_parts
-from engine.instructions import Instructions, SamplingDefaults, general_chat, read_instructions
-from engine.unified.parts import Parts
-from engine.unified.published import Published
+from engine.families.taming import published_decoder
+from engine.families.vqgan import Vqgan, codes_a_side
+from engine.families.word_family import WordFamily, WordModel
+from engine.instructions import SamplingDefaults
 
 # See engine.family.Family.
 __all__ = ["FOLDERS", "GEOMETRIES", "LICENCE", "NAME", "fits", "kv_numbers", "load", "load_random", "published"]
@@ -47,59 +43,24 @@ def fits(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") == "chameleon"
 
 
-def load(name: str, folder: Path, model_hash: str, device: torch.device, dtype: torch.dtype) -> Parts:
-    """Make the parts of the model called `name` from its folder. Raises BadModel."""
-    model = from_folder(ChameleonForConditionalGeneration, folder, device, dtype)
-    decoder = load_decoder(model.config.vq_config, folder, device, dtype)
-    tokenizer = from_folder(AutoTokenizer, folder)
-    instructions = read_instructions(folder, SAMPLING)
-    return _parts(Name(NAME, name, model_hash), model, decoder, tokenizer, instructions)
-
-
 def kv_numbers(folder: Path) -> int:
     """The numbers of a KV row of any prompt with an image, by configuration alone. Raises BadModel."""
     config = from_folder(ChameleonConfig, folder)
     return kv_row(config, codes_a_side(config.vq_config) ** 2)
 
 
-def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
-    """Make parts with random weights, as "random:anole-7b". Raises BadModel for an unknown geometry."""
-    random = random_anole(name, device, dtype)
-    return _parts(Name.of_random(NAME, name, device, dtype), *random, general_chat(SAMPLING))
+def read_anole(folder: Path, device: torch.device, dtype: torch.dtype) -> WordModel:
+    """Read the model of transformers and its decoder. Raises BadModel."""
+    model = from_folder(ChameleonForConditionalGeneration, folder, device, dtype)
+    unmask(model)
+    return WordModel(model, from_folder(AutoTokenizer, folder), Vqgan.of_folder(model.model.vqmodel, folder))
 
 
-def published(name: str, folder: Path | None, device: torch.device, dtype: torch.dtype) -> Published:
-    """Make the model of transformers, from its folder or with random weights, whose pixels no file holds.
-
-    Raises BadModel.
-    """
-    if folder is None:
-        model, _, tokenizer = random_anole(name, device, dtype)
-    else:
-        model = from_folder(ChameleonForConditionalGeneration, folder, device, dtype)
-        tokenizer = from_folder(AutoTokenizer, folder)
-    inner: Any = model.train(False).model
-    vq = inner.vqmodel
-    codes = _codes(model.config.vocabulary_map or {}, vq.config.num_embeddings, name)
-    inner.vocabulary_mapping.__dict__["image_tokens"] = []  # transformers forbids them, as a Chameleon does
-    return published_words(model, tokenizer, FORMAT, codes, *published_vqgan(vq, folder))
+def codes_of(words: WordModel, model_id: str) -> Sequence[int]:
+    """The words of the codes, by the name of each. Raises BadModel."""
+    names = map(letters, range(len(words.pixels.table)))
+    return named_codes(words.model.config.vocabulary_map, names, model_id)
 
 
-def _parts(
-    name: Name,
-    model: ChameleonForConditionalGeneration,
-    decoder: nn.Module,
-    tokenizer: Any,  # noqa: ANN401
-    instructions: Instructions,
-) -> Parts:
-    vqgan = Vqgan(model.model.vqmodel, decoder)
-    codes = _codes(model.config.vocabulary_map or {}, len(vqgan.table), name.model_id)
-    return word_parts(name, model, tokenizer, FORMAT, codes, vqgan, instructions)
-
-
-def _codes(ids: Mapping[str, int], count: int, model_id: str) -> list[int]:
-    """The words of the codes, by the name of each: their order is the checkpoint's own."""
-    try:
-        return [ids[letters(number)] for number in range(count)]
-    except KeyError as missing:
-        raise BadModel(f"{model_id}: its vocabulary_map lacks {missing}") from None
+FAMILY = WordFamily(NAME, SAMPLING, FORMAT, read_anole, codes_of, GEOMETRIES, random_anole, published_decoder)
+load, load_random, published = FAMILY.load, FAMILY.load_random, FAMILY.published

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     ChameleonConfig,
     ChameleonForConditionalGeneration,
@@ -17,9 +16,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from core.errors import BadModel
 from engine.families.byte_tokenizer import byte_tokenizer
-from engine.families.vqgan import make_decoder
+from engine.families.random_weights import build, seeded
+from engine.families.vqgan import Vqgan
+from engine.families.word_family import WordModel
 
 CONTROL = ("<pad>", "<s>", "</s>", "<image>", "<racm3:break>", "<eoss>", "<reserved08706>")
 # Of the configuration of facebook/chameleon-7b: arguments of the two parts, beside what transformers takes for granted.
@@ -27,21 +27,22 @@ GEOMETRIES: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {"anole-
 
 
 def random_anole(
-    name: str, device: torch.device, dtype: torch.dtype
-) -> tuple[ChameleonForConditionalGeneration, nn.Module, PreTrainedTokenizerFast]:
-    """Build "random:anole-7b": the model and its image decoder on the device, and a tokenizer. Raises BadModel."""
-    if (geometry := GEOMETRIES.get(name.rpartition(":")[2])) is None:
-        raise BadModel(f"{name}: there are {', '.join(GEOMETRIES)}")
+    geometry: tuple[Mapping[str, Any], Mapping[str, Any]], device: torch.device, dtype: torch.dtype
+) -> WordModel:
+    """Build the model and its image decoder on the device, and a tokenizer."""
     text, vq = geometry
     codes = ChameleonVQVAEConfig(**vq).num_embeddings
     tokenizer = byte_tokenizer([*CONTROL, *map(letters, range(codes))], "<pad>")
-    with torch.random.fork_rng(), device:
-        torch.manual_seed(0)
-        model = ChameleonForConditionalGeneration._from_config(  # type: ignore[no-untyped-call]
-            anole_config(tokenizer, text, vq), dtype=dtype
-        )
-        decoder = make_decoder(model.config.vq_config).to(device=device, dtype=dtype)
-    return model, decoder, tokenizer
+    with seeded(device):
+        model = build(ChameleonForConditionalGeneration, anole_config(tokenizer, text, vq), dtype)
+        vqgan = Vqgan.random(model.model.vqmodel)
+    unmask(model)
+    return WordModel(model, tokenizer, vqgan)
+
+
+def unmask(model: ChameleonForConditionalGeneration) -> None:
+    """Let transformers' `generate` write image words, which it forbids as a Chameleon does."""
+    model.model.vocabulary_mapping.__dict__["image_tokens"] = []
 
 
 def anole_config(tokenizer: PreTrainedTokenizerFast, text: Mapping[str, Any], vq: Mapping[str, Any]) -> ChameleonConfig:

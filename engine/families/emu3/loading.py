@@ -6,7 +6,6 @@ Knows transformers' classes. Knows nothing of names and hubs.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,18 +15,19 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoTokenizer, Emu3Config, Emu3ForConditionalGeneration, Emu3TextConfig
+from transformers import AutoTokenizer, Emu3Config, Emu3ForConditionalGeneration, Emu3TextConfig, Emu3VQVAE
 
 from core.errors import BadModel
 from engine.families.backbones import read_backbone
 from engine.families.checkpoints import from_folder, read_option
-from engine.families.code_rows import image_head, text_head
+from engine.families.code_rows import image_head, named_codes, text_head
 from engine.families.code_words import CodeWords
 from engine.families.emu3.picture import decode_one, encode_one
-from engine.families.emu3.random_model import GEOMETRIES, random_emu3
+from engine.families.emu3.random_model import GEOMETRIES, random_emu3, visual_token
 from engine.families.facts import Name, facts_of, kv_row
 from engine.families.fast_norms import use_fast_norms
 from engine.families.format_chat import Format, FormatChat
+from engine.families.random_weights import geometry_of
 from engine.instructions import Instructions, SamplingDefaults, general_chat, read_instructions
 from engine.runner.script import Script
 from engine.unified.parts import Language, Parts
@@ -64,7 +64,7 @@ def load(name: str, folder: Path, model_hash: str, device: torch.device, dtype: 
     size = read_option(folder, "image_size", IMAGE_SIZE)
     reader = folder / READER
     reads = from_folder(Emu3ForConditionalGeneration, reader, device, dtype) if reader.is_dir() else None
-    return emu3_parts(draws, reads, tokenizer, size, read_instructions(folder, SAMPLING), name, model_hash)
+    return emu3_parts(draws, reads, tokenizer, size, read_instructions(folder, SAMPLING), Name(NAME, name, model_hash))
 
 
 def kv_numbers(folder: Path) -> int:
@@ -77,20 +77,21 @@ def kv_numbers(folder: Path) -> int:
 
 def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
     """Make parts with random weights, as "random:emu3". Raises BadModel for an unknown geometry."""
-    model, tokenizer = random_emu3(name, device, dtype)
-    model_hash = hashlib.sha256(f"{name} {device.type} {dtype}".encode()).hexdigest()
-    return emu3_parts(model, None, tokenizer, IMAGE_SIZE, general_chat(SAMPLING), name, model_hash)
+    geometry = geometry_of(GEOMETRIES, name)
+    model, tokenizer = random_emu3(geometry, device, dtype)
+    random = Name.of_random(NAME, name, device, dtype, geometry, [model])
+    return emu3_parts(model, None, tokenizer, IMAGE_SIZE, general_chat(SAMPLING), random)
 
 
 def published(name: str, folder: Path | None, device: torch.device, dtype: torch.dtype) -> Published:
     """Make the model of transformers that draws, from its folder or with random weights. Raises BadModel."""
     if folder is None:
-        (model, tokenizer), size = random_emu3(name, device, dtype), IMAGE_SIZE
+        (model, tokenizer), size = random_emu3(geometry_of(GEOMETRIES, name), device, dtype), IMAGE_SIZE
     else:
         model = from_folder(Emu3ForConditionalGeneration, folder, device, dtype)
         tokenizer, size = from_folder(AutoTokenizer, folder), read_option(folder, "image_size", IMAGE_SIZE)
     vq, ids = model.train(False).model.vqmodel, model.config.vocabulary_map or {}
-    side, codes = size // vq.spatial_scale_factor, _codes(ids, vq.config.codebook_size, name)
+    side, codes = size // vq.spatial_scale_factor, _codes(ids, vq, name)
     chat = FormatChat(tokenizer, _format(side), side * (side + 1), LONGEST_PROMPT)
     words = CodeWords(model, chat, codes, Script.lines(side, side), [ids[EOL]])
 
@@ -110,8 +111,7 @@ def emu3_parts(
     tokenizer: Any,  # noqa: ANN401
     size: int,
     instructions: Instructions,
-    model_id: str,
-    model_hash: str,
+    name: Name,
 ) -> Parts:
     """Make the parts of one model that draws and one that reads. size: pixels of an image. Raises BadModel."""
     for model in (draws, reads):
@@ -121,12 +121,11 @@ def emu3_parts(
     ids: Mapping[str, int] = draws.config.vocabulary_map or {}
     factor = vq.spatial_scale_factor
     if size % factor:
-        raise BadModel(f"{model_id}: image_size {size} is not a multiple of {factor}")
+        raise BadModel(f"{name.model_id}: image_size {size} is not a multiple of {factor}")
     side = size // factor
-    script, codes = Script.lines(side, side), _codes(ids, vq.config.codebook_size, model_id)
+    script, codes = Script.lines(side, side), _codes(ids, vq, name.model_id)
     assert isinstance(config, Emu3TextConfig)
-    room, name = config.max_position_embeddings - script.steps, Name(NAME, model_id, model_hash)
-    table = vq.quantize.embedding.weight
+    room, table = config.max_position_embeddings - script.steps, vq.quantize.embedding.weight
     facts = facts_of(name, side, size, table, config.hidden_size, room, instructions, draws.dtype)
     facts = replace(facts, rewrites=reads is not None)  # the one that draws was trained to do nothing else
     use_fast_norms(vq.decoder)
@@ -174,9 +173,6 @@ def _format(side: int) -> Format:
     )
 
 
-def _codes(ids: Mapping[str, int], count: int, model_id: str) -> list[int]:
-    """The words of the codes, by the name of each: their order is the checkpoint's own."""
-    try:
-        return [ids[f"<|visual token {number:06d}|>"] for number in range(count)]
-    except KeyError as missing:
-        raise BadModel(f"{model_id}: its vocabulary_map lacks {missing}") from None
+def _codes(ids: Mapping[str, int], vq: Emu3VQVAE, model_id: str) -> list[int]:
+    """The words of the codes, by the name of each. Raises BadModel."""
+    return named_codes(ids, map(visual_token, range(vq.config.codebook_size)), model_id)

@@ -17,8 +17,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from core.errors import BadModel
 from engine.families.byte_tokenizer import byte_tokenizer
+from engine.families.random_weights import build, seeded
 
 PAD = "<|endoftext|>"
 CONTROL = (
@@ -31,19 +31,14 @@ GEOMETRIES: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {"emu3":
 
 
 def random_emu3(
-    name: str, device: torch.device, dtype: torch.dtype
+    geometry: tuple[Mapping[str, Any], Mapping[str, Any]], device: torch.device, dtype: torch.dtype
 ) -> tuple[Emu3ForConditionalGeneration, PreTrainedTokenizerFast]:
-    """Build "random:emu3": the model on its device, and its tokenizer. Raises BadModel for another name."""
-    if (geometry := GEOMETRIES.get(name.rpartition(":")[2])) is None:
-        raise BadModel(f"{name}: there are {', '.join(GEOMETRIES)}")
+    """Build the model on the device, and its tokenizer."""
     text, vq = geometry
     codes = Emu3VQVAEConfig(**vq).codebook_size
-    tokenizer = byte_tokenizer([*CONTROL, *(f"<|visual token {number:06d}|>" for number in range(codes))], PAD)
-    with torch.random.fork_rng(), device:
-        torch.manual_seed(0)
-        model = Emu3ForConditionalGeneration._from_config(  # type: ignore[no-untyped-call]
-            emu3_config(tokenizer, text, vq), dtype=dtype
-        )
+    tokenizer = byte_tokenizer([*CONTROL, *map(visual_token, range(codes))], PAD)
+    with seeded(device):
+        model = build(Emu3ForConditionalGeneration, emu3_config(tokenizer, text, vq), dtype)
     return model, tokenizer
 
 
@@ -62,3 +57,8 @@ def emu3_config(tokenizer: PreTrainedTokenizerFast, text: Mapping[str, Any], vq:
         ),
         vocabulary_map={name: vocabulary[name] for name in names},
     )
+
+
+def visual_token(number: int) -> str:
+    """The word of a code."""
+    return f"<|visual token {number:06d}|>"

@@ -18,13 +18,14 @@ from transformers import JanusConfig, JanusForConditionalGeneration, JanusProces
 from core.errors import BadModel
 from engine.families.backbones import read_backbone
 from engine.families.checkpoints import from_folder
-from engine.families.facts import kv_row
+from engine.families.facts import Name, kv_row
 from engine.families.fast_norms import use_fast_norms
 from engine.families.janus.pixels import decode_one, encode_one
 from engine.families.janus.prompting import JanusChat
 from engine.families.janus.published import published_janus
 from engine.families.janus.random_model import GEOMETRIES, random_janus
 from engine.families.janus.sight import Sight
+from engine.families.random_weights import geometry_of
 from engine.instructions import Instructions, general_chat, read_instructions
 from engine.model import ModelFacts
 from engine.runner.image_lm import ImageHead
@@ -67,14 +68,19 @@ def kv_numbers(folder: Path) -> int:
 
 def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
     """Make parts with random weights, as "random:janus-pro-1b". Raises BadModel for an unknown geometry."""
-    model, processor, model_hash = random_janus(name, device, dtype)
-    return janus_parts(model, processor, general_chat(), name, model_hash)
+    geometry = geometry_of(GEOMETRIES, name)
+    model, processor = random_janus(geometry, device, dtype)
+    random = Name.of_random(NAME, name, device, dtype, geometry, [model])
+    return janus_parts(model, processor, general_chat(), name, random.model_hash)
 
 
 def published(name: str, folder: Path | None, device: torch.device, dtype: torch.dtype) -> Published:
     """Make the model of transformers, from its folder or with random weights. Raises BadModel."""
-    model, processor = random_janus(name, device, dtype)[:2] if folder is None else load_janus(folder, device, dtype)
-    return published_janus(model, processor, transformers.__version__)
+    if folder is None:
+        both = random_janus(geometry_of(GEOMETRIES, name), device, dtype)
+    else:
+        both = load_janus(folder, device, dtype)
+    return published_janus(*both, transformers.__version__)
 
 
 def janus_parts(

@@ -5,7 +5,6 @@ It draws noise, at the cost of the real model. Its tokenizer is byte-level, with
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from core.errors import BadModel
+from engine.families.random_weights import build, seeded
 
 _PAD, _BOS, _EOS, _USER, _ASSISTANT = "<pad>", "<bos>", "<eos>", "<|User|>", "<|Assistant|>"
 _BEGIN = "<begin_of_image>"
@@ -53,25 +52,15 @@ GEOMETRIES = {"janus-pro-1b": Geometry(2048, 24, 16, 5632), "janus-pro-7b": Geom
 
 
 def random_janus(
-    name: str, device: torch.device, dtype: torch.dtype
-) -> tuple[JanusForConditionalGeneration, JanusProcessor, str]:
-    """Build "random:janus-pro-1b" or "random:janus-pro-7b": the model on its device, its processor and a hash.
-
-    The weights are a function of the name, the device's kind and the dtype. Raises BadModel for another name.
-    """
-    geometry = GEOMETRIES.get(name.rpartition(":")[2])
-    if geometry is None:
-        raise BadModel(f"{name}: there are {', '.join(GEOMETRIES)}")
+    geometry: Geometry, device: torch.device, dtype: torch.dtype
+) -> tuple[JanusForConditionalGeneration, JanusProcessor]:
+    """Build the model on its device, and its processor."""
     processor = _processor()
-    with torch.random.fork_rng(), device:
-        torch.manual_seed(0)
-        model = JanusForConditionalGeneration._from_config(  # type: ignore[no-untyped-call]
-            janus_config(geometry, processor), dtype=dtype
-        )
+    with seeded(device):
+        model = build(JanusForConditionalGeneration, janus_config(geometry, processor), dtype)
     # Read by transformers' own `generate`, the baseline of the benchmarks.
     model.generation_config.generation_kwargs = {"boi_token_id": processor.tokenizer.convert_tokens_to_ids(_BEGIN)}
-    model_hash = hashlib.sha256(f"{name} {device.type} {dtype}".encode()).hexdigest()
-    return model, processor, model_hash
+    return model, processor
 
 
 def janus_config(geometry: Geometry, processor: JanusProcessor) -> JanusConfig:

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import ChameleonVQVAEConfig, GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
-from core.errors import BadModel
 from engine.families.byte_tokenizer import byte_tokenizer
-from engine.families.vqgan import make_decoder
+from engine.families.random_weights import build, seeded
+from engine.families.vqgan import Vqgan
+from engine.families.word_family import WordModel
 
 CONTROL = (
     *("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"),
@@ -28,23 +28,15 @@ GEOMETRIES: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
 
 
 def random_liquid(
-    name: str, device: torch.device, dtype: torch.dtype
-) -> tuple[GemmaForCausalLM, ChameleonVQVAE, nn.Module, PreTrainedTokenizerFast]:
-    """Build "random:liquid-7b": the model, its VQ model and image decoder on the device, and a tokenizer.
-
-    Raises BadModel for another name.
-    """
-    if (geometry := GEOMETRIES.get(name.rpartition(":")[2])) is None:
-        raise BadModel(f"{name}: there are {', '.join(GEOMETRIES)}")
+    geometry: tuple[Mapping[str, Any], Mapping[str, Any]], device: torch.device, dtype: torch.dtype
+) -> WordModel:
+    """Build the model, its VQ model and image decoder on the device, and a tokenizer."""
     text, vq = geometry
     tokenizer = byte_tokenizer(CONTROL, "<pad>")
-    with torch.random.fork_rng(), device:
-        torch.manual_seed(0)
-        config = liquid_config(tokenizer, text)
-        model = GemmaForCausalLM._from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
-        picture = ChameleonVQVAE._from_config(ChameleonVQVAEConfig(**vq), dtype=dtype)  # type: ignore[no-untyped-call]
-        decoder = make_decoder(picture.config).to(device=device, dtype=dtype)
-    return model, picture, decoder, tokenizer
+    with seeded(device):
+        model = build(GemmaForCausalLM, liquid_config(tokenizer, text), dtype)
+        vqgan = Vqgan.random(build(ChameleonVQVAE, ChameleonVQVAEConfig(**vq), dtype))
+    return WordModel(model, tokenizer, vqgan)
 
 
 def liquid_config(tokenizer: PreTrainedTokenizerFast, text: Mapping[str, Any]) -> GemmaConfig:

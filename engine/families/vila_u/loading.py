@@ -5,7 +5,6 @@ Knows transformers' classes. Knows nothing of names and hubs.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from engine.families.code_rows import text_head
 from engine.families.facts import Name, facts_of, kv_row
 from engine.families.fast_norms import use_fast_norms
 from engine.families.format_chat import Format, FormatChat
+from engine.families.random_weights import geometry_of
 from engine.families.vila_u.depth_head import DepthTransformer
 from engine.families.vila_u.published import published_vila_u
 from engine.families.vila_u.random_model import GEOMETRIES, random_vila_u
@@ -73,7 +73,9 @@ def load(name: str, folder: Path, model_hash: str, device: torch.device, dtype: 
         projector = _load_projector(folder / PROJECTOR)
     model = from_folder(LlamaForCausalLM, folder / LLM, device, dtype)
     instructions = read_instructions(folder, SAMPLING)
-    return vila_u_parts(model, tower.to(device, dtype), projector, tokenizer, instructions, name, model_hash)
+    return vila_u_parts(
+        model, tower.to(device, dtype), projector, tokenizer, instructions, Name(NAME, name, model_hash)
+    )
 
 
 def kv_numbers(folder: Path) -> int:
@@ -84,9 +86,10 @@ def kv_numbers(folder: Path) -> int:
 
 def load_random(name: str, device: torch.device, dtype: torch.dtype) -> Parts:
     """Make parts with random weights, as "random:vila-u-7b". Raises BadModel for an unknown geometry."""
-    model, tower, projector, tokenizer = random_vila_u(name, device, dtype)
-    model_hash = hashlib.sha256(f"{name} {device.type} {dtype}".encode()).hexdigest()
-    return vila_u_parts(model, tower, projector, tokenizer, general_chat(SAMPLING), name, model_hash)
+    geometry = geometry_of(GEOMETRIES, name)
+    model, tower, projector, tokenizer = random_vila_u(geometry, device, dtype)
+    random = Name.of_random(NAME, name, device, dtype, geometry, [model, *tower.parts, *projector])
+    return vila_u_parts(model, tower, projector, tokenizer, general_chat(SAMPLING), random)
 
 
 def published(name: str, folder: Path | None, device: torch.device, dtype: torch.dtype) -> Published | None:
@@ -109,18 +112,17 @@ def vila_u_parts(
     projector: Sequence[nn.Linear],
     tokenizer: Any,  # noqa: ANN401
     instructions: Instructions,
-    model_id: str,
-    model_hash: str,
+    name: Name,
 ) -> Parts:
     """Make the parts of a model, its tower, projector and tokenizer. Raises BadModel."""
     model.train(False).requires_grad_(False)
     config, vq, weight = model.config, tower.vq, model.lm_head.weight
     marks = tokenizer.convert_tokens_to_ids(list(MARKS))
     if marks != [config.vocab_size - 4 + number for number in range(4)]:
-        raise BadModel(f"{model_id}: {', '.join(MARKS)} are not the last words of its {config.vocab_size}, but {marks}")
+        last = f"the last words of its {config.vocab_size}"
+        raise BadModel(f"{name.model_id}: {', '.join(MARKS)} are not {last}, but {marks}")
     script, longest = Script.deep(tower.side**2, vq.depth), config.max_position_embeddings
-    name, room = Name(NAME, model_id, model_hash), longest - script.steps
-    sizes = tower.side, tower.size, vq.table, config.hidden_size, room
+    sizes = tower.side, tower.size, vq.table, config.hidden_size, longest - script.steps
     facts = facts_of(name, *sizes, instructions, model.dtype)
     facts = replace(facts, depth=vq.depth, feature_dim=tower.modules.in_mlp_1.out_features)
     use_fast_norms(vq.decoder)

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, SiglipVisionConfig
 
-from core.errors import BadModel
 from engine.families.byte_tokenizer import byte_tokenizer
+from engine.families.random_weights import build, seeded
 from engine.families.vila_u.tokenizer import MARKS
 from engine.families.vila_u.tower import Tower, make_tower
 
@@ -72,16 +72,12 @@ GEOMETRIES: Mapping[str, Geometry] = {
 
 
 def random_vila_u(
-    name: str, device: torch.device, dtype: torch.dtype
+    geometry: Geometry, device: torch.device, dtype: torch.dtype
 ) -> tuple[LlamaForCausalLM, Tower, Sequence[nn.Linear], PreTrainedTokenizerFast]:
-    """Build "random:vila-u-7b": model, tower and projector on the device, and a tokenizer. Raises BadModel."""
-    if (geometry := GEOMETRIES.get(name.rpartition(":")[2])) is None:
-        raise BadModel(f"{name}: there are {', '.join(GEOMETRIES)}")
+    """Build model, tower and projector on the device, and a tokenizer."""
     tokenizer = vila_u_tokenizer(geometry.text["vocab_size"])
-    with torch.random.fork_rng(), device:
-        torch.manual_seed(0)
-        config = vila_u_config(tokenizer, geometry.text)
-        model = LlamaForCausalLM._from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    with seeded(device):
+        model = build(LlamaForCausalLM, vila_u_config(tokenizer, geometry.text), dtype)
         tower = make_tower(geometry.tower, SiglipVisionConfig(**geometry.siglip, vision_use_head=False))
         tower.vq.table.normal_()
         width, hidden = tower.vq.table.shape[1], model.config.hidden_size

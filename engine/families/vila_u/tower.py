@@ -37,9 +37,14 @@ class Tower:
     side: int
     size: int
 
+    @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """All of its modules."""
+        return self.vq.eyes, self.vq.post_quant_conv, self.vq.decoder, self.modules
+
     def to(self, device: torch.device, dtype: torch.dtype) -> Tower:
         """Return the tower on a device and in a dtype; its table stays as exact as it is, since codes depend on it."""
-        for module in (self.vq.eyes, self.vq.post_quant_conv, self.vq.decoder, self.modules):
+        for module in self.parts:
             nn.Module.to(module, device=device, dtype=dtype).train(False).requires_grad_(False)
         vq = self.vq
         moved = ResidualVq(vq.eyes, vq.table.to(device).float(), vq.depth, vq.post_quant_conv, vq.decoder, vq.latent)
@@ -66,7 +71,7 @@ def load_tower(folder: Path) -> Tower:
     load_strictly(tower.vq.decoder, decoder, folder, "image decoder")
     load_strictly(tower.modules, files[HEAD], folder, "depth transformer")
     tower.vq.table.copy_(_shared_table(folder, files[PREFIXES[1]], tower.vq.table))
-    for module in (tower.vq.eyes, tower.vq.post_quant_conv, tower.vq.decoder, tower.modules):
+    for module in tower.parts:
         check_weights(folder, module)
     return tower
 
