@@ -24,8 +24,8 @@ from engine.unified.served_model import ServedModel
 from engine.weights.files import check_folder, read_config, weight_files
 from engine.weights.hashes import hash_weights
 from engine.weights.memory import Footprint, footprint
-from engine.weights.names import EMBEDDED, PREFIX, Repository, cached, locate
-from engine.weights.outline import outline
+from engine.weights.names import EMBEDDED, PREFIX, Repository, cached, is_cached, locate
+from engine.weights.outline import add_headers, outline
 
 __all__ = ["EMBEDDED", "PREFIX", "hash_weights"]
 
@@ -50,8 +50,8 @@ def load_model(name: str, device: str, dtype: str, hashes: Path | None = None) -
 
     hashes: the file that remembers the hashes of weights, if any.
     device: "cpu", "cuda", "cuda:N" or "auto" (a GPU if there is one); dtype: "float32", "bfloat16", "float16" or
-    "auto" (float32 on the CPU, bfloat16 on a GPU). Raises BadModel, before weights are read where there is too little
-    memory for them and an image.
+    "auto" (float32 on the CPU, bfloat16 on a GPU). Raises BadModel, before weights are downloaded or read where there
+    is too little memory for them and an image.
     """
     return ServedModel(load_parts(name, device, dtype, hashes))
 
@@ -64,6 +64,9 @@ def load_parts(name: str, device: str, dtype: str, hashes: Path | None = None) -
     target, kind = _target(device, dtype)
     if name.startswith(PREFIX):
         return _random_family(name).load_random(name, target, kind)
+    repository = Repository.of(name)
+    if repository is not None and not is_cached(repository):
+        _check_on_hub(name, repository, device, dtype)
     located = locate(name)
     folder, family = located.folder, find_family(located.folder)
     check_folder(folder, family.FOLDERS)
@@ -126,21 +129,33 @@ def check_model(name: str, device: str = "auto", dtype: str = "auto") -> str:
 
     Arguments as load_model takes them. Raises BadModel for what cannot be loaded.
 
-    Of a repository of the hub its configuration and the names and sizes of its files are checked; where the hub does
-    not answer, what was downloaded.
+    Of a repository of the hub its configuration and the names, sizes and headers of its files are checked; where the
+    hub does not answer, what was downloaded.
     """
     if name.startswith(PREFIX):
         return "random weights"
     repository = Repository.of(name)
     if repository is None:
         return _described(name, find_model(name), device, dtype)
+    on_hub = _check_on_hub(name, repository, device, dtype)
+    return on_hub or f"{_described(name, cached(repository), device, dtype)}; downloaded"
+
+
+def _check_on_hub(name: str, repository: Repository, device: str, dtype: str) -> str | None:
+    """Say what would be downloaded and loaded; None where the hub does not answer. Raises BadModel."""
     with TemporaryDirectory() as place:
-        if outline(repository, folder := Path(place)):
-            try:
-                return f"{_outlined(name, folder)} on the model hub"
-            except BadModel as error:
-                raise BadModel(str(error).replace(place, name)) from error
-    return f"{_described(name, cached(repository), device, dtype)}, downloaded"
+        folder = Path(place)
+        if (pinned := outline(repository, folder)) is None:
+            return None
+        try:
+            family = find_family(folder)
+            check_folder(folder, family.FOLDERS, whole=False)
+            files = weight_files(folder, family.FOLDERS)
+            add_headers(pinned, folder, files)
+            size = sum(file.stat().st_size for file in files) / 2**20
+            return f"{_described(name, folder, device, dtype)}; {size:,.0f} MiB on the model hub"
+        except BadModel as error:
+            raise BadModel(str(error).replace(place, name)) from error
 
 
 def _described(name: str, folder: Path, device: str, dtype: str) -> str:
@@ -151,14 +166,6 @@ def _described(name: str, folder: Path, device: str, dtype: str) -> str:
 
 def _footprint(family: Family, folder: Path, device: torch.device, dtype: torch.dtype) -> Footprint:
     return footprint(folder, family.FOLDERS, family.kv_numbers(folder), device, dtype)
-
-
-def _outlined(name: str, folder: Path) -> str:
-    """In a few words what a repository holds, by an outline, whose files have no headers."""
-    family = find_family(folder)
-    check_folder(folder, family.FOLDERS, whole=False)
-    size = sum(file.stat().st_size for file in weight_files(folder, family.FOLDERS)) / 2**20
-    return f"{name}, {family.NAME}, {size:.0f} MiB of weights"
 
 
 def has_beside(name: str, folder: str) -> bool:

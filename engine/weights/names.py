@@ -82,6 +82,15 @@ def cached(repository: Repository) -> Path:
         ) from error
 
 
+def is_cached(repository: Repository) -> bool:
+    """Whether something of a repository was downloaded."""
+    try:
+        cached(repository)
+    except BadModel:
+        return False
+    return True
+
+
 def _snapshot(repository: Repository, local_files_only: bool = False) -> Path:
     return Path(
         snapshot_download(

@@ -123,15 +123,26 @@ def test_a_repository_is_checked_before_it_is_downloaded(
     site["owner/tiny"] = site["new/tiny"] = files
     site["new/pickled"] = {file: body for file, body in files.items() if file != name} | {"pytorch_model.bin": b"x"}
     site["new/part"] = site["new/pickled"] | {shard: b"x", "model.safetensors.index.json": index}
+    site["new/cut"] = files | {name: files[name][:-1000]}
+    site["new/text"] = files | {name: b"no weights, but a text that is long enough"}
     site["new/else"] = {"config.json": b'{"model_type": "none"}', name: b"x"}
     assert "not downloaded yet" in str(refusal("new/tiny")) and "downloaded" in check_model("owner/tiny")  # no network
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    assert check_model("new/tiny@main").startswith("new/tiny@main, janus, 1 MiB of weights on the model hub")
+    on_hub, on_disk = check_model("new/tiny@main"), check_model(str(downloaded))
+    assert on_hub.startswith("new/tiny@main, janus: 0.00 GiB of weights as float32, ")
+    assert on_hub.split(": ")[1].split(";")[0] == on_disk.split(": ")[1].split(";")[0]
+    assert on_hub.endswith("; 1 MiB on the model hub")
     assert refusal("new/pickled").startswith("new/pickled: holds pytorch_model.bin")
     assert "new/part: lacks model-00002-of-00002.safetensors" in refusal("new/part")
     assert "new/else: is a 'none' model" in refusal("new/else")
-    assert "new/none: the model hub does not give it" in refusal("new/none")
-    assert "new/tiny@v2: the model hub does not give it" in refusal("new/tiny@v2")
+    assert "new/none: no such folder, and the model hub does not give it" in refusal("new/none")
+    assert "new/tiny@v2: no such folder, and the model hub does not give it" in refusal("new/tiny@v2")
+    assert refusal("new/cut").startswith("new/cut/model.safetensors: is cut off: it has")
+    assert refusal("new/text").startswith("new/text/model.safetensors: is no safetensors file")
+    monkeypatch.setattr("engine.runner.memory.available", lambda _: 2**16)
+    for use in (check_model, load_model):
+        with pytest.raises(BadModel, match=r"new/tiny: .* must be free on the machine, and 0.00 GiB are"):
+            use("new/tiny", "cpu", "float32")
     assert not (tmp_path / "hub" / "models--new--tiny").exists()
 
 
