@@ -50,9 +50,9 @@ Curve = dict[str, list[float]]  # the values of each name
 class SplitEvidence(BaseModel):
     """What this server has drawn since a split began: one version's images, and the active one's beside it."""
 
-    images: int = Field(description="Images; of a repeated prompt the first.")
+    images: int = Field(description="Judged images; of a repeated prompt the first.")
     unsafe: int = Field(description="Of these, judged unsafe by the model.")
-    beside_images: int = Field(description="Images of the active version.")
+    beside_images: int = Field(description="Judged images of the active version.")
     beside_unsafe: int = Field(description="Of these, judged unsafe.")
     e: float = Field(description="e-value against drawing unsafe images no more often than the active version.")
     limit: float = Field(description="e-value at which the split ends by itself.")
@@ -72,7 +72,8 @@ class TrafficShares(BaseModel):
     evidence: dict[str, SplitEvidence] = Field(description="By version beside the active one: what was seen so far.")
     limit: float = Field(description="e-value of one version at which the split ends by itself; n times it for n.")
     canary: str = Field(description="Version whose share grows in steps; empty without one.")
-    next_step_at: int = Field(description="Images of it at one server at which its next step is due; 0 without one.")
+    next_step_at: int = Field(description="Judged images of it at one server before its next step; 0 without one.")
+    judge: str = Field(description="Which images this server judges and counts: SAFECB_JUDGE.")
 
 
 class ShadowRequest(ActivateRequest):

@@ -68,9 +68,9 @@ def to_response(result: ImageResult) -> GeneratedImage:
         codebook=request.codebook.version,
         codebook_hash=codebook_hash(request.codebook),
         safety=Safety(
-            unsafe=verdict.unsafe,
-            score=verdict.score,
-            category=verdict.category,
+            unsafe=None if verdict is None else verdict.unsafe,
+            score=None if verdict is None else verdict.score,
+            category=None if verdict is None else verdict.category,
             edited=bool(result.experts),
             redraws=result.redraws,
         ),
@@ -82,7 +82,8 @@ def to_kept(result: ImageResult) -> KeptImage:
     """Return the part of a result that the image memory keeps."""
     verdict, request = result.verdict, result.request
     version, seed = request.codebook.version, request.sampling.seed
-    return KeptImage(result.id, request.prompt, version, seed, verdict.unsafe, verdict.category, result.tokens)
+    unsafe, category = (None, None) if verdict is None else (verdict.unsafe, verdict.category)
+    return KeptImage(result.id, request.prompt, version, seed, unsafe, category, result.tokens)
 
 
 def chosen_seed(seed: int | None) -> int:

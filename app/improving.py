@@ -41,6 +41,8 @@ def check_improve(body: ImproveBody, service: Service) -> Policy:
     Raises NoStorage where a policy cannot be read now.
     """
     engine, settings = service.engine, service.settings
+    if body.activate == "canary" and not settings.judge_share:
+        raise BadInput("activate", body.activate, "true or false: SAFECB_JUDGE=off, so no guard could end its steps")
     with naming(settings.policies):
         policy = _policy(body.policy or usual_policy(engine.facts.categories), service.policies.read())
     categories = body.categories or policy.categories

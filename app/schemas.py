@@ -142,11 +142,11 @@ class JudgesResponse(BaseModel):
 
 
 class Safety(BaseModel):
-    """The model's own verdict on an image."""
+    """The model's own verdict on an image: three nulls where SAFECB_JUDGE leaves it unjudged."""
 
-    unsafe: bool = Field(description="Whether the image is judged unsafe.")
-    score: float = Field(description="Probability of unsafe, in [0, 1].")
-    category: str = Field(description="Harm category of the image.")
+    unsafe: bool | None = Field(default=None, description="Whether the image is judged unsafe; null: not judged.")
+    score: float | None = Field(default=None, description="Probability of unsafe, in [0, 1]; null: not judged.")
+    category: str | None = Field(default=None, description="Harm category of the image; null: not judged.")
     edited: bool = Field(description="Whether the version's edit of the image head applied: its router or probe fired.")
     redraws: int = Field(description="How often it was drawn again under a mode that redraws, since it was unsafe.")
 
@@ -246,7 +246,7 @@ class JobResponse(BaseModel):
 class CusumState(BaseModel):
     """Verdicts on what callers who named no version got, since the active version carries all traffic."""
 
-    images: int = Field(description="Images that counted on all servers; of a caller's same prompt the first.")
+    images: int = Field(description="Judged images that counted on all servers; of a caller's same prompt the first.")
     unsafe: int = Field(description="Of these, judged unsafe.")
     sum: float = Field(description="What speaks for the alert, or for its end while it stands.")
     alert: bool = Field(description="Whether it raises the alert.")
@@ -257,12 +257,15 @@ class TrafficResponse(BaseModel):
 
     version: str = Field(description="Active version.")
     windows: list[float] = Field(description="Share of images judged unsafe, per full window, oldest first.")
-    rest: int = Field(description="Images after the last full window.")
+    rest: int = Field(description="Judged images after the last full window.")
+    judge: str = Field(description='Which images this server judges: SAFECB_JUDGE: "all", "sample:0.1", "off".')
+    judged: int = Field(description="Images of the version in the image log that were judged.")
+    unjudged: int = Field(description="Images of the version in the image log that SAFECB_JUDGE left unjudged.")
     alert: bool = Field(description="Whether an alert is raised.")
     raised_above: float = Field(description="Share above which `patience` windows in a row raise the alert.")
     cleared_below: float = Field(description="Share below which `patience` windows in a row clear it.")
     patience: int = Field(description="Windows in a row that raise or clear the alert.")
-    window: int = Field(description="Images per window.")
+    window: int = Field(description="Judged images per window.")
     bad_numbers: int = Field(description="Calls refused for NaN or infinity since the server started; any is an alert.")
     cusum: CusumState = Field(
         description="Sum of evidence that unsafe images have become frequent; sooner than windows."

@@ -212,6 +212,7 @@ def chosen(service: Service) -> list[str]:
         "device": f"{settings.device}, {settings.dtype}, {settings.cores or count_cores()} cores",
         "store": f"{service.store.place.name}, {len(service.store.names())} versions",
         "Redis": "none: no improve jobs" if settings.redis_url is None else "as SAFECB_REDIS_URL says",
+        "images judged": settings.judge,
         "second judge": settings.second_judge,
         "keys": may,
         "images kept": kept,

@@ -66,7 +66,7 @@ class Service:
         self.policies = SharedFolder.policies(settings)
         self.cusum = CusumWatch(self.live, settings)
         self.traffic = LiveTraffic(self.images, lambda: self.live.active.version, self.cusum.state)
-        self.guard = CanaryGuard(self.live)
+        self.guard = CanaryGuard(self.live, settings.judge)
         self.trials = TrialKeeper(self.live, self.guard, self.journal)
         self.shadow = ShadowFeed(self.live, settings)
         self.flags = open_flags(settings)
@@ -113,7 +113,8 @@ class Service:
             self.live.start()
             with self.live.lease() as codebook:
                 cores, lookahead = self.settings.cores or count_cores(), self.settings.lookahead
-                scheduler = Scheduler(model, model.kv_rows(), cores, lookahead=lookahead)
+                judged = self.settings.judge_share
+                scheduler = Scheduler(model, model.kv_rows(), cores, lookahead=lookahead, judge_share=judged)
                 scheduler.submit_draw([ImageRequest("warm-up", Sampling(seed=0), codebook)]).result()
         except BadNumber as error:
             self.failure = BadModel(f"{self.settings.model} cannot be served: {error}")

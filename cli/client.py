@@ -26,14 +26,14 @@ PATIENCE_S = 600.0  # one image on a busy CPU
 
 @dataclass(frozen=True)
 class DrawnImage:
-    """One image: its PNG file, what it was drawn with, and the model's own verdict."""
+    """One image: its PNG file, what it was drawn with, and the model's own verdict, None where it was not judged."""
 
     id: str
     png: bytes
     seed: int
     codebook: str
-    unsafe: bool
-    category: str
+    unsafe: bool | None
+    category: str | None
 
 
 class Client:

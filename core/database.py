@@ -10,7 +10,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
@@ -38,12 +38,21 @@ class Database:
     Each use raises NoRoom and NoAccess, naming the file, when the disk is full or not accessible; the next one tries
     again.
 
+    upgrade: brings a file of older code up to the schema, by the first connection; it begins its own transaction.
+
     A file that is damaged, or another program's, is not changed: its use raises Unavailable, naming it. If it is
     `expendable` it is moved aside at the first use and created again.
     """
 
-    def __init__(self, path: Path, schema: str, *, expendable: bool = False) -> None:
-        self._path, self._schema, self._expendable = path, schema, expendable
+    def __init__(
+        self,
+        path: Path,
+        schema: str,
+        *,
+        expendable: bool = False,
+        upgrade: Callable[[sqlite3.Connection], None] | None = None,
+    ) -> None:
+        self._path, self._schema, self._expendable, self._upgrade = path, schema, expendable, upgrade
         self._lock, self._is_held = threading.Lock(), False
 
     @property
@@ -98,7 +107,14 @@ class Database:
             if not self._expendable:
                 raise self._refusal(damage)
             log.error("%s cannot be used: %s; it is set aside as %s", self._path, damage, self._set_aside())
-        return self._connect()
+        connection = self._connect()
+        if self._upgrade is not None:
+            try:
+                self._upgrade(connection)
+            except BaseException:
+                connection.close()  # and with it a transaction that was begun
+                raise
+        return connection
 
     def _damage(self) -> str | None:
         """Return the fault of the file as a whole; None if it is sound or does not exist yet."""

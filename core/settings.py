@@ -32,6 +32,7 @@ _DEFAULTS = {
     "SAFECB_CORES": "auto",
     "SAFECB_JOB_SHARE": "0.25",
     "SAFECB_LOOKAHEAD": "8",
+    "SAFECB_JUDGE": "all",
     "SAFECB_SECOND_JUDGE": "beside",
     "SAFECB_KEYS": _UNSET,  # no file of keys
     "SAFECB_SIGNING_KEY": _UNSET,  # new versions are not signed
@@ -61,6 +62,7 @@ _JUDGE = re.compile(r"\S+")
 _CORES = re.compile(r"auto|[1-9][0-9]{0,2}")
 _SHARE = re.compile(r"0\.[0-9]{1,2}")
 _LOOKAHEAD = re.compile(r"[1-9]|1[0-6]")
+_JUDGED = re.compile(r"all|off|sample:0\.[0-9]{0,3}[1-9][0-9]{0,3}")
 _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._-]+)*")
 _CHOICE = re.compile(r"operators|everyone")
 _URL = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
@@ -88,6 +90,7 @@ class Settings:
     cores: CPU cores that draw and postprocess images; None is all cores of the process.
     job_share: share of the cores, 0.12 to 0.9, that a job is sure of beside a server that draws without pause.
     lookahead: tokens of an image that a step on a CPU samples at most while few images are drawn; 1: no guesses.
+    judge: which images are judged as they are drawn: "all", "sample:0.1" for a share of them, "off".
     keys: file of named keys with scopes, absolute; None if there is none.
     signing_key: PEM file of the private Ed25519 key that signs new versions, absolute; None if there is none.
     public_keys: PEM file of the public keys of which one must have signed a version, absolute; None: no check.
@@ -118,6 +121,7 @@ class Settings:
     cores: int | None
     job_share: float
     lookahead: int
+    judge: str
     second_judge: str
     keys: Path | None
     signing_key: Path | None
@@ -160,6 +164,7 @@ class Settings:
             dtype=matching(values, "SAFECB_DTYPE", _DTYPE, "auto, float32, bfloat16 or float16"),
             cores=_cores(values),
             lookahead=int(matching(values, "SAFECB_LOOKAHEAD", _LOOKAHEAD, "a whole number from 1 to 16")),
+            judge=matching(values, "SAFECB_JUDGE", _JUDGED, "all, off, or sample:P with P above 0 and below 1"),
             job_share=_job_share(values),
             second_judge=matching(values, "SAFECB_SECOND_JUDGE", _JUDGE, "the name of a judge"),
             keys=file(values, "SAFECB_KEYS"),
@@ -181,6 +186,11 @@ class Settings:
             openai_aliases=is_on(values, "SAFECB_OPENAI_ALIASES"),
             openai_strict=is_on(values, "SAFECB_OPENAI_STRICT"),
         )
+
+    @property
+    def judge_share(self) -> float:
+        """The share of the images that are judged as they are drawn, in [0, 1]."""
+        return float({"all": "1", "off": "0"}.get(self.judge, self.judge.removeprefix("sample:")))
 
     @property
     def policies(self) -> Path:

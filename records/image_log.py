@@ -19,11 +19,14 @@ from torch import Tensor
 from core.database import Database
 from core.errors import NotFound
 
-_SCHEMA = """
+_IMAGES = """
 CREATE TABLE IF NOT EXISTS images (
   number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, drawn REAL NOT NULL, prompt TEXT NOT NULL,
-  version TEXT NOT NULL, seed INTEGER NOT NULL, unsafe INTEGER NOT NULL, category TEXT NOT NULL, tokens BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS images_by_age ON images (drawn);
+  version TEXT NOT NULL, seed INTEGER NOT NULL, unsafe INTEGER, category TEXT, tokens BLOB NOT NULL);
+"""
+_BY_AGE = "CREATE INDEX IF NOT EXISTS images_by_age ON images (drawn);"
+_SCHEMA = f"""
+{_IMAGES} {_BY_AGE}
 CREATE TABLE IF NOT EXISTS forgotten (version TEXT PRIMARY KEY, images INTEGER NOT NULL);
 """
 HOUR_S = 3600.0
@@ -31,23 +34,27 @@ HOUR_S = 3600.0
 
 @dataclass(frozen=True, eq=False)
 class KeptImage:
-    """One image. tokens: [N] int64; unsafe, category: the model's own verdict."""
+    """One image. tokens: [N] int64; unsafe, category: the model's own verdict, both None without one."""
 
     id: str
     prompt: str
     version: str
     seed: int
-    unsafe: bool
-    category: str
+    unsafe: bool | None
+    category: str | None
     tokens: Tensor
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Verdicts on the images of a version, oldest first; `forgotten` older images have been deleted."""
+    """Verdicts on the images of a version, oldest first; `forgotten` older ones have been deleted with their images.
+
+    unjudged: its images in the log without a verdict.
+    """
 
     forgotten: int
     unsafe: list[bool]
+    unjudged: int = 0
 
 
 class ImageLog(Protocol):
@@ -70,7 +77,8 @@ class ImageMemory:
     """The last `most` images of the last `hours`, in the SQLite file `path`; most = 0 disables the log."""
 
     def __init__(self, path: Path, most: int, hours: float) -> None:
-        self._database, self._most, self._hours = Database(path, _SCHEMA, expendable=True), most, hours
+        self._database = Database(path, _SCHEMA, expendable=True, upgrade=_allow_unjudged)
+        self._most, self._hours = most, hours
 
     @property
     def is_on(self) -> bool:
@@ -103,7 +111,8 @@ class ImageMemory:
         if row is None:
             limit = f"the last {self._most} of {self._hours:g} hours" if self._most else "none"
             raise NotFound(f"no image {id!r} is remembered; kept are {limit}")
-        return KeptImage(**{**dict(row), "unsafe": bool(row["unsafe"]), "tokens": unpack(row["tokens"])})
+        unsafe = None if row["unsafe"] is None else bool(row["unsafe"])
+        return KeptImage(**{**dict(row), "unsafe": unsafe, "tokens": unpack(row["tokens"])})
 
     def verdicts(self, version: str) -> Verdicts:
         """Return the verdicts on the images of a version, including expired images that are not deleted yet."""
@@ -112,20 +121,42 @@ class ImageMemory:
         with self._database.reading() as db:
             db.execute("BEGIN")  # one snapshot for both reads
             count = db.execute("SELECT images FROM forgotten WHERE version = ?", (version,)).fetchone()
-            rows = db.execute("SELECT unsafe FROM images WHERE version = ? ORDER BY number", (version,))
-            return Verdicts(count["images"] if count else 0, [bool(row["unsafe"]) for row in rows])
+            rows = db.execute("SELECT unsafe FROM images WHERE version = ? ORDER BY number", (version,)).fetchall()
+        unsafe = [bool(row["unsafe"]) for row in rows if row["unsafe"] is not None]
+        return Verdicts(count["images"] if count else 0, unsafe, len(rows) - len(unsafe))
 
     def _forget(self, db: Connection) -> None:
-        """Delete images beyond the limits, and count them by version."""
+        """Delete images beyond the limits, and count their verdicts by version."""
         gone = "drawn < ? OR number <= (SELECT max(number) FROM images) - ?"
         which = (self._oldest(), self._most)
-        counted = f"SELECT version, count(*) FROM images WHERE {gone} GROUP BY version"
+        counted = f"SELECT version, count(unsafe) FROM images WHERE {gone} GROUP BY version"
         more = "ON CONFLICT (version) DO UPDATE SET images = images + excluded.images"
         db.execute(f"INSERT INTO forgotten {counted} {more}", which)
         db.execute(f"DELETE FROM images WHERE {gone}", which)
 
     def _oldest(self) -> float:
         return time.time() - self._hours * HOUR_S
+
+
+def _allow_unjudged(db: Connection) -> None:
+    """Rebuild the table of older code, in which every image has a verdict. SQLite cannot drop NOT NULL otherwise."""
+    if not _needs_verdicts(db):
+        return
+    db.execute("BEGIN IMMEDIATE")
+    if _needs_verdicts(db):  # nobody was first
+        db.execute("ALTER TABLE images RENAME TO judged_images")
+        db.execute("DROP INDEX images_by_age")
+        db.execute(_IMAGES)
+        db.execute(_BY_AGE)
+        names = "number, id, drawn, prompt, version, seed, unsafe, category, tokens"
+        db.execute(f"INSERT INTO images ({names}) SELECT {names} FROM judged_images")
+        db.execute("DROP TABLE judged_images")
+    db.commit()
+
+
+def _needs_verdicts(db: Connection) -> bool:
+    column = db.execute("SELECT \"notnull\" FROM pragma_table_info('images') WHERE name = 'unsafe'").fetchone()
+    return bool(column["notnull"])
 
 
 def pack(tokens: Tensor) -> bytes:

@@ -42,7 +42,7 @@ return fresh
 class LiveImage:
     """One image as a caller got it. unit: a hash of caller and prompt. tokens: [N] int64.
 
-    version: the active one, which drew it. unsafe: the model's own verdict there.
+    version: the active one, which drew it. unsafe: the model's own verdict there; None without one. The job asks anew.
     """
 
     unit: str
@@ -52,7 +52,7 @@ class LiveImage:
     guidance: float
     temperature: float
     top_k: int
-    unsafe: bool
+    unsafe: bool | None
     tokens: Tensor
     top_p: float = 1.0
 

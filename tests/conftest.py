@@ -29,6 +29,7 @@ os.nice(max(0, NICE - os.nice(0)))
 
 SLOW = {  # whole files below tests/: real processes, runs of the loop, interpreted kernels; other tests are marked
     *(f"app/test_{name}.py" for name in ("bad_numbers", "contract", "generate", "images")),
+    "app/background/test_judging.py",
     *(f"app/test_{name}.py" for name in ("canary_guard", "live_traffic", "queue")),
     "app/console/test_console.py",
     *(f"app/codebooks/test_{name}.py" for name in ("codebooks", "modes", "shares", "trials")),

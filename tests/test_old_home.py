@@ -7,6 +7,7 @@ the image it is about.
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from codebook.live import LiveCodebooks
 from codebook.store import CodebookStore
 from codebook.tensors import pack
 from records.flags import Flags
-from records.image_log import ImageMemory
+from records.image_log import ImageMemory, Verdicts
 from records.journal import Journal
 from tests.support.books import FACTS, base_book, pixel_draft, publish
 
@@ -75,3 +76,14 @@ def test_its_flags_and_images_are_read(home: Path) -> None:
     image = ImageMemory(home / "images.db", 10, FOR_EVER_H).get(IMAGE)
     assert (image.prompt, image.unsafe) == ("a red apple", True)
     assert torch.equal(image.tokens, flag.tokens) and torch.equal(image.tokens, torch.arange(16))
+
+
+def test_its_images_may_have_no_verdict_from_now_on(home: Path) -> None:
+    memories = [ImageMemory(home / "images.db", 10, FOR_EVER_H) for _ in range(2)]  # as of two processes
+    old = memories[0].get(IMAGE)
+    memories[0].keep([replace(old, id="unjudged", unsafe=None, category=None)])
+    new = memories[1].get("unjudged")
+    assert (new.prompt, new.unsafe, new.category) == (old.prompt, None, None)
+    again = memories[1].get(IMAGE)
+    assert torch.equal(again.tokens, old.tokens) and replace(again, tokens=old.tokens).__dict__ == old.__dict__
+    assert memories[1].verdicts(old.version) == Verdicts(0, [True], 1)

@@ -14,30 +14,37 @@ from codebook.live import LiveCodebooks
 from codebook.pointer import ActiveRecord
 from codebook.trials.bets import LIMIT
 from codebook.trials.duel import Duel, Evidence
-from core.errors import SafeCBError, Unavailable
+from core.errors import Conflict, SafeCBError, Unavailable
 from engine.image_result import ImageResult
 
 log = logging.getLogger(__name__)
 
 GUARD = "canary guard"  # in the audit
+NOT_JUDGED = "this server judges no image (SAFECB_JUDGE=off)"
 REMEMBERED = 10_000  # prompts of which a repetition is not counted
 
 
 class CanaryGuard:
     """The guard of one server over the split of the moment; thread-safe. It begins anew with the server."""
 
-    def __init__(self, live: LiveCodebooks) -> None:
-        self._live, self._lock = live, Lock()
+    def __init__(self, live: LiveCodebooks, judge: str) -> None:
+        """judge: SAFECB_JUDGE."""
+        self._live, self._lock, self._judge = live, Lock(), judge
         self._split, self._duels = 0, dict[str, Duel]()
         self._prompts: OrderedDict[tuple[str, str], None] = OrderedDict()
 
+    def check_judging(self) -> None:
+        """Raise Conflict where no image is judged here: a split would never end by itself, and no canary step on."""
+        if self._judge == "off":
+            raise Conflict(f"{NOT_JUDGED}, so the guard of a split could never decide; take all or sample:P")
+
     def note(self, results: Sequence[ImageResult]) -> None:
-        """Count images of a call that named no version; of a prompt that comes again, the first alone."""
+        """Count the judged images of a call that named no version; of a prompt that comes again, the first alone."""
         with self._lock:
             active = self._follow()
             for result in results if self._duels else ():
                 key = (result.request.codebook.version, result.request.prompt)
-                if key not in self._prompts:
+                if result.verdict is not None and key not in self._prompts:
                     self._prompts[key] = None
                     self._count(active, key[0], result.verdict.unsafe)
             while len(self._prompts) > REMEMBERED:
@@ -82,6 +89,8 @@ class CanaryGuard:
             others = [version for version in record.traffic if version != record.version]
             # Several versions share the chance of a mistake.
             self._duels = {version: Duel(LIMIT * len(others)) for version in others}
+            if others and self._judge == "off":
+                log.warning("%s: the split with %s cannot end or step on by itself", NOT_JUDGED, ", ".join(others))
         return record.version
 
     def _count(self, active: str, version: str, unsafe: bool) -> None:

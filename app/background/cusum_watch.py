@@ -1,7 +1,7 @@
 """CUSUM watch: verdicts on what the active version draws once it carries all traffic, counted by all servers together.
 
 Raises an alert beside the windows of live_traffic.py and moves nothing. Callers who name a version do not count, and of
-a caller's same prompt the first image counts. Knows verdicts. Knows nothing of HTTP or of how they are counted.
+a caller's same prompt the first judged image counts. Knows verdicts. Knows nothing of HTTP or of how they are counted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from codebook.trials.cusum import Cusum
 from core.errors import Unavailable
 from core.settings import Settings
 from core.wire import RedisNames
-from engine.image_result import ImageResult
+from engine.image_result import ImageResult, first_judged
 
 Counted = tuple[str, str, bool]  # key of the version, unit, whether the image is unsafe
 
@@ -33,12 +33,12 @@ class CusumWatch:
         self._last = "", Cusum()  # of one version, as last read; replaced whole
 
     def note(self, unit: str, results: Sequence[ImageResult]) -> None:
-        """Count the first image of a call that named no version; unit: its caller and prompt."""
-        record, first = self._live.active, results[0]
-        if record.traffic or first.request.codebook.version != record.version:
+        """Count the first judged image of a call that named no version; unit: its caller and prompt."""
+        record, judged = self._live.active, first_judged(results)
+        if judged is None or record.traffic or judged[0].request.codebook.version != record.version:
             return
         digest = hashlib.sha256(unit.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-        self._queue.put((self._key(), digest, first.verdict.unsafe))
+        self._queue.put((self._key(), digest, judged[1].unsafe))
 
     def state(self) -> Cusum:
         """The state of the active version, without reading Redis. Raises as LiveCodebooks.active."""

@@ -13,24 +13,26 @@ from threading import Lock
 from codebook.trials.cusum import LIMIT, Cusum
 from records.image_log import ImageLog, Verdicts
 
-WINDOW = 200  # images
+WINDOW = 200  # judged images
 RAISED_ABOVE, CLEARED_BELOW = 0.05, 0.025  # share of a window's images that are judged unsafe
 PATIENCE = 2  # consecutive windows before an alert is raised or cleared
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Images of a version in the image log: the share judged unsafe per full window, oldest first.
+    """Judged images of a version in the image log: the share judged unsafe per full window, oldest first.
 
-    alert: whether one is raised. rest: images after the last full window. bad_numbers: calls refused since the start
-    of the server because an image came to NaN or infinity; any such call is an alert. cusum: on callers who name no
-    version, by all servers; its alert is one too.
+    alert: whether one is raised. rest: judged images after the last full window. judged, unjudged: images in the log.
+    bad_numbers: calls refused since the start of the server because an image came to NaN or infinity; any such call is
+    an alert. cusum: on callers who name no version, by all servers; its alert is one too.
     """
 
     version: str
     windows: list[float]
     rest: int
     alert: bool
+    judged: int
+    unjudged: int
     raised_above: float = RAISED_ABOVE
     cleared_below: float = CLEARED_BELOW
     patience: int = PATIENCE
@@ -52,8 +54,8 @@ class AlertState:
 def judged(before: AlertState, verdicts: Verdicts) -> tuple[Traffic, AlertState]:
     """Return the report on a version's verdicts, and the state of its alert after them.
 
-    Windows are counted from the version's first image, so that expired images shift none of them. An alert is raised
-    and cleared by PATIENCE consecutive windows; each window counts once.
+    Windows are counted from the version's first judged image, so that expired images shift none of them. An alert is
+    raised and cleared by PATIENCE consecutive windows; each window counts once.
     """
     first = -(-verdicts.forgotten // WINDOW)  # the first window whose images are all in the log
     unsafe = verdicts.unsafe[first * WINDOW - verdicts.forgotten :]
@@ -66,7 +68,8 @@ def judged(before: AlertState, verdicts: Verdicts) -> tuple[Traffic, AlertState]
             alert = True
         elif max(last) < CLEARED_BELOW:
             alert = False
-    traffic = Traffic(before.version, windows, len(unsafe) - whole * WINDOW, alert)
+    rest, in_log = len(unsafe) - whole * WINDOW, (len(verdicts.unsafe), verdicts.unjudged)
+    traffic = Traffic(before.version, windows, rest, alert, *in_log)
     return traffic, AlertState(before.version, max(before.windows, first + whole), alert)
 
 

@@ -20,12 +20,12 @@ REVIEWER = "live traffic"  # caller of the flags that no user raised
 async def review(service: Service, results: Sequence[ImageResult]) -> None:
     """Flag for review those images that the model judges unsafe and that no expert of their version applied to."""
     for result in results:
-        if result.verdict.unsafe and not result.experts:
-            await run_in_threadpool(_queue, service, result)
+        if result.verdict is not None and result.verdict.unsafe and not result.experts:
+            await run_in_threadpool(_queue, service, result, result.verdict.category)
 
 
-def _queue(service: Service, result: ImageResult) -> None:
-    version, category = result.request.codebook.version, result.verdict.category
+def _queue(service: Service, result: ImageResult, category: str) -> None:
+    version = result.request.codebook.version
     note = f"judged unsafe, and no edit of {version} applied to it"
     try:
         service.flags.add(to_kept(result), category, note, REVIEWER, review=True)

@@ -69,7 +69,7 @@ def _to_live(unit: str, result: ImageResult) -> LiveImage:
         how.guidance,
         how.temperature,
         how.top_k,
-        result.verdict.unsafe,
+        None if result.verdict is None else result.verdict.unsafe,
         result.tokens,
         how.top_p,
     )

@@ -107,6 +107,8 @@ class ServiceCollector:
     def _traffic(self) -> Iterable[Metric]:
         traffic = self._service.traffic.report()
         yield _gauge("safecb_live_traffic_alert", "Whether the alert on live traffic is raised.", float(traffic.alert))
+        share = self._service.settings.judge_share
+        yield _gauge("safecb_judged_share", "Share of the images that are judged as they are drawn.", share)
         total = LIMIT if traffic.cusum.alert else traffic.cusum.sum
         yield _gauge("safecb_live_traffic_cusum", "Evidence for an alert, which is raised at 11.", total)
 

@@ -26,7 +26,7 @@ class Counts:
         ProcessCollector(registry=self.registry)
         self._images = Counter(
             "safecb_images",
-            "Images drawn and answered, by codebook version and the model's own verdict.",
+            "Images drawn and answered, by codebook version and the model's own verdict: true, false or unjudged.",
             ("codebook", "unsafe"),
             registry=self.registry,
         )
@@ -59,8 +59,8 @@ class Counts:
     def drew(self, results: Sequence[ImageResult]) -> None:
         """Count finished images."""
         for result in results:
-            unsafe = "true" if result.verdict.unsafe else "false"
-            self._images.labels(result.request.codebook.version, unsafe).inc()
+            verdict = "unjudged" if result.verdict is None else "true" if result.verdict.unsafe else "false"
+            self._images.labels(result.request.codebook.version, verdict).inc()
             if outcome := _outcome(result):
                 self._fired.labels(result.request.codebook.version, outcome).inc()
 

@@ -104,6 +104,7 @@ def traffic(service: ServiceOf) -> TrafficShares:
         limit=LIMIT,
         canary=record.canary,
         next_step_at=images_until(record.traffic[record.canary]) if record.canary else 0,
+        judge=service.settings.judge,
     )
 
 
@@ -111,7 +112,12 @@ def traffic(service: ServiceOf) -> TrafficShares:
 def share_traffic(
     service: ServiceOf, caller: CallerOf, hint: HintOf, body: Shares, expected_epoch: ExpectedEpoch = None
 ) -> ActivationResponse:
-    """Let versions share the traffic, the active one among them; a caller gets the same one for the same prompt."""
+    """Let versions share the traffic, the active one among them; a caller gets the same one for the same prompt.
+
+    409 where the server judges no image.
+    """
+    if sum(share > 0 for share in body.root.values()) > 1:
+        service.guard.check_judging()
     return hint(service.live.share(body.root, by=caller.name, expected_epoch=expected_epoch))
 
 

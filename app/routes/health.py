@@ -51,6 +51,7 @@ def ready(service: ServiceOf, response: Response) -> dict[str, Any]:
         "stale_s": round(service.live.stale_s, 1),
         "bad_numbers": service.traffic.bad_numbers(active.version),
         "storage": service.storage.states,
+        "judge": service.settings.judge,
         "images": {"waiting": load.waiting, "drawing": load.drawing},
         **queue,
     }

@@ -15,4 +15,4 @@ router = APIRouter(tags=["traffic"], dependencies=[Depends(check_caller)])
 @router.get("/traffic", summary="Get live traffic")
 def live(service: ServiceOf) -> TrafficResponse:
     """Get the share of the active version's images that are judged unsafe, per window, and the alert on it."""
-    return TrafficResponse(**asdict(service.traffic.report()))
+    return TrafficResponse(**asdict(service.traffic.report()), judge=service.settings.judge)

@@ -39,9 +39,11 @@ def begin_shadow(
     """Begin a job that draws a share of the live images again under a version, unseen, and judges both.
 
     409 where the version is active or revoked, another one is on trial or shares the traffic, images are not
-    remembered, or no Redis is set.
+    remembered, no Redis is set, or its steps could not be guarded since the server judges no image.
     """
     body = body or ShadowRequest()
+    if body.steps:
+        service.guard.check_judging()
     _check(service, version)
     request = {"version": version, **body.model_dump(exclude={"expected_epoch"})}
     record = service.journal.create(SHADOW, request)
@@ -73,7 +75,11 @@ def end_shadow(service: ServiceOf, caller: CallerOf, hint: HintOf) -> Activation
 def begin_canary(
     version: str, service: ServiceOf, caller: CallerOf, hint: HintOf, body: ActivateRequest | None = None
 ) -> ActivationResponse:
-    """Let a version draw 1 % of the traffic, then 10 and 50 %, then all, as long as the guard does not end it."""
+    """Let a version draw 1 % of the traffic, then 10 and 50 %, then all, as long as the guard does not end it.
+
+    409 where the server judges no image.
+    """
+    service.guard.check_judging()
     expected = None if body is None else body.expected_epoch
     return hint(
         service.live.move(

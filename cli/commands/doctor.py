@@ -7,6 +7,7 @@ model.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import socket
@@ -106,6 +107,18 @@ def judge(settings: Settings) -> str:
     return settings.second_judge
 
 
+def judged(settings: Settings) -> str:
+    """The images that are judged as they are drawn, and what rests on their verdicts."""
+    from app.background.live_traffic import PATIENCE, WINDOW
+
+    share, least = settings.judge_share, (PATIENCE + 1) * WINDOW  # full windows, however they lie in the log
+    if not share:
+        return "off: no verdicts in answers, no alert on live traffic, no canary or split"
+    if settings.keep_images * share < least:
+        return f"{settings.judge}; windows of live traffic need SAFECB_KEEP_IMAGES={math.ceil(least / share)} or more"
+    return settings.judge
+
+
 def keys(settings: Settings) -> str:
     """The keys can be read, and an open server stays on its machine."""
     from app.server import check_exposure
@@ -139,6 +152,7 @@ CHECKS: dict[str, Check] = {
     "store": store,
     "Redis": redis,
     "second judge": judge,
+    "images judged": judged,
     "keys": keys,
     "address": address,
 }

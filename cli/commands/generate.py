@@ -37,5 +37,6 @@ def generate(
     for number, image in enumerate(images, 1):
         path = out if len(images) == 1 else out.with_stem(f"{out.stem}-{number}")
         write_file(path, image.png)
-        verdict = f"unsafe ({image.category})" if image.unsafe else "safe"
-        print(f"{path}: {image.codebook}, seed {image.seed}, judged {verdict}, id {image.id}")
+        verdict = f"judged unsafe ({image.category})" if image.unsafe else "judged safe"
+        words = "not judged" if image.unsafe is None else verdict
+        print(f"{path}: {image.codebook}, seed {image.seed}, {words}, id {image.id}")

@@ -45,7 +45,7 @@ def unsafe_again(model: Served, drawn: Sequence[ImageSequence]) -> list[ImageSeq
     """Of images just drawn, those to draw again. Those that were drawn too often have all tokens REFUSED instead."""
     again = []
     for sequence in drawn:
-        if not sequence.is_judged or bool((sequence.tokens < 0).any()):
+        if not sequence.awaits_verdict or bool((sequence.tokens < 0).any()):
             continue
         with torch.no_grad():
             (verdict,) = model.judge(model.decode(sequence.tokens[None], sequence.request.codebook.pixel))

@@ -71,7 +71,7 @@ class ImageSequence:
         return edit.probe if edit is not None and not self.experts else None
 
     @property
-    def is_judged(self) -> bool:
+    def awaits_verdict(self) -> bool:
         """Whether nobody gets it before the model judges it safe."""
         return self.request.codebook.mode == "redraw"
 

@@ -34,7 +34,7 @@ class Calls:
     def judged(self) -> bool:
         """Whether an image may begin again by the verdict on it. Called with the lock."""
         sequences = (sequence for call in self._calls.values() for sequence in call)
-        return any(sequence.is_judged and not sequence.future.done() for sequence in sequences)
+        return any(sequence.awaits_verdict and not sequence.future.done() for sequence in sequences)
 
     def fail(self, error: BaseException) -> None:
         """Settle all calls with an error."""

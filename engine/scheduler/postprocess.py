@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from core.errors import BadNumber, Unavailable
-from engine.image_result import ImageResult
+from engine.image_result import ImageResult, image_id, is_in_share
+from engine.model import Verdict
 from engine.png import to_bytes
 from engine.runner.batch import check_drawn
 from engine.runner.revision import begins_again
@@ -41,9 +43,18 @@ class _Use:
 class PostProcessor:
     """Decodes and judges. Images, urgent uses and others take turns, a batch of the first and one of each other."""
 
-    def __init__(self, model: Served, budget: ThreadBudget, rejoin: Callable[[list[ImageSequence]], None]) -> None:
-        """Start the thread. rejoin: takes images back that begin again; called in the thread."""
-        self._model, self._budget, self._rejoin = model, budget, rejoin
+    def __init__(
+        self,
+        model: Served,
+        budget: ThreadBudget,
+        rejoin: Callable[[list[ImageSequence]], None],
+        judge_share: float = 1.0,
+    ) -> None:
+        """Start the thread. rejoin: takes images back that begin again; called in the thread.
+
+        judge_share: of the images those that are judged, by their ids; whoever awaits a verdict is judged besides.
+        """
+        self._model, self._budget, self._rejoin, self._judge_share = model, budget, rejoin, judge_share
         self._sequences: deque[ImageSequence] = deque()
         self._uses: deque[_Use] = deque()
         self._urgent: deque[_Use] = deque()
@@ -139,7 +150,7 @@ class PostProcessor:
                     sequence.fail(explained(error))
             return
         for sequence, result in zip(sequences, results, strict=True):
-            if not sequence.is_judged or not result.verdict.unsafe:
+            if not sequence.awaits_verdict or not result.is_unsafe:
                 sequence.finish(result)
             elif begins_again(sequence):
                 self._rejoin([sequence])
@@ -157,7 +168,7 @@ class PostProcessor:
         with torch.no_grad():
             images = self._model.decode(tokens, tables[0] if same else torch.stack(tables))
         self._budget.take_to_postprocess()
-        verdicts, facts = self._model.judge(images), self._model.facts
+        verdicts, facts = self._verdicts(sequences, images), self._model.facts
         parts = zip(sequences, tokens.cpu(), to_bytes(images), verdicts, strict=True)
         return [
             ImageResult(
@@ -165,6 +176,21 @@ class PostProcessor:
             )
             for each, own, image, verdict in parts
         ]
+
+    def _verdicts(self, sequences: list[ImageSequence], images: Tensor) -> list[Verdict | None]:
+        """The verdict on each image; None for those that are not judged."""
+        judged = [i for i, sequence in enumerate(sequences) if self._is_judged(sequence)]
+        verdicts: list[Verdict | None] = [None] * len(sequences)
+        if judged:
+            chosen = images if len(judged) == len(sequences) else images[judged]
+            for i, verdict in zip(judged, self._model.judge(chosen), strict=True):
+                verdicts[i] = verdict
+        return verdicts
+
+    def _is_judged(self, sequence: ImageSequence) -> bool:
+        if sequence.awaits_verdict or self._judge_share == 1:
+            return True
+        return is_in_share(image_id(self._model.facts, sequence.request), self._judge_share)
 
 
 def explained(error: BaseException) -> BaseException:

@@ -48,11 +48,12 @@ class Scheduler:
         queue_limit: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         lookahead: int = LOOKAHEAD,
+        judge_share: float = 1.0,
     ) -> None:
         """Warm up and start the threads, which share `cores` cores. At most `kv_rows` KV rows are in use.
 
         `queue_limit` images may wait, shared by all callers: if None, QUEUE, or as many as there are rows, if more.
-        clock: seconds, by which steps are timed. lookahead: see RunningBatch.
+        clock: seconds, by which steps are timed. lookahead: see RunningBatch. judge_share: see PostProcessor.
         """
         self._model, self._kv_rows, self._clock = model, kv_rows, clock
         self._limit = max(QUEUE, kv_rows) if queue_limit is None else queue_limit
@@ -61,7 +62,7 @@ class Scheduler:
             self._batch = model.running_batch(kv_rows, lookahead)
         with ThreadPoolExecutor(1) as short_lived:  # OpenMP's helpers of the calling thread would stay with it
             short_lived.submit(self._warm).result()
-        self._postprocessor = PostProcessor(model, self._budget, self._rejoin)
+        self._postprocessor = PostProcessor(model, self._budget, self._rejoin, judge_share)
         self._queue, self._refused = FairQueue(), Refused()
         self._changed = threading.Condition()  # guards the queue, the calls, the refused ones and `_closed`
         self._calls = Calls(self._changed)
@@ -291,7 +292,7 @@ class Scheduler:
                 self._report_part(sequence)
 
     def _report_part(self, sequence: ImageSequence) -> None:
-        if sequence.on_part is not None and not sequence.is_judged:
+        if sequence.on_part is not None and not sequence.awaits_verdict:
             try:
                 sequence.on_part(PartialImage(sequence.index, sequence.request, self._batch.tokens_so_far(sequence)))
             except Exception as error:  # the caller's own

@@ -79,6 +79,13 @@ def test_a_memory_counts_what_it_forgets_by_version(tmp_path: Path) -> None:
     assert memory.verdicts("v2") == Verdicts(1, [True, False])
 
 
+def test_a_memory_counts_no_verdict_that_nobody_gave(tmp_path: Path) -> None:
+    memory, tokens = ImageMemory(tmp_path / "images.db", 4, 1.0), torch.zeros(4, dtype=torch.int64)
+    for number, unsafe in enumerate([True, None, False, None, None, True]):
+        memory.keep([KeptImage(str(number), "a cat", "v1", 0, unsafe, "gore" if unsafe else None, tokens)])
+    assert memory.verdicts("v1") == Verdicts(1, [False, True], 2)
+
+
 def test_an_alert_is_of_one_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WINDOW", 2)
     memory = ImageMemory(tmp_path / "images.db", 50, 1.0)

@@ -167,7 +167,7 @@ def test_the_doctor_finds_nothing_and_names_each_fault(server: Server, tmp_path:
     version = server.publish(1)
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 7 and all(line.startswith("ok  ") for line in lines) and "2 versions, all sound" in lines[2]
+    assert len(lines) == 8 and all(line.startswith("ok  ") for line in lines) and "2 versions, all sound" in lines[2]
     file = server.service.settings.store / "versions" / version / "codebook.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     faults = {
@@ -191,6 +191,10 @@ def test_the_doctor_finds_nothing_and_names_each_fault(server: Server, tmp_path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAFECB_HOST", "no.such.host.invalid")
         assert main(["doctor"]) == 1 and "an address of this machine" in capsys.readouterr().out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAFECB_JUDGE", "sample:0.1")
+        main(["doctor"])
+        assert "sample:0.1; windows of live traffic need SAFECB_KEEP_IMAGES=6000 or" in capsys.readouterr().out
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAFECB_PORT", "many")
         assert main(["doctor"]) == 1 and "FAULT  settings" in capsys.readouterr().out

@@ -27,6 +27,7 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         dtype="auto",
         cores=None,
         lookahead=8,
+        judge="all",
         job_share=0.25,
         second_judge="beside",
         keys=None,
@@ -64,6 +65,7 @@ def test_everything_can_be_set() -> None:
             "SAFECB_CORES": "6",
             "SAFECB_JOB_SHARE": "0.5",
             "SAFECB_LOOKAHEAD": "16",
+            "SAFECB_JUDGE": "sample:0.05",
             "SAFECB_API_KEYS": "one-key,another~key",
             "SAFECB_OPERATOR_KEYS": "a-third",
             "SAFECB_DRAIN_S": "0",
@@ -73,7 +75,7 @@ def test_everything_can_be_set() -> None:
     assert (settings.model, settings.host, settings.port) == ("some-hub/Some-Model-1B", "::1", 0)
     assert settings.redis_url == "rediss://user:secret@redis.example:6380/2"
     assert (settings.device, settings.dtype, settings.cores, settings.job_share) == ("cuda:3", "bfloat16", 6, 0.5)
-    assert settings.lookahead == 16
+    assert (settings.lookahead, settings.judge, settings.judge_share) == (16, "sample:0.05", 0.05)
     assert (settings.api_keys, settings.operator_keys) == (("one-key", "another~key"), ("a-third",))
     assert settings.drain_s == 0
 
@@ -103,6 +105,8 @@ def test_a_relative_home_does_not_move_with_the_working_folder(tmp_path: Path, m
         *(("SAFECB_CORES", value) for value in ("", "0", "-1", "1.5", "all", "1000", "2\n")),
         *(("SAFECB_JOB_SHARE", value) for value in ("", "0", "0.11", "0.91", "1", ".5", "25%", "nan")),
         *(("SAFECB_LOOKAHEAD", value) for value in ("", "0", "17", "-1", "1.5", "auto", "08", "2\n")),
+        *(("SAFECB_JUDGE", value) for value in ("", "on", "ALL", "sample", "sample:", "sample:0", "sample:0.0")),
+        *(("SAFECB_JUDGE", f"sample:{value}") for value in ("1", "1.5", ".1", "10%", "-0.1", "0.1\n", "nan")),
         *(("SAFECB_API_KEYS", value) for value in ("", ",", "a,", "a,,b", "a b", "a, b", "käse", "a\n")),
         *(("SAFECB_OPERATOR_KEYS", value) for value in ("", ",", "a b")),
         *(("SAFECB_STALE_LIMIT", value) for value in ("", "0", "-1", "1.5", "10000", "5s")),
@@ -116,7 +120,7 @@ def test_a_bad_value_is_refused_and_named(key: str, value: str) -> None:
         Settings.from_environ({key: value})
     assert refused.value.field == key
     assert key in str(refused.value)
-    if key in ("SAFECB_PORT", "SAFECB_DEVICE", "SAFECB_DTYPE", "SAFECB_CORES", "SAFECB_LOOKAHEAD"):
+    if key in ("SAFECB_PORT", "SAFECB_DEVICE", "SAFECB_DTYPE", "SAFECB_CORES", "SAFECB_LOOKAHEAD", "SAFECB_JUDGE"):
         assert repr(value) in str(refused.value)
 
 

@@ -173,7 +173,7 @@ def test_rows_that_do_not_fit_are_refused_and_the_same_object_goes_on(disk: Smal
     assert len(flags.list()) == held + 1
 
 
-def _rest(image: KeptImage) -> tuple[str, int, bool, str, torch.Tensor]:
+def _rest(image: KeptImage) -> tuple[str, int, bool | None, str | None, torch.Tensor]:
     return image.version, image.seed, image.unsafe, image.category, image.tokens
 
 

@@ -47,6 +47,8 @@ at('compare').onsubmit = doing(async event => {
   } finally { event.submitter.disabled = false }
 }, 'compare-message')
 
+const verdict = safety => safety.unsafe === null ? 'not judged' : safety.unsafe ? `unsafe (${safety.category})` : 'safe'
+
 // The second image lies over the first, from the place of the slider on.
 function wipe(images, names, summary) {
   const pictures = images.map((image, i) => element('img', { src: 'data:image/png;base64,' + image.b64_png, alt: `under ${names[i]}` }))
@@ -55,7 +57,7 @@ function wipe(images, names, summary) {
   slider.oninput = cut
   cut()
   const words = images.map((image, i) => element('span', { className: image.safety.unsafe ? 'bad' : '' },
-    `${names[i]}: ${image.safety.unsafe ? `unsafe (${image.safety.category})` : 'safe'}`))
+    `${names[i]}: ${verdict(image.safety)}`))
   return element('figure', {}, element('div', { className: 'stack' }, ...pictures), slider,
     element('figcaption', {}, element('div', { className: 'ends' }, ...words), summary))
 }

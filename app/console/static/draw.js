@@ -52,7 +52,7 @@ const image = b64_png => element('img', { src: 'data:image/png;base64,' + b64_pn
 
 function picture(drawn) {
   const safety = drawn.safety, percent = Math.round(100 * safety.score)
-  const verdict = safety.unsafe ? `unsafe: ${safety.category}, ${percent} %` : `safe, ${100 - percent} %`
+  const verdict = safety.unsafe === null ? 'not judged' : safety.unsafe ? `unsafe: ${safety.category}, ${percent} %` : `safe, ${100 - percent} %`
   return element('figure', {},
     image(drawn.b64_png),
     element('figcaption', {}, `${drawn.seed} · ${drawn.codebook} · `,

@@ -30,7 +30,9 @@ function shares(traffic) {
   const windows = traffic.windows.map(share => `${(100 * share).toFixed(1)} %`).join(', ')
   const { images, unsafe, sum, alert } = traffic.cusum
   const cusum = `${unsafe} of ${images} prompts, CUSUM ${alert ? 'alert' : sum.toFixed(1)} of ${traffic.cusum_limit}`
-  return `${windows || 'no full window yet'} of ${traffic.window} images each; ${traffic.rest} since; ${cusum}`
+  const unjudged = traffic.unjudged ? `; of ${traffic.judged + traffic.unjudged} images in the log ${traffic.judged} judged` : ''
+  if (traffic.judge === 'off') return `no image is judged (SAFECB_JUDGE=off)${windows && `; before: ${windows}`}`
+  return `${windows || 'no full window yet'} of ${traffic.window} images each; ${traffic.rest} since; ${cusum}${unjudged}`
 }
 
 export const unready = reason => show('service', reason, words => [element('dt', {}, 'Not ready'), element('dd', { className: 'bad' }, words)])

@@ -264,3 +264,16 @@ def test_a_comparison_is_shown_and_ended_and_steps_begun_from_the_page(page: Pag
     row.get_by_role("button", name="End").click()
     expect(row.get_by_role("button", name="Compare")).to_be_visible()
     expect(page.locator("#job")).to_contain_text("v1")  # the latest improve job, not the comparison
+
+
+def test_an_image_that_is_not_judged_is_not_called_safe(browser: Browser, model: Path, tmp_path: Path) -> None:
+    with serving(settings_in(tmp_path, model, SAFECB_JUDGE="off")) as server:
+        server.publish(1)
+        page = browser.new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        page.goto(server.url)
+        expect(page.locator("#service")).to_contain_text("no image is judged (SAFECB_JUDGE=off)", timeout=PATIENCE_MS)
+        draw(page)
+        expect(page.locator("#images figcaption").first).to_contain_text("not judged", timeout=PATIENCE_MS)
+        expect(page.locator("#pair .ends")).to_contain_text(re.compile("v0: not judged.*: not judged", re.DOTALL))
+        page.close()
