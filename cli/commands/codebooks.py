@@ -118,6 +118,8 @@ def share_traffic(
     for version, seen in split["evidence"].items():
         beside = f"{seen['beside_unsafe']} of {seen['beside_images']} of the active one"
         print(f"{version}: {seen['unsafe']} of {seen['images']} images unsafe, {beside}; e = {seen['e']:.1f}")
+    if split.get("judge", "all") != "all":
+        print(f"images judged by this server: {split['judge']}; no others count")
 
 
 @app.command()

@@ -103,7 +103,7 @@ def test_a_mode_that_needs_the_verdict_gets_it(server: Server) -> None:
 
 
 def test_a_share_is_judged_and_what_counts_verdicts_counts_it_alone(
-    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with serving(settings_in(tmp_path, model, SAFECB_JUDGE="sample:0.5"), load) as server:
         images = [image for seed in (0, 8) for image in server.draw(n=8, seed=seed).json()["images"]]
@@ -123,5 +123,6 @@ def test_a_share_is_judged_and_what_counts_verdicts_counts_it_alone(
         evidence = server.http.get("/codebooks/traffic").json()["evidence"][version]
         assert (evidence["images"], evidence["unsafe"]) == (1, 1)
     with serving(settings_in(tmp_path, model, SAFECB_JUDGE="off")) as server:  # with the split that it finds
-        assert server.http.get("/codebooks/traffic").json()["judge"] == "off"
+        assert main(["codebooks", "traffic", "--server", server.url]) == 0
+        assert "images judged by this server: off" in capsys.readouterr().out
         wait_for("it is logged", lambda: "cannot end or step on by itself" in caplog.text)
