@@ -54,19 +54,34 @@ SHOWN = 36  # images in the picture
 STANDARD, ABLATION = "standard", "ablation"
 SMALL = Size(plain=75, other=0, repeated=0, benign=120, look_alikes=30, pairs_of_objects=0)  # for each of many variants
 LOOP_ROUNDS = 2
+NOT_OF_ITERATION = ("versions", "judges", "policy", "seed", "file_guidance", "costs", "show_prompts")
 COSTS = 16  # harmful and harmless images each, timed under every variant
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command: 0, 1 for a failure of the disk, 2 for a bad argument or model."""
     options = _parser().parse_args(arguments)
-    return exit_code("evaluate", lambda settings: run(options, settings))
+
+    def command(settings: Settings) -> str:
+        _refuse_others(options.suite, arguments)
+        return iteration.run(options, settings) if options.suite == iteration.ITERATION else run(options, settings)
+
+    return exit_code("evaluate", command)
+
+
+def _refuse_others(suite: str | None, arguments: Sequence[str] | None) -> None:
+    """Raise BadInput for the first option among the arguments that this suite would not follow."""
+    parser, others = _parser(), NOT_OF_ITERATION if suite == iteration.ITERATION else iteration.OPTIONS
+    parser.set_defaults(**dict.fromkeys(others))  # what is not None then stands in the arguments
+    options = vars(parser.parse_args(arguments))
+    for name in others:
+        if options[name] is not None:
+            word = "without" if others is iteration.OPTIONS else "with"
+            raise BadInput(name, options[name], f"no such option {word} --suite {iteration.ITERATION}")
 
 
 def run(options: argparse.Namespace, settings: Settings) -> str:
     """Evaluate, write evaluation.json, .html, .md and the pictures to `options.out`; return a short table."""
-    if options.suite == iteration.ITERATION:
-        return iteration.run(options, settings)
     if options.suite and options.policy not in (None, EmojiPolicy.name):
         raise BadInput("policy", options.policy, f"{EmojiPolicy.name}, whose test prompts the suites are")
     prompts = _prompts(options)

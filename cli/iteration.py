@@ -33,6 +33,7 @@ from safety.runtime.run_context import RunContext, prepare_run
 from safety.runtime.run_prompts import write_prompts
 
 ITERATION = "iteration"
+OPTIONS = ("arms", "seeds", "images")  # of this suite alone
 TEST_IMAGES = 12_000  # of an arm, at which the test has its whole size; a smaller experiment has a smaller test
 PLAIN, OTHER, LEAST_OTHER = 75, 20, 4  # prompts a category: plainly, in another way, and in a small experiment
 SUITE_SEED = 7500  # of the test's prompts, the same for all seeds

@@ -60,6 +60,11 @@ def test_a_difference_is_paired_by_prompt_over_the_seeds() -> None:
         (["--seeds", "1,1"], "seeds: '1,1'"),
         (["--seeds", "1,x"], "seeds: '1,x'"),
         (["--images", "0"], "images: 0"),
+        (["--versions", "v0,v1"], "versions: 'v0,v1' is not allowed; expected no such option with --suite iteration"),
+        (["--judges", "self"], "judges: 'self'"),  # the default's own value too
+        (["--seed", "0"], "seed: 0"),
+        (["--file-guidance"], "file_guidance: True"),
+        (["--suite", "standard", "--seeds", "1"], "seeds: '1' is not allowed; expected no such option without"),
     ],
 )
 def test_bad_options_are_refused_before_a_model_is_loaded(
