@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from cli import demo, improve, serve
 from cli.commands import COMPLETING
-from core.wire import HOPELESS
+from core.wire import HOPELESS, SPINNING
 
 CHECK, DRAW, EVALUATE, IMPROVE, VERIFY = "check", "draw", "evaluate", "improve", "verify"  # have options of their own
 FOR_PEOPLE = {
@@ -68,7 +68,11 @@ def server() -> int:
 
 
 def evaluate(arguments: Sequence[str] = ()) -> int:
-    """Evaluate codebooks in this process; imported here, since the other commands need neither torch nor safety."""
+    """Evaluate codebooks in this process; imported here, since the other commands need neither torch nor safety.
+
+    OpenMP, which comes with torch, waits as in a worker.
+    """
+    os.environ.setdefault(*SPINNING)
     from cli.evaluate import main as command
 
     return command(arguments)
@@ -76,6 +80,7 @@ def evaluate(arguments: Sequence[str] = ()) -> int:
 
 def draw(arguments: Sequence[str] = ()) -> int:
     """Draw a file of prompts in this process; imported here for the same reason."""
+    os.environ.setdefault(*SPINNING)
     from cli.draw import main as command
 
     return command(arguments)
@@ -83,6 +88,7 @@ def draw(arguments: Sequence[str] = ()) -> int:
 
 def check(arguments: Sequence[str] = ()) -> int:
     """Check in this process whether an improve job could begin; imported here, as for `evaluate`."""
+    os.environ.setdefault(*SPINNING)
     from cli.check import main as command
 
     return command(arguments)
@@ -90,6 +96,7 @@ def check(arguments: Sequence[str] = ()) -> int:
 
 def verify(arguments: Sequence[str] = ()) -> int:
     """Verify a model in this process; imported here, as for `evaluate`."""
+    os.environ.setdefault(*SPINNING)
     from cli.verify.command import main as command
 
     return command(arguments)

@@ -49,6 +49,10 @@ LENT: Final = "rq:safecb:shadow"  # a list of live images for each shadow job
 PROBE_VALUE: Final = "written to see whether it can be"
 PROBE_TTL_S: Final = 60
 
+# An environment variable: how often a thread of OpenMP looks for work before it sleeps. Without a limit, threads that
+# wait take the cores from those of other processes. OpenMP reads it when it is loaded. docs/log.md has the figures.
+SPINNING: Final = ("GOMP_SPINCOUNT", "3000")
+
 HOPELESS: Final = 2  # exit code of a process that a restart cannot help
 LAST_WORDS_FD: Final = "LAST_WORDS_FD"  # environment variable: the pipe for a process's last words to its supervisor
 MOST_WORDS: Final = 4096  # bytes that a pipe takes without a reader

@@ -32,9 +32,6 @@ log = logging.getLogger(__name__)
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 ONCE = Retry(NoBackoff(), 0)  # Patience does the waiting
-# How often a thread of OpenMP looks for work before it sleeps; without a limit, threads that wait take the cores from
-# those of another worker, or of a server. docs/log.md has the figures.
-SPINNING = ("GOMP_SPINCOUNT", "3000")
 
 
 def main() -> int:
@@ -56,7 +53,7 @@ def work(settings: Settings, job_class: type[AllowedJob] = AllowedJob) -> int:
     Raises BadSetting if no Redis is set (`safecb serve` starts the embedded one and sets its address), and for a second
     judge or a key that is none; BadCodebook (format) for a store of a later release, whose jobs are not for this one.
     """
-    os.environ.setdefault(*SPINNING)  # for the processes of jobs, which load OpenMP
+    os.environ.setdefault(*wire.SPINNING)  # for the processes of jobs, which load OpenMP
     check_setting(settings.second_judge)
     Signatures.of(settings)  # a fault in the keys would otherwise show in the first job
     _check_store(settings)

@@ -23,13 +23,13 @@ import torch
 
 from benchmarks.results import circumstances, table, write
 from codebook.tensors import content_hash
+from core.wire import SPINNING
 from engine.machine import machine_of
 from engine.registry import load_model
 from safety.runtime.model_runner import ModelRunner
 from safety.runtime.progress import Cancelled
 from safety.runtime.result_cache import ResultCache
 from worker.assistant import assist
-from worker.main import SPINNING
 from worker.shared_tasks import SharedExecutor, TaskFolder
 
 PROMPTS, BATCH, ROUNDS = 512, 64, 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.server
+import os
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from app.access.key_ring import KeyRing, Scope
 from cli.client import Client
 from cli.main import main
 from core.settings import Settings
+from core.wire import SPINNING
 from tests.support.serving import Server, pixels, played_worker, serving, settings_in, texts
 
 SAFECB = str(Path(sys.executable).with_name("safecb"))  # the entry point, as a shell finds it
@@ -223,3 +225,12 @@ def test_bash_completes_commands_options_and_values(words: list[str], offered: s
 def test_other_shells_get_a_script_of_their_own(shell: str) -> None:
     script = subprocess.run([SAFECB, "completion", shell], capture_output=True, text=True, check=True).stdout
     assert f"complete_{shell}" in script
+
+
+@pytest.mark.parametrize("command", ["evaluate", "draw", "check", "verify"])
+def test_a_command_that_draws_lets_waiting_threads_sleep(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SPINNING[0], "to be put back")
+    monkeypatch.delenv(SPINNING[0])
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert os.environ[SPINNING[0]] == SPINNING[1]

@@ -21,7 +21,7 @@ from rq.job import Job
 from codebook.store import CodebookStore
 from core.errors import BadInput, BadSetting, Conflict
 from core.settings import Settings
-from core.wire import ATTEMPTS, IMPROVE_FUNCTION, QUEUE, RedisNames
+from core.wire import ATTEMPTS, IMPROVE_FUNCTION, QUEUE, SPINNING, RedisNames
 from records.flags import Flags
 from records.image_log import KeptImage
 from records.jobs.claim import claim, is_claimed
@@ -30,7 +30,7 @@ from tests.support.servers.house import ROOT, House, RedisProcess, redis_process
 from tests.support.serving import PATIENCE_S, wait_for
 from worker.allowed_job import AllowedJob
 from worker.attempt import run
-from worker.main import SPINNING, work
+from worker.main import work
 from worker.progress import JournalProgress
 from worker.recovery import MAX_ATTEMPTS, recover
 
