@@ -189,8 +189,11 @@ def _attempt(job_id: str, settings: Settings, load: Load, open_examiner: OpenExa
         try:
             result = _run(job, load, open_examiner)
         except Cancelled:
-            job.give_up("the job was cancelled")
-            watch.end("cancelled")
+            if (evidence := job.concluded()) is not None:  # an attempt died between its move and the record
+                watch.end("finished", result={**evidence})
+            else:
+                job.give_up("the job was cancelled")
+                watch.end("cancelled")
         except Exception as error:
             if journal.get(job_id).attempt != fence:  # another attempt goes on with the comparison
                 raise

@@ -164,6 +164,23 @@ def test_a_decision_of_an_attempt_that_died_after_its_move_is_recorded(
     assert house.journal.get(job).result == moved.evidence
 
 
+def test_a_move_is_recorded_though_the_job_is_cancelled_before_its_next_attempt(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = begin(house)
+    lend(house, job, 300, "worse")
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalProgress, "end", die)
+        with pytest.raises(Died):
+            attempt(house, job)
+    moved = house.store.active()
+    house.journal.update(job, cancel_requested=True)
+    house.worker()  # finds it lost, and lets an attempt say how it ended
+    record = house.wait_ended(job)
+    assert (record.status, record.result) == ("finished", moved.evidence)
+    assert house.store.active() == moved
+
+
 def test_a_person_ends_a_comparison(house: House) -> None:
     job = begin(house)
     house.store.activate("v0", by="a person")
