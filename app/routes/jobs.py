@@ -148,5 +148,5 @@ def _to_response(record: JobRecord, service: Service) -> JobResponse:
     if record.ended is not None and plan is not None:
         plan = {**plan, "seconds_left": None, "eta": None}
     if record.ended is None:
-        progress = {**progress, "message": service.queue.state.message(record.status, progress["message"])}
+        progress = {**progress, "message": service.queue.state.message(record.status, progress.get("message", ""))}
     return JobResponse(**{**asdict(record), "progress": progress, "plan": plan}, links=links)

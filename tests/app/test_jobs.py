@@ -196,3 +196,11 @@ def test_jobs_are_listed_in_pages(server: Server) -> None:
     assert listed() == ids and listed(limit=2) == ids[:2] and listed(limit=2, before=ids[1]) == ids[2:4]
     assert listed(before=ids[-1]) == []
     assert server.http.get("/jobs?limit=0").status_code == server.http.get("/jobs?limit=1001").status_code == 422
+
+
+def test_a_job_whose_progress_has_no_message_is_listed(server: Server) -> None:
+    journal = server.service.journal
+    id = journal.create("improve", {}).id
+    journal.update(id, attempt=journal.begin_attempt(id), progress={"phase": "pairs"})
+    answer = server.http.get("/jobs")
+    assert answer.status_code == 200 and answer.json()[0]["progress"]["phase"] == "pairs"

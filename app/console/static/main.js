@@ -32,9 +32,8 @@ async function draw() {
   if (ready.status !== 'ready') return unready(ready.reason)
   const { active, versions } = await call('GET', `/codebooks?limit=${limit()}`)
   badge(active.version)
-  showVersions(versions, active)
   // A panel that fails takes no other with it.
-  const panels = [showChoices(versions, active.version), showService(ready, active), showAudit(active.epoch), showReviews(), showLatest(), showSplit(), showTrial(active)]
+  const panels = [showVersions(versions, active), showChoices(versions, active.version), showService(ready, active), showAudit(active.epoch), showReviews(), showLatest(), showSplit(), showTrial(active)]
   const failed = (await Promise.allSettled(panels)).find(panel => panel.status === 'rejected')
   if (failed) throw failed.reason
 }

@@ -7,14 +7,24 @@ import { facts, gates, mark } from './gates.js'
 at('rollback').onclick = doing(() => call('POST', '/codebooks/rollback', {}), 'books-message')
 
 const PAGE = 20, MOST = 1000 // of one answer
-let most = PAGE, active = null
+const MODES = ['edit', 'rewrite', 'redraw', 'refuse']
+let most = PAGE, active = null, able = null
 export const limit = () => most
 at('older').onclick = doing(() => { most = Math.min(most + PAGE, MOST) })
 
-export function showVersions(versions, record) {
+// The modes that the model is able to have; all while that cannot be read, since the server refuses the others by name.
+async function learnModes() {
+  try {
+    const facts = (await call('GET', '/codebooks/v0/report')).report
+    able = MODES.filter(mode => mode !== 'rewrite' || facts.rewrites !== false)
+  } catch { /* the next turn reads it */ }
+}
+
+export async function showVersions(versions, record) {
   active = record
+  if (able === null) await learnModes()
   at('older').hidden = versions.length < most || most === MOST
-  show('versions', [versions.toReversed(), active.traffic, active.shadow, active.canary], ([all]) => all.map(version))
+  show('versions', [versions.toReversed(), active.traffic, active.shadow, active.canary, able], ([all]) => all.map(version))
 }
 
 function version(book) {
@@ -62,7 +72,7 @@ function state(book) {
 // What becomes of images that fire; another choice publishes a version of its own.
 function modes(book) {
   const choice = element('select', { ariaLabel: `Mode of ${book.version}`, title: 'Of images that fire; another mode is a new version' },
-    ...['edit', 'rewrite', 'redraw', 'refuse'].map(mode => element('option', { value: mode }, mode)))
+    ...(able ?? MODES).map(mode => element('option', { value: mode }, mode)))
   choice.value = book.mode
   choice.onchange = doing(async () => {
     const mode = choice.value

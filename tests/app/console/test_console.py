@@ -266,6 +266,15 @@ def test_a_comparison_is_shown_and_ended_and_steps_begun_from_the_page(page: Pag
     expect(page.locator("#job")).to_contain_text("v1")  # the latest improve job, not the comparison
 
 
+def test_a_model_that_rewrites_nothing_is_offered_no_such_mode(page: Page, server: Server) -> None:
+    publish_routed(server.service.store)
+    page.route(
+        "**/codebooks/v0/report", lambda route: route.fulfill(json={"report": {"rewrites": False, "categories": []}})
+    )
+    options = opened(page, server).get_by_label("Mode of v3").locator("option")
+    expect(options).to_have_text(["edit", "redraw", "refuse"])
+
+
 def test_an_image_that_is_not_judged_is_not_called_safe(browser: Browser, model: Path, tmp_path: Path) -> None:
     with serving(settings_in(tmp_path, model, SAFECB_JUDGE="off")) as server:
         server.publish(1)
