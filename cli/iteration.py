@@ -18,7 +18,7 @@ from core.errors import BadInput
 from core.json_records import to_json
 from core.settings import Settings
 from engine.model import ImageModel
-from engine.registry import HASHES, load_model
+from engine.registry import load_model
 from safety.config import IMAGES, LoopConfig
 from safety.evaluate.iteration.arms import Arm, Experiment
 from safety.evaluate.iteration.page import chart, markdown, page
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace, settings: Settings) -> str:
     leaves the arms that are whole.
     """
     arms, seeds = check(options)
-    model = load_model(settings.model, settings.device, settings.dtype, settings.home / HASHES)
+    model = load_model(settings.model, settings.device, settings.dtype, settings.home)
     judge = referee(model)
     prompts = sort_prompts(model, test_prompts(options.images), ITERATION).usable
     trials = [Trial(model, seed, options.images, options.out / "work") for seed in seeds]

@@ -36,6 +36,13 @@ def fingerprint(device: torch.device, dtype: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:LENGTH]
 
 
+def processor_name() -> str:
+    """Return what the processor calls itself, and its cache; "" where that is not known."""
+    return "\n".join(
+        re.findall(r"^(?:model name|cache size)\s*: (.*)$", _read(_CPU_INFO).split("\n\n")[0], re.MULTILINE)
+    )
+
+
 def processor(text: str) -> list[str]:
     """Return the vendor and the sorted features of the first processor in the text of /proc/cpuinfo."""
     first = text.split("\n\n")[0]

@@ -29,7 +29,7 @@ from engine.weights.outline import add_headers, outline
 
 __all__ = ["EMBEDDED", "PREFIX", "hash_weights"]
 
-HASHES = "weights.json"  # in SAFECB_HOME
+HASHES, PRODUCTS = "weights.json", "products.json"  # in SAFECB_HOME
 
 
 @contextmanager
@@ -45,20 +45,22 @@ def _collector_paused() -> Iterator[None]:
 
 
 @_collector_paused()
-def load_model(name: str, device: str, dtype: str, hashes: Path | None = None) -> Served:
+def load_model(name: str, device: str, dtype: str, home: Path | None = None) -> Served:
     """Load "embedded", a folder, a hub repository such as "owner/model@main" or "random:emu3", ready to draw.
 
-    hashes: the file that remembers the hashes of weights, if any.
+    home: the folder that remembers the hashes of weights and which products are fastest here, if any.
     device: "cpu", "cuda", "cuda:N" or "auto" (a GPU if there is one); dtype: "float32", "bfloat16", "float16" or
     "auto" (float32 on the CPU, bfloat16 on a GPU). Raises BadModel, before weights are downloaded or read where there
     is too little memory for them and an image.
     """
-    return ServedModel(load_parts(name, device, dtype, hashes))
+    hashes, products = (None, None) if home is None else (home / HASHES, home / PRODUCTS)
+    return ServedModel(load_parts(name, device, dtype, hashes), products)
 
 
 def load_parts(name: str, device: str, dtype: str, hashes: Path | None = None) -> Parts:
     """Load the parts of a model; arguments and errors as of load_model.
 
+    hashes: the file that remembers the hashes of weights, if any.
     On the device "meta" random weights take no memory: for their sizes.
     """
     target, kind = _target(device, dtype)
@@ -78,15 +80,15 @@ def load_parts(name: str, device: str, dtype: str, hashes: Path | None = None) -
 def open_model(settings: Settings, patience: float = 0.0) -> Served:
     """Load the model of the settings: of a hub repository the commit that their store is for.
 
-    The hashes of its weights are remembered in SAFECB_HOME. patience: as in CodebookStore.of. Raises BadModel, also for
-    another revision than the store's, and as the store does.
+    The hashes of its weights and its fastest products are remembered in SAFECB_HOME. patience: as in
+    CodebookStore.of. Raises BadModel, also for another revision than the store's, and as the store does.
     """
     name, repository = settings.model, Repository.of(settings.model)
     store = CodebookStore.of(settings, patience)
     identity = None if repository is None else store.place.identity()
     if repository is not None and identity is not None and identity.facts.get("model_id") == repository.name:
         name = _pinned(repository, identity.revision, store.place.name) or name
-    return load_model(name, settings.device, settings.dtype, settings.home / HASHES)
+    return load_model(name, settings.device, settings.dtype, settings.home)
 
 
 def _pinned(repository: Repository, recorded: str | None, store: str) -> str | None:

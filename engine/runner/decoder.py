@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from engine.backbone import Backbone, LayerOptions
 from engine.runner.linear import Linear
 from engine.runner.norms import HeadNorm, norm_of
+from engine.runner.step.attention import attend, attend_apart, rotated
 
 # Of heads [R, T, n + 2 h, d] (queries, keys, values), and a layer's keys and values, into which theirs are written:
 _Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # the attention's output [R, T, n d]
@@ -80,6 +80,7 @@ class _Layer:
         self.o_proj = Linear([attention.o_proj])
         self.gate_up = Linear([mlp.gate_proj, mlp.up_proj])
         self.down = Linear([mlp.down_proj])
+        self.linears = (self.qkv, self.o_proj, self.gate_up, self.down)
         self.head_norm = None if options.head_norm is None else HeadNorm.of(attention, options)
 
 
@@ -113,9 +114,13 @@ class Decoder:
 
     def warm(self) -> None:
         """Warm up the linear layers for any number of tokens."""
-        layer = self._layers[0]  # the others have products of the same shapes
-        for linear in (layer.qkv, layer.o_proj, layer.gate_up, layer.down):
+        for linear in self._layers[0].linears:  # the others have products of the same shapes
             linear.warm(sys.maxsize)
+
+    @property
+    def linears(self) -> list[Linear]:
+        """The linear layers, in the order in which they multiply."""
+        return [linear for layer in self._layers for linear in layer.linears]
 
     def row_bytes(self, positions: int) -> int:
         """Bytes of one KV row of `positions` positions."""
@@ -169,8 +174,8 @@ class Decoder:
         is read there, to no purpose. Takes only shapes and addresses from the host, so that a graph can record it.
         """
         kv_rows, count = embeddings.shape[:2]
-        attend = self._attention_apart if apart else self._attention
-        attention = attend(cache, kv_rows, count, bound)
+        prepare = self._attention_apart if apart else self._attention
+        attention = prepare(cache, kv_rows, count, bound)
         hidden = embeddings
         for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
             if self._options.norms_after:
@@ -204,7 +209,7 @@ class Decoder:
 
         def attention(heads: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             query = rotary(heads, keys, values)
-            return _attend(query, keys[:kv_rows, :, :bound], values[:kv_rows, :, :bound], mask)
+            return attend(query, keys[:kv_rows, :, :bound], values[:kv_rows, :, :bound], mask)
 
         return attention
 
@@ -219,7 +224,7 @@ class Decoder:
 
         def attention(heads: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             query = rotary(heads, keys, values)
-            return _attend_apart(query, keys[:kv_rows, :, :bound], values[:kv_rows, :, :bound], masks)
+            return attend_apart(query, keys[:kv_rows, :, :bound], values[:kv_rows, :, :bound], masks)
 
         return attention
 
@@ -239,10 +244,10 @@ class Decoder:
         cos, sin = self._cos[positions][:, :, None], self._sin[positions][:, :, None]  # [R, T, 1, d]
 
         def rotary(heads: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            rotated = _rotated(heads[:, :, : -self._kv_heads], cos, sin)  # queries and keys
-            keys.transpose(1, 2)[index] = rotated[:, :, -self._kv_heads :]
+            turned = rotated(heads[:, :, : -self._kv_heads], cos, sin)  # queries and keys
+            keys.transpose(1, 2)[index] = turned[:, :, -self._kv_heads :]
             values.transpose(1, 2)[index] = heads[:, :, -self._kv_heads :]
-            return rotated[:, :, : -self._kv_heads]
+            return turned[:, :, : -self._kv_heads]
 
         return rotary
 
@@ -259,41 +264,3 @@ class Decoder:
 def blocks(positions: int) -> int:
     """Round a number of positions up to whole blocks."""
     return -(-positions // BLOCK) * BLOCK
-
-
-def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding, the halves convention: heads [R, T, heads, d], cos and sin [R, T, 1, d]."""
-    first, second = heads.chunk(2, -1)
-    return heads * cos + torch.cat([-second, first], -1) * sin
-
-
-def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Attend: query [R, T, heads, d], keys and values [R, key heads, S, d], mask [R, 1, T, S] -> [R, T, heads * d]."""
-    heads, groups = query.shape[2], query.shape[2] // keys.shape[1]
-    query = query.transpose(1, 2)
-    if query.is_cuda:
-        output = F.scaled_dot_product_attention(query, keys, values, mask, enable_gqa=groups > 1)
-    else:
-        # Written out, and in float32: the fused CPU kernel is not batch-invariant, and products in bfloat16 change with
-        # the number of positions.
-        if groups > 1:
-            keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
-        masks = mask.float().expand(-1, heads, -1, -1).flatten(0, 1)
-        scale = query.shape[-1] ** -0.5
-        scores = torch.baddbmm(masks, query.float().flatten(0, 1), keys.float().flatten(0, 1).mT, alpha=scale)
-        output = (scores.softmax(-1) @ values.float().flatten(0, 1)).view(query.shape).to(query.dtype)
-    return output.transpose(1, 2).flatten(2)
-
-
-def _attend_apart(query: Tensor, keys: Tensor, values: Tensor, masks: Tensor) -> Tensor:
-    """As `_attend` on a CPU, a query at a time: products of several round differently. masks: [T, R * heads, 1, S]."""
-    groups = query.shape[2] // keys.shape[1]
-    if groups > 1:
-        keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
-    keys, values = keys.float().flatten(0, 1).mT, values.float().flatten(0, 1)
-    queries = query.float().transpose(0, 1).flatten(1, 2)[:, :, None]  # [T, R * heads, 1, d]
-    scale = query.shape[-1] ** -0.5
-    parts = zip(masks, queries, strict=True)
-    scores = torch.stack([torch.baddbmm(mask, part, keys, alpha=scale) for mask, part in parts])
-    output = torch.stack([weights @ values for weights in scores.softmax(-1)])
-    return output.view(query.transpose(0, 1).shape).transpose(0, 1).to(query.dtype).flatten(2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -18,6 +19,7 @@ from codebook.value import HeadEdit
 from engine.model import ImageRequest, PromptTokenizer
 from engine.runner.decoder import BLOCK, PIECE, Decoder, KVCache
 from engine.runner.linear import MAX_ROWS, Linear
+from engine.runner.products.choice import choose_products
 from engine.runner.script import Script
 from engine.runner.sequence import ImageSequence
 
@@ -91,6 +93,11 @@ class ImageLM:
         if self._projection is not None:
             self._projection.warm(kv_rows)
         self._output.warm(kv_rows)
+
+    def choose_products(self, memory: Path | None) -> None:
+        """Choose the fastest products of the linear layers on this processor; see engine.runner.products.choice."""
+        projection = [] if self._projection is None else [self._projection]
+        choose_products([*self.decoder.linears, *projection, self._output], memory)
 
     def prefill(self, sequences: Sequence[ImageSequence]) -> list[tuple[PrefillResult, PrefillResult | None]]:
         """Read the prompts, each with its unconditional one where it is guided, and route each image to its experts.

@@ -1,17 +1,19 @@
 """Linear layers for inference, batch-invariant and in the layout that their processor multiplies fastest.
 
-On the CPU oneDNN packs the weights once. On a GPU a kernel of ours multiplies up to MAX_ROWS rows. A row's product has
-the same bits whatever the number of rows; torch's does not.
+On the CPU oneDNN packs the weights once, and FBGEMM multiplies few rows where it has the same bits. On a GPU a kernel
+of ours multiplies up to MAX_ROWS rows. A row's product has the same bits whatever the number of rows; torch's does not.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from engine.runner.products.half import Product, half_product
 
 PACKED_FOR = 16  # rows that oneDNN packs for: any number of rows may be multiplied
 MAX_ROWS = 512  # rows up to which our kernel multiplies on a GPU: beyond, torch is faster
@@ -25,14 +27,21 @@ SIZES = {
 
 
 class Linear:
-    """x -> x weight^T + bias; no gradient flows through it."""
+    """x -> x weight^T + bias; no gradient flows through it.
+
+    half: on a CPU, the product of the same bits by weights in float16, where there is one; half_rows: the numbers of
+    rows that it multiplies, none until they are chosen.
+    """
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         """Fuse `nn.Linear` layers of one input: their outputs are stacked in order."""
         weight = _stacked([layer.weight.detach() for layer in layers])
         self._bias = None if layers[0].bias is None else _stacked([layer.bias.detach() for layer in layers])
         self._packed = can_pack(weight)
+        self.outputs, self.inputs = weight.shape
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR) if self._packed else weight
+        self.half: Product | None = half_product(weight, self._bias, self.packed) if self._packed else None
+        self.half_rows: Container[int] = frozenset()
         self._on_gpu = weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -58,9 +67,15 @@ class Linear:
     def warm(self, rows: int) -> None:
         """Have oneDNN cache all it needs for products of up to `rows` rows with the current number of threads."""
         if self._packed:
-            width, dtype = self._weight.shape[1], self._weight.dtype
+            dtype = self._weight.dtype
             for size in SIZES[dtype][: bisect_left(SIZES[dtype], rows) + 1]:
-                self._product(torch.zeros(size, width, dtype=dtype))
+                if size not in self.half_rows:
+                    self.packed(torch.zeros(size, self.inputs, dtype=dtype))
+
+    def packed(self, x: Tensor) -> Tensor:
+        """Multiply [R, inputs] by the packed weights, R one of SIZES."""
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        return product
 
     def _fits_kernel(self, x: Tensor) -> bool:
         """Whether our GPU kernel multiplies x."""
@@ -69,20 +84,18 @@ class Linear:
     def _multiply(self, x: Tensor) -> Tensor:
         if not self._packed:
             return F.linear(x, self._weight, self._bias)
-        sizes = SIZES[x.dtype]
-        if x.numel() // x.shape[-1] in sizes:
-            return self._product(x)
+        sizes, rows = SIZES[x.dtype], x.numel() // x.shape[-1]
+        if self.half is not None and rows in self.half_rows:
+            return self.half(x)
+        if rows in sizes:
+            return self.packed(x)
         products = [self._padded(part, sizes) for part in torch.split(x.flatten(0, -2), sizes[-1])]
-        return torch.cat(products).view(*x.shape[:-1], self._weight.shape[0])
+        return torch.cat(products).view(*x.shape[:-1], self.outputs)
 
     def _padded(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
         """Multiply x [R, inputs], padded to the next size."""
         count = len(x)
-        return self._product(F.pad(x, (0, 0, 0, sizes[bisect_left(sizes, count)] - count)))[:count]
-
-    def _product(self, x: Tensor) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-        return product
+        return self.packed(F.pad(x, (0, 0, 0, sizes[bisect_left(sizes, count)] - count)))[:count]
 
 
 def _stacked(parts: Sequence[Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ Joins the parts; each is in its own file. Knows no family.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -39,8 +40,11 @@ class ServedModel(Served):
     to the last bits of a logit.
     """
 
-    def __init__(self, parts: Parts) -> None:
-        """Take the parts, whose layers move out of their backbones. Raises BadModel."""
+    def __init__(self, parts: Parts, products: Path | None = None) -> None:
+        """Take the parts, whose layers move out of their backbones. Raises BadModel.
+
+        products: the file that remembers which products are fastest on this machine, if any.
+        """
         self._parts, self._facts = parts, parts.facts
         drawing, reading = parts.drawing, parts.reading or parts.drawing
         steps, instructions = parts.script.steps, parts.instructions
@@ -50,6 +54,7 @@ class ServedModel(Served):
         decoder = Decoder(drawing.backbone, 2 * longest)
         self._positions = self._facts.max_prompt_tokens + steps
         self._image_lm = ImageLM(parts.head, decoder, drawing.chat, parts.script)
+        self._image_lm.choose_products(products)
         self._decode_one = Recorded(parts.picture, recorder(self.device))
         if parts.reading is not None:
             longest = min(reading.longest, 2 * LONGEST_PROMPT + steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import cast
 
 import pytest
 import torch
@@ -11,10 +12,13 @@ from torch import Tensor
 
 from engine.model import ImageModel, ImageRequest
 from engine.registry import EMBEDDED, load_model
+from engine.runner.linear import can_pack
+from engine.runner.products.half import has_fbgemm
 from engine.runner.sequence import ImageSequence, results_of
 from engine.runner.served import Served
 from engine.scheduler.postprocess import PostProcessor
 from engine.scheduler.thread_budget import ThreadBudget
+from engine.unified.served_model import ServedModel
 from safety.judges.registry import find_judges
 from safety.policy.emoji.classifiers import Classifier, load_classifier
 from safety.policy.emoji.taxonomy import read_taxonomy
@@ -57,6 +61,12 @@ def test_pixels_do_not_depend_on_the_number_of_cores(model: Served) -> None:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.facts.codes, (24, model.facts.tokens), generator=generator)
     assert torch.equal(postprocessed(model, ThreadBudget(1), tokens), postprocessed(model, ThreadBudget(12), tokens))
+
+
+@pytest.mark.skipif(not (can_pack(torch.zeros(1, 1)) and has_fbgemm()), reason="one way of multiplying alone")
+def test_its_weights_are_read_in_half_the_bytes_but_for_long_sums(model: Served) -> None:
+    linears = cast(ServedModel, model)._image_lm.decoder.linears
+    assert [linear.half is not None for linear in linears] == [True, True, True, False] * 4
 
 
 def test_it_is_small_enough_to_ship_and_has_its_card() -> None:

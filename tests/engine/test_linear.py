@@ -1,4 +1,4 @@
-"""Products of any number of rows: few sizes, and nothing left to keep once they are warm."""
+"""Products of any number of rows: few sizes, nothing left to keep once they are warm, and one result in every way."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import os
 import subprocess
 import sys
 from bisect import bisect_left
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from app.background.heap import ONE_HEAP
-from engine.runner.linear import SIZES, can_pack
+from engine.runner.linear import SIZES, Linear, can_pack
+from engine.runner.products import choice
+from engine.runner.products.choice import BUCKETS, choose_products
+from engine.runner.products.half import has_fbgemm
 
 # What malloc counts as in use, in MB, by which products of 1 to N rows make it grow, warm for N rows or cold.
 GROWTH = """
@@ -64,3 +69,81 @@ def test_padding_adds_less_than_a_half_and_nothing_to_guided_images() -> None:
     for rows in range(1, sizes[-1] + 1):
         size = sizes[bisect_left(sizes, rows)]
         assert size == rows + rows % 2 if rows <= 32 else size < 1.5 * rows
+
+
+needs_half = pytest.mark.skipif(
+    not (can_pack(torch.zeros(1, 1)) and has_fbgemm()), reason="one way of multiplying alone"
+)
+
+
+def linear_of(inputs: int, outputs: int, biased: bool = False) -> Linear:
+    """A layer whose weights float16 holds exactly."""
+    layer = nn.Linear(inputs, outputs, biased)
+    layer.weight.data = layer.weight.data.half().float()
+    return Linear([layer])
+
+
+@needs_half
+@pytest.mark.parametrize("biased", [False, True])
+def test_half_weights_change_no_bit(biased: bool) -> None:
+    linear = linear_of(384, 1152, biased)
+    x = torch.randn(65, 384)
+    x[3] = torch.nan
+    with torch.inference_mode():
+        right = linear(x)
+        linear.half_rows = range(1, 66)
+        for threads in (2, 1):
+            torch.set_num_threads(threads)
+            for rows in range(1, 66):
+                assert torch.equal(linear(x[:rows]).nan_to_num(7.0), right[:rows].nan_to_num(7.0))
+        assert torch.equal(linear(x[5:].view(2, 30, 384)), right[5:].view(2, 30, -1))
+
+
+@needs_half
+def test_half_weights_are_there_where_they_have_the_same_bits_alone() -> None:
+    assert linear_of(384, 8).half is not None
+    assert linear_of(1024, 8).half is None  # another order of sums
+    assert Linear([nn.Linear(384, 8)]).half is None
+    assert Linear([nn.Linear(384, 8, dtype=torch.bfloat16)]).half is None
+
+
+@needs_half
+def test_a_choice_is_remembered_by_processor_and_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured, memory = list[int](), tmp_path / "products.json"
+
+    def gains(linears: list[Linear], rows: int) -> bool:
+        measured.append(rows)
+        return rows in (8, 16)
+
+    monkeypatch.setattr(choice, "_gains", gains)
+
+    def chosen(outputs: int) -> set[int]:
+        linears = [linear_of(64, outputs), linear_of(1024, 8)]
+        assert choose_products(linears, memory) == (8, 16)
+        assert not any(rows in linears[1].half_rows for rows in range(99))
+        return {rows for rows in range(99) if rows in linears[0].half_rows}
+
+    for _ in range(2):
+        assert chosen(8) == set(range(3, 17)) and measured == [*BUCKETS]
+    assert chosen(16) and measured == [*BUCKETS] * 2  # other sizes
+    for spoilt in (
+        b"{",
+        b"[]",
+        memory.read_bytes().replace(b" 16", b" 17"),
+        memory.read_bytes().replace(b" 8", b" [8]"),
+    ):
+        memory.write_bytes(spoilt)
+        measured.clear()
+        assert chosen(8) and chosen(8) and measured == [*BUCKETS]
+    monkeypatch.setattr(choice, "processor_name", lambda: "another one")
+    assert chosen(8) and measured == [*BUCKETS] * 2
+    assert choose_products([linear_of(64, 8)], tmp_path / "none" / "products.json") == (8, 16)
+
+
+@needs_half
+def test_the_slower_way_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear, slow = linear_of(64, 8), [1.0]
+    monkeypatch.setattr(choice, "_seconds", lambda products: 1.0 if products[0].func == linear.packed else slow[0])
+    for factor, chosen in ((0.5, BUCKETS), (0.97, ()), (2.0, ())):
+        slow[0] = factor
+        assert choose_products([linear]) == chosen

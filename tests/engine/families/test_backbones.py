@@ -14,6 +14,7 @@ from core.errors import BadModel
 from engine.families.backbones import read_backbone
 from engine.runner import decoder as decoding
 from engine.runner.decoder import PIECE, Decoder
+from engine.runner.step.attention import attend
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -62,13 +63,13 @@ def build(name: str, **options: Any) -> Any:  # noqa: ANN401  (a class of transf
 
 
 def test_long_prompts_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder, lengths, attend = Decoder(read_backbone(build("llama")), PIECE + 80), [], decoding._attend
+    decoder, lengths = Decoder(read_backbone(build("llama")), PIECE + 80), []
 
     def noted(query: Tensor, *rest: Tensor) -> Tensor:
         lengths.append(query.shape[1])
         return attend(query, *rest)
 
-    monkeypatch.setattr(decoding, "_attend", noted)
+    monkeypatch.setattr(decoding, "attend", noted)
     prompts = [[(seed * n) % 97 for n in range(1, PIECE + 71 - seed)] for seed in (3, 5, 7)]
     with torch.no_grad():
         states, last, cache = decoder.prefill(prompts, 0)

@@ -1,0 +1,1 @@
+"""Ways of multiplying on a CPU that come to the same bits, and the choice among them."""
