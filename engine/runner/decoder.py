@@ -18,7 +18,7 @@ from torch import Tensor
 from engine.backbone import Backbone, LayerOptions
 from engine.runner.linear import Linear
 from engine.runner.norms import HeadNorm, norm_of
-from engine.runner.step.attention import attend, attend_apart, rotated
+from engine.runner.step.attention import attend, attend_apart, rotated, signed
 
 # Of heads [R, T, n + 2 h, d] (queries, keys, values), and a layer's keys and values, into which theirs are written:
 _Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # the attention's output [R, T, n d]
@@ -111,6 +111,7 @@ class Decoder:
                 self._layers.append(_Layer(layers[0], self._options))
                 del layers[0]
         self._cos, self._sin = cos[0], sin[0]  # [positions, d]
+        self._signed_sin = signed(self._sin)
 
     def warm(self) -> None:
         """Warm up the linear layers for any number of tokens."""
@@ -241,7 +242,7 @@ class Decoder:
     def _rotary(self, positions: Tensor) -> _Rotary:
         """Rotary embedding of queries and keys at positions [R, T], and the write of keys and values."""
         index = torch.arange(positions.shape[0], device=positions.device)[:, None], positions
-        cos, sin = self._cos[positions][:, :, None], self._sin[positions][:, :, None]  # [R, T, 1, d]
+        cos, sin = self._cos[positions][:, :, None], self._signed_sin[positions][:, :, None]  # [R, T, 1, d]
 
         def rotary(heads: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             turned = rotated(heads[:, :, : -self._kv_heads], cos, sin)  # queries and keys

@@ -62,7 +62,7 @@ class Linear:
 
             return kernels.gated(x, self._weight)
         gate, up = self._multiply(x).chunk(2, -1)
-        return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
+        return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")).mul_(up)
 
     def warm(self, rows: int) -> None:
         """Have oneDNN cache all it needs for products of up to `rows` rows with the current number of threads."""

@@ -64,8 +64,8 @@ def apply_cfg(logits: Tensor, rows: CfgRows) -> Tensor:
         from engine.runner import kernels  # needs triton, which comes with torch for a GPU
 
         return kernels.apply_cfg(logits, rows.conditional, rows.unconditional, rows.scales)
-    unconditional = logits[rows.unconditional]
-    return unconditional + rows.scales * (logits[rows.conditional] - unconditional)
+    unconditional, conditional = logits.index_select(0, rows.unconditional), logits.index_select(0, rows.conditional)
+    return conditional.sub_(unconditional).mul_(rows.scales).add_(unconditional)
 
 
 def sample(logits: Tensor, sampling: SamplingTensors, steps: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def choose(logits: Tensor, sampling: SamplingTensors, noise: Tensor) -> Tensor:
     """As `sample`, on a CPU, with the noise [B, K] of the images' steps."""
     if sampling.ranks:
         logits = logits.masked_fill(logits < floors(logits, sampling), -torch.inf)
-    return (logits + torch.where(sampling.temperature > 0, sampling.temperature * noise, 0.0)).argmax(1)
+    return torch.where(sampling.temperature > 0, sampling.temperature * noise, 0.0).add_(logits).argmax(1)
 
 
 def gumbel(seeds: Tensor, steps: Tensor, codes: int) -> Tensor:

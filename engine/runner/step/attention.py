@@ -8,9 +8,17 @@ from torch import Tensor
 
 
 def rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding, the halves convention: heads [R, T, heads, d], cos and sin [R, T, 1, d]."""
-    first, second = heads.chunk(2, -1)
-    return heads * cos + torch.cat([-second, first], -1) * sin
+    """Rotary embedding, the halves convention: heads [R, T, heads, d], cos and sin [R, T, 1, d].
+
+    sin: as `signed` makes it.
+    """
+    return heads * cos + heads.roll(heads.shape[-1] // 2, -1).mul_(sin)
+
+
+def signed(sin: Tensor) -> Tensor:
+    """Return sin [.., d] with its first half negated, so that a rotation is two products and a sum."""
+    first, second = sin.chunk(2, -1)
+    return torch.cat([-first, second], -1)
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
@@ -38,8 +46,10 @@ def attend_apart(query: Tensor, keys: Tensor, values: Tensor, masks: Tensor) -> 
         keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
     keys, values = keys.float().flatten(0, 1).mT, values.float().flatten(0, 1)
     queries = query.float().transpose(0, 1).flatten(1, 2)[:, :, None]  # [T, R * heads, 1, d]
-    scale = query.shape[-1] ** -0.5
-    parts = zip(masks, queries, strict=True)
-    scores = torch.stack([torch.baddbmm(mask, part, keys, alpha=scale) for mask, part in parts])
-    output = torch.stack([weights @ values for weights in scores.softmax(-1)])
+    scores, scale = masks.clone(), query.shape[-1] ** -0.5
+    for part, row in zip(queries.unbind(), scores.unbind(), strict=True):
+        row.baddbmm_(part, keys, alpha=scale)
+    output = torch.empty_like(queries)
+    for weights, row in zip(scores.softmax(-1).unbind(), output.unbind(), strict=True):
+        torch.bmm(weights, values, out=row)
     return output.view(query.transpose(0, 1).shape).transpose(0, 1).to(query.dtype).flatten(2)

@@ -87,8 +87,9 @@ class Lookahead:
         missing = []
         for number, sequence in enumerate(sequences):
             sequence.noise = {step: row for step, row in sequence.noise.items() if step >= sequence.step}
-            ahead = range(sequence.step, sequence.step + window)
-            missing += [(number * window, step) for step in ahead if step not in sequence.noise]
+            if any(step not in sequence.noise for step in range(sequence.step, sequence.step + window)):
+                ahead = range(sequence.step, sequence.step + 2 * window)  # many steps take little longer than one
+                missing += [(number * window, step) for step in ahead if step not in sequence.noise]
         if missing:
             rows, steps = torch.tensor(missing).unbind(1)
             noise = gumbel(self._layout.sampling.seeds[rows], steps, self._layout.codes)
