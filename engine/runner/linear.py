@@ -13,17 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.runner.products import padding
 from engine.runner.products.half import Product, half_product
 
-PACKED_FOR = 16  # rows that oneDNN packs for: any number of rows may be multiplied
 MAX_ROWS = 512  # rows up to which our kernel multiplies on a GPU: beyond, torch is faster
-# Numbers of rows multiplied on a CPU; others are padded to the next one. oneDNN caches memory for each number that it
-# meets, and a server meets them all: these are few enough to warm up. In bfloat16 there is one, since the order of a
-# sum depends on the number of rows there, differently on each processor.
-SIZES = {
-    torch.float32: (*range(2, 33, 2), 40, 48, 56, 64, 80, 96, 128, 192, 256),
-    torch.bfloat16: (32,),
-}
 
 
 class Linear:
@@ -39,7 +32,7 @@ class Linear:
         self._bias = None if layers[0].bias is None else _stacked([layer.bias.detach() for layer in layers])
         self._packed = can_pack(weight)
         self.outputs, self.inputs = weight.shape
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR) if self._packed else weight
+        self._weight = padding.packed(weight) if self._packed else weight
         self.half: Product | None = half_product(weight, self._bias, self.packed) if self._packed else None
         self.half_rows: Container[int] = frozenset()
         self._on_gpu = weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16)
@@ -68,14 +61,14 @@ class Linear:
         """Have oneDNN cache all it needs for products of up to `rows` rows with the current number of threads."""
         if self._packed:
             dtype = self._weight.dtype
-            for size in SIZES[dtype][: bisect_left(SIZES[dtype], rows) + 1]:
+            sizes = padding.sizes_of(self.outputs, self.inputs, dtype)
+            for size in sizes[: bisect_left(sizes, rows) + 1]:
                 if size not in self.half_rows:
                     self.packed(torch.zeros(size, self.inputs, dtype=dtype))
 
     def packed(self, x: Tensor) -> Tensor:
-        """Multiply [R, inputs] by the packed weights, R one of SIZES."""
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-        return product
+        """Multiply [R, inputs] by the packed weights, R one of `padding.sizes_of` the layer."""
+        return padding.multiply(x, self._weight, self._bias)
 
     def _fits_kernel(self, x: Tensor) -> bool:
         """Whether our GPU kernel multiplies x."""
@@ -84,9 +77,10 @@ class Linear:
     def _multiply(self, x: Tensor) -> Tensor:
         if not self._packed:
             return F.linear(x, self._weight, self._bias)
-        sizes, rows = SIZES[x.dtype], x.numel() // x.shape[-1]
+        rows = x.numel() // x.shape[-1]
         if self.half is not None and rows in self.half_rows:
             return self.half(x)
+        sizes = padding.sizes_of(self.outputs, self.inputs, x.dtype)
         if rows in sizes:
             return self.packed(x)
         products = [self._padded(part, sizes) for part in torch.split(x.flatten(0, -2), sizes[-1])]

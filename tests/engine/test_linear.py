@@ -6,23 +6,25 @@ import os
 import subprocess
 import sys
 from bisect import bisect_left
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from app.background.heap import ONE_HEAP
-from engine.runner.linear import SIZES, Linear, can_pack
+from engine.runner.linear import Linear, can_pack
 from engine.runner.products import choice
 from engine.runner.products.choice import BUCKETS, choose_products
 from engine.runner.products.half import has_fbgemm
+from engine.runner.products.padding import BFLOAT16, FLOAT32, LARGEST, _cancelling, equal_sizes
 
 # What malloc counts as in use, in MB, by which products of 1 to N rows make it grow, warm for N rows or cold.
 GROWTH = """
 import ctypes, sys
 import torch
-from torch import nn
+from torch import Tensor, nn
 from engine.runner.linear import Linear
 
 class Mallinfo(ctypes.Structure):
@@ -65,7 +67,7 @@ def test_a_warm_product_keeps_nothing_more_whatever_is_multiplied() -> None:
 
 
 def test_padding_adds_less_than_a_half_and_nothing_to_guided_images() -> None:
-    sizes = SIZES[torch.float32]
+    sizes = FLOAT32
     for rows in range(1, sizes[-1] + 1):
         size = sizes[bisect_left(sizes, rows)]
         assert size == rows + rows % 2 if rows <= 32 else size < 1.5 * rows
@@ -147,3 +149,18 @@ def test_the_slower_way_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     for factor, chosen in ((0.5, BUCKETS), (0.97, ()), (2.0, ())):
         slow[0] = factor
         assert choose_products([linear]) == chosen
+
+
+def test_bfloat16_is_padded_to_numbers_of_rows_of_one_order_alone() -> None:
+    x, row = _cancelling(384)
+    weight = row.expand(8, -1)
+
+    def by_blocks(width: int) -> Callable[[Tensor], Tensor]:
+        blocks = torch.split(weight, width, 1)
+        return lambda part: sum(
+            (x @ block.T for x, block in zip(torch.split(part, width, 1), blocks, strict=True)), torch.zeros(())
+        )
+
+    one, other = by_blocks(16), by_blocks(32)
+    assert equal_sizes(one, x) == BFLOAT16
+    assert equal_sizes(lambda part: (other if len(part) in (2, 16) else one)(part).bfloat16(), x) == (4, 8, LARGEST)
