@@ -88,19 +88,19 @@ def prepare_first(context: RunContext, state: LoopState) -> Prepared:
 def prepare_mined(context: RunContext, state: LoopState) -> Prepared:
     """A round from what the model itself still finds unsafe under the state's codebook."""
     mined = mine(context, state.codebook)
-    known = state.lesson.placed(mined.pairs)
-    lesson = state.lesson.with_more(known, mined.changed)
+    lesson = state.lesson.with_more(context.runner, state.codebook, mined.pairs, mined.changed)
+    known = len(lesson.failures) - len(state.lesson.failures)
     state = replace(state, lesson=lesson)
     report = {"mined": mined.report}
     if mined.failed == 0 or mined.even.interval[1] <= TARGET:
         return Prepared(state, report, Reason.NO_FAILURES)
     round_data = make_round_data(context, lesson.failures)
-    if round_data is None or not known or bool(round_data.first_half.all()):  # no half B to check on
+    if round_data is None or known == 0 or bool(round_data.first_half.all()):  # no half B to check on
         return Prepared(state, report, Reason.NO_PAIRS)
     editor = mined_editor(context, state.codebook, round_data, state.spaces["output"], lesson)
     learned = frozenset(text_key(pair.prompt) for pair in (*state.pairs, *lesson.failures))
     editors, confirmation = {"output": [editor]}, Confirmation(context, mined, learned)
-    return Prepared(state, report, None, round_data, len(known), editors, confirmation)
+    return Prepared(state, report, None, round_data, known, editors, confirmation)
 
 
 def find_edits(context: RunContext, state: LoopState, round_data: RoundData) -> dict[str, Sequence[Editor]]:

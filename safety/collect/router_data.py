@@ -79,8 +79,8 @@ def read_router_data(
     """Compute the states of all prompts, at least one a category."""
     states: dict[str, dict[str, PromptStates]] = {category: {} for category in harmful}
     for (category, concept), texts in by_concept(harmful).items():
-        states[category][concept] = _read(runner, texts)
-    return RouterData(states, _read(runner, mixed(harmful, benign, 0)))
+        states[category][concept] = read_states(runner, texts)
+    return RouterData(states, read_states(runner, mixed(harmful, benign, 0)))
 
 
 def by_concept(harmful: Mapping[str, Sequence[Prompt]]) -> dict[tuple[str, str], list[str]]:
@@ -100,7 +100,8 @@ def mixed(harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt], see
     return [texts[i] for i in order]
 
 
-def _read(runner: ModelRunner, prompts: Sequence[str]) -> PromptStates:
+def read_states(runner: ModelRunner, prompts: Sequence[str]) -> PromptStates:
+    """The states of prompts, at least one."""
     parts = []
     for start in range(0, len(prompts), runner.batch):
         runner.report("contexts", start, len(prompts))

@@ -1,7 +1,8 @@
 """The editor of a mined round: it goes on from the head edit of the rounds before, with what still failed.
 
 The experts of failing concepts are trained from where they stand, on failing images and fresh on-policy ones. Router
-and halfway probe are fitted anew with the failures, their rewrites, and harmless prompts whose tokens had changed.
+and halfway probe are fitted anew with the failures on which the router was silent, their rewrites, and harmless prompts
+whose tokens had changed.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from safety.collect.halfway_data import HalfwayData, draw_halfway_data
 from safety.collect.on_policy import on_policy_contrast
 from safety.collect.pairs import Pair, of_kind
 from safety.collect.round_data import RoundData
-from safety.collect.router_data import read_router_data
+from safety.collect.router_data import read_router_data, read_states
 from safety.collect.token_attribution import PromptContrast
 from safety.edit.head_edit import TeacherPairs, unstack
 from safety.edit.head_editor import edit_of, fit_router_and_probe, tune_expert
 from safety.edit.pixel_editor import largest_rank
 from safety.gates.null_space import output_moved
+from safety.metrics.rates import Rate
 from safety.policy.prompts import Prompt
-from safety.runtime.model_runner import derived_seed
+from safety.runtime.model_runner import ModelRunner, derived_seed
 from safety.runtime.run_context import RunContext
 
 LEAST_FAILURES = 4  # of a concept, under which its expert stays as it is
@@ -40,11 +42,13 @@ Concept = tuple[str, str]  # category and name
 class Lesson:
     """What rounds after the first learn from, oldest first: failures, and harmless prompts whose tokens had changed.
 
-    concepts: one an expert of the start codebook, in order.
+    concepts: one an expert of the start codebook, in order. missed: the failures that the router was silent on. The
+    others are their expert's fault: what they and their rewrites would teach a router that fires already is silence.
     """
 
     concepts: tuple[Concept, ...] = ()
     failures: tuple[Pair, ...] = ()
+    missed: tuple[Pair, ...] = ()
     changed: tuple[str, ...] = ()
 
     def placed(self, pairs: Sequence[Pair]) -> list[Pair]:
@@ -61,9 +65,13 @@ class Lesson:
         """The concepts with enough failures to train their experts."""
         return frozenset(c for c in self.concepts if int(of_kind(self.failures, *c).sum()) >= LEAST_FAILURES)
 
-    def with_more(self, failures: Sequence[Pair], changed: Sequence[str]) -> Lesson:
-        """This and what another round found."""
-        return replace(self, failures=(*self.failures, *failures), changed=(*self.changed, *changed))
+    def with_more(
+        self, runner: ModelRunner, codebook: Codebook, pairs: Sequence[Pair], changed: Sequence[str]
+    ) -> Lesson:
+        """This and what another round found under this codebook: the pairs that an expert is there for."""
+        failures = self.placed(pairs)
+        missed = (*self.missed, *missed_by(codebook, runner, failures))
+        return replace(self, failures=(*self.failures, *failures), missed=missed, changed=(*self.changed, *changed))
 
 
 @dataclass(frozen=True)
@@ -163,21 +171,40 @@ def mined_editor(
     context: RunContext, start: Codebook, round_data: RoundData, spaces: Mapping[str, Tensor], lesson: Lesson
 ) -> MinedEditor:
     """The editor of a round that follows an accepted one, from all failures so far and this round's data."""
-    runner, concepts = context.runner, lesson.concepts
+    runner, concepts, data = context.runner, lesson.concepts, context.router_data
     harmful: dict[str, list[Prompt]] = {}
-    for pair in lesson.failures:
+    for pair in lesson.missed:
         harmful.setdefault(pair.category, []).append(_prompt_of(pair))
     benign = [Prompt(text, "none", "", text) for text in lesson.changed]
-    data = context.router_data.with_more(read_router_data(runner, harmful, benign), WEIGHT)
+    if harmful or benign:
+        data = data.with_more(read_router_data(runner, harmful, benign), WEIGHT)
 
     def halfway() -> HalfwayData:
         first, seed = context.halfway_data, derived_seed(context.seed, "mined", runner.round)
+        if not harmful:
+            return first
         more = draw_halfway_data(runner, harmful, benign, seed, every=1).states
         return replace(first, states=first.states.with_more(more, WEIGHT))
 
     router, probe, report = fit_router_and_probe(context, concepts, data, halfway)
     report["taught"] = sorted(": ".join(name) for name in lesson.taught)
+    report["missed"] = Rate(len(lesson.missed), len(lesson.failures)).to_dict()
     return MinedEditor(context, start, round_data, spaces, concepts, lesson.taught, router, probe, report)
+
+
+def missed_by(codebook: Codebook, runner: ModelRunner, pairs: Sequence[Pair]) -> Sequence[Pair]:
+    """The pairs whose harmful prompts a codebook's router does not fire on: all without an edit.
+
+    None where an edit has no router, since it always acts.
+    """
+    if codebook.output is None or not pairs:
+        return pairs
+    router = codebook.output.router
+    if router is None:
+        return ()
+    states = read_states(runner, [pair.prompt for pair in pairs])
+    fired = router.scores(states.states, states.seen).amax(1) > 0
+    return [pair for pair, fires in zip(pairs, fired.tolist(), strict=True) if not fires]
 
 
 def _prompt_of(pair: Pair) -> Prompt:

@@ -17,6 +17,7 @@ from torch import Tensor
 from codebook.tensors import codebook_hash
 from safety.collect.pairs import Pair
 from safety.collect.proposals import VARIANTS
+from safety.edit.head_editor import edit_of
 from safety.edit.mined_editor import Lesson
 from safety.loop import Cancelled, RoundResult, improve
 from safety.policy.emoji.emoji_policy import EmojiPolicy
@@ -131,9 +132,29 @@ def test_a_later_round_finds_what_the_first_could_not_know(undisturbed: Results)
     assert confirmed["p"] < confirmed["limit"]
     assert confirmed["after"]["hr"]["value"] < confirmed["before"]["hr"]["value"] / 2
     assert second.failing is not None and third.failing is not None
-    assert third.failing["value"] < second.failing["value"] / 2
+    assert third.failing["value"] < second.failing["value"]
     assert [point["failing"] for point in third.report["rounds"]] == [None, second.failing, third.failing]
     assert third.images["rounds.png"].startswith(b"\x89PNG")
+
+
+def test_a_router_learns_from_the_failures_it_was_silent_on(undisturbed: Results) -> None:
+    context = prepare_run(Distracted(), ROUNDS, Usual(), Distracted(), undisturbed[0], Heard(), SIZES)
+    runner, codebook, none = context.runner, undisturbed[2][0].codebook, torch.zeros(1, dtype=torch.int64)
+    assert codebook is not None
+    harmful = [prompt for prompt in context.tuning_prompts if prompt.category == "gore"]
+    texts = [*(prompt.text for prompt in harmful), *(str(prompt.safe) for prompt in harmful)]
+    pairs = [Pair(text, "s", "gore", "", 1, none, none, 1.0) for text in texts]
+    lesson = Lesson(concepts=(("gore", ""),))
+    assert lesson.with_more(runner, runner.base, pairs, ()).missed == tuple(pairs)  # nothing fires without an edit
+    taught = lesson.with_more(runner, codebook, pairs, ("changed",))
+    fires = undisturbed[2][0].report["found"]["output"]["tried"][0]["router"]["gore"]
+    assert taught.failures == tuple(pairs) and taught.changed == ("changed",) and fires > 0.1
+    assert [pair.prompt in texts[: len(harmful)] for pair in taught.missed].count(False) == len(harmful)
+    assert len(taught.missed) == len(pairs) - round(fires * len(harmful))
+    always = replace(codebook, output=replace(edit_of(codebook), router=None))
+    assert lesson.with_more(runner, always, pairs, ()).missed == ()
+    missed = undisturbed[2][1].report["found"]["output"]["tried"][0]["missed"]
+    assert missed["n"] == sum(counts["kept"] for counts in undisturbed[2][1].report["mined"]["pairs"].values())
 
 
 def test_thompson_sampling_goes_where_images_fail(undisturbed: Results) -> None:

@@ -163,11 +163,16 @@ class Experiment:
         runner.round = number
         found = runner.cache.facts(f"{arm}-{number}-lesson", lambda: self._probe(arm, number, last.codebook, turns))
         pairs, changed = tuple(pair_from_dict(row) for row in found["pairs"]), tuple(found["changed"])
-        lesson = Lesson(self.start.concepts)
-        for each in (*steps[1:], Step(last.codebook, 0, 0, pairs, changed)):
-            lesson = lesson.with_more(lesson.placed(each.pairs), each.changed)
+        lesson, learned = Lesson(self.start.concepts), (*steps[1:], Step(last.codebook, 0, 0, pairs, changed))
+        for before, each in zip(steps, learned, strict=True):
+            under = self._probed(arm, before.codebook)
+            lesson = lesson.with_more(runner, under, each.pairs, each.changed)
         codebook, practised = self._taught(arm, number, last.codebook, lesson, turns)
         return Step(codebook, last.images + found["images"] + practised, found["failed"], pairs, changed)
+
+    def _probed(self, arm: Arm, codebook: Codebook) -> Codebook:
+        """The codebook that an arm draws its probes under, after a step that ended in `codebook`."""
+        return self._context.runner.base if arm is Arm.SINGLE else codebook
 
     def _probe(self, arm: Arm, number: int, codebook: Codebook, turns: int) -> dict[str, Any]:
         """What a round learns from, as JSON: pairs, harmless prompts that changed, and the images drawn."""
@@ -175,7 +180,7 @@ class Experiment:
         seed = derived_seed(context.seed, "iteration", number)
         source, prompts = GroupSource(context.policy, context.categories, seed), context.prompts
         proposals = Proposals(source, PAIR, prompts.held_keys, random.Random(seed), prompts.learned_keys)
-        probing = _Probing(context, context.runner.base if arm is Arm.SINGLE else codebook, proposals, number)
+        probing = _Probing(context, self._probed(arm, codebook), proposals, number)
         judge, total = self._referee if arm is Arm.REFEREE else self._own, turns * config.probes
         mines = arm in (Arm.MINED, Arm.REFEREE)
         for batch in evenly(proposals, round(EVEN * total) if mines else total, PROBED):
