@@ -6,7 +6,6 @@ import base64
 import itertools
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -332,24 +331,23 @@ def test_a_bad_prompt_is_answered_while_others_are_drawn_and_wait(
         assert {call.result().status_code for call in calls} == {200}
 
 
-def test_a_stream_that_nobody_reads_is_drawn_no_more(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    allowed, step, scheduler = threading.Semaphore(5), RunningBatch.step, server.service.engine.scheduler
+def test_a_stream_that_nobody_reads_is_drawn_no_more(stepwise: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed, step, scheduler = threading.Semaphore(5), RunningBatch.step, stepwise.service.engine.scheduler
 
     def slow(batch: RunningBatch) -> object:
         allowed.acquire()
         return step(batch)
 
     monkeypatch.setattr(RunningBatch, "step", slow)
-    with httpx2.Client(base_url=server.url) as impatient:
+    with httpx2.Client(base_url=stepwise.url) as impatient:
         body, headers = {"prompt": "a long one"}, {"Accept": "text/event-stream"}
         with impatient.stream("POST", "/generate", json=body, headers=headers) as answer:
             events = streamed(answer)
             assert next(events) == ("queued", {"ahead": 0, "eta_s": pytest.approx(0, abs=60)})
             assert next(events)[1]["done"] == 4
-    for _ in range(8):  # not enough steps to finish it
-        allowed.release()
-        time.sleep(0.1)
-    assert not scheduler._batch.sequences
+    wait_for("its call is given up", lambda: not scheduler._calls)
+    allowed.release()  # of its 16 steps the sixth or seventh
+    wait_for("its image is dropped", lambda: not scheduler._batch.sequences)
     allowed.release(10_000)
 
 
