@@ -21,8 +21,9 @@ test: .venv/ready
 test-fast: .venv/ready
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not scale"
 
-# Hosts that are cut off, two releases on one store, and the tests of a bucket on other S3 servers. What is not installed
-# is skipped, with what to install: CONTRIBUTING.md.
+# Hosts that are cut off, the Compose file's containers, two releases on one store, and the tests of a bucket on other S3
+# servers. What is not installed is skipped, with what to install: CONTRIBUTING.md.
+test-scale: export TEST_PATIENCE_S = 600
 test-scale: .venv/ready
 	$(BIN)/python -m pytest -q -rsP --durations=10 -m scale
 	$(BIN)/python -m pytest -q -rs -m "bucket and not scale" --s3 ministack

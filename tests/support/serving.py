@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -32,16 +33,17 @@ from tests.support.tiny import FEATURE_DIM, build_tiny
 
 POLICY_HEADER = "prompt,category,kind,split,concept,safe\n"
 SECOND_JUDGE = "hf:owner/harm#harm"  # a repository, which by its name may know every category
-PATIENCE_S = 120.0  # far beyond what anything here takes, for a busy machine
+# Far beyond what anything here takes, for a busy machine; `make test-scale` waits longer, for one that is full.
+PATIENCE_S = float(os.environ.get("TEST_PATIENCE_S", "120"))
 
 
-def wait_for(what: str, true: Callable[[], object]) -> None:
-    """Wait until `true()`; fail the test where that takes for ever."""
+def wait_for(what: str, true: Callable[[], object], every_s: float = 0.02) -> None:
+    """Wait until `true()`; fail the test where that takes for ever. every_s: between looks, which cost CPU time too."""
     end = time.monotonic() + PATIENCE_S
     while not true():
         if time.monotonic() > end:
             pytest.fail(f"waited in vain until {what}")
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 class Server:
