@@ -25,7 +25,6 @@ from engine.runner.linear import Linear
 
 BUCKETS = (2, 8, 16, 32)  # numbers of rows that are measured, each for those down to the one before
 TURNS = 3
-GAIN = 0.95  # of the time of packed weights: half weights must take less
 REMEMBERED = 16  # choices that a file holds
 
 
@@ -63,7 +62,7 @@ def _gains(linears: Sequence[Linear], rows: int) -> bool:
         for _ in range(TURNS):
             packed_s.append(_seconds([partial(packed, x) for packed, _, x in ways]))
             half_s.append(_seconds([partial(half, x) for _, half, x in ways]))
-    return min(half_s) < GAIN * min(packed_s)
+    return min(half_s) < min(packed_s)
 
 
 def _seconds(products: Sequence[Callable[[], Tensor]]) -> float:
