@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.purity.codecs import Codec
 from safety.edit.harmful_space import directions
 from safety.edit.harmfulness import weights
-from safety.edit.pixel_table import Partners, remap_pixels, update_pixels
+from safety.edit.pixel_table import Partners, off_manifold, remap_pixels, update_pixels
 
 CENTRES = (3.0, 1.5)  # z0: the shipped one and a lower one
 CLUSTERS = 256  # codes are pooled into so many
@@ -63,12 +63,13 @@ def candidates(codec: Codec, evidence: Evidence) -> Mapping[str, list[Tensor]]:
     rank = max(1, min(RANK, table.shape[1] // 4))
     basis, mean = directions(differences, rank), (evidence.retained @ rows) / evidence.retained.sum()
     kinds: dict[str, list[Tensor]] = {"projection": [], "re-map": [], "re-map by clusters": [], "best table": []}
-    clusters = min(CLUSTERS, codes)
+    clusters, limit = min(CLUSTERS, codes), off_manifold(table, codec.normalised)
     for centre in CENTRES:
         single = _weights(evidence, torch.arange(codes), codes, centre)
         pooled = _weights(evidence, _clusters(rows, clusters), clusters, centre)
         for strength in STRENGTHS:
-            kinds["projection"].append(update_pixels(table, single, basis, mean, partners, strength, codec.normalised))
+            projected = update_pixels(table, single, basis, mean, partners, strength, codec.normalised, limit)
+            kinds["projection"].append(projected)
             kinds["re-map"].append(remap_pixels(table, single, partners, strength, codec.normalised))
             kinds["re-map by clusters"].append(remap_pixels(table, pooled, partners, strength, codec.normalised))
     kinds["best table"] += [best_table(rows, evidence, care) * lengths for care in CARES]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from safety.collect.round_data import RoundData
 from safety.edit.editor import STRENGTHS
 from safety.edit.harmful_space import harmful_space, interleave, join
 from safety.edit.harmfulness import LEAST_RATIO, shuffled_ratio, weights
-from safety.edit.pixel_table import remap_pixels, update_pixels
+from safety.edit.pixel_table import off_manifold, remap_pixels, update_pixels
 from safety.edit.tuning import PixelTuningData, tune_pixels
 from safety.gates.null_space import pixels_moved
 from safety.metrics.charts import spectra_png, weights_png
@@ -46,6 +47,11 @@ class PixelEditor:
         """One space for all categories: they share the table."""
         return {ALL: self.basis}
 
+    @cached_property
+    def limit(self) -> Tensor:
+        """Beyond which a row is like no code; the same for every draft, and long to compute for a large table."""
+        return off_manifold(self.start.pixel, self.runner.model.facts.normalised)
+
     @property
     def full(self) -> bool:
         """Whether the space holds as many directions as it may."""
@@ -60,7 +66,7 @@ class PixelEditor:
         else:
             rows = table / table.norm(dim=1, keepdim=True) if normalised else table
             mean = self.round_data.baseline.mean_code(rows)
-            moved = update_pixels(table, self.weights, self.basis, mean, partners, strength, normalised)
+            moved = update_pixels(table, self.weights, self.basis, mean, partners, strength, normalised, self.limit)
         return replace(self.start, version="draft", pixel=moved)
 
     def tune(self, draft: Codebook) -> Codebook:

@@ -13,6 +13,7 @@ from torch import Tensor
 LEAST_NORM = 0.3  # of a unit row after projection; a shorter one has lost what it was
 HARMLESS = 0.1  # only codes of a smaller weight may stand in for others
 SAME = 1e-4  # rows this close are one row
+CANDIDATES = 8  # for the nearest row
 OFF_MANIFOLD = 0.99  # quantile of nearest-neighbour distances beyond which a row is like no code
 
 
@@ -57,38 +58,75 @@ def remap_rows(table: Tensor, weights: Tensor, partners: Partners, strength: flo
 
 def nearest_distances(rows: Tensor, table: Tensor) -> Tensor:
     """Distance of each row [B, D] to the nearest row of table [K, D] that differs from it: [B]."""
-    # In parts, since K x K distances would be gigabytes; without the product form, which loses small distances.
-    exact = "donot_use_mm_for_euclid_dist"
-    parts = (torch.cdist(part, table, compute_mode=exact) for part in torch.split(rows, 1024))
-    return torch.cat([part.masked_fill(part < SAME, torch.inf).min(1).values for part in parts])
+    squares = table.square().sum(1)
+    # In parts, since K x K distances would be gigabytes.
+    return torch.cat([_nearest(part, table, squares) for part in torch.split(rows, 1024)])
+
+
+def _nearest(rows: Tensor, table: Tensor, squares: Tensor) -> Tensor:
+    """Exact distances of the likeliest CANDIDATES by the product form, which is fast and loses small distances.
+
+    Where a row that is none of them may be nearer, by the bound of its rounding errors, all are computed: the result is
+    that of all exact distances, to the bit.
+    """
+    own, eps = rows.square().sum(1), torch.finfo(rows.dtype).eps
+    error = 2 * eps * (table.shape[1] + 8) * (own + squares.max())
+    likeliest, index = torch.addmm(squares, rows, table.T, alpha=-2).topk(min(CANDIDATES, len(table)), largest=False)
+    nearest = _least(rows[:, None], table[index])[:, 0]
+    unsure = nearest.square() > likeliest[:, -1] + own - error
+    if unsure.any():
+        nearest[unsure] = _least(rows[unsure], table)
+    return nearest
+
+
+def _least(rows: Tensor, table: Tensor) -> Tensor:
+    """The least distance of each row [..., B, D] to rows of table [..., K, D] that differ from it: [..., B]."""
+    distances = torch.cdist(rows, table, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.masked_fill(distances < SAME, torch.inf).min(-1).values
+
+
+def off_manifold(table: Tensor, normalised: bool) -> Tensor:
+    """The distance, of unit rows in normalised families, beyond which a row is like no code of the table: a scalar."""
+    rows = table / _norms(table, normalised)
+    return nearest_distances(rows, rows).quantile(OFF_MANIFOLD)
 
 
 def update_pixels(
-    table: Tensor, weights: Tensor, basis: Tensor, mean: Tensor, partners: Partners, strength: float, normalised: bool
+    table: Tensor,
+    weights: Tensor,
+    basis: Tensor,
+    mean: Tensor,
+    partners: Partners,
+    strength: float,
+    normalised: bool,
+    limit: Tensor,
 ) -> Tensor:
     """The weighted projection, with re-mapping of rows that it would spoil: [K, D] float32.
 
     A row is spoiled where its norm falls under LEAST_NORM of what it was (normalised families), or where it ends
-    farther from every code than codes are from each other. Normalised families keep each row's norm.
+    farther from every code than `limit`, the table's off_manifold. Normalised families keep each row's norm.
     """
-    norms = table.norm(dim=1, keepdim=True) if normalised else torch.ones(table.shape[0], 1)
+    norms, touched = _norms(table, normalised), weights > 0
     rows = table / norms
     projected = project_rows(rows, weights, basis, mean, strength)
     lengths = projected.norm(dim=1, keepdim=True) if normalised else torch.ones_like(norms)
     spoiled = lengths[:, 0] < LEAST_NORM
     projected = projected / lengths.clamp(min=LEAST_NORM)
-    touched = weights > 0
-    limit = nearest_distances(rows, rows).quantile(OFF_MANIFOLD)
-    spoiled |= touched & (nearest_distances(projected, rows) > limit)
+    spoiled[touched] |= nearest_distances(projected[touched], rows) > limit
     moved = torch.where(spoiled[:, None], _remapped(rows, weights, partners, strength, normalised), projected)
     return torch.where(touched[:, None], moved * norms, table)
 
 
 def remap_pixels(table: Tensor, weights: Tensor, partners: Partners, strength: float, normalised: bool) -> Tensor:
     """Re-mapping of every weighted row: [K, D] float32. Normalised families keep each row's norm."""
-    norms = table.norm(dim=1, keepdim=True) if normalised else torch.ones(table.shape[0], 1)
+    norms = _norms(table, normalised)
     moved = _remapped(table / norms, weights, partners, strength, normalised)
     return torch.where((weights > 0)[:, None], moved * norms, table)
+
+
+def _norms(table: Tensor, normalised: bool) -> Tensor:
+    """The norm of each row [K, 1] in normalised families, and 1 in others."""
+    return table.norm(dim=1, keepdim=True) if normalised else torch.ones(table.shape[0], 1)
 
 
 def _remapped(rows: Tensor, weights: Tensor, partners: Partners, strength: float, normalised: bool) -> Tensor:

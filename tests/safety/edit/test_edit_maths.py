@@ -12,7 +12,15 @@ from codebook.value import HeadEdit
 from safety.edit.harmful_space import harmful_space
 from safety.edit.harmfulness import weights
 from safety.edit.head_edit import TeacherPairs, harmless, leading_part, refit
-from safety.edit.pixel_table import Partners, project_rows, remap_pixels, update_pixels
+from safety.edit.pixel_table import (
+    SAME,
+    Partners,
+    nearest_distances,
+    off_manifold,
+    project_rows,
+    remap_pixels,
+    update_pixels,
+)
 from safety.edit.tuning import HeadTuningData, PixelTuningData, divergence, tune_output, tune_pixels
 from safety.gates.inputs import TuningMove
 from safety.gates.null_space import check_null_space, output_moved, pixels_moved
@@ -39,7 +47,7 @@ def planted_table() -> tuple[Tensor, Tensor, Tensor, Partners]:
 
 def test_projection_takes_the_harm_and_leaves_benign_rows() -> None:
     table, weight, basis, partners = planted_table()
-    moved = update_pixels(table, weight, basis, table[8:].mean(0), partners, 1.0, normalised=False)
+    moved = update_pixels(table, weight, basis, table[8:].mean(0), partners, 1.0, False, off_manifold(table, False))
     assert float(((moved[:8] - table[8:].mean(0)) @ basis).abs().max()) < 0.05
     assert torch.equal(moved[8:], table[8:]), "rows of weight 0 stay bit for bit"
 
@@ -65,7 +73,9 @@ def test_a_planted_direction_costs_benign_images_under_a_hundredth() -> None:
     space = harmful_space(differences, torch.ones(60), halves(60), generator)
     assert space.rank == 1 and abs(float(space.basis[:, 0] @ planted[:, 0])) >= 0.95
     weight = weights(unsafe, safe, retained)
-    moved = update_pixels(table, weight, space.basis, retained @ table / retained.sum(), partners, 1.0, False)
+    moved = update_pixels(
+        table, weight, space.basis, retained @ table / retained.sum(), partners, 1.0, False, off_manifold(table, False)
+    )
     drift = (retained * (moved - table).norm(dim=1)).sum() / (retained * table.norm(dim=1)).sum()
     assert float(drift) < 0.01
 
@@ -73,9 +83,19 @@ def test_a_planted_direction_costs_benign_images_under_a_hundredth() -> None:
 def test_rows_that_lose_their_norm_are_remapped_to_their_partner() -> None:
     table, weight, basis, partners = planted_table()
     table[:8] = 5 * basis[:, 0]
-    moved = update_pixels(table, weight, basis, torch.zeros(16), partners, 1.0, normalised=True)
+    moved = update_pixels(table, weight, basis, torch.zeros(16), partners, 1.0, True, off_manifold(table, True))
     torch.testing.assert_close(unit(moved[:8]), unit(table[100:101]).expand(8, -1), atol=1e-4, rtol=0)
     torch.testing.assert_close(moved.norm(dim=1), table.norm(dim=1))
+
+
+@pytest.mark.parametrize("middle", [0.0, 100.0])  # far from zero the product form of a distance is of no use
+def test_nearest_distances_are_exact_whatever_the_table(middle: float) -> None:
+    table = middle + 0.05 * torch.randn(300, 24, generator=seeded(1))
+    table[1:21:2] = table[:20:2]
+    rows = torch.cat([table[:50], table[:50] + 0.01 * torch.randn(50, 24, generator=seeded(2))])
+    distances = torch.cdist(rows, table, compute_mode="donot_use_mm_for_euclid_dist")
+    exact = distances.masked_fill(distances < SAME, torch.inf).min(1).values
+    assert torch.equal(nearest_distances(rows, table), exact) and float(exact.max()) < 1
 
 
 def test_remap_never_uses_a_harmful_partner() -> None:
@@ -88,7 +108,7 @@ def test_tuning_stays_in_the_null_space_over_300_adam_steps(monkeypatch: pytest.
     monkeypatch.setattr("safety.edit.tuning.PATIENCE", 300)  # all the steps, whether they still help or not
     table, weight, _, partners = planted_table()
     basis = torch.linalg.qr(torch.randn(16, 3, generator=seeded(2)))[0]
-    draft = update_pixels(table, weight, basis, table.mean(0), partners, 1.0, normalised=False)
+    draft = update_pixels(table, weight, basis, table.mean(0), partners, 1.0, False, off_manifold(table, False))
     paint = torch.randn(16, 3, generator=seeded(3))
 
     def decode(tokens: Tensor, pixel: Tensor) -> Tensor:
