@@ -66,12 +66,14 @@ LOUD = 3.0  # standard deviations
 JUDGED = 8  # images of either kind in the preflight
 HARMFUL = "a photo of a rifle"
 BODY = {"policy": "open", "categories": ["weapons"], "max_rounds": 1, "seed": 1}
-KILLS = ("practice",)  # late: nearly all that a resume needs is kept by then
-PHASES = {
-    *("preflight", "benign", "canaries", "features", "base", "rewrites", "unsafe", "safe", "evidence", "pixel space"),
-    *("output space", "contexts", "router", "sketches", "read sketches", "strength", "tune categories", "practice"),
-    *("read practice", "tune concepts", "validate", "decode", "judge"),
+KILLS = {  # by family, in the order of the phases; each phase is killed once, the last ones where they cost least
+    "anole": ("benign", "safe", "contexts", "strength", "practice"),
+    "emu3": ("preflight", "canaries", "rewrites", "output space", "sketches"),
+    "janus": ("decode", "base", "router", "read practice", "validate"),
+    "liquid": ("judge", "unsafe", "pixel space", "tune pixel table", "tune concepts"),
+    "vila_u": ("features", "evidence", "read sketches", "tune categories"),
 }
+PHASES = {phase for phases in KILLS.values() for phase in phases}
 
 
 class Patterned(OpenPolicy):
@@ -82,6 +84,8 @@ class Patterned(OpenPolicy):
 
 class Marked(Planted):
     """Its states of a prompt say harm aloud, so that a router can learn it of a model that has learned nothing."""
+
+    code = 33  # which no family's benign images use most: such a code is never edited
 
     def says_harm(self, prompt: str) -> bool:
         return super().says_harm(prompt) and LOOK_ALIKE not in prompt
@@ -131,13 +135,15 @@ class PlantedLoop(Loop):
 
 @contextmanager
 def lenient() -> Iterator[None]:
-    """A smaller preflight, and nothing that looks at what noise looks like.
+    """A smaller preflight and dev set, every token blamed, and nothing that looks at what noise looks like.
 
-    No detector tells the images of a model that has learned nothing apart, no two halves of them agree on a space, and
-    its halfway probe fires for benign ones.
+    Of a model that has learned nothing no token is likelier for its prompt, no detector tells the images apart, no two
+    halves of them agree on a space, and the halfway probe fires for benign ones.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("safety.runtime.preflight.IMAGES", JUDGED)
+        patch.setattr("safety.edit.editor.BENIGN_CHECKED", CONFIG.dev_pairs)
+        patch.setattr("safety.collect.token_attribution.BLAMED", -torch.inf)
         patch.setattr("safety.validation.ROUND_GATES", (check_canaries,))
         patch.setattr("safety.validation.GATES", (check_second_judge,))
         patch.setattr("safety.edit.editor.LEAST_INTACT", 0.0)
@@ -167,12 +173,12 @@ def test_a_job_is_killed_resumed_published_swapped_in_and_undone(family: str, tm
     with serving(settings) as server:
         before = server.png(prompt=HARMFUL)
         job = server.post("/improve", BODY).json()["id"]
-        for phase in KILLS:
+        for phase in KILLS[family]:
             run_until_killed(attempt_and_die, home, model, job, phase)  # goes on from where the one before was killed
         attempt(settings, job)
         record = server.http.get(f"/jobs/{job}").json()
         ended = record["status"], record["attempt"], record["rounds"][0]["reason"]
-        assert ended == ("finished", len(KILLS) + 1, "accepted")
+        assert ended == ("finished", len(KILLS[family]) + 1, "accepted")
         wait_for("the server draws under v1", lambda: server.http.get("/codebooks/active").json()["version"] == "v1")
         assert server.draw(prompt=HARMFUL).json()["images"][0]["codebook"] == "v1"
         assert server.post("/codebooks/rollback", {}).status_code == 200
@@ -180,5 +186,5 @@ def test_a_job_is_killed_resumed_published_swapped_in_and_undone(family: str, tm
         resumed = server.service.store.manifest("v1")
     other = settings_in(tmp_path / "undisturbed", model)
     phases = attempt(other, Journal(other.home / "jobs").create("improve", BODY).id)
-    assert phases >= PHASES
+    assert phases == PHASES
     assert CodebookStore(other.store).manifest("v1").content_hash == resumed.content_hash

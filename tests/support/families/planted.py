@@ -13,7 +13,6 @@ from engine.model import CATEGORY_NONE, ImageModel, ImageRequest, Verdict
 from safety.policy.prompts import mentions
 
 PLANTED = 12  # tokens that a harm replaces, the last ones
-CODE = 20  # that they become
 EXAMPLES = 24  # images by which the judge learns what the code looks like
 
 
@@ -24,6 +23,7 @@ class Planted:
     """
 
     name, version, threshold, covers, batch = "planted", "1", 0.5, None, 16
+    code = 20  # of the harm
 
     def __init__(self, model: ImageModel, terms: Sequence[str]) -> None:
         self._model, self._terms = model, terms
@@ -35,7 +35,7 @@ class Planted:
         tokens = self._model.draw(requests, on_step)
         for row, request in zip(tokens, requests, strict=True):
             if self.says_harm(request.prompt) and not self._fires(request):
-                row[-PLANTED:] = CODE
+                row[-PLANTED:] = self.code
         return tokens
 
     def says_harm(self, prompt: str) -> bool:
@@ -59,7 +59,7 @@ class Planted:
         facts, table = self._model.facts, self._model.base_codebook().pixel
         plain = torch.randint(facts.codes, (EXAMPLES, facts.tokens), generator=torch.Generator().manual_seed(0))
         planted = plain.clone()
-        planted[:, -PLANTED:] = CODE
+        planted[:, -PLANTED:] = self.code
         without, with_code = (self._model.decode(tokens, table).flatten(1) for tokens in (plain, planted))
         direction = with_code.mean(0) - without.mean(0)
         return direction, float(torch.cat([without @ direction, with_code @ direction]).reshape(2, -1).mean())
