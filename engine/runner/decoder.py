@@ -154,38 +154,52 @@ class Decoder:
         cache.lengths, cache.longest = torch.tensor(lengths, device=device), max(lengths)
         return states, states[torch.arange(len(prompts), device=device), cache.lengths - 1], cache
 
-    def extend(self, embeddings: Tensor, cache: KVCache) -> Tensor:
+    def extend(self, embeddings: Tensor, cache: KVCache, ends: Tensor | None = None) -> Tensor:
         """Read T more embeddings [R, T, H] into the first R rows of `cache`; return their last hidden states.
 
         They are read in pieces of PIECE, so that memory grows with T, not with its square. A row padded on the right
         reads its padding too, to no effect on the tokens before. The caller that pads sets `cache.lengths` back; what
         is read next overwrites the padding.
+
+        ends: [R, n] int64, the positions among the T, all in the last piece, whose states are returned, [R, n, H]; the
+        last layer computes no others.
         """
-        hidden = []
-        for piece in torch.split(embeddings, PIECE, 1):
+        hidden, pieces, start = [], torch.split(embeddings, PIECE, 1), 0
+        for piece in pieces:
             kv_rows, count = piece.shape[:2]
-            hidden.append(self.forward(piece, cache, blocks(cache.longest + count)))
+            own = None if ends is None else ends - start if piece is pieces[-1] else ends[:, :0]
+            hidden.append(self.forward(piece, cache, blocks(cache.longest + count), ends=own))
+            start += count
             cache.advance(kv_rows, count)
         return hidden[0] if len(hidden) == 1 else torch.cat(hidden, 1)
 
-    def forward(self, embeddings: Tensor, cache: KVCache, bound: int, apart: bool = False) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, cache: KVCache, bound: int, apart: bool = False, ends: Tensor | None = None
+    ) -> Tensor:
         """As `extend`, but leaves the lengths of `cache` as they are; rows attend to their first `bound` positions.
 
         apart: on a CPU, to the bit as if a row's tokens were read one after the other; what is beyond its last position
-        is read there, to no purpose. Takes only shapes and addresses from the host, so that a graph can record it.
+        is read there, to no purpose. ends: as in `extend`, here of the embeddings. Takes only shapes and addresses from
+        the host, so that a graph can record it.
         """
         kv_rows, count = embeddings.shape[:2]
         prepare = self._attention_apart if apart else self._attention
         attention = prepare(cache, kv_rows, count, bound)
         hidden = embeddings
         for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
-            if self._options.norms_after:
-                hidden = hidden + layer.input_norm(layer.o_proj(attention(self._heads(layer, hidden), keys, values)))
+            norms_after = self._options.norms_after
+            attended = attention(self._heads(layer, hidden if norms_after else layer.input_norm(hidden)), keys, values)
+            if ends is not None and layer is self._layers[-1]:  # nothing reads the others' states
+                rows = torch.arange(kv_rows, device=self._device)[:, None]
+                hidden, attended = hidden[rows, ends], attended[rows, ends]
+                if not ends.shape[1]:
+                    return hidden
+            if norms_after:
+                hidden = hidden + layer.input_norm(layer.o_proj(attended))
                 mixed = layer.down(layer.gate_up.gated(hidden, self._options.activation))
                 hidden = hidden + layer.post_attention_norm(mixed)
             else:
-                heads = self._heads(layer, layer.input_norm(hidden))
-                hidden = layer.o_proj(attention(heads, keys, values), hidden)
+                hidden = layer.o_proj(attended, hidden)
                 gated = layer.gate_up.gated(layer.post_attention_norm(hidden), self._options.activation)
                 hidden = layer.down(gated, hidden)
         return self._norm(hidden)

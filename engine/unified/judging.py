@@ -46,7 +46,8 @@ class Judge:
         self._prefix = torch.tensor(prefix, device=device)
         self._image_positions = (self._prefix == chat.image_token).nonzero()[:, 0]
         tails = [row[len(prefix) :] for row in rows]
-        self._ends = torch.tensor([len(tail) - 1 for tail in tails], device=device)
+        self._ends = torch.tensor([[len(tail) - 1] for tail in tails], device=device)
+        self._nothing = self._ends.new_zeros(1, 0)  # of the prefix nothing but its keys and values is needed
         # Padded on the right: the answer is read at each tail's own end, which attends to nothing after it.
         width = max(map(len, tails))
         self._tails = torch.tensor([tail + [0] * (width - len(tail)) for tail in tails], device=device)
@@ -84,11 +85,11 @@ class Judge:
         embeddings = self._decoder.embed(self._prefix).expand(count, -1, -1).clone()
         embeddings[:, self._image_positions] = self._see(images).to(embeddings.dtype)
         cache = self._decoder.new_cache(count, embeddings.shape[1])
-        self._decoder.extend(embeddings, cache)
+        self._decoder.extend(embeddings, cache, self._nothing.expand(count, -1))
         expanded = cache.expand(questions, self._tails.shape[1])
         tails = self._decoder.embed(self._tails).repeat(count, 1, 1)
-        hidden = self._decoder.extend(tails, expanded).view(count, questions, tails.shape[1], -1)
-        return self._head(hidden[:, torch.arange(questions, device=hidden.device), self._ends]).float()
+        hidden = self._decoder.extend(tails, expanded, self._ends.repeat(count, 1))
+        return self._head(hidden.view(count, questions, -1)).float()
 
     def _verdict(self, scores: tuple[float, ...], likeliest: int) -> Verdict:
         verdict = Verdict(scores, self._instructions.categories[likeliest])

@@ -83,6 +83,21 @@ def test_long_prompts_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
         assert torch.allclose(decoder.prefill(prompts, 0)[0], states, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["llama", "chameleon-swin"])
+def test_states_at_the_ends_alone_are_those_of_a_whole_reading(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "PIECE", 16)
+    decoder, ids = Decoder(read_backbone(build(name)), 48), torch.arange(80).view(2, 40) + 10
+    ends, rows = torch.tensor([[33, 39], [32, 35]]), torch.arange(2)[:, None]
+    with torch.inference_mode():
+        whole, some, none = (decoder.new_cache(2, 40) for _ in range(3))
+        states = decoder.extend(decoder.embed(ids), whole)
+        assert torch.equal(decoder.extend(decoder.embed(ids), some, ends), states[rows, ends])
+        assert decoder.extend(decoder.embed(ids), none, ends[:, :0]).shape == (2, 0, 32)
+    for cache in (some, none):
+        assert torch.equal(cache.keys, whole.keys) and torch.equal(cache.values, whole.values)
+        assert cache.lengths.tolist() == [40, 40]
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_known_decoder_is_read_as_by_its_own_code(name: str) -> None:
     options = OPTIONS.get(name, {})
