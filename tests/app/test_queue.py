@@ -12,7 +12,7 @@ from rq.worker import SpawnWorker
 
 from app import queue_state
 from app.queue import ImproveQueue
-from core.wire import PROBE
+from core.wire import RedisNames
 from tests.support.redis_home import NO_MASTER, own_redis
 from tests.support.serving import Server, serving, settings_in, wait_for
 
@@ -56,13 +56,11 @@ def test_a_redis_that_takes_no_job_is_reported_by_health_and_job(model: Path, tm
 
 @pytest.mark.fault("F21")
 def test_what_is_wrong_with_redis_is_noticed_while_it_lasts(model: Path, tmp_path: Path, address: str) -> None:
-    with (
-        Redis.from_url(address) as redis,
-        serving(settings_in(tmp_path, model, SAFECB_REDIS_URL=address)) as server,
-    ):
+    settings = settings_in(tmp_path, model, SAFECB_REDIS_URL=address)
+    with Redis.from_url(address) as redis, serving(settings) as server:
         wait_for("Redis is of use", lambda: health(server)["redis"] == "ok")
         assert health(server)["redis_reason"] is None
-        assert 0 < redis.ttl(PROBE) <= 60
+        assert 0 < redis.ttl(RedisNames.of(settings).probe) <= 60
         job = server.post("/improve", {}).json()["links"]["self"]
         for unfit, fit, state in (
             (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"), "read-only"),

@@ -78,8 +78,8 @@ def test_servers_raise_the_alert_together_once_a_version_draws_for_all(
 ) -> None:
     monkeypatch.setattr(housekeeping, "EVERY_S", 0.2)
     with (
-        serving(settings_in(tmp_path / "one", model, SAFECB_REDIS_URL=redis.url)) as one,
-        serving(settings_in(tmp_path / "two", model, SAFECB_REDIS_URL=redis.url)) as two,
+        serving(settings_in(tmp_path, model, SAFECB_REDIS_URL=redis.url)) as one,
+        serving(settings_in(tmp_path, model, SAFECB_REDIS_URL=redis.url)) as two,  # of the same home, so of one count
     ):
         version = one.publish(1)
         one.draw(prompt="counts", n=2)
@@ -89,6 +89,7 @@ def test_servers_raise_the_alert_together_once_a_version_draws_for_all(
         note(one, "of a split")
         assert one.http.delete("/codebooks/traffic").status_code == 200
         note(one, "of another version", version)
+        wait_for("both are level", lambda: one.service.live.active == two.service.live.active)
         for i in range(8):
             note((one, two)[i % 2], f"prompt {i}")
         for server in (one, two):
