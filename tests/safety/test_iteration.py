@@ -85,8 +85,8 @@ class Counting(ToyModel):
         return super().draw(requests, on_step)
 
 
-def run(out: Path, arms: list[str]) -> dict[str, Any]:
-    """Run the command with a toy model; the report."""
+def run(out: Path, arms: list[str], status: int = 0) -> dict[str, Any]:
+    """Run the command with a toy model, until it ends with this status; the report."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "load_model", lambda *_: Counting())
         patch.setattr(command, "referee", lambda model: model)
@@ -96,7 +96,7 @@ def run(out: Path, arms: list[str]) -> dict[str, Any]:
         patch.setattr(arms_module, "ROUNDS", 3)
         patch.setenv("SAFECB_HOME", str(out / "home"))
         options = ["--suite", "iteration", "--images", "240", "--out", str(out)]
-        assert main([*options, "--arms", ",".join(arms), "--seeds", "1"]) == 0
+        assert main([*options, "--arms", ",".join(arms), "--seeds", "1"]) == status
     report: dict[str, Any] = json.loads((out / "iteration.json").read_text())
     return report
 
@@ -149,3 +149,16 @@ def test_a_run_goes_on_where_it_stopped(finished: tuple[Path, dict[str, Any]]) -
     assert run(out, ARMS) == report
     assert all(path.exists() for path in later)
     assert 0 < Counting.drawn < drawn
+
+
+def test_a_folder_that_lost_its_concepts_is_refused(
+    finished: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (lost,) = finished[0].rglob("start-concepts.json")
+    concepts = lost.read_bytes()
+    lost.unlink()
+    try:
+        run(finished[0], ARMS, status=2)
+    finally:
+        lost.write_bytes(concepts)
+    assert "start without start-concepts.json" in capsys.readouterr().err

@@ -105,8 +105,12 @@ def first_round(context: RunContext) -> Start:
     spaces = {name.removeprefix(SPACE): basis for name, basis in tensors.items() if name.startswith(SPACE)}
     packed = {name: tensor for name, tensor in tensors.items() if not name.startswith(SPACE)}
     codebook = unpack("draft", Identity.of(runner.base, {}), packed)
-    concepts = tuple((category, name) for category, name in runner.cache.facts(CONCEPTS, list))
+    concepts = tuple((category, name) for category, name in runner.cache.facts(CONCEPTS, _lost))
     return Start(codebook, _images(collection) + len(context.tuning_prompts), spaces, concepts)
+
+
+def _lost() -> list[Any]:
+    raise SafeCBError(f"the work folder has a start without {CONCEPTS}.json, so no expert could learn: use another one")
 
 
 def _images(collection: Collection) -> int:
