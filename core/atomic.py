@@ -12,7 +12,7 @@ import ctypes
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -76,13 +76,15 @@ def replace_file(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def create_file(path: Path, data: bytes, mode: int = 0o666) -> bytes:
-    """Create `path` and return its content: of several that try, one wins, and all return what it wrote."""
+def read_or_create(path: Path, content: Callable[[], bytes], mode: int = 0o666) -> bytes:
+    """Return what `path` holds; where it is missing, create it: of several that try, one wins, and all return its."""
+    with suppress(FileNotFoundError):
+        return read_file(path)
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(new, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            file.write(data)
+            file.write(content())
             file.flush()
             os.fsync(file.fileno())
         with suppress(FileExistsError):

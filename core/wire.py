@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from core.atomic import create_file, read_file
+from core.atomic import read_or_create
 from core.settings import Settings
 
 QUEUE: Final = "improve"
@@ -94,11 +94,7 @@ PLAIN_NAMES: Final = RedisNames()  # of no deployment: a queue by itself
 
 def _home_tag(home: Path) -> str:
     """Eight hex digits of what a home got at its first use: it may be mounted at any path, on several machines."""
-    path = home / "redis.id"
-    try:
-        mark = read_file(path)
-    except FileNotFoundError:
-        mark = create_file(path, secrets.token_hex().encode())
+    mark = read_or_create(home / "redis.id", lambda: secrets.token_hex().encode())
     return hashlib.sha256(mark).hexdigest()[:8]
 
 

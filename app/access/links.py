@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import urlencode
 
-from core.atomic import create_file, read_file
+from core.atomic import read_or_create
 from core.bucket.bucket import Bucket
 
 VALID_S = 3600
@@ -50,10 +50,7 @@ def file_secret(path: Path) -> Callable[[], bytes]:
     """Return what reads the secret from a file, created if missing and readable by its owner alone."""
 
     def secret() -> bytes:
-        try:
-            return read_file(path)
-        except FileNotFoundError:
-            return create_file(path, secrets.token_bytes(SECRET_BYTES), 0o600)
+        return read_or_create(path, lambda: secrets.token_bytes(SECRET_BYTES), 0o600)
 
     return secret
 
