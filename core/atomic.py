@@ -20,6 +20,7 @@ from typing import BinaryIO
 from core.storage import naming
 
 _KEEP_SIZE = 1  # fallocate's flag
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # renameat2's
 
 
 @contextmanager
@@ -59,16 +60,19 @@ def list_folder(path: Path) -> list[str]:
     return []
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, *, hold: bool = False) -> None:
     """Replace the content of `path` atomically: readers, and a crash, see either the old bytes or the new ones.
 
-    The caller holds the lock of `path`: the temporary file has a fixed name, so that crashes leave no litter.
+    The caller holds the lock of `path`: the temporary file has a fixed name, so that crashes leave no litter. With
+    `hold` the old file becomes the next temporary file, so that its space is at no moment anybody else's; a system
+    that cannot exchange two names releases it.
     """
     new = beside(path)
     with naming(path):
         try:
             _write(new, data)
-            new.replace(path)
+            if not (hold and _exchange(new, path)):
+                new.replace(path)
         except OSError:
             with suppress(OSError):
                 new.unlink()
@@ -161,6 +165,15 @@ def _write(path: Path, data: bytes) -> None:
         handle.truncate()
         handle.flush()
         os.fsync(handle.fileno())
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two files in one step; False, and nothing done, where one is missing or it is not known."""
+    with suppress(AttributeError):
+        names = os.fsencode(one), os.fsencode(other)
+        done: int = ctypes.CDLL(None).renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
+        return done == 0
+    return False
 
 
 def _opened(path: Path) -> BinaryIO:

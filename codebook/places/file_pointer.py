@@ -73,7 +73,7 @@ class FilePointer(Pointer):
         self._replace(new)
 
     def _replace(self, record: ActiveRecord) -> None:
-        replace_file(self._active, encode(record))
+        replace_file(self._active, encode(record), hold=True)
         self._hold_room()
         with suppress(NoStorage):  # the activation is done; the next one writes its line, or is refused
             self._log(record)

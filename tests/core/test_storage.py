@@ -120,6 +120,26 @@ def test_moves_need_no_room_and_never_lose_more_than_one_line(disk: SmallDisk) -
     assert [record["epoch"] for record in store.audit()] == list(range(moves + 2))
 
 
+def test_room_for_moves_is_never_free_for_another_to_take(disk: SmallDisk) -> None:
+    store, ended = open_store(disk.folder / "store", versions=1), threading.Event()
+
+    def take() -> None:
+        while not ended.is_set():
+            disk.fill()
+
+    disk.fill()
+    taker = threading.Thread(target=take)
+    taker.start()
+    try:
+        for _ in range(20):
+            store.activate("v1", by="me")
+            store.rollback(by="me")
+    finally:
+        ended.set()
+        taker.join()
+    assert store.active().epoch == 40
+
+
 def test_room_for_moves_is_held_again_once_there_is_some(disk: SmallDisk) -> None:
     store = open_store(disk.folder / "store", versions=1)
     (disk.folder / "store" / ".ACTIVE.tmp").unlink()  # a store that was copied from elsewhere holds no room
