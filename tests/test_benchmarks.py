@@ -14,10 +14,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 import httpx2
+import psutil
 import pytest
 import torch
 
-from benchmarks import baseline, chaos, geometries, lookahead, results, serving, steps, swap
+from benchmarks import baseline, chaos, geometries, lookahead, neighbours, results, serving, steps, swap
 from benchmarks.answers import Tally, kind_of
 from benchmarks.load import Load, calls, closed_loop, poisson
 from benchmarks.scale import page as scale
@@ -365,6 +366,19 @@ def test_the_page_of_the_machines_names_what_is_missed() -> None:
     assert scale.missed(phases) == ["answers: moves applied twice: 2"]
     page = scale.page(results.circumstances(), phases)
     assert "| answers | moves applied twice | 0 | 2 | NO |" in page and f"| faults | {NEVER} 3 |" in page
+
+
+def test_a_server_is_measured_beside_neighbours(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "SECONDS", 0.3)
+    monkeypatch.setattr(neighbours, "SETTLED_S", 0.1)
+    with neighbours.neighbours(2):
+        beside = [p for p in psutil.Process().children() if neighbours.LOOP in p.cmdline()]
+        assert len(beside) == 2
+    assert not any(process.is_running() for process in beside)
+    rows = neighbours.figures([neighbours.stretch(server.url, 2, count) for count in (0, 1)])
+    assert [row["neighbours"] for row in rows] == [0, 1] and all(row["failed"] == 0 for row in rows)
+    assert rows[0]["images/s, of those alone"] == 1.0 < 10 * rows[1]["images/s, of those alone"]
+    assert "| 2 | 1 |" in "".join(neighbours.page(results.circumstances() | {"cores": 2, "rows": rows}))
 
 
 def test_lookahead_is_measured_beside_one_token_a_step(

@@ -57,7 +57,7 @@ class Scheduler:
         """
         self._model, self._kv_rows, self._clock = model, kv_rows, clock
         self._limit = max(QUEUE, kv_rows) if queue_limit is None else queue_limit
-        self._budget = ThreadBudget(cores)
+        self._budget = ThreadBudget(cores, tried=model.device.type == "cpu")
         with on_device(model.device):
             self._batch = model.running_batch(kv_rows, lookahead)
         with ThreadPoolExecutor(1) as short_lived:  # OpenMP's helpers of the calling thread would stay with it
@@ -274,9 +274,10 @@ class Scheduler:
 
     def _step(self) -> None:
         """Sample a token of every image; an error fails all of them, and the next ones begin anew."""
-        running = self._batch.sequences
+        running, work, began = self._batch.sequences, self._kv_rows - self._batch.free, time.perf_counter()
         try:
             complete = self._batch.step()
+            self._budget.note_step(work, time.perf_counter() - began)
         except BaseException as error:
             for sequence in running:
                 sequence.fail(explained(error))

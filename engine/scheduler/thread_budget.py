@@ -19,18 +19,20 @@ from threading import get_native_id
 import torch
 
 from core.wire import NICE
+from engine.scheduler.team import Team
 
 # torch's own setter would also change what threads that have not computed yet begin with.
 _set: Callable[[int], object] = getattr(ctypes.CDLL(None), "omp_set_num_threads", torch.set_num_threads)
 
 
 class ThreadBudget:
-    """`count` cores: postprocessing has a quarter, at least one, and drawing the rest. On a GPU they hardly matter."""
+    """`count` cores: postprocessing has a quarter, at least one, drawing as many of the rest as make it faster."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, tried: bool = True) -> None:
+        """tried: whether to try if fewer threads draw faster. On a GPU, where they hardly matter, there is no need."""
         self._post = max(1, count // 4)
-        self._draw_beside, self._draw_alone = max(1, count - self._post), count + 1 - self._post
-        self._postprocessing = False
+        self._beside, self._alone = Team(max(1, count - self._post), tried), Team(count + 1 - self._post, tried)
+        self._team, self._postprocessing = self._alone, False
 
     def lower_priority(self) -> None:
         """Let the process's other threads come first: they have little to do, and a caller waits for it.
@@ -51,7 +53,12 @@ class ThreadBudget:
 
     def take_to_draw(self) -> None:
         """Give the calling thread the cores to draw with: more while nothing is postprocessed."""
-        _take(self._draw_beside if self._postprocessing else self._draw_alone)
+        self._team = self._beside if self._postprocessing else self._alone
+        _take(self._team.size)
+
+    def note_step(self, work: int, seconds: float) -> None:
+        """Note the time of a step that was drawn with what `take_to_draw` gave. work: see Team."""
+        self._team.note(work, seconds)
 
     def take_to_postprocess(self) -> None:
         """Give the calling thread the cores to postprocess with."""
@@ -63,7 +70,7 @@ class ThreadBudget:
 
     def shares(self) -> Iterator[None]:
         """Give the calling thread each number of cores that a thread may have, one after the other."""
-        for count in sorted({self._post, self._draw_beside, self._draw_alone}):
+        for count in sorted({self._post, *self._beside.sizes, *self._alone.sizes}):
             _take(count)
             yield
 

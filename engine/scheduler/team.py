@@ -1,0 +1,53 @@
+"""Team size: how many threads draw fastest at present, found by trying.
+
+The threads of a step wait for its slowest one, product after product. Where another process uses a core, even in part,
+a step of several threads can take ten times as long as one of fewer. The kernel says nothing of it in advance, so now
+and then a step is drawn with another number of threads and timed beside the one before it. Tokens are the same with any
+number (docs/explanation/engine.md, Guarantees).
+
+Knows seconds and numbers of threads. Knows nothing of what a step computes.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+
+PAIRS = 4  # steps of a trial, each beside one of the usual size
+GAIN = 0.95  # of the usual time; a trial that takes more changes nothing
+HOPELESS = 1.5  # times the usual time: the trial ends
+FIRST_WAIT_S, LAST_WAIT_S = 0.5, 4.0  # of drawing between trials: doubled after each that changes nothing
+
+
+class Team:
+    """The number of threads of the next step, `size`: at most `most`, which is also the first."""
+
+    def __init__(self, most: int, tried: bool = True) -> None:
+        """tried: whether steps may be drawn with fewer threads than `most`."""
+        self.sizes = sorted({most, most - 1, most // 2, 1} - {0}, reverse=True) if tried else [most]
+        self.size = self._usual = most
+        self._others = self.sizes[1:]  # those to be tried, in turn
+        self._before: tuple[int, float] = (0, 0.0)  # work and seconds of the last step of the usual size
+        self._ratios: list[float] = []
+        self._drawn_s, self._wait_s = 0.0, FIRST_WAIT_S
+
+    def note(self, work: int, seconds: float) -> None:
+        """Note a step that was drawn with `size` threads. work: steps of equal work can be compared."""
+        if self.size == self._usual:
+            self._before = work, seconds
+            self._drawn_s += seconds
+            if self._others and self._drawn_s >= self._wait_s:
+                self.size = self._others[0]
+            return
+        if self._before[0] == work:
+            self._ratios.append(seconds / max(self._before[1], 1e-9))
+        if len(self._ratios) == PAIRS or max(self._ratios, default=0.0) > HOPELESS:
+            self._end_trial()
+        self.size = self._usual
+
+    def _end_trial(self) -> None:
+        won = median(self._ratios) < GAIN
+        first, *others = self._others
+        self._others = [*others, self._usual if won else first]
+        self._usual = first if won else self._usual
+        self._wait_s = FIRST_WAIT_S if won else min(2 * self._wait_s, LAST_WAIT_S)
+        self._ratios, self._drawn_s = [], 0.0
