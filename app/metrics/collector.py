@@ -66,6 +66,7 @@ class ServiceCollector:
         yield _gauge("safecb_kv_rows", "KV rows of the batch.", load.kv_rows)
         yield _gauge("safecb_step_seconds", "Mean seconds from one step to the next.", load.step_s)
         yield _gauge("safecb_accepted_tokens", "Mean tokens that an image gets in a step.", load.accepted)
+        yield _gauge("safecb_drawing_threads", "Threads of a step while nothing is postprocessed.", load.threads)
 
     def _codebook(self) -> Iterable[Metric]:
         active, content_hash = self._service.live.following()

@@ -11,7 +11,7 @@ class Load:
 
     waiting, drawing, finishing: images in the queue, in the batch, and being decoded and judged. rows: KV rows in use,
     of kv_rows. step_s: mean seconds from one step to the next; 0 before the first. accepted: mean number of tokens that
-    an image gets in a step.
+    an image gets in a step. threads: those that steps are drawn with while nothing is postprocessed.
     """
 
     waiting: int
@@ -21,3 +21,4 @@ class Load:
     kv_rows: int
     step_s: float
     accepted: float
+    threads: int

@@ -127,10 +127,10 @@ class Scheduler:
 
     def load(self) -> Load:
         """What the scheduler is busy with, as of now."""
-        drawing, free = len(self._batch.sequences), self._batch.free
-        finishing, rows = self._postprocessor.backlog(), self._kv_rows - free
-        waiting = self.waiting() + len(self._revisions.running)
-        return Load(waiting, drawing, finishing, rows, self._kv_rows, self._pace.step_s, self._pace.accepted)
+        drawing, finishing = len(self._batch.sequences), self._postprocessor.backlog()
+        rows, waiting = self._kv_rows - self._batch.free, self.waiting() + len(self._revisions.running)
+        pace, threads = self._pace, self._budget.draw_threads
+        return Load(waiting, drawing, finishing, rows, self._kv_rows, pace.step_s, pace.accepted, threads)
 
     @property
     def broken(self) -> bool:
@@ -274,10 +274,10 @@ class Scheduler:
 
     def _step(self) -> None:
         """Sample a token of every image; an error fails all of them, and the next ones begin anew."""
-        running, work, began = self._batch.sequences, self._kv_rows - self._batch.free, time.perf_counter()
+        running = self._batch.sequences
         try:
-            complete = self._batch.step()
-            self._budget.note_step(work, time.perf_counter() - began)
+            with self._budget.drawing(work=self._kv_rows - self._batch.free):
+                complete = self._batch.step()
         except BaseException as error:
             for sequence in running:
                 sequence.fail(explained(error))

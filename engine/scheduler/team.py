@@ -19,12 +19,12 @@ FIRST_WAIT_S, LAST_WAIT_S = 0.5, 4.0  # of drawing between trials: doubled after
 
 
 class Team:
-    """The number of threads of the next step, `size`: at most `most`, which is also the first."""
+    """The number of threads of the next step, `size`, and of all but those that are tried, `usual`: at first `most`."""
 
     def __init__(self, most: int, tried: bool = True) -> None:
         """tried: whether steps may be drawn with fewer threads than `most`."""
         self.sizes = sorted({most, most - 1, most // 2, 1} - {0}, reverse=True) if tried else [most]
-        self.size = self._usual = most
+        self.size = self.usual = most
         self._others = self.sizes[1:]  # those to be tried, in turn
         self._before: tuple[int, float] = (0, 0.0)  # work and seconds of the last step of the usual size
         self._ratios: list[float] = []
@@ -32,7 +32,7 @@ class Team:
 
     def note(self, work: int, seconds: float) -> None:
         """Note a step that was drawn with `size` threads. work: steps of equal work can be compared."""
-        if self.size == self._usual:
+        if self.size == self.usual:
             self._before = work, seconds
             self._drawn_s += seconds
             if self._others and self._drawn_s >= self._wait_s:
@@ -42,12 +42,12 @@ class Team:
             self._ratios.append(seconds / max(self._before[1], 1e-9))
         if len(self._ratios) == PAIRS or max(self._ratios, default=0.0) > HOPELESS:
             self._end_trial()
-        self.size = self._usual
+        self.size = self.usual
 
     def _end_trial(self) -> None:
         won = median(self._ratios) < GAIN
         first, *others = self._others
-        self._others = [*others, self._usual if won else first]
-        self._usual = first if won else self._usual
+        self._others = [*others, self.usual if won else first]
+        self.usual = first if won else self.usual
         self._wait_s = FIRST_WAIT_S if won else min(2 * self._wait_s, LAST_WAIT_S)
         self._ratios, self._drawn_s = [], 0.0

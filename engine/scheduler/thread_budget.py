@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,14 +52,22 @@ class ThreadBudget:
         finally:
             self._postprocessing = False
 
+    @property
+    def draw_threads(self) -> int:
+        """The number of threads that draw while nothing is postprocessed, as it is at present."""
+        return self._alone.usual
+
     def take_to_draw(self) -> None:
         """Give the calling thread the cores to draw with: more while nothing is postprocessed."""
         self._team = self._beside if self._postprocessing else self._alone
         _take(self._team.size)
 
-    def note_step(self, work: int, seconds: float) -> None:
-        """Note the time of a step that was drawn with what `take_to_draw` gave. work: see Team."""
-        self._team.note(work, seconds)
+    @contextmanager
+    def drawing(self, work: int) -> Iterator[None]:
+        """Time a step that is drawn with what `take_to_draw` gave. work: see Team."""
+        began = time.perf_counter()
+        yield
+        self._team.note(work, time.perf_counter() - began)
 
     def take_to_postprocess(self) -> None:
         """Give the calling thread the cores to postprocess with."""

@@ -57,6 +57,7 @@ def test_images_and_responses_are_counted(server: Server, monkeypatch: pytest.Mo
     assert value(series, "safecb_responses_total", route="unmatched", status="404") == 1
     assert value(series, "safecb_response_seconds_count", route="/generate") == 3
     assert value(series, "safecb_ready") == 1 and value(series, "safecb_step_seconds") > 0
+    assert value(series, "safecb_drawing_threads") >= 1
     assert value(series, "safecb_redis_up") == 0  # this server has none
 
 

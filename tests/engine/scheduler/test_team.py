@@ -30,8 +30,10 @@ def test_a_team_follows_the_neighbours() -> None:
     draw(team, 60, SHARED)
     best = 0.02 * 1000 * SHARED[1]
     assert draw(team, 1000, SHARED) < 1.05 * best
+    assert team.usual == 1
     draw(team, 400, QUIET)
     assert draw(team, 1000, QUIET) < 1.05 * 0.02 * 1000
+    assert team.usual == 2
 
 
 @pytest.mark.parametrize("work", [lambda step: 1, lambda step: 1 + step % 7 // 6, lambda step: 1 + step // 90 % 3])
