@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from app.access.key_ring import KeyRing
 from app.access.links import Links, file_secret, shared_secret
@@ -27,6 +28,7 @@ from core.bucket.shared_folder import SharedFolder
 from core.errors import BadModel, BadNumber, SafeCBError, Stopping, Unavailable
 from core.settings import Settings
 from core.wire import RedisNames
+from engine.image_result import ImageResult
 from engine.model import ImageRequest, ModelFacts, Sampling
 from engine.runner.served import Served
 from engine.scheduler.scheduler import Scheduler
@@ -104,7 +106,7 @@ class Service:
         return self._engine is not None and self._engine.scheduler.broken
 
     def open(self) -> None:
-        """Load the model, create or check its store, draw one image. Blocks; the result is `engine` or `failure`."""
+        """Load the model, create or check its store, draw and judge one image. Blocks; sets `engine` or `failure`."""
         try:
             model = self._load(self.settings)
             if model.facts.revision is not None:  # what lies beside the weights is read of the same commit
@@ -115,7 +117,10 @@ class Service:
                 cores, lookahead = self.settings.cores or count_cores(), self.settings.lookahead
                 judged = self.settings.judge_share
                 scheduler = Scheduler(model, model.kv_rows(), cores, lookahead=lookahead, judge_share=judged)
-                scheduler.submit_draw([ImageRequest("warm-up", Sampling(seed=0), codebook)]).result()
+                first = ImageRequest("warm-up", Sampling(seed=0), codebook)
+                (image,) = scheduler.submit_draw([first]).result()
+                if image.verdict is None:  # improve jobs judge all the same, whatever SAFECB_JUDGE says
+                    scheduler.submit(partial(_judge, image)).result()
         except BadNumber as error:
             self.failure = BadModel(f"{self.settings.model} cannot be served: {error}")
         except SafeCBError as error:
@@ -137,6 +142,11 @@ class Service:
             self._engine.scheduler.close()
         for user in (self.queue, self.rates, self.cusum):
             user.close()
+
+
+def _judge(image: ImageResult, model: Served) -> None:
+    """Have an image judged that was not. Raises BadNumber as the model does."""
+    model.judge(model.decode(image.tokens[None], image.request.codebook.pixel))
 
 
 def _images(settings: Settings) -> ImageLog:

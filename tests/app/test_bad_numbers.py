@@ -63,11 +63,14 @@ def test_a_weight_that_is_no_number_stops_the_start(key: str, tmp_path: Path, ru
 
 
 @pytest.mark.fault("F01")
-@pytest.mark.parametrize(("key", "part"), [(HEAD, "logits"), (DECODER, "pixels"), (ALIGNER, "verdict")])
-def test_a_model_that_overflows_is_not_ready(key: str, part: str, tmp_path: Path) -> None:
-    """All its weights are finite, and its first image is not."""
+@pytest.mark.parametrize(
+    ("key", "part", "judge"),
+    [(HEAD, "logits", "all"), (DECODER, "pixels", "all"), (ALIGNER, "verdict", "all"), (ALIGNER, "verdict", "off")],
+)
+def test_a_model_that_overflows_is_not_ready(key: str, part: str, judge: str, tmp_path: Path) -> None:
+    """All its weights are finite, and its first image is not, or its verdict, which improve jobs need in any case."""
     model = changed(tmp_path / "a model", key, lambda weight: weight.fill_(LARGEST))
-    with serving(settings_in(tmp_path / "home", model), ready=False) as server:
+    with serving(settings_in(tmp_path / "home", model, SAFECB_JUDGE=judge), ready=False) as server:
         wait_for("the start is over", lambda: server.service.failure or server.service.is_open)
         failure = server.service.failure
         assert isinstance(failure, BadModel)
