@@ -30,7 +30,7 @@ def published_decoder(vqgan: Vqgan) -> Callable[[Tensor], Tensor] | None:
         side = round(len(tokens) ** 0.5)
         with torch.no_grad():
             rows = vqgan.table[tokens.to(before.weight.device)]
-            latent = before(rows.view(1, side, side, -1).permute(0, 3, 1, 2))
+            latent = before(rows.view(1, side, side, -1).permute(0, 3, 1, 2).contiguous())
             return TamingDecoder(tensors).decode(latent).float().clamp(-1, 1)
 
     return decode
@@ -53,7 +53,7 @@ class TamingDecoder:
                     x = self._attend(f"up.{level}.attn.{block}", x)
             if self._has(f"up.{level}.upsample"):
                 x = self._convolve(f"up.{level}.upsample.conv", F.interpolate(x, scale_factor=2.0))
-        return self._convolve("conv_out", F.silu(self._normalise("norm_out", x)))
+        return self._convolve("conv_out", _swish(self._normalise("norm_out", x)))
 
     def _has(self, name: str) -> bool:
         return any(key.startswith(f"{name}.") for key in self._tensors)
@@ -71,8 +71,8 @@ class TamingDecoder:
         return F.group_norm(x, 32, self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"], 1e-6)
 
     def _residual(self, name: str, x: Tensor) -> Tensor:
-        hidden = self._convolve(f"{name}.conv1", F.silu(self._normalise(f"{name}.norm1", x)))
-        hidden = self._convolve(f"{name}.conv2", F.silu(self._normalise(f"{name}.norm2", hidden)))
+        hidden = self._convolve(f"{name}.conv1", _swish(self._normalise(f"{name}.norm1", x)))
+        hidden = self._convolve(f"{name}.conv2", _swish(self._normalise(f"{name}.norm2", hidden)))
         shortcut = f"{name}.nin_shortcut"
         return hidden + (self._convolve(shortcut, x) if self._has(shortcut) else x)
 
@@ -81,3 +81,8 @@ class TamingDecoder:
         query, key, value = (self._convolve(f"{name}.{part}", normal).flatten(2) for part in "qkv")
         weights = (query.mT @ key * query.shape[1] ** -0.5).softmax(-1)
         return x + self._convolve(f"{name}.proj_out", (value @ weights.mT).view_as(x))
+
+
+def _swish(x: Tensor) -> Tensor:
+    """As taming writes it: torch's silu differs in last bits."""
+    return x * torch.sigmoid(x)

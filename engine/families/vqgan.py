@@ -11,7 +11,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import JanusVQVAEConfig
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
@@ -59,13 +58,12 @@ class Vqgan(nn.Module):
         return table
 
     def decode_one(self, tokens: Tensor, table: Tensor) -> Tensor:
-        """Decode one image: tokens [N] int64 and a table [K, D] -> [1, 3, H, W] float32 in [-1, 1]; differentiable."""
+        """Decode one image: tokens [N] int64, a table [K, D] -> [1, 3, H, W], to be clamped; differentiable."""
         convolution = self.vq.post_quant_conv
         looked_up = table[tokens].to(convolution.weight.dtype)  # [N, D]
         grid = looked_up.view(1, self.side, self.side, -1).permute(0, 3, 1, 2).contiguous()
-        image: Tensor = self.decoder(convolution(grid)).float()
-        # Infinity would be clamped to black or white, and pass for an image.
-        return torch.where(image.isinf(), torch.nan, image).clamp(-1.0, 1.0)
+        image: Tensor = self.decoder(convolution(grid))
+        return image
 
     def encode_one(self, image: Tensor) -> Tensor:
         """Encode one image [1, 3, H, W] in [-1, 1] by the model's own table: tokens [N] int64."""
@@ -108,7 +106,8 @@ def read_decoder(folder: Path) -> dict[str, Tensor]:
         return tensors
     raise BadModel(
         f"{folder}: holds no weights of an image decoder (decoder.*): it can judge and not draw; for Anole take a "
-        "checkpoint that has them, such as leloy/Anole-7b-v0.1-hf"
+        "checkpoint that has them, such as leloy/Anole-7b-v0.1-hf, or put the file of leloy/Anole-7b-v0.1-vqvae-hf "
+        "beside its weights, as decoder.safetensors"
     )
 
 

@@ -33,7 +33,7 @@ class Pixels(Protocol):
     def table(self) -> Tensor: ...  # noqa: D102
 
     def decode_one(self, tokens: Tensor, table: Tensor) -> Tensor:
-        """Decode one image: tokens [N] int64 and a table [K, D] -> [1, 3, H, W] float32 in [-1, 1]; differentiable."""
+        """Decode one image: tokens [N] int64, a table [K, D] -> [1, 3, H, W], to be clamped; differentiable."""
 
     def encode_one(self, image: Tensor) -> Tensor:
         """Encode one image [1, 3, H, W] in [-1, 1] by the model's own table: tokens [N] int64."""

@@ -38,7 +38,7 @@ class Parts:
     """One checkpoint, or two of which one draws and one reads.
 
     drawing: the language model that draws. head: through which codes enter and leave it. table: [K, D], the model's own
-    pixel table. picture: tokens [N] int64 of one image and a table [K, D] -> [1, 3, H, W] float32 in [-1, 1],
+    pixel table. picture: tokens [N] int64 of one image and a table [K, D] -> [1, 3, H, W], to be clamped to [-1, 1];
     differentiable in the table. reading: the language model that judges and rewrites, where it is another one. encode:
     an image [1, 3, H, W] in [-1, 1] -> its codes [N] by the model's own table, where there is an encoder.
     """

@@ -24,7 +24,7 @@ def decode(decode_one: DecodeOne, tokens: Tensor, pixel: Tensor) -> Tensor:
     """
     # One image at a time: convolution kernels are not batch-invariant.
     images = [decode_one(*one) for one in zip(tokens, pixel.expand(tokens.shape[0], -1, -1), strict=True)]
-    return finite("pixels", torch.cat(images))
+    return _shown(torch.cat(images))
 
 
 def preview(decode_one: DecodeOne, facts: ModelFacts, tokens: Tensor, pixel: Tensor) -> Tensor:
@@ -37,6 +37,11 @@ def preview(decode_one: DecodeOne, facts: ModelFacts, tokens: Tensor, pixel: Ten
     cells = tokens[: drawn * depth].view(drawn, depth)
     # The last cell stands in for those to come: a decoder mixes neighbouring cells.
     padded = torch.cat([cells, cells[-1:].expand(rows * columns - drawn, -1)])
-    image = finite("pixels", decode_one(padded.flatten(), pixel))
+    image = _shown(decode_one(padded.flatten(), pixel))
     known = (torch.arange(rows * columns, device=image.device) < drawn).view(1, 1, rows, columns)
     return image * F.interpolate(known.to(image), image.shape[2:])
+
+
+def _shown(images: Tensor) -> Tensor:
+    """Decoded images in [-1, 1]. Raises BadNumber before infinity is clamped to black or white, and passes for one."""
+    return finite("pixels", images.float()).clamp(-1.0, 1.0)

@@ -37,7 +37,7 @@ class Tiles:
 
     def decode_one(self, tokens: Tensor, table: Tensor) -> Tensor:
         tiles = table[tokens].view(self.side, self.side, 3, self.edge, self.edge)
-        return tiles.permute(2, 0, 3, 1, 4).reshape(1, 3, self.size, self.size).float().clamp(-1, 1)
+        return tiles.permute(2, 0, 3, 1, 4).reshape(1, 3, self.size, self.size)
 
     def encode_one(self, image: Tensor) -> Tensor:
         cut = image.view(3, self.side, self.edge, self.side, self.edge).permute(1, 3, 0, 2, 4)

@@ -13,14 +13,15 @@ from engine.families.code_rows import nearest
 
 
 def decode_one(vq: Emu3VQVAE, grid: tuple[int, int], tokens: Tensor, table: Tensor) -> Tensor:
-    """Decode one image: tokens [N] int64 and a table [K, D] -> [1, 3, H, W] float32 in [-1, 1].
+    """Decode one image: tokens [N] int64 and a table [K, D] -> [1, 3, H, W], to be clamped to [-1, 1].
 
     Differentiable in `table`, whose rows are read twice: by the first convolution and by every spatial norm. The other
-    frames, which transformers computes and leaves out, are not computed: equal to it up to last bits.
+    frames, which transformers computes beside it and leaves out, are not computed: the same sums for a quarter of the
+    work, whose last bits differ where a convolution adds them otherwise for four images than for one.
     """
     decoder, rows_columns = vq.decoder, grid
     looked_up = table[tokens].to(vq.post_quant_conv.conv.weight.dtype)  # [N, D]
-    codes = looked_up.view(1, 1, *rows_columns, -1).permute(0, 4, 1, 2, 3)  # [1, D, 1, rows, columns]
+    codes = looked_up.view(1, 1, *rows_columns, -1).permute(0, 4, 1, 2, 3).contiguous()  # [1, D, 1, rows, columns]
     both = torch.cat([vq.post_quant_conv(codes), codes])
     for layer in decoder.time_res_stack:
         both = layer(both)
@@ -30,9 +31,8 @@ def decode_one(vq: Emu3VQVAE, grid: tuple[int, int], tokens: Tensor, table: Tens
     hidden, guide = both[:, :, 0].chunk(2)  # of the first frame, [1, D, rows, columns] each
     hidden = decoder.middle_block(decoder.conv_in(hidden), guide)
     hidden = decoder.norm_out(decoder.up_block(hidden, guide), guide)
-    image: Tensor = decoder.conv_out(hidden * torch.sigmoid(hidden)).float()
-    # Infinity would be clamped to black or white, and pass for an image.
-    return torch.where(image.isinf(), torch.nan, image).clamp(-1.0, 1.0)
+    image: Tensor = decoder.conv_out(hidden * torch.sigmoid(hidden))
+    return image
 
 
 def encode_one(vq: Emu3VQVAE, image: Tensor) -> Tensor:

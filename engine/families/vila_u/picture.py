@@ -31,15 +31,14 @@ class ResidualVq:
     latent: tuple[int, int] | None = None
 
     def decode_one(self, tokens: Tensor, table: Tensor) -> Tensor:
-        """Decode one image: tokens [N] int64 and a table [K, D] -> [1, 3, H, W] float32 in [-1, 1]; differentiable."""
+        """Decode one image: tokens [N] int64, a table [K, D] -> [1, 3, H, W], to be clamped; differentiable."""
         cells = table[tokens].view(-1, self.depth, table.shape[1]).sum(1)
         side = round(len(cells) ** 0.5)
         grid = cells.view(1, side, side, -1).permute(0, 3, 1, 2).contiguous()
         if self.latent is not None:
             grid = F.interpolate(grid.float(), self.latent, mode="bilinear")
-        image: Tensor = self.decoder(self.post_quant_conv(grid.to(self.post_quant_conv.weight))).float()
-        # Infinity would be clamped to black or white, and pass for an image.
-        return torch.where(image.isinf(), torch.nan, image).clamp(-1.0, 1.0)
+        image: Tensor = self.decoder(self.post_quant_conv(grid.to(self.post_quant_conv.weight)))
+        return image
 
     def encode_one(self, image: Tensor) -> Tensor:
         """Encode one image [1, 3, H, W] in [-1, 1] by the model's own table: tokens [N] int64, cell by cell."""

@@ -94,7 +94,7 @@ def published_vila_u(llama: LlamaForCausalLM, tower: Tower, files: Path, project
     def decode(tokens: Tensor) -> Tensor:
         with torch.no_grad():
             sums = table[tokens.to(table.device)].view(-1, depth, table.shape[1]).sum(1)
-            grid = sums.view(1, tower.side, tower.side, -1).permute(0, 3, 1, 2)
+            grid = sums.view(1, tower.side, tower.side, -1).permute(0, 3, 1, 2).contiguous()
             if tower.vq.latent is not None:
                 grid = F.interpolate(grid, tower.vq.latent, mode="bilinear")
             latent = F.conv2d(grid.to(weight), before["weight"], before["bias"])

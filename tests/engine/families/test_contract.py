@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from codebook.value import Codebook
+from codebook.router import HalfwayProbe, Router
+from codebook.value import Codebook, HeadEdit
 from core.errors import BadInput, BadModel
 from engine.family import families
-from engine.model import ImageRequest, Sampling
+from engine.model import REFUSED, ImageRequest, Sampling
 from engine.registry import check_model, find_family, load_model, load_published
 from engine.runner.served import Served
 from engine.scheduler.scheduler import Scheduler
@@ -24,6 +25,7 @@ PROMPTS = ("a red fox", "a dog", "", "a long sentence about a red apple and a st
 
 @pytest.fixture(scope="module", params=BUILDERS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
     return BUILDERS[request.param](tmp_path_factory.mktemp(request.param) / "ein Modell, für Tests")
 
 
@@ -74,12 +76,17 @@ def test_tokens_and_logits_are_those_of_generate(
     assert torch.allclose(model.head(model.features([prompt], tokens[None]))[0], greedy.logits, rtol=1e-3, atol=1e-4)
 
 
-def test_pixels_are_those_of_the_published_decoder(model: Served, reference: Published) -> None:
+def test_pixels_are_those_of_the_published_decoder_to_the_bit(
+    model: Served, reference: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = model.base_codebook()
     tokens = torch.randperm(model.facts.codes, generator=torch.Generator().manual_seed(1))[: model.facts.tokens]
-    assert reference.decode is not None
-    assert torch.allclose(model.decode(tokens[None], base.pixel), reference.decode(tokens), atol=1e-5)
-    assert torch.equal(reference.table, base.pixel)
+    assert reference.decode is not None and torch.equal(reference.table, base.pixel)
+    if model.facts.family == "emu3":
+        # As published it decodes four frames together, and oneDNN adds otherwise for four than for the one served.
+        assert torch.allclose(model.decode(tokens[None], base.pixel), reference.decode(tokens), atol=5e-6)
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    assert torch.equal(model.decode(tokens[None], base.pixel), reference.decode(tokens))
 
 
 def test_codes_of_an_image_follow_from_it_alone(model: Served) -> None:
@@ -139,6 +146,25 @@ def test_features_are_those_that_drew_the_tokens(model: Served) -> None:
     assert torch.equal(model.head(features).argmax(-1), tokens)
     some = model.facts.tokens // 2
     assert torch.allclose(model.features(PROMPTS, tokens[:, :some]), features[:, :some], atol=1e-5)
+
+
+def test_a_halfway_probe_reads_the_mean_of_the_features_so_far(model: Served) -> None:
+    """Of the codes up to the end of a cell, some of them beyond the first line of the image."""
+    base, facts, cells = model.base_codebook(), model.facts, model.facts.grid[1] + 2
+    requests = [ImageRequest(f"a fox {seed}", Sampling(seed, 1.0), base) for seed in range(6)]
+    bare, ends = model.draw(requests), cells * facts.depth
+    with torch.no_grad():
+        means = model.features([request.prompt for request in requests], bare[:, :ends]).mean(1)
+    apart, middle = means[0] - means[1], means[:2].mean(0)
+    probes = Router(apart[None], -(apart @ middle)[None], torch.tensor([0]))
+    deaf = Router(torch.zeros(1, facts.hidden_dim), torch.tensor([-99.0]), torch.tensor([0]))
+    still = torch.zeros(1, facts.feature_dim, 1), torch.zeros(1, 1, facts.feature_dim)
+    edit = HeadEdit(torch.eye(facts.feature_dim, 1)[None], torch.zeros(facts.feature_dim), *still, deaf, mode="refuse")
+    right = torch.where((means @ apart > apart @ middle)[:, None], REFUSED, bare)
+    assert 0 < int((right == REFUSED).all(1).sum()) < len(requests)
+    for after in {ends, ends - facts.depth + 1}:
+        book = replace(base, version="draft", output=replace(edit, probe=HalfwayProbe(after, probes)))
+        assert torch.equal(model.draw([replace(request, codebook=book) for request in requests]), right)
 
 
 def test_pictures_follow_from_tokens_and_table_image_by_image(model: Served) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from codebook.router import HalfwayProbe, Router
-from codebook.value import HeadEdit
 from core.errors import BadInput, BadModel
 from engine.families.vila_u.tokenizer import MARKS, load_tokenizer
-from engine.model import REFUSED, ImageRequest, Sampling
 from engine.registry import check_model, load_model
 from engine.unified.served_model import ServedModel
 from tests.support.families.tiny_vila_u import DEPTH, SIDE, SIGLIP, build_tiny_vila_u
@@ -89,24 +85,6 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (folder / "mm_projector" / "model.safetensors").unlink()
     with pytest.raises(BadModel, match=r"mm_projector.*holds no \.safetensors file"):
         load_model(str(folder), "cpu", "float32")
-
-
-def test_a_halfway_probe_within_a_cell_reads_the_codes_up_to_its_end(model: ServedModel) -> None:
-    base, facts, cells = model.base_codebook(), model.facts, 2
-    requests = [ImageRequest(f"a fox {seed}", Sampling(seed, 1.0), base) for seed in range(6)]
-    bare, ends = model.draw(requests), cells * DEPTH
-    with torch.no_grad():
-        means = model.features([request.prompt for request in requests], bare[:, :ends]).mean(1)
-    apart, middle = means[0] - means[1], means[:2].mean(0)
-    probes = Router(apart[None], -(apart @ middle)[None], torch.tensor([0]))
-    deaf = Router(torch.zeros(1, facts.hidden_dim), torch.tensor([-99.0]), torch.tensor([0]))
-    still = torch.zeros(1, facts.feature_dim, 1), torch.zeros(1, 1, facts.feature_dim)
-    edit = HeadEdit(torch.eye(facts.feature_dim, 1)[None], torch.zeros(facts.feature_dim), *still, deaf, mode="refuse")
-    right = torch.where((means @ apart > apart @ middle)[:, None], REFUSED, bare)
-    assert 0 < int((right == REFUSED).all(1).sum()) < len(requests)
-    for after in (ends, ends - 1, ends - DEPTH + 1):
-        book = replace(base, version="draft", output=replace(edit, probe=HalfwayProbe(after, probes)))
-        assert torch.equal(model.draw([replace(request, codebook=book) for request in requests]), right)
 
 
 def test_control_tokens_are_refused(model: ServedModel) -> None:
