@@ -153,7 +153,7 @@ class PromptTokenizer(Protocol):
         """Ids of a prompt. Raises BadInput for one that is too long or holds a control token of the model."""
 
     def unconditional(self, ids: Sequence[int]) -> list[int]:
-        """Ids of the unconditional branch (classifier-free guidance) for a prompt of these ids, equally many."""
+        """Ids of the unconditional branch (classifier-free guidance) for a prompt of these ids."""
 
 
 class ImageModel(Protocol):

@@ -47,7 +47,7 @@ SLOW = {  # whole files below tests/: real processes, runs of the loop, interpre
     *("core/bucket/test_bucket.py", "core/bucket/test_shared_folder.py"),
     *("records/test_bucket_flags.py", "records/test_bucket_jobs.py"),
     *(f"docs/test_{name}.py" for name in ("add_a_family", "commands")),
-    *(f"engine/families/test_{name}.py" for name in ("anole", "backbones", "contract", "emu3", "liquid")),
+    *(f"engine/families/test_{name}.py" for name in ("anole", "backbones", "contract", "emu3", "liquid", "served")),
     *(f"engine/weights/test_{name}.py" for name in ("files", "names")),
     "engine/test_engine.py",
     "engine/test_linear.py",

@@ -110,7 +110,8 @@ def _facts(run: Verification) -> str:
         "family": f"{facts.family}; licence of its published weights: {licence(facts.family)}",
         "weights": f"sha256 {facts.model_hash[:16]}, {facts.dtype}",
         "image": f"{facts.image_size} pixels a side, {facts.tokens} tokens of {facts.codes} codes",
-        "drawn with": f"guidance {facts.guidance:g}, temperature {facts.temperature:g}, top-k {facts.top_k or 'off'}",
+        "drawn with": f"guidance {facts.guidance:g}, temperature {facts.temperature:g}, top-k {facts.top_k or 'off'}, "
+        f"top-p {'off' if facts.top_p == 1 else format(facts.top_p, 'g')}",
         "judge names": ", ".join(facts.categories),
         "computed on": run.computes_on,
         "by": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),

@@ -5,7 +5,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+
+from core import wire
 from core.settings import Settings
 from core.wire import PLAIN_NAMES, RedisNames
 
@@ -23,6 +27,19 @@ def test_processes_of_a_home_agree_and_homes_share_nothing(tmp_path: Path) -> No
     (tmp_path / "elsewhere").symlink_to(tmp_path / "one")  # as a container mounts it
     assert names(tmp_path / "elsewhere") == one
     assert not one & names(tmp_path / "two") and not one & set(astuple(PLAIN_NAMES))
+
+
+def test_of_two_processes_that_give_a_home_its_id_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = names(tmp_path / "home")
+    mark = (tmp_path / "home" / "redis.id").read_bytes()
+
+    def late() -> str:
+        (tmp_path / "other" / "redis.id").write_bytes(mark)  # by another one, in the meantime
+        return "none"
+
+    monkeypatch.setattr(wire, "secrets", SimpleNamespace(token_hex=late))
+    assert names(tmp_path / "other") == first
+    assert [file.name for file in (tmp_path / "other").iterdir()] == ["redis.id"]
 
 
 def test_machines_of_a_bucket_share_all_but_the_assistants(tmp_path: Path) -> None:

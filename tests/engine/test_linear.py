@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from app.background.heap import ONE_HEAP
 from engine.runner.linear import Linear, can_pack
 from engine.runner.products import choice
-from engine.runner.products.choice import BUCKETS, choose_products
-from engine.runner.products.half import has_fbgemm
+from engine.runner.products.choice import BUCKETS, REMEMBERED, choose_products
+from engine.runner.products.half import half_product, has_fbgemm
 from engine.runner.products.padding import BFLOAT16, FLOAT32, LARGEST, _cancelling, equal_sizes
 
 # What malloc counts as in use, in MB, by which products of 1 to N rows make it grow, warm for N rows or cold.
@@ -78,11 +78,15 @@ needs_half = pytest.mark.skipif(
 )
 
 
-def linear_of(inputs: int, outputs: int, biased: bool = False) -> Linear:
+def half_layer(inputs: int, outputs: int, biased: bool = False) -> nn.Linear:
     """A layer whose weights float16 holds exactly."""
     layer = nn.Linear(inputs, outputs, biased)
     layer.weight.data = layer.weight.data.half().float()
-    return Linear([layer])
+    return layer
+
+
+def linear_of(inputs: int, outputs: int, biased: bool = False) -> Linear:
+    return Linear([half_layer(inputs, outputs, biased)])
 
 
 @needs_half
@@ -107,6 +111,20 @@ def test_half_weights_are_there_where_they_have_the_same_bits_alone() -> None:
     assert linear_of(1024, 8).half is None  # another order of sums
     assert Linear([nn.Linear(384, 8)]).half is None
     assert Linear([nn.Linear(384, 8, dtype=torch.bfloat16)]).half is None
+
+
+@needs_half
+def test_half_weights_that_differ_in_a_bit_of_one_number_are_not_used() -> None:
+    weight, linear = (layer := half_layer(384, 8)).weight.detach(), Linear([layer])
+    assert half_product(weight, None, linear.packed) is not None
+    for row in (0, 4, 31):
+
+        def nudged(x: Tensor, row: int = row) -> Tensor:
+            product = linear.packed(x)
+            product[row, 3] = torch.nextafter(product[row, 3], product[row, 3] + 1)
+            return product
+
+        assert half_product(weight, None, nudged) is None
 
 
 @needs_half
@@ -139,6 +157,12 @@ def test_a_choice_is_remembered_by_processor_and_sizes(tmp_path: Path, monkeypat
         assert chosen(8) and chosen(8) and measured == [*BUCKETS]
     monkeypatch.setattr(choice, "processor_name", lambda: "another one")
     assert chosen(8) and measured == [*BUCKETS] * 2
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    assert chosen(8) and chosen(8) and measured == [*BUCKETS] * 3
+    for outputs in range(9, 9 + 2 * REMEMBERED):
+        assert chosen(outputs)
+    measured.clear()
+    assert chosen(outputs) and not measured and len(choice._read(memory)) == REMEMBERED
     assert choose_products([linear_of(64, 8)], tmp_path / "none" / "products.json") == (8, 16)
 
 

@@ -53,7 +53,12 @@ MARKS = r"<\|(visual token|image|extra_|end|dummy)[^|]*\|>|<image>"
 
 
 def fits(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is of this family."""
+    """Whether a config.json is of this family. Raises BadModel for BAAI's own layout."""
+    if config.get("model_type") == "Emu3":
+        raise BadModel(
+            "is an Emu3 in BAAI's own layout ('Emu3', whose image tokenizer is a repository of its own), which "
+            "transformers does not read; in its layout: BAAI/Emu3-Gen-hf, and BAAI/Emu3-Chat-hf in its folder chat"
+        )
     return config.get("model_type") == NAME
 
 

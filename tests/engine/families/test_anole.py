@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from core.errors import BadInput, BadModel
+from engine.families.vqgan import PREFIXES, read_decoder
+from engine.model import ImageRequest, Sampling
 from engine.registry import load_model
 from engine.unified.served_model import ServedModel
 from tests.support.families.tiny_anole import SIDE, build_tiny_anole, tiny_model
@@ -39,6 +42,18 @@ def test_a_checkpoint_without_a_decoder_is_refused_with_what_would_work(tmp_path
     folder = build_tiny_anole(tmp_path / "model", decoder=False)
     with pytest.raises(BadModel, match=r"holds no weights of an image decoder.*Anole-7b-v0\.1-hf"):
         load_model(str(folder), "cpu", "float32")
+
+
+def test_a_decoder_may_lie_in_a_file_of_its_own(model: ServedModel, tmp_path: Path) -> None:
+    """Under the names that different hands give its tensors; here each third has the names of one."""
+    folder = build_tiny_anole(tmp_path / "model", decoder=False)
+    tensors = enumerate(read_decoder(Path(model.facts.model_id)).items())
+    save_file({PREFIXES[n % 3] + name: tensor for n, (name, tensor) in tensors}, folder / "decoder.safetensors")
+    other, base = load_model(str(folder), "cpu", "float32"), model.base_codebook()
+    tokens = model.draw([ImageRequest("a fox", Sampling(1), base)])
+    assert torch.equal(other.draw([ImageRequest("a fox", Sampling(1), other.base_codebook())]), tokens)
+    assert torch.equal(other.decode(tokens, base.pixel), model.decode(tokens, base.pixel))
+    assert other.facts.model_hash != model.facts.model_hash  # of another file
 
 
 def test_control_tokens_are_refused(model: ServedModel) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, ChameleonConfig, ChameleonModel, Emu3TextConfig
 from transformers.models.emu3.modeling_emu3 import Emu3TextModel
@@ -125,6 +129,26 @@ def test_a_known_decoder_is_read_as_by_its_own_code(name: str) -> None:
 def test_a_decoder_that_is_not_known_is_refused_by_its_layers(name: str) -> None:
     with pytest.raises(BadModel, match=r"has layers of \w+; known are ChameleonDecoderLayer"):
         read_backbone(build(name))
+
+
+def is_refused(layer: str) -> bool:
+    """Whether a model with a layer of this class's name is refused by that name."""
+    try:
+        read_backbone(SimpleNamespace(layers=[type(layer, (), {})()], config=SimpleNamespace(hidden_act=None)))
+    except BadModel as error:
+        return f"has layers of {layer}; known are" in str(error)
+    return False
+
+
+def test_of_all_layers_in_transformers_those_alone_are_read_that_are_compared_above() -> None:
+    """By its sources. Were a name that is read two models' own, the layer of one would be read as the other's."""
+    models: dict[str, list[str]] = {}
+    for file in (Path(transformers.__file__).parent / "models").glob("*/modeling_*.py"):
+        for layer in re.findall(r"^class (\w*(?:Layer|Block))\b", file.read_text("utf-8"), re.MULTILINE):
+            models.setdefault(layer, []).append(file.parent.name)
+    compared = {type(build(name, **OPTIONS.get(name, {})).layers[0]).__name__ for name in KNOWN}
+    assert {layer for layer in models if not is_refused(layer)} == compared and len(compared) == 8
+    assert len(models) > 500 and [len(models[layer]) for layer in compared] == [1] * 8
 
 
 def test_what_a_known_layer_does_otherwise_is_refused() -> None:

@@ -236,6 +236,12 @@ def test_deepseek_s_own_layout_is_refused_with_the_name_of_the_other(
         find_family(tmp_path)
 
 
+def test_baai_s_own_layout_is_refused_with_the_name_of_the_other(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "Emu3", "image_area": 518400}))
+    with pytest.raises(BadModel, match=r"BAAI's own layout.*BAAI/Emu3-Gen-hf"):
+        find_family(tmp_path)
+
+
 def test_further_weights_of_a_family_are_checked_too(tmp_path: Path) -> None:
     folder = part(build_tiny_anole(tmp_path / "anole"))
     load_model(str(folder), "cpu", "float32")
