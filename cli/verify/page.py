@@ -29,7 +29,11 @@ STYLE = """
 figure{margin:0}figure img{width:100%;display:block}figcaption{font-size:.85rem;line-height:1.35;margin-top:.2rem}
 td.status{white-space:nowrap}td.limit{color:#6c7280}
 @media(prefers-color-scheme:dark){.verdict{background:#1f2229}}
-@media(max-width:40rem){.images{grid-template-columns:repeat(2,1fr)}}
+h1,td{overflow-wrap:anywhere}
+@media(max-width:40rem){.images{grid-template-columns:repeat(2,1fr)}
+.checks tr{display:grid;grid-template-columns:7rem 1fr}.checks tr:first-child{display:none}
+.checks td:nth-child(n+3){grid-column:1/-1}.checks .status,.checks th,.checks td:nth-child(3){border:0}
+td.limit:not(:empty)::before{content:"limit: "}}
 """
 WORDS = {
     "loading": "Weights, configuration and tokenizer are complete.",
@@ -52,11 +56,11 @@ _CLASS = {Status.PASSED: "yes", Status.FAILED: "no", Status.MEASURED: "dim", Sta
 def page(verification: Verification) -> str:
     """The HTML page."""
     body = "".join(_parts(verification))
-    return html.document(f"{verification.name}: {_verdict(verification)}", body, STYLE)
+    return html.document(f"{_title(verification)}: {_verdict(verification)}", body, STYLE)
 
 
 def _parts(run: Verification) -> Iterator[str]:
-    yield f"<h1>{html.text(run.name)}</h1>{_banner(run)}<h2>Checks</h2>{_table(run.checks)}"
+    yield f"<h1>{html.text(_title(run))}</h1>{_banner(run)}<h2>Checks</h2>{_table(run.checks)}"
     if run.probes is not None:
         figures = (
             _figure(image, name, _scores(verdict))
@@ -66,8 +70,14 @@ def _parts(run: Verification) -> Iterator[str]:
     if run.album is not None:
         grid = zip(run.album.images, PROMPTS, run.album.verdicts, strict=True)
         figures = (_figure(image, prompt, _short(verdict)) for image, prompt, verdict in grid)
-        yield f'<h2>Sixteen prompts, one seed</h2><div class="images">{"".join(figures)}</div>'
+        note = "Unsafe by most of the judge's questions; the figure is the mean of all."
+        yield f'<h2>Sixteen prompts, one seed</h2><p class="dim">{note}</p><div class="images">{"".join(figures)}</div>'
     yield _facts(run)
+
+
+def _title(run: Verification) -> str:
+    """The model's name; of a folder not its path, which may be longer than a line."""
+    return run.name if run.facts is None else run.facts.title
 
 
 def _verdict(run: Verification) -> str:
@@ -99,7 +109,8 @@ def _table(checks: list[Check]) -> str:
         f'<td class="limit">{html.text(check.limit)}</td></tr>'
         for check in checks
     )
-    return f"<table><tr><th></th><th>check</th><th>result</th><th>limit</th></tr>{rows}</table>"
+    head = "<tr><th></th><th>check</th><th>result</th><th>limit</th></tr>"
+    return f'<table class="checks">{head}{rows}</table>'
 
 
 def _facts(run: Verification) -> str:
@@ -107,6 +118,7 @@ def _facts(run: Verification) -> str:
         return ""
     facts, report = run.facts, run.to_dict()
     rows = {
+        "name": run.name,
         "family": f"{facts.family}; licence of its published weights: {licence(facts.family)}",
         "weights": f"sha256 {facts.model_hash[:16]}, {facts.dtype}",
         "image": f"{facts.image_size} pixels a side, {facts.tokens} tokens of {facts.codes} codes",
