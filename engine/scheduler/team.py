@@ -23,7 +23,7 @@ class Team:
 
     def __init__(self, most: int, tried: bool = True) -> None:
         """tried: whether steps may be drawn with fewer threads than `most`."""
-        self.sizes = sorted({most, most - 1, most // 2, 1} - {0}, reverse=True) if tried else [most]
+        self.sizes = sorted({most, max(1, most // 2), 1}, reverse=True) if tried else [most]
         self.size = self.usual = most
         self._others = self.sizes[1:]  # those to be tried, in turn
         self._before: tuple[int, float] = (0, 0.0)  # work and seconds of the last step of the usual size
