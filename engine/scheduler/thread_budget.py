@@ -8,22 +8,15 @@ each (`cli/serve.py` starts the server so), and other work on several cores runs
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import get_native_id
 
-import torch
-
 from core.wire import NICE
-from engine.scheduler.team import Team
-
-# torch's own setter would also change what threads that have not computed yet begin with.
-_set: Callable[[int], object] = getattr(ctypes.CDLL(None), "omp_set_num_threads", torch.set_num_threads)
+from engine.runner.step.team import Team, take_threads
 
 
 class ThreadBudget:
@@ -60,27 +53,26 @@ class ThreadBudget:
     def take_to_draw(self) -> None:
         """Give the calling thread the cores to draw with: more while nothing is postprocessed."""
         self._team = self._beside if self._postprocessing else self._alone
-        _take(self._team.size)
+        take_threads(self._team.size)
 
     @contextmanager
     def drawing(self, work: int) -> Iterator[None]:
-        """Time a step that is drawn with what `take_to_draw` gave. work: see Team."""
-        began = time.perf_counter()
-        yield
-        self._team.note(work, time.perf_counter() - began)
+        """Draw a step within, with what `take_to_draw` gave. work: see Team."""
+        with self._team.step(work):
+            yield
 
     def take_to_postprocess(self) -> None:
         """Give the calling thread the cores to postprocess with."""
-        _take(self._post)
+        take_threads(self._post)
 
     def take_one(self) -> None:
         """Give the calling thread one core, for work whose rounding depends on the number of threads."""
-        _take(1)
+        take_threads(1)
 
     def shares(self) -> Iterator[None]:
         """Give the calling thread each number of cores that a thread may have, one after the other."""
         for count in sorted({self._post, *self._beside.sizes, *self._alone.sizes}):
-            _take(count)
+            take_threads(count)
             yield
 
 
@@ -100,8 +92,3 @@ def _read(path: str) -> str:
         return Path(path).read_text(encoding="ascii").strip()
     except OSError:
         return ""
-
-
-def _take(count: int) -> None:
-    if torch.get_num_threads() != count:
-        _set(count)

@@ -5,7 +5,8 @@ Joins the parts; each is in its own file. Knows no family.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from engine.runner.revision import revise, unsafe_again
 from engine.runner.sequence import ImageSequence, kv_rows_of
 from engine.runner.served import Served
 from engine.runner.step.lookahead import LOOKAHEAD
+from engine.runner.step.team import Team, take_threads
 from engine.unified import pixels
 from engine.unified.asking import Asker
 from engine.unified.judging import Judge
@@ -55,6 +57,7 @@ class ServedModel(Served):
         self._positions = self._facts.max_prompt_tokens + steps
         self._image_lm = ImageLM(parts.head, decoder, drawing.chat, parts.script)
         self._image_lm.choose_products(products)
+        self._team = Team(torch.get_num_threads(), tried=self.device.type == "cpu")
         self._decode_one = Recorded(parts.picture, recorder(self.device))
         if parts.reading is not None:
             longest = min(reading.longest, 2 * LONGEST_PROMPT + steps)
@@ -96,12 +99,30 @@ class ServedModel(Served):
         batch = RunningBatch(self._image_lm, sum(map(kv_rows_of, requests)), positions)
         again = sequences
         while again:
-            self._draw(batch, again, on_step)
+            with self._drawing_team() as team:
+                self._draw(batch, again, team, on_step)
             again = unsafe_again(self, again)
         return check_drawn(torch.stack([sequence.tokens for sequence in sequences]))
 
+    @contextmanager
+    def _drawing_team(self) -> Iterator[Team]:
+        """The team of the calling thread's draws: as many threads as it has, and again afterwards.
+
+        What else it computes, pixels above all, has other last bits with another number of threads.
+        """
+        if self._team.most != (most := torch.get_num_threads()):
+            self._team = Team(most, tried=self.device.type == "cpu")
+        try:
+            yield self._team
+        finally:
+            take_threads(most)
+
     def _draw(
-        self, batch: RunningBatch, sequences: Sequence[ImageSequence], on_step: Callable[[int], None] | None
+        self,
+        batch: RunningBatch,
+        sequences: Sequence[ImageSequence],
+        team: Team,
+        on_step: Callable[[int], None] | None,
     ) -> None:
         """Draw images from their first step to their last one."""
         aside = batch.admit(sequences)
@@ -110,7 +131,8 @@ class ServedModel(Served):
         while batch.sequences:
             running = batch.sequences
             furthest = max(map(batch.drawn, running))
-            batch.step()
+            with team.step(work=len(running)):
+                batch.step()
             if on_step is not None:
                 on_step(max(furthest, *(batch.drawn(sequence) - 1 for sequence in running)))
 

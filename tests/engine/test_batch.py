@@ -23,6 +23,7 @@ from codebook.value import Codebook, HeadEdit
 from core.errors import BadModel
 from engine.model import ImageRequest, Sampling
 from engine.registry import EMBEDDED, load_model
+from engine.runner.batch import RunningBatch
 from engine.runner.cuda_graphs import Record, Recorded, Replay, recorder
 from engine.runner.image_lm import CACHED_UNCONDITIONAL, ImageLM, Routed
 from engine.runner.linear import Linear, can_pack
@@ -30,6 +31,7 @@ from engine.runner.memory import MAX_ROWS_ON_CPU, available, fitting, planned_ro
 from engine.runner.sampling import floors, sample
 from engine.runner.sequence import ImageSequence, kv_rows_of
 from engine.runner.served import Served
+from engine.runner.step import team
 from engine.unified.served_model import ServedModel
 from tests.support.draws import draws_of
 from tests.support.tape import record
@@ -225,6 +227,26 @@ def test_logits_are_batch_invariant_to_the_last_bit(embedded: Served, monkeypatc
         batched = [each[before : before + rows] for each in noted]
         noted.clear()
         assert all(map(torch.equal, alone, batched))
+
+
+def test_a_draw_tries_numbers_of_threads_and_gives_them_back(embedded: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = random_requests(embedded, 3)
+    right, taken = embedded.draw(requests), set()
+    monkeypatch.setattr(team, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(team, "LAST_WAIT_S", 0.0)
+    step = RunningBatch.step
+
+    def spied(batch: RunningBatch) -> list[ImageSequence]:
+        taken.add(torch.get_num_threads())
+        return step(batch)
+
+    monkeypatch.setattr(RunningBatch, "step", spied)
+    try:
+        torch.set_num_threads(2)
+        assert torch.equal(embedded.draw(requests), right)
+        assert taken == {1, 2} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_images_and_verdicts_are_batch_invariant_to_the_last_bit(embedded: Served) -> None:

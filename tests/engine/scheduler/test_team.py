@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from engine.scheduler.team import Team
+from engine.runner.step.team import Team
 
 QUIET = {1: 1.3, 2: 1.0}
 SHARED = {1: 1.5, 2: 6.0}  # a neighbour has one of the two cores

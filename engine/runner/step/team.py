@@ -10,12 +10,21 @@ Knows seconds and numbers of threads. Knows nothing of what a step computes.
 
 from __future__ import annotations
 
+import ctypes
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from statistics import median
+
+import torch
 
 PAIRS = 4  # steps of a trial, each beside one of the usual size
 GAIN = 0.95  # of the usual time; a trial that takes more changes nothing
 HOPELESS = 1.5  # times the usual time: the trial ends
 FIRST_WAIT_S, LAST_WAIT_S = 0.5, 4.0  # of drawing between trials: doubled after each that changes nothing
+
+# torch's own setter would also change what threads that have not computed yet begin with.
+_set: Callable[[int], object] = getattr(ctypes.CDLL(None), "omp_set_num_threads", torch.set_num_threads)
 
 
 class Team:
@@ -24,11 +33,19 @@ class Team:
     def __init__(self, most: int, tried: bool = True) -> None:
         """tried: whether steps may be drawn with fewer threads than `most`."""
         self.sizes = sorted({most, max(1, most // 2), 1}, reverse=True) if tried else [most]
-        self.size = self.usual = most
+        self.most = self.size = self.usual = most
         self._others = self.sizes[1:]  # those to be tried, in turn
         self._before: tuple[int, float] = (0, 0.0)  # work and seconds of the last step of the usual size
         self._ratios: list[float] = []
         self._drawn_s, self._wait_s = 0.0, FIRST_WAIT_S
+
+    @contextmanager
+    def step(self, work: int) -> Iterator[None]:
+        """Draw a step within, in the calling thread, with `size` threads. work: see `note`."""
+        take_threads(self.size)
+        began = time.perf_counter()
+        yield
+        self.note(work, time.perf_counter() - began)
 
     def note(self, work: int, seconds: float) -> None:
         """Note a step that was drawn with `size` threads. work: steps of equal work can be compared."""
@@ -51,3 +68,9 @@ class Team:
         self.usual = first if won else self.usual
         self._wait_s = FIRST_WAIT_S if won else min(2 * self._wait_s, LAST_WAIT_S)
         self._ratios, self._drawn_s = [], 0.0
+
+
+def take_threads(count: int) -> None:
+    """Let the calling thread compute with `count` threads."""
+    if torch.get_num_threads() != count:
+        _set(count)
