@@ -15,7 +15,7 @@ import pytest
 
 from cli.main import COMMANDS
 from core.settings import Settings
-from tests.support.servers.compose import COMPOSE, environ_of, read_compose
+from tests.support.servers.compose import COMPOSE, environ_of, read_compose, read_variables
 
 HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
 IMAGE = {"SAFECB_HOME": "/data", "SAFECB_HOST": "0.0.0.0"}  # the Dockerfile's
@@ -42,6 +42,18 @@ def test_containers_have_settings_and_commands_that_exist(own: dict[str, Any]) -
         settings = Settings.from_environ(IMAGE | environ_of(part))
         assert settings.bucket and settings.open and settings.redis_url
         assert part["command"] == ["worker" if name == "worker" else "server"] and part["command"][0] in COMMANDS
+
+
+def test_who_exports_the_variables_of_the_file_can_start_safecb_itself_too() -> None:
+    variables = read_variables()
+    assert {"STACK_IMAGE", "SAFECB_MODEL"} <= variables.keys()
+    assert Settings.from_environ(variables).model == variables["SAFECB_MODEL"]
+
+
+def test_a_job_has_its_share_beside_busy_servers(own: dict[str, Any]) -> None:
+    weights = {name: part.get("cpu_shares", 1024) for name, part in own.items()}  # 1024: that of every container
+    settings = Settings.from_environ(environ_of(own["worker"]))
+    assert weights["worker"] / sum(weights.values()) == pytest.approx(settings.job_share, abs=0.01)
 
 
 def test_nothing_is_shared_on_disk(compose: dict[str, Any], services: dict[str, Any]) -> None:

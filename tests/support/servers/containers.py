@@ -71,7 +71,7 @@ class Containers:
         return dict(container)
 
     def _compose(self, *command: str) -> None:
-        run("podman-compose", "-p", PROJECT, *self._files, *command, environ={"SAFECB_IMAGE": IMAGE})
+        run("podman-compose", "-p", PROJECT, *self._files, *command, environ={"STACK_IMAGE": IMAGE})
 
     def _name(self, name: str) -> str:
         return f"{PROJECT}_{name}_1"
