@@ -235,7 +235,7 @@ class JobResponse(BaseModel):
     rounds: list[dict[str, Any]] = Field(description="Outcome of each round: figures, gates, reason, fault, version.")
     result: dict[str, Any] | None = Field(
         description="Result of a finished job: version, start, reason, policy, second_judge, covered, self_judged, "
-        "assessment."
+        "assessment; of a cancelled one that had published: version, start, reason."
     )
     error: str | None = Field(description="Error of a failed job.")
     attempt: int = Field(description="Number of attempts begun.")

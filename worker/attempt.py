@@ -78,7 +78,7 @@ def _attempt(job_id: str, settings: Settings, load: Load, loop: Loop) -> None:
             watch.report("loading", 0, 1, 0)
             result = _rounds(settings, journal, record, watch, load, loop)
         except Cancelled:
-            watch.end("cancelled")
+            watch.end("cancelled", result=_published(CodebookStore.of(settings, PATIENCE_S), job_id))
         except Exception as error:
             watch.end("failed", error=f"{type(error).__name__}: {error}")
             raise
@@ -138,6 +138,12 @@ def _publish(store: CodebookStore, outcome: RoundResult, draft: Codebook, parent
         fence=watch.fence,
     )
     return manifest.version
+
+
+def _published(store: CodebookStore, job_id: str) -> dict[str, Any] | None:
+    """The result of a cancelled job: its last version, which stays; None if it has published none."""
+    made = [manifest for manifest in store.versions() if manifest.job == job_id]
+    return {"version": made[-1].version, "start": made[0].parent, "reason": "cancelled"} if made else None
 
 
 def _activate(store: CodebookStore, version: str, parent: str, job_id: str) -> None:

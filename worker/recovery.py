@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from rq import Queue
 
 from core.errors import Conflict, NoStorage
-from core.wire import ATTEMPTS, LIFETIME, SHADOW, UNFINISHED
+from core.wire import ATTEMPTS, LIFETIME, UNFINISHED
 from records.journal import JobRecord, Journal
 
 log = logging.getLogger(__name__)
@@ -27,9 +27,9 @@ LISTED_LONGER_S = 61.0
 def recover(journal: Journal, queue: Queue, functions: Mapping[str, str]) -> None:
     """Enqueue every unfinished job that neither waits in `queue` nor is worked on, or close it.
 
-    functions: dotted names of the functions, by kind of job. A cancelled job ends "cancelled"; of a comparison that
-    had begun another attempt says so, since it may have moved. One that died MAX_ATTEMPTS times ends "failed". While
-    records cannot be written, all wait. Raises Redis' errors.
+    functions: dotted names of the functions, by kind of job. A cancelled job that has not begun ends "cancelled"; of
+    another one the next attempt says how it ended, since it may have published or moved. One that died MAX_ATTEMPTS
+    times ends "failed". While records cannot be written, all wait. Raises Redis' errors.
     """
     try:
         if _lost(journal, queue, functions):
@@ -70,7 +70,7 @@ def _is_starting(queue: Queue, record: JobRecord) -> bool:
 def _settle(journal: Journal, queue: Queue, record: JobRecord, function: str) -> None:
     try:
         has_attempts = record.attempt < MAX_ATTEMPTS
-        if record.cancel_requested and not (record.kind == SHADOW and record.attempt and has_attempts):
+        if record.cancel_requested and not (record.attempt and has_attempts):
             journal.update(record.id, attempt=record.attempt, status="cancelled")
         elif not has_attempts:
             gave_up = f"gave up: the worker died in each of {record.attempt} attempts"

@@ -31,6 +31,7 @@ from tests.support.serving import PATIENCE_S, wait_for
 from worker.allowed_job import AllowedJob
 from worker.attempt import run
 from worker.main import work
+from worker.niceness import AUTOGROUP
 from worker.progress import JournalProgress
 from worker.recovery import MAX_ATTEMPTS, recover
 
@@ -237,20 +238,44 @@ def test_stop_command_ends_cancelled(house: House) -> None:
     job = house.job()
     house.worker()
     house.wait_begun(1)
+    assert os.getsid(house.job_process()) == house.job_process() or not AUTOGROUP.exists()
     os.kill(house.job_process(), signal.SIGSTOP)  # it cannot hear the flag: only the kill ends it
     house.journal.update(job, cancel_requested=True)
     send_stop_job_command(house.redis, job, serializer="json")
     record = house.wait_ended(job)
-    assert (record.status, record.attempt, house.published(job)) == ("cancelled", 1, [])
+    assert (record.status, record.result, house.published(job)) == ("cancelled", None, [])
 
 
-def test_cancel_flag_alone_ends_a_running_job(house: House) -> None:
-    job = house.job()
+def test_cancel_flag_alone_ends_a_running_job_and_what_it_has_published_is_named(house: House) -> None:
+    house.allow(1)
+    job = house.job(rounds=2)
     house.worker()
-    house.wait_begun(1)
+    house.wait_begun(2)
     house.journal.update(job, cancel_requested=True)
     record = house.wait_ended(job)
-    assert (record.status, record.attempt, house.published(job)) == ("cancelled", 1, [])
+    assert (record.status, record.attempt, house.published(job)) == ("cancelled", 1, [1])
+    assert record.result == {"version": "v1", "start": "v0", "reason": "cancelled"}
+
+
+def test_a_version_of_an_attempt_that_died_is_named_though_the_job_is_cancelled(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("SAFECB_HOME", str(house.home))
+    house.allow(1)
+    job = house.job(enqueue=False)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(JournalProgress, "round", crash)
+        run(job, house.settings, lambda settings: StillModel(), ScriptedLoop())
+    house.journal.update(job, cancel_requested=True)
+    recover(house.journal, house.queue, ScriptedJob.functions)
+    assert house.queue.get_job_ids() == [job]  # only another attempt can say how it ended
+    run(job, house.settings, lambda settings: StillModel(), ScriptedLoop())
+    record = house.journal.get(job)
+    assert (record.status, record.rounds, house.published(job)) == ("cancelled", [], [1])
+    assert record.result == {"version": "v1", "start": "v0", "reason": "cancelled"}
 
 
 def test_cancel_while_queued_draws_nothing(house: House) -> None:
