@@ -14,13 +14,13 @@ from codebook.live import LiveCodebooks
 from codebook.pointer import ActiveRecord
 from codebook.trials.bets import LIMIT
 from codebook.trials.duel import Duel, Evidence
-from core.errors import Conflict, SafeCBError, Unavailable
+from codebook.trials.guarded import NOT_JUDGED
+from core.errors import SafeCBError, Unavailable
 from engine.image_result import ImageResult
 
 log = logging.getLogger(__name__)
 
 GUARD = "canary guard"  # in the audit
-NOT_JUDGED = "this server judges no image (SAFECB_JUDGE=off)"
 REMEMBERED = 10_000  # prompts of which a repetition is not counted
 
 
@@ -32,11 +32,6 @@ class CanaryGuard:
         self._live, self._lock, self._judge = live, Lock(), judge
         self._split, self._duels = 0, dict[str, Duel]()
         self._prompts: OrderedDict[tuple[str, str], None] = OrderedDict()
-
-    def check_judging(self) -> None:
-        """Raise Conflict where no image is judged here: a split would never end by itself, and no canary step on."""
-        if self._judge == "off":
-            raise Conflict(f"{NOT_JUDGED}, so the guard of a split could never decide; take all or sample:P")
 
     def note(self, results: Sequence[ImageResult]) -> None:
         """Count the judged images of a call that named no version; of a prompt that comes again, the first alone."""

@@ -34,6 +34,7 @@ from app.http.request_id import id_of
 from app.service import Service
 from codebook.store import Manifest, Moved
 from codebook.trials.bets import LIMIT
+from codebook.trials.guarded import check_shares
 from codebook.trials.steps import images_until
 from core.hints import send_hint
 
@@ -116,8 +117,7 @@ def share_traffic(
 
     409 where the server judges no image.
     """
-    if sum(share > 0 for share in body.root.values()) > 1:
-        service.guard.check_judging()
+    check_shares(body.root, service.settings.judge)
     return hint(service.live.share(body.root, by=caller.name, expected_epoch=expected_epoch))
 
 

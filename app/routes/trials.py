@@ -13,6 +13,7 @@ from app.improving import check_judge
 from app.routes.codebooks import HintOf
 from app.routes.jobs import cancel
 from app.service import Service
+from codebook.trials.guarded import check_judging
 from codebook.trials.rule import PROMOTE_AT, RETREAT_AT, Trial
 from core.errors import Conflict, NotFound, SafeCBError
 from records.journal import SHADOW, JobRecord
@@ -43,7 +44,7 @@ def begin_shadow(
     """
     body = body or ShadowRequest()
     if body.steps:
-        service.guard.check_judging()
+        check_judging(service.settings.judge)
     _check(service, version)
     request = {"version": version, **body.model_dump(exclude={"expected_epoch"})}
     record = service.journal.create(SHADOW, request)
@@ -79,7 +80,7 @@ def begin_canary(
 
     409 where the server judges no image.
     """
-    service.guard.check_judging()
+    check_judging(service.settings.judge)
     expected = None if body is None else body.expected_epoch
     return hint(
         service.live.move(

@@ -18,6 +18,7 @@ import typer
 from cli.commands import trials
 from cli.commands.connection import Server, connected, table
 from codebook.mode import Mode
+from codebook.trials.guarded import check_shares
 from core.atomic import write_file
 from core.bucket.bucket import Bucket
 from core.bucket.shared_folder import SharedFolder
@@ -107,6 +108,7 @@ def share_traffic(
     """Let versions share the traffic of callers who name none; without shares, print them with the counts so far."""
     traffic = dict(map(_share, shares or []))
     if offline:
+        check_shares(traffic, Settings.from_environ(os.environ).judge)
         now = store().share(traffic, by=BY)[1] if traffic else store().active()
         split: dict[str, Any] = {"shares": now.traffic or {now.version: 1.0}, "evidence": {}}
     else:

@@ -128,3 +128,8 @@ def test_the_command_line_shares_and_revokes(
     assert main(["codebooks", "revoke", version, "--offline"]) == 0
     assert main(["codebooks", "traffic", "--offline"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split() == ["v0", "100.0%"]
+    monkeypatch.setenv("SAFECB_JUDGE", "off")
+    assert main(["codebooks", "restore", version, "--offline"]) == 0
+    assert main(["codebooks", "traffic", "v0=0.5", f"{version}=0.5", "--offline"]) == 1
+    assert "SAFECB_JUDGE=off" in capsys.readouterr().err and not server.service.store.active().traffic
+    assert main(["codebooks", "traffic", "v0=1", f"{version}=0", "--offline"]) == 0
