@@ -20,6 +20,7 @@ import torch
 
 from benchmarks import baseline, chaos, geometries, lookahead, neighbours, results, serving, steps, swap
 from benchmarks.answers import Tally, kind_of
+from benchmarks.jobs import beside
 from benchmarks.load import Load, calls, closed_loop, poisson
 from benchmarks.scale import page as scale
 from benchmarks.scale.audit import Call, compare
@@ -379,6 +380,49 @@ def test_a_server_is_measured_beside_neighbours(server: Server, monkeypatch: pyt
     assert [row["neighbours"] for row in rows] == [0, 1] and all(row["failed"] == 0 for row in rows)
     assert rows[0]["images/s, of those alone"] == 1.0 < 10 * rows[1]["images/s, of those alone"]
     assert "| 2 | 1 |" in "".join(neighbours.page(results.circumstances() | {"cores": 2, "rows": rows}))
+
+
+def test_a_job_and_callers_are_measured_alone_and_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+
+    class Jobs(BaseHTTPRequestHandler):
+        """Images, and jobs that end at every fifth look."""
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self._answer(json.dumps(job(None)).encode() if self.path == "/improve" else b"\x89PNG")
+
+        def do_GET(self) -> None:
+            looks.append(self.path)
+            self._answer(json.dumps(job(None if len(looks) % 5 else "2026-11-30T10:01:30Z")).encode())
+
+        def _answer(self, content: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    def job(ended: str | None) -> dict[str, Any]:
+        known = {"created": "2026-11-30T10:00:00Z", "links": {"self": "/jobs/1"}, "plan": {"images_done": 9}}
+        return {**known, "ended": ended, "status": ended and "finished", "result": {"reason": "accepted"}}
+
+    monkeypatch.setattr(beside, "POLL_S", 0.01)
+    monkeypatch.setattr(beside, "ALONE_S", 0.5)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Jobs) as jobs:
+        Thread(target=jobs.serve_forever, daemon=True).start()
+        with httpx2.Client(base_url=f"http://127.0.0.1:{jobs.server_port}") as http:
+            parts = {name: beside.kept(tmp_path, name, http) for name in beside.PARTS}
+            again = {name: beside.kept(tmp_path, name, http) for name in beside.PARTS}
+        jobs.shutdown()
+    assert again == parts and looks == ["/jobs/1"] * 10
+    assert parts["together"]["calls"] > 0 and parts["together"]["s"] == 90.0
+    parts["together"] |= {"s": 270.0, "p50_ms": 300.0}
+    parts["callers before"]["p50_ms"] = parts["callers after"]["p50_ms"] = 200.0
+    page = "\n".join(beside.page(parts))
+    assert "| job | 3 | 3 |" in page and "| call, p50 | 1.5 | 1.5 |" in page
 
 
 def test_lookahead_is_measured_beside_one_token_a_step(
