@@ -7,6 +7,7 @@ ends `work`, after the running job, and is raised from it, where RQ would log a 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -25,8 +26,10 @@ from rq.worker import SpawnWorker
 from rq.worker_registration import clean_worker_registry, register
 
 from core import wire
+from core.settings import Settings
 from records.journal import Journal
 from worker.allowed_job import AllowedJob
+from worker.niceness import take_session
 from worker.recovery import recover
 
 log = logging.getLogger(__name__)
@@ -99,6 +102,7 @@ class ImproveWorker(SpawnWorker):
 
     def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
         """See RQ; runs in the job process. The outcome of the job is in the journal, even if Redis does not get it."""
+        take_session(Settings.from_environ(os.environ).job_share)
         try:
             return super().perform_job(job, queue, execution)
         except RedisError as error:
