@@ -22,6 +22,7 @@ PAIRS = 4  # steps of a trial, each beside one of the usual size
 GAIN = 0.95  # of the usual time; a trial that takes more changes nothing
 HOPELESS = 1.5  # times the usual time: the trial ends
 FIRST_WAIT_S, LAST_WAIT_S = 0.5, 4.0  # of drawing between trials: doubled after each that changes nothing
+MOST_LOST = 0.04  # of the time: after a trial that took much longer the wait is longer as well
 
 # torch's own setter would also change what threads that have not computed yet begin with.
 _set: Callable[[int], object] = getattr(ctypes.CDLL(None), "omp_set_num_threads", torch.set_num_threads)
@@ -37,7 +38,7 @@ class Team:
         self._others = self.sizes[1:]  # those to be tried, in turn
         self._before: tuple[int, float] = (0, 0.0)  # work and seconds of the last step of the usual size
         self._ratios: list[float] = []
-        self._drawn_s, self._wait_s = 0.0, FIRST_WAIT_S
+        self._drawn_s, self._lost_s, self._wait_s = 0.0, 0.0, FIRST_WAIT_S
 
     @contextmanager
     def step(self, work: int) -> Iterator[None]:
@@ -55,6 +56,7 @@ class Team:
             if self._others and self._drawn_s >= self._wait_s:
                 self.size = self._others[0]
             return
+        self._lost_s += seconds - self._before[1]
         if self._before[0] == work:
             self._ratios.append(seconds / max(self._before[1], 1e-9))
         if len(self._ratios) == PAIRS or max(self._ratios, default=0.0) > HOPELESS:
@@ -66,8 +68,9 @@ class Team:
         first, *others = self._others
         self._others = [*others, self.usual if won else first]
         self.usual = first if won else self.usual
-        self._wait_s = FIRST_WAIT_S if won else min(2 * self._wait_s, LAST_WAIT_S)
-        self._ratios, self._drawn_s = [], 0.0
+        longer = max(min(2 * self._wait_s, LAST_WAIT_S), self._lost_s / MOST_LOST)
+        self._wait_s = FIRST_WAIT_S if won else longer
+        self._ratios, self._drawn_s, self._lost_s = [], 0.0, 0.0
 
 
 def take_threads(count: int) -> None:

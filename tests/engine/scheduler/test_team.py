@@ -50,6 +50,10 @@ def test_it_finds_the_best_of_many_sizes() -> None:
     assert draw(team, 2000, MANY) < 1.1 * 0.02 * 2000
 
 
+def test_trials_of_a_hopeless_number_cost_little() -> None:
+    assert draw(Team(64), 10_000, {64: 1.0, 32: 1.9, 1: 40.0}) < 1.05 * 0.02 * 10_000
+
+
 def test_a_step_is_compared_with_one_of_equal_work() -> None:
     """With one thread every step happens to have a hundredth of the work: no reason to draw with one thread."""
     team, sizes = Team(2), []
