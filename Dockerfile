@@ -3,7 +3,7 @@
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim
 
-# On a GPU Triton compiles what launches its kernels, at the first start: gcc. For tini see ENTRYPOINT.
+# gcc compiles decode steps at the first start, and on a GPU what launches Triton's kernels. For tini see ENTRYPOINT.
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev tini && rm -rf /var/lib/apt/lists/*
 
 ARG TORCH_INDEX=

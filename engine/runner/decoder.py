@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engine.backbone import Backbone, LayerOptions
 from engine.runner.linear import Linear
+from engine.runner.native.forward import NativeForward, Stack
 from engine.runner.norms import HeadNorm, norm_of
 from engine.runner.step.attention import attend, attend_apart, rotated, signed
 
@@ -85,7 +86,10 @@ class _Layer:
 
 
 class Decoder:
-    """The stack of decoder layers. Holds no state but weights: many threads may read with it simultaneously."""
+    """The stack of decoder layers. Holds no state but weights: many threads may read with it simultaneously.
+
+    native: the forward pass over few tokens in C, with the same bits, where one was chosen.
+    """
 
     def __init__(self, backbone: Backbone, positions: int) -> None:
         """Move the layers out of `backbone`, which is left without; `positions` is the longest row, in tokens.
@@ -112,6 +116,7 @@ class Decoder:
                 del layers[0]
         self._cos, self._sin = cos[0], sin[0]  # [positions, d]
         self._signed_sin = signed(self._sin)
+        self.native: NativeForward | None = None
 
     def warm(self) -> None:
         """Warm up the linear layers for any number of tokens."""
@@ -122,6 +127,12 @@ class Decoder:
     def linears(self) -> list[Linear]:
         """The linear layers, in the order in which they multiply."""
         return [linear for layer in self._layers for linear in layer.linears]
+
+    @property
+    def stack(self) -> Stack:
+        """The layers, for a forward pass of its own."""
+        heads = self._query_heads, self._kv_heads, self._head_dim
+        return Stack(self._layers, self._norm, self._options, heads, self._cos, self._signed_sin)
 
     def row_bytes(self, positions: int) -> int:
         """Bytes of one KV row of `positions` positions."""
@@ -183,6 +194,8 @@ class Decoder:
         the host, so that a graph can record it.
         """
         kv_rows, count = embeddings.shape[:2]
+        if self.native is not None and (apart or count == 1) and ends is None and kv_rows * count in self.native.sizes:
+            return self.native(embeddings, cache.keys, cache.values, cache.lengths)
         prepare = self._attention_apart if apart else self._attention
         attention = prepare(cache, kv_rows, count, bound)
         hidden = embeddings

@@ -19,6 +19,7 @@ from codebook.value import HeadEdit
 from engine.model import ImageRequest, PromptTokenizer
 from engine.runner.decoder import BLOCK, PIECE, Decoder, KVCache
 from engine.runner.linear import MAX_ROWS, Linear
+from engine.runner.native.choice import choose_native
 from engine.runner.products.choice import choose_products
 from engine.runner.script import Script
 from engine.runner.sequence import ImageSequence
@@ -95,9 +96,10 @@ class ImageLM:
         self._output.warm(kv_rows)
 
     def choose_products(self, memory: Path | None) -> None:
-        """Choose the fastest products of the linear layers on this processor; see engine.runner.products.choice."""
+        """Choose the fastest products and forward pass on this processor; `memory` is a file of choices, if any."""
         projection = [] if self._projection is None else [self._projection]
         choose_products([*self.decoder.linears, *projection, self._output], memory)
+        choose_native(self.decoder, memory)
 
     def prefill(self, sequences: Sequence[ImageSequence]) -> list[tuple[PrefillResult, PrefillResult | None]]:
         """Read the prompts, each with its unconditional one where it is guided, and route each image to its experts.

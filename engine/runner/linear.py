@@ -1,7 +1,8 @@
 """Linear layers for inference, batch-invariant and in the layout that their processor multiplies fastest.
 
-On the CPU oneDNN packs the weights once, and FBGEMM multiplies few rows where it has the same bits. On a GPU a kernel
-of ours multiplies up to MAX_ROWS rows. A row's product has the same bits whatever the number of rows; torch's does not.
+On the CPU oneDNN packs the weights once, and half weights multiply few rows where that has the same bits. On a GPU a
+kernel of ours multiplies up to MAX_ROWS rows. A row's product has the same bits whatever the number of rows; torch's
+does not.
 """
 
 from __future__ import annotations

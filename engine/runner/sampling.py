@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.model import Sampling
+from engine.runner.native.noise import LANES, native_noise
 
 _WORD = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: successive multiples of it spread evenly
@@ -92,6 +93,12 @@ def choose(logits: Tensor, sampling: SamplingTensors, noise: Tensor) -> Tensor:
 
 def gumbel(seeds: Tensor, steps: Tensor, codes: int) -> Tensor:
     """Standard Gumbel noise [B, codes] float32; row b is a function of (seeds[b], steps[b]) only."""
+    native = None if seeds.is_cuda or codes % LANES else native_noise(_gumbel)
+    return (native or _gumbel)(seeds, steps, codes)
+
+
+def _gumbel(seeds: Tensor, steps: Tensor, codes: int) -> Tensor:
+    """As `gumbel`, by torch's operators."""
     keys = _mix_tensor(seeds + steps + _signed(_GOLDEN))[:, None]
     counters = torch.arange(1, codes + 1, device=seeds.device) * _signed(_GOLDEN)
     bits = _shift(_mix_tensor(keys + counters), 11) | 1  # 53 bits, never zero

@@ -169,7 +169,7 @@ def test_a_choice_is_remembered_by_processor_and_sizes(tmp_path: Path, monkeypat
 @needs_half
 def test_the_slower_way_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     linear, slow = linear_of(64, 8), [1.0]
-    monkeypatch.setattr(choice, "_seconds", lambda products: 1.0 if products[0].func == linear.packed else slow[0])
+    monkeypatch.setattr(choice, "seconds", lambda products: 1.0 if products[0].func == linear.packed else slow[0])
     for factor, chosen in ((0.5, BUCKETS), (1.0, ()), (2.0, ())):
         slow[0] = factor
         assert choose_products([linear]) == chosen

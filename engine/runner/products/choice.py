@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -31,23 +31,38 @@ REMEMBERED = 16  # choices that a file holds
 def choose_products(linears: Sequence[Linear], memory: Path | None = None) -> tuple[int, ...]:
     """Choose for layers that are multiplied one after the other; return the buckets in which half weights are faster.
 
-    memory: a file of choices made before; without one, and where it cannot be read or written, all is measured.
+    memory: as `remembered` takes it.
     """
     choosers = [linear for linear in linears if linear.half is not None]
     if not choosers:
         return ()
-    key, known = _key(choosers), {} if memory is None else _read(memory)
+    sizes = [(linear.inputs, linear.outputs) for linear in choosers]
+    chosen = remembered(memory, sizes, lambda rows: _gains(choosers, rows))
+    for linear in choosers:
+        linear.half_rows = rows_of(chosen)
+    return chosen
+
+
+def remembered(memory: Path | None, subject: object, gains: Callable[[int], bool]) -> tuple[int, ...]:
+    """Return the buckets in which something gains: as a file of choices says, or else as it is measured now.
+
+    memory: the file; without one, and where it cannot be read or written, all is measured. subject: what is chosen
+    for, by its repr.
+    """
+    key, known = _key(subject), {} if memory is None else _read(memory)
     chosen = known.get(key)
     if chosen is None:
-        chosen = tuple(rows for rows in BUCKETS if _gains(choosers, rows))
+        chosen = tuple(rows for rows in BUCKETS if gains(rows))
         if memory is not None:
             with suppress(OSError, NoStorage):
                 latest = dict([*known.items(), (key, chosen)][-REMEMBERED:])
                 replace_file(memory, to_json("products", latest, indent=2))
-    half_rows = frozenset(rows for rows in range(1, BUCKETS[-1] + 1) if BUCKETS[bisect_left(BUCKETS, rows)] in chosen)
-    for linear in choosers:
-        linear.half_rows = half_rows
     return chosen
+
+
+def rows_of(buckets: Container[int]) -> frozenset[int]:
+    """The numbers of rows in these buckets."""
+    return frozenset(rows for rows in range(1, BUCKETS[-1] + 1) if BUCKETS[bisect_left(BUCKETS, rows)] in buckets)
 
 
 def _gains(linears: Sequence[Linear], rows: int) -> bool:
@@ -60,12 +75,12 @@ def _gains(linears: Sequence[Linear], rows: int) -> bool:
     packed_s, half_s = [], []
     with torch.inference_mode():
         for _ in range(TURNS):
-            packed_s.append(_seconds([partial(packed, x) for packed, _, x in ways]))
-            half_s.append(_seconds([partial(half, x) for _, half, x in ways]))
+            packed_s.append(seconds([partial(packed, x) for packed, _, x in ways]))
+            half_s.append(seconds([partial(half, x) for _, half, x in ways]))
     return min(half_s) < min(packed_s)
 
 
-def _seconds(products: Sequence[Callable[[], Tensor]]) -> float:
+def seconds(products: Sequence[Callable[[], Tensor]]) -> float:
     """CPU time of the products: what runs beside this process takes none of it."""
     began = time.thread_time()
     for product in products:
@@ -73,10 +88,9 @@ def _seconds(products: Sequence[Callable[[], Tensor]]) -> float:
     return time.thread_time() - began
 
 
-def _key(linears: Sequence[Linear]) -> str:
-    """What a choice depends on: torch, the processor, the number of threads and the sizes of the layers."""
-    sizes = [(linear.inputs, linear.outputs) for linear in linears]
-    parts = fingerprint(torch.device("cpu"), "float32"), processor_name(), torch.get_num_threads(), sizes, BUCKETS
+def _key(subject: object) -> str:
+    """What a choice depends on: torch, the processor, the number of threads and what is chosen for."""
+    parts = fingerprint(torch.device("cpu"), "float32"), processor_name(), torch.get_num_threads(), subject, BUCKETS
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
