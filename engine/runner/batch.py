@@ -18,9 +18,10 @@ from engine.runner.batch_layout import BatchLayout
 from engine.runner.cuda_graphs import bucket, recorder
 from engine.runner.image_lm import ImageLM, PrefillResult
 from engine.runner.sequence import ImageSequence
-from engine.runner.step.lookahead import LOOKAHEAD, ROWS, Lookahead
+from engine.runner.step.lookahead import LOOKAHEAD, Lookahead
 from engine.runner.step.plain import PlainStep
 from engine.runner.step.tensors import BatchTensors
+from engine.runner.step.windows import ROWS
 
 NO_TOKEN = -1  # in place of all tokens of an image whose logits were NaN or infinite
 
@@ -31,8 +32,8 @@ class RunningBatch:
     def __init__(self, image_lm: ImageLM, kv_rows: int, positions: int, lookahead: int = LOOKAHEAD) -> None:
         """Reserve `kv_rows` KV rows of `positions` positions each.
 
-        lookahead: tokens of an image in one step at most, while few rows are in use; 1 for none. There is none on a
-        GPU, nor where a step draws several codes.
+        lookahead: tokens of an image in one step at most, while few rows are in use; 1 for none. A batch that has been
+        warmed takes fewer where that is faster. There is none on a GPU, nor where a step draws several codes.
         """
         self._image_lm, self._kv_rows = image_lm, kv_rows
         device = image_lm.codes.device
@@ -131,9 +132,10 @@ class RunningBatch:
             self._remove(sequence)
 
     def warm(self) -> None:
-        """Warm up and record all that a step may need, with as many threads as the caller has now."""
+        """Warm up, measure and record all that a step may need, with as many threads as the caller has now."""
         with torch.inference_mode():
             self._image_lm.warm(self._layout.room)
+            self._lookahead.measure()
             if self._recorded:
                 for width in sorted({self._width(rows) for rows in range(1, self._kv_rows + 1)}):
                     self._plain.record(width)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -21,7 +21,8 @@ from engine.registry import EMBEDDED, load_model
 from engine.runner.batch import RunningBatch
 from engine.runner.sequence import ImageSequence, kv_rows_of
 from engine.runner.served import Served
-from engine.runner.step.lookahead import ROWS, Lookahead
+from engine.runner.step.lookahead import Lookahead
+from engine.runner.step.windows import MEASURED, ROWS, SLOW_S, TOKENS, Windows
 from engine.scheduler.scheduler import Scheduler
 from engine.unified.served_model import ServedModel
 from tests.support.families.builders import BUILDERS
@@ -136,7 +137,54 @@ def test_the_window_follows_the_load(tiny: Served) -> None:
     assert torch.equal(sequences[0].tokens, draw(tiny, drawn_for[:1], 2, 1)[0][0])
 
 
-def test_previews_are_of_the_same_tokens(tiny: Served) -> None:
+def measured(monkeypatch: pytest.MonkeyPatch, most: int, cost: Callable[[int], float]) -> Windows:
+    """Windows of a machine where a step of so many rows takes so long."""
+    clock = [0.0]
+    monkeypatch.setattr("engine.runner.step.windows.time.perf_counter", lambda: clock[0])
+
+    def step(rows: int) -> None:
+        clock[0] += cost(rows)
+
+    windows = Windows(most)
+    windows.measure(1, step)
+    return windows
+
+
+def test_the_window_follows_the_cost_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [Windows(8).of(rows, 1) for rows in (1, 2, 3, 4, 8, 9)] == [8, 8, 5, 4, 2, 1]  # nothing is measured
+    free = measured(monkeypatch, 16, lambda rows: 0.01)
+    assert [free.of(rows, 1) for rows in (1, 2, 3, 4, 8, 9)] == [16, 8, 4, 4, 2, 1]
+    assert free.of(2, 2) == 8  # with as many threads nothing is measured
+    assert measured(monkeypatch, 4, lambda rows: 0.01).of(2, 1) == 4
+    dear = measured(monkeypatch, 16, lambda rows: 0.001 * rows)
+    assert [dear.of(rows, 1) for rows in (2, 3, 4, 8)] == [1] * 4
+    some = measured(monkeypatch, 16, lambda rows: 0.01 if rows <= 8 else 0.03)
+    assert [some.of(rows, 1) for rows in (2, 4)] == [4, 2]
+    between = measured(monkeypatch, 16, lambda rows: 0.01 + 0.001 * rows)
+    best = min((0.01 + 0.002 * window) / tokens for window, tokens in TOKENS.items() if window <= 8)
+    chosen = between.of(2, 1)
+    assert (0.01 + 0.002 * chosen) / TOKENS[chosen] == best
+    slow = measured(monkeypatch, 8, lambda rows: 2 * SLOW_S if rows == MEASURED[0] else math.inf)
+    assert slow.of(2, 1) == 8  # others were not measured: a step takes too long
+
+
+def test_a_warm_batch_draws_the_same_whatever_it_has_measured(tiny: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn_for = requests(tiny, 4)
+    right, _ = draw(tiny, drawn_for, 4, 1)
+    batches, running_batch = list[RunningBatch](), tiny.running_batch
+
+    def warm(kv_rows: int, window: int) -> RunningBatch:
+        batches.append(batch := running_batch(kv_rows, window))
+        batch.warm()
+        assert batch._lookahead._windows._costs.keys() == {1}
+        return batch
+
+    monkeypatch.setattr(tiny, "running_batch", warm)
+    assert torch.equal(draw(tiny, drawn_for, 4, 8)[0], right) and batches
+
+
+def test_previews_are_of_the_same_tokens(tiny: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Windows, "measure", lambda *_: None)
     parts: list[PartialImage] = []
     scheduler = Scheduler(tiny, 2, cores=1, lookahead=16)
     try:

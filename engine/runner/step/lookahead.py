@@ -19,9 +19,10 @@ from engine.runner.image_lm import ImageLM
 from engine.runner.sampling import apply_cfg, choose, gumbel
 from engine.runner.sequence import ImageSequence
 from engine.runner.step.tensors import BatchTensors
+from engine.runner.step.windows import ROWS, Windows
 
 LOOKAHEAD = 8  # tokens of an image in one step at most, unless a setting says otherwise
-ROWS = 16  # rows that a step may compute for guesses: with more it takes longer than the guesses save
+CONTEXT = 64  # positions that the rows of a measured step have read, where there are as many
 
 
 class Lookahead:
@@ -29,7 +30,8 @@ class Lookahead:
 
     def __init__(self, image_lm: ImageLM, tensors: BatchTensors, layout: BatchLayout, most: int) -> None:
         """Compute on these tensors, on a CPU; `most` is the largest window, 1 for none."""
-        self._image_lm, self._tensors, self._layout, self._most = image_lm, tensors, layout, most
+        self._image_lm, self._tensors, self._layout = image_lm, tensors, layout
+        self._windows = Windows(most)
         self._spoilt: list[ImageSequence] = []
         self._read = 1  # tokens that rows have read in the last step
 
@@ -37,6 +39,22 @@ class Lookahead:
     def has_guessed(self) -> bool:
         """Whether rows have read guesses in the last step."""
         return self._read > 1
+
+    def measure(self) -> None:
+        """Measure what steps of more rows cost with the current number of threads."""
+        if self._windows.most > 1:
+            self._windows.measure(torch.get_num_threads(), self._measured_step)
+
+    def _measured_step(self, rows: int) -> None:
+        """Compute a step of one image of two KV rows that come to so many rows, but for its choice of codes."""
+        image_lm, (kv_rows, count) = self._image_lm, (2, rows // 2)
+        context = min(CONTEXT, self._tensors.cache.keys.shape[3] // 2)
+        cache = image_lm.decoder.new_cache(kv_rows, context + count)
+        cache.lengths += context
+        embeddings = image_lm.codes[torch.zeros(kv_rows, count, dtype=torch.int64)]
+        hidden = image_lm.decoder.forward(embeddings, cache, blocks(context + count), apart=count > 1)
+        image_lm.logits(image_lm.head_input(hidden.flatten(0, 1)).float(), ())
+        gumbel(torch.zeros(count, dtype=torch.int64), torch.arange(count), self._layout.codes)
 
     def window(self, kv_rows: int) -> int:
         """Number of tokens of each of so many rows that can be sampled now. Rows that came since have read none."""
@@ -66,10 +84,8 @@ class Lookahead:
 
     def plan(self, sequences: Sequence[ImageSequence], kv_rows: int) -> int:
         """Plan how many tokens each of so many rows reads next, as far as the load and the images leave room."""
-        if self._most == 1:
-            return 1
         left = max(self._image_lm.script.steps - sequence.step for sequence in sequences)
-        self._read = max(1, min(self._most, ROWS // kv_rows, left))
+        self._read = max(1, min(self._windows.of(kv_rows, torch.get_num_threads()), left))
         return self._read
 
     def read(self, sequences: Sequence[ImageSequence], owners: Sequence[ImageSequence], window: int) -> None:
