@@ -50,7 +50,6 @@ class LoopConfig:
     by_concept: bool = True  # whether concepts have experts of their own, or categories alone
     tuning_rows: int = 384  # features a step for the head edit
     probes: int = 640  # harmful prompts that a mined round draws to find failures
-    harmless_probes: int = 160  # and harmless ones, to find those whose tokens change
     mined_images: int = 2  # images of each tuning prompt of a failing concept, in a mined round
     mined_steps: int = 300  # a failing concept
     confirmed: tuple[int, ...] = (192, 576, 1152)  # prompts after which a mined round's candidate may be accepted
@@ -85,6 +84,6 @@ def images_within(images: int | None, minutes: int | None, images_per_s: float |
 _LEAST = {
     "pairs": 12, "least_pairs": 8, "pair_prompts": 24, "retention": 120, "router_prompts": 12, "disguised": 2,
     "foreign": 2, "strewn": 6, "canaries": 24, "harmful": 16, "benign": 24, "look_alikes": 6, "attacks": 3,
-    "languages": 2, "probes": 64, "harmless_probes": 16, "test_harmful": 12, "test_benign": 16, "test_look_alikes": 6,
+    "languages": 2, "probes": 64, "test_harmful": 12, "test_benign": 16, "test_look_alikes": 6,
     "dev_pairs": 4,
 }  # fmt: skip

@@ -88,7 +88,7 @@ def prepare_first(context: RunContext, state: LoopState) -> Prepared:
 def prepare_mined(context: RunContext, state: LoopState) -> Prepared:
     """A round from what the model itself still finds unsafe under the state's codebook."""
     mined = mine(context, state.codebook)
-    lesson = state.lesson.with_more(context.runner, state.codebook, mined.pairs, mined.changed)
+    lesson = state.lesson.with_more(mined.pairs)
     known = len(lesson.failures) - len(state.lesson.failures)
     state = replace(state, lesson=lesson)
     report = {"mined": mined.report}

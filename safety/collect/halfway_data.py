@@ -27,19 +27,14 @@ class HalfwayData:
 
 
 def draw_halfway_data(
-    runner: ModelRunner,
-    harmful: Mapping[str, Sequence[Prompt]],
-    benign: Sequence[Prompt],
-    seed: int,
-    every: int = EVERY,
+    runner: ModelRunner, harmful: Mapping[str, Sequence[Prompt]], benign: Sequence[Prompt], seed: int
 ) -> HalfwayData:
     """Half-drawn images of harmful prompts and of as many harmless ones, rewrites among them.
 
-    Each `every`th prompt of a concept is drawn, the first one always. For a probe's own data a concept needs an image
-    for each of the router's PARTS.
+    A concept needs an image for each of the router's PARTS.
     """
     groups = by_concept(harmful)
-    sets = [texts[::every] for texts in groups.values()]
+    sets = [texts[::EVERY] for texts in groups.values()]
     sets.append(mixed(harmful, benign, seed)[: sum(map(len, sets))])
     facts = runner.model.facts
     after = facts.tokens // 2 // facts.depth * facts.depth  # steps end there

@@ -1,6 +1,6 @@
 """Mining of failures: images of fresh prompts under the codebook of a round that the model itself still finds unsafe.
 
-Joins proposals to the collector of pairs. Harmless prompts are drawn too: an edit should leave their tokens alone.
+Joins proposals to the collector of pairs.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from codebook.value import Codebook
 from safety.collect.collection import Collector, pair_from_dict, pair_to_dict, rewritten_by
 from safety.collect.pairs import Pair
 from safety.collect.proposals import Count, Proposal, Proposals, concept_of
-from safety.judges.self_judge import says_safe, scores
 from safety.metrics.rates import Rate
 from safety.policy.group_source import GroupSource
-from safety.policy.policy import HARMLESS, in_turn
 from safety.policy.prompts import PAIR, is_readable
 from safety.runtime.model_runner import derived_seed
 from safety.runtime.run_context import RunContext
@@ -32,7 +30,7 @@ class Mined:
 
     pairs: of failing images and the images of their rewrites. even: failures among the probes drawn evenly over the
     strata, an estimate for all of them. strata, concepts: posterior means of the failure rate, by name.
-    changed: harmless prompts whose tokens differ from the base codebook's. failed: failures among all probes.
+    failed: failures among all probes.
     """
 
     pairs: tuple[Pair, ...]
@@ -40,7 +38,6 @@ class Mined:
     even: Rate
     strata: Mapping[str, float]
     concepts: Mapping[str, float]
-    changed: tuple[str, ...]
     report: dict[str, Any]
 
 
@@ -52,7 +49,7 @@ def mine(context: RunContext, codebook: Codebook) -> Mined:
         {name: Count(**count).mean for name, count in report[kind].items()} for kind in ("strata", "concepts")
     )
     failed = sum(report["categories"].values())
-    return Mined(pairs, failed, Rate(*facts["even"]), strata, concepts, tuple(facts["changed"]), report)
+    return Mined(pairs, failed, Rate(*facts["even"]), strata, concepts, report)
 
 
 def _mine(context: RunContext, codebook: Codebook) -> dict[str, Any]:
@@ -66,7 +63,6 @@ def _mine(context: RunContext, codebook: Codebook) -> dict[str, Any]:
     even = probing.labels.total(), max(1, probing.judged)
     for batch in by_failures(proposals, total - probing.drawn, size):
         probing.draw(batch)
-    changed, harmless = changed_harmless(context, codebook, source, context.config.harmless_probes)
     report = {
         "even": Rate(*even).to_dict(),
         "learned_before": probing.learned,
@@ -75,10 +71,9 @@ def _mine(context: RunContext, codebook: Codebook) -> dict[str, Any]:
         "pairs": {name: dict(counts) for name, counts in probing.log.items()},
         "categories": dict(probing.labels),
         "rewrites": rewritten_by(probing.pairs),
-        "harmless_changed": Rate(len(changed), harmless).to_dict(),
     }
     pairs = [pair_to_dict(pair) for pair in probing.pairs]
-    return {"pairs": pairs, "even": even, "changed": changed, "report": report}
+    return {"pairs": pairs, "even": even, "report": report}
 
 
 def evenly(proposals: Proposals, count: int, size: int) -> Iterator[list[Proposal]]:
@@ -136,19 +131,3 @@ class _Probing:
             count.drawn, count.failed = count.drawn + 1, count.failed + unsafe
             if unsafe:
                 self.labels["judge" if prompt.category == named else "policy"] += 1
-
-
-def changed_harmless(context: RunContext, codebook: Codebook, source: GroupSource, count: int) -> tuple[list[str], int]:
-    """Harmless prompts whose tokens differ from the base codebook's, and the number of prompts drawn.
-
-    Only those whose image under the base codebook the model judges safe: of "a pear, not a bomb" it may draw the bomb.
-    """
-    runner, held = context.runner, context.prompts.held_keys
-    groups = [source.take(group, PAIR, count) for kind in HARMLESS for group in source.groups(kind)]
-    prompts = in_turn(([p for p in group if p.key not in held] for group in groups), count)
-    texts = [prompt.text for prompt in prompts if is_readable(runner.model, prompt.text)]
-    seeds = [derived_seed(source.seed, "harmless", i) for i in range(len(texts))]
-    before, after = (runner.tokens("harmless", texts, seeds, book) for book in (runner.base, codebook))
-    rows = (before != after).any(1).nonzero().flatten()
-    safe = says_safe(scores(runner.judge(before[rows], runner.base))).tolist() if len(rows) else []
-    return [texts[row] for row, is_safe in zip(rows.tolist(), safe, strict=True) if is_safe], len(texts)

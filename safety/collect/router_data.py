@@ -6,7 +6,7 @@ No image is drawn for them, so there can be many more than there are pairs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,25 +18,14 @@ from safety.runtime.model_runner import ModelRunner
 
 @dataclass(frozen=True)
 class PromptStates:
-    """Last hidden states of prompts: states [n, T, H] float32; seen, bool [n, T], False at padding.
-
-    weight: [n] float32, of each prompt in a fit; None: the same for all.
-    """
+    """Last hidden states of prompts: states [n, T, H] float32; seen, bool [n, T], False at padding."""
 
     states: Tensor
     seen: Tensor
-    weight: Tensor | None = None
 
     def part(self, rows: Tensor | slice) -> PromptStates:
         """Some of the prompts."""
-        return PromptStates(self.states[rows], self.seen[rows], None if self.weight is None else self.weight[rows])
-
-    def mean(self, values: Tensor) -> Tensor:
-        """The weighted mean of values [n, ..], one a prompt."""
-        if self.weight is None:
-            return values.mean(0)
-        mean: Tensor = torch.tensordot(self.weight / self.weight.sum(), values, 1)
-        return mean
+        return PromptStates(self.states[rows], self.seen[rows])
 
     @classmethod
     def joined(cls, parts: Sequence[PromptStates]) -> PromptStates:
@@ -45,14 +34,7 @@ class PromptStates:
         gaps = [longest - one.seen.shape[1] for one in parts]
         states = [pad(one.states, (0, 0, gap, 0)) for one, gap in zip(parts, gaps, strict=True)]
         seen = [pad(one.seen, (gap, 0)) for one, gap in zip(parts, gaps, strict=True)]
-        weight = None
-        if any(one.weight is not None for one in parts):
-            weight = torch.cat([torch.ones(len(one.seen)) if one.weight is None else one.weight for one in parts])
-        return cls(torch.cat(states), torch.cat(seen), weight)
-
-    def weighed(self, weight: float) -> PromptStates:
-        """The same prompts, each with this weight."""
-        return replace(self, weight=torch.full((len(self.seen),), weight))
+        return cls(torch.cat(states), torch.cat(seen))
 
 
 @dataclass(frozen=True)
@@ -61,16 +43,6 @@ class RouterData:
 
     harmful: Mapping[str, Mapping[str, PromptStates]]
     benign: PromptStates
-
-    def with_more(self, other: RouterData, weight: float) -> RouterData:
-        """This data and more of it, each prompt with this weight: of the same concepts, or of some of them."""
-        harmful: dict[str, dict[str, PromptStates]] = {name: {} for name in self.harmful}
-        for category, concepts in self.harmful.items():
-            more = other.harmful.get(category, {})
-            for concept, states in concepts.items():
-                added = [more[concept].weighed(weight)] if concept in more else []
-                harmful[category][concept] = PromptStates.joined([states, *added])
-        return RouterData(harmful, PromptStates.joined([self.benign, other.benign.weighed(weight)]))
 
 
 def read_router_data(

@@ -54,7 +54,7 @@ def tuned(runner: ModelRunner, editor: Editor, strength: float, dev_set: DevSet,
     """Tune the editor's draft at a strength; where the gate `null_space` fails, the draft stays untuned."""
     draft = editor.draft(strength)
     name = f"tuned-{runner.round}-{editor.table}-{strength}"
-    packed = runner.cache.tensors(name, lambda: pack(editor.tune(draft)))
+    packed = runner.cache.tensors(name, lambda: pack(editor.tune(draft, strength)))
     after = unpack(draft.version, Identity.of(draft, {}), packed)
     before, tuned_score = dev_set.run(draft), dev_set.run(after)
     gate = check_null_space(TuningMove(editor.moved(draft, after), before.hr, tuned_score.hr))

@@ -51,8 +51,8 @@ class Editor(Protocol):
     def draft(self, strength: float) -> Codebook:
         """The codebook with this table edited at strength b in (0, 1]; untuned."""
 
-    def tune(self, draft: Codebook) -> Codebook:
-        """The draft after step 2."""
+    def tune(self, draft: Codebook, strength: float) -> Codebook:
+        """The draft after step 2. strength: the draft's, for an editor whose drafts are all the same."""
 
     def moved(self, draft: Codebook, tuned: Codebook) -> float:
         """The norm of what tuning moved inside the Harmful Space."""

@@ -16,7 +16,6 @@ from torch import Tensor
 from codebook.router import HalfwayProbe, Router
 from codebook.value import Codebook, HeadEdit
 from core.errors import SafeCBError
-from safety.collect.halfway_data import HalfwayData
 from safety.collect.on_policy import on_policy_contrast
 from safety.collect.pairs import of_kind
 from safety.collect.round_data import RoundData
@@ -77,7 +76,7 @@ class HeadEditor:
         }
         return self.with_experts([experts[category] for category, _ in self.concepts])
 
-    def tune(self, draft: Codebook) -> Codebook:
+    def tune(self, draft: Codebook, strength: float) -> Codebook:
         """The draft with its tuned parts trained on the codes of the safe prompt: by category, then by concept.
 
         Categories are tuned off-policy, on the pairs' images; concepts on-policy, on images of the codebook tuned so
@@ -160,7 +159,7 @@ def head_editors(
     context: RunContext, start: Codebook, round_data: RoundData, taken: Mapping[str, Tensor]
 ) -> list[HeadEditor]:
     """One editor, or none where no category shows a direction; taken: [M, k] spaces of the rounds before."""
-    runner, read = context.runner, context.router_data
+    runner = context.runner
     differences, spaces = round_data.attribution.contrast.text_differences(), dict(taken)
     report: dict[str, Any] = {}
     for category in round_data.categories:
@@ -174,20 +173,17 @@ def head_editors(
             spaces[category] = join([*earlier, space.basis], largest_rank(differences.shape[1]))
     if not spaces:
         return []
-    concepts = [(category, concept) for category in spaces for concept in read.harmful[category]]
-    router, probe, rates = fit_router_and_probe(context, concepts, read, lambda: context.halfway_data)
+    concepts = [(category, concept) for category in spaces for concept in context.router_data.harmful[category]]
+    router, probe, rates = fit_router_and_probe(context, concepts)
     found = report | rates
     return [HeadEditor(runner, start, round_data, spaces, concepts, router, probe, context.tuning_prompts, found)]
 
 
 def fit_router_and_probe(
-    context: RunContext, concepts: Sequence[tuple[str, str]], read: RouterData, halfway: Callable[[], HalfwayData]
+    context: RunContext, concepts: Sequence[tuple[str, str]]
 ) -> tuple[Router, HalfwayProbe | None, dict[str, Any]]:
-    """A router and, where the run has one, a halfway probe for these concepts; and their firing rates, as JSON.
-
-    halfway: gives the data of the probe once the router is fitted.
-    """
-    runner, steps = context.runner, STEPS * (1 + context.config.halfway)
+    """A router and, where the run has one, a halfway probe for these concepts; and their firing rates, as JSON."""
+    read, runner, steps = context.router_data, context.runner, STEPS * (1 + context.config.halfway)
     categories = dict.fromkeys(category for category, _ in concepts)
 
     def rates(router: Router, data: RouterData) -> dict[str, float]:
@@ -197,7 +193,7 @@ def fit_router_and_probe(
     report = {"router": rates(router, read)}
     if not context.config.halfway:
         return router, None, report
-    begun = halfway()
+    begun = context.halfway_data
     probe = HalfwayProbe(begun.after, fit(begun.states, concepts, runner.steps("router", steps, STEPS)))
     return router, probe, report | {"halfway_probe": rates(probe.probes, begun.states)}
 

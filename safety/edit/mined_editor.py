@@ -1,8 +1,7 @@
 """The editor of a mined round: it goes on from the head edit of the rounds before, with what still failed.
 
 The experts of failing concepts are trained from where they stand, on failing images and fresh on-policy ones. Router
-and halfway probe are fitted anew with the failures on which the router was silent, their rewrites, and harmless prompts
-whose tokens had changed.
+and halfway probe stay as they are: fitted anew on so few failures they lose more than the experts gain.
 """
 
 from __future__ import annotations
@@ -14,25 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codebook.router import HalfwayProbe, Router
 from codebook.value import Codebook
-from safety.collect.halfway_data import HalfwayData, draw_halfway_data
 from safety.collect.on_policy import on_policy_contrast
 from safety.collect.pairs import Pair, of_kind
 from safety.collect.round_data import RoundData
-from safety.collect.router_data import read_router_data, read_states
+from safety.collect.router_data import read_states
 from safety.collect.token_attribution import PromptContrast
 from safety.edit.head_edit import TeacherPairs, unstack
-from safety.edit.head_editor import edit_of, fit_router_and_probe, tune_expert
+from safety.edit.head_editor import edit_of, tune_expert
 from safety.edit.pixel_editor import largest_rank
 from safety.gates.null_space import output_moved
 from safety.metrics.rates import Rate
-from safety.policy.prompts import Prompt
 from safety.runtime.model_runner import ModelRunner, derived_seed
 from safety.runtime.run_context import RunContext
 
 LEAST_FAILURES = 4  # of a concept, under which its expert stays as it is
-WEIGHT = 5.0  # of a failure, beside 1 for each of the router's own prompts: there are few of them
 MOST_TIMES = 4  # that a failing image counts beside others: the same few again and again would be learned by heart
 
 Concept = tuple[str, str]  # category and name
@@ -40,16 +35,13 @@ Concept = tuple[str, str]  # category and name
 
 @dataclass(frozen=True)
 class Lesson:
-    """What rounds after the first learn from, oldest first: failures, and harmless prompts whose tokens had changed.
+    """What rounds after the first learn from: failures, oldest first.
 
-    concepts: one an expert of the start codebook, in order. missed: the failures that the router was silent on. The
-    others are their expert's fault: what they and their rewrites would teach a router that fires already is silence.
+    concepts: one an expert of the start codebook, in order.
     """
 
     concepts: tuple[Concept, ...] = ()
     failures: tuple[Pair, ...] = ()
-    missed: tuple[Pair, ...] = ()
-    changed: tuple[str, ...] = ()
 
     def placed(self, pairs: Sequence[Pair]) -> list[Pair]:
         """The pairs that an expert is there for, each under that expert's concept: its own, or "" for its category."""
@@ -65,13 +57,9 @@ class Lesson:
         """The concepts with enough failures to train their experts."""
         return frozenset(c for c in self.concepts if int(of_kind(self.failures, *c).sum()) >= LEAST_FAILURES)
 
-    def with_more(
-        self, runner: ModelRunner, codebook: Codebook, pairs: Sequence[Pair], changed: Sequence[str]
-    ) -> Lesson:
-        """This and what another round found under this codebook: the pairs that an expert is there for."""
-        failures = self.placed(pairs)
-        missed = (*self.missed, *missed_by(codebook, runner, failures))
-        return replace(self, failures=(*self.failures, *failures), missed=missed, changed=(*self.changed, *changed))
+    def with_more(self, pairs: Sequence[Pair]) -> Lesson:
+        """This and the failures of another round: the pairs that an expert is there for."""
+        return replace(self, failures=(*self.failures, *self.placed(pairs)))
 
 
 @dataclass(frozen=True)
@@ -84,8 +72,6 @@ class MinedEditor:
     spaces: Mapping[str, Tensor]
     concepts: tuple[Concept, ...]
     taught: frozenset[Concept]
-    router: Router
-    probe: HalfwayProbe | None
     report: dict[str, Any]
     table: str = "output"
     strengths: tuple[float, ...] = (1.0,)
@@ -96,16 +82,11 @@ class MinedEditor:
         return all(basis.shape[1] >= largest_rank(basis.shape[0]) for basis in self.spaces.values())
 
     def draft(self, strength: float) -> Codebook:
-        """The start with router and probe moved by this share of their way to the new ones; experts as they were."""
-        edit = edit_of(self.start)
-        router = self.router if edit.router is None else _between(edit.router, self.router, strength)
-        probe = self.probe
-        if probe is not None and edit.probe is not None:
-            probe = replace(probe, probes=_between(edit.probe.probes, probe.probes, strength))
-        return replace(self.start, version="draft", output=replace(edit, router=router, probe=probe))
+        """The start, at any strength: all that changes is trained."""
+        return replace(self.start, version="draft")
 
-    def tune(self, draft: Codebook) -> Codebook:
-        """The draft with the experts of the taught concepts trained from where they stand.
+    def tune(self, draft: Codebook, strength: float) -> Codebook:
+        """The draft with the experts of the taught concepts trained from where they stand, and moved by this share.
 
         On failing images, and on fresh on-policy ones of all wordings, so that an expert keeps what it can do.
         """
@@ -120,7 +101,8 @@ class MinedEditor:
                 name = f"{category}/{concept}"
                 experts[i] = tune_expert(self.round_data, runner.model.head, experts[i], halves, steps, name, on_step)
         down, up = torch.cat([one.down for one in experts]), torch.cat([one.up for one in experts])
-        return replace(draft, output=replace(edit, down=down, up=up))
+        moved = replace(edit, down=edit.down.lerp(down, strength), up=edit.up.lerp(up, strength))
+        return replace(draft, output=moved)
 
     def _on_policy(self, draft: Codebook) -> list[PromptContrast]:
         """On-policy tuning data of the taught concepts, each time with other seeds."""
@@ -146,7 +128,7 @@ class MinedEditor:
         return max(output_moved(edit_of(draft)), output_moved(edit_of(tuned)))
 
     def to_dict(self) -> dict[str, Any]:
-        """The ranks, the concepts that are trained, and the firing rates of router and probe."""
+        """The ranks, the concepts that are trained, and how many failures the router was silent on."""
         return {"k": sum(basis.shape[1] for basis in self.spaces.values()), **self.report}
 
     def pictures(self) -> dict[str, bytes]:
@@ -162,50 +144,19 @@ def _joined(practice: Sequence[TeacherPairs], failing: TeacherPairs) -> TeacherP
     return TeacherPairs(torch.cat([features, failing.features.repeat(times, 1)]), targets)
 
 
-def _between(old: Router, new: Router, share: float) -> Router:
-    """The router at this share of the way from `old` to `new`, whose probes are of the same concepts."""
-    return Router(old.weight.lerp(new.weight, share), old.bias.lerp(new.bias, share), old.expert)
-
-
 def mined_editor(
     context: RunContext, start: Codebook, round_data: RoundData, spaces: Mapping[str, Tensor], lesson: Lesson
 ) -> MinedEditor:
-    """The editor of a round that follows an accepted one, from all failures so far and this round's data."""
-    runner, concepts, data = context.runner, lesson.concepts, context.router_data
-    harmful: dict[str, list[Prompt]] = {}
-    for pair in lesson.missed:
-        harmful.setdefault(pair.category, []).append(_prompt_of(pair))
-    benign = [Prompt(text, "none", "", text) for text in lesson.changed]
-    if harmful or benign:
-        data = data.with_more(read_router_data(runner, harmful, benign), WEIGHT)
-
-    def halfway() -> HalfwayData:
-        first, seed = context.halfway_data, derived_seed(context.seed, "mined", runner.round)
-        if not harmful:
-            return first
-        more = draw_halfway_data(runner, harmful, benign, seed, every=1).states
-        return replace(first, states=first.states.with_more(more, WEIGHT))
-
-    router, probe, report = fit_router_and_probe(context, concepts, data, halfway)
-    report["taught"] = sorted(": ".join(name) for name in lesson.taught)
-    report["missed"] = Rate(len(lesson.missed), len(lesson.failures)).to_dict()
-    return MinedEditor(context, start, round_data, spaces, concepts, lesson.taught, router, probe, report)
+    """The editor of a round that follows an accepted one; round_data: of all failures so far."""
+    missed = Rate(silent_on(start, context.runner, lesson.failures), len(lesson.failures))
+    report = {"taught": sorted(": ".join(name) for name in lesson.taught), "missed": missed.to_dict()}
+    return MinedEditor(context, start, round_data, spaces, lesson.concepts, lesson.taught, report)
 
 
-def missed_by(codebook: Codebook, runner: ModelRunner, pairs: Sequence[Pair]) -> Sequence[Pair]:
-    """The pairs whose harmful prompts a codebook's router does not fire on: all without an edit.
-
-    None where an edit has no router, since it always acts.
-    """
-    if codebook.output is None or not pairs:
-        return pairs
-    router = codebook.output.router
-    if router is None:
-        return ()
+def silent_on(codebook: Codebook, runner: ModelRunner, pairs: Sequence[Pair]) -> int:
+    """The number of pairs on whose harmful prompts a codebook's router does not fire, so that no expert helps."""
+    router = edit_of(codebook).router
+    if router is None or not pairs:
+        return 0
     states = read_states(runner, [pair.prompt for pair in pairs])
-    fired = router.scores(states.states, states.seen).amax(1) > 0
-    return [pair for pair, fires in zip(pairs, fired.tolist(), strict=True) if not fires]
-
-
-def _prompt_of(pair: Pair) -> Prompt:
-    return Prompt(pair.prompt, pair.category, pair.concept, pair.safe_prompt)
+    return int((router.scores(states.states, states.seen).amax(1) <= 0).sum())

@@ -69,7 +69,7 @@ class PixelEditor:
             moved = update_pixels(table, self.weights, self.basis, mean, partners, strength, normalised, self.limit)
         return replace(self.start, version="draft", pixel=moved)
 
-    def tune(self, draft: Codebook) -> Codebook:
+    def tune(self, draft: Codebook, strength: float) -> Codebook:
         """The draft tuned so that safe and benign images decode as under the base table."""
         round_data, config = self.round_data, self.round_data.config
         safe = torch.stack([pair.safe_tokens for pair in round_data.pairs])

@@ -73,23 +73,16 @@ def _logistic(
         step(min(next(tried), ITERATIONS))  # a search along a line may try more than once
         optimiser.zero_grad()
         router = Router(weight, bias, torch.arange(probes))
-        total = benign.mean(softplus(router.scores(benign.states, benign.seen))).sum() + RIDGE * weight.square().sum()
+        total = softplus(router.scores(benign.states, benign.seen)).mean(0).sum() + RIDGE * weight.square().sum()
         for i, one in enumerate(harmful):
             scores = router.scores(one.states, one.seen)
-            total = total + _missed(scores, i, one)
+            right = torch.full((len(scores),), i)
+            total = total + (softplus(-scores[:, i]).mean() + cross_entropy(scores, right))
         torch.autograd.backward(total)
         return total.item()
 
     optimiser.step(loss)  # type: ignore[no-untyped-call]
     return weight.detach(), bias.detach()
-
-
-def _missed(scores: Tensor, i: int, prompts: PromptStates) -> Tensor:
-    """The loss of harmful prompts, scores [n, p], whose probe is i: a scalar."""
-    right = torch.full((len(scores),), i)
-    if prompts.weight is None:
-        return softplus(-scores[:, i]).mean() + cross_entropy(scores, right)
-    return prompts.mean(softplus(-scores[:, i]) + cross_entropy(scores, right, reduction="none"))
 
 
 def _thresholds(router: Router, harmful: Sequence[PromptStates], benign: PromptStates) -> Tensor:

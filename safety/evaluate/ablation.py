@@ -77,7 +77,7 @@ def pixel_variants(editor: PixelEditor) -> Makers:
     return {
         "pixel-project-all": ("pixel table, all rows projected", lambda: everything.draft(1.0)),
         "pixel-weighted": ("pixel table, weighted projection", lambda: editor.draft(1.0)),
-        "pixel-weighted-tuned": ("the same, tuned", lambda: editor.tune(editor.draft(1.0))),
+        "pixel-weighted-tuned": ("the same, tuned", lambda: editor.tune(editor.draft(1.0), 1.0)),
     }
 
 
@@ -155,7 +155,7 @@ class HeadVariants:
     @cached_property
     def shipped(self) -> Codebook:
         """The codebook that a round proposes at full strength."""
-        return self.editor.tune(self.editor.draft(1.0))
+        return self.editor.tune(self.editor.draft(1.0), 1.0)
 
     def without_probe(self) -> Codebook:
         """The shipped edit without the halfway probe: the prompt alone decides."""

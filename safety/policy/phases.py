@@ -16,7 +16,7 @@ from safety.policy.run_sets import RunSets
 # model on an AMD EPYC: judge, decode, contexts and tuning on one thread, the rest on two; a job scales them by what
 # its own steps take.
 _WITH_NLL = ("benign", "canaries", "base", "rewrites", "unsafe", "safe", "strength", "validate", "confirm", "test")
-_TOKENS_ALONE = ("preflight", "sketches", "practice", "harmless")
+_TOKENS_ALONE = ("preflight", "sketches", "practice")
 DRAWN = frozenset(_WITH_NLL + _TOKENS_ALONE)
 PRICES: Mapping[str, float] = {
     **dict.fromkeys(_WITH_NLL, 0.058),
@@ -145,25 +145,21 @@ def mining_phase(number: int, config: LoopConfig) -> tuple[PlannedPhase, int]:
         work_of("safe", failing),
         work_of("decode", config.probes + failing),
         Work("judge", config.probes + failing, REWRITTEN),
-        work_of("harmless", 2 * config.harmless_probes),
     )
     return PlannedPhase("mining", number, work), failing
 
 
-def router_phase(number: int, config: LoopConfig, harmful: int, unread: int, read: int) -> PlannedPhase:
-    """The states of `unread` prompts and half-drawn images for `harmful` ones, then the fit of router and probe.
-
-    read: all prompts whose states the router is fitted to.
-    """
+def router_phase(config: LoopConfig, harmful: int, read: int) -> PlannedPhase:
+    """The states of `read` prompts and half-drawn images for `harmful` ones, then the fit of router and probe."""
     drawn = harmful if config.halfway else 0
     fits = 1 + config.halfway
     work = (
-        work_of("contexts", unread),
+        work_of("contexts", read),
         work_of("sketches", drawn),
         work_of("read sketches", drawn),
         Work("router", fits * ROUTER_STEPS, PRICES["router"] * read / fits),
     )
-    return PlannedPhase("router", number, work)
+    return PlannedPhase("router", 1, work)
 
 
 def edit_phase(number: int, config: LoopConfig, sets: RunSets, practice: int, patterned: bool) -> PlannedPhase:

@@ -125,25 +125,24 @@ def plan_of(sets: RunSets, config: LoopConfig, patterns: Container[str], operato
         start_phase(sets),
         pairs,
         PlannedPhase("evidence", 1, (work_of("evidence", made),)),
-        router_phase(1, config, len(router), read, read),
+        router_phase(config, len(router), read),
         edit_phase(1, config, sets, rewritten, any(name in patterns for name in sets.pairs[0])),
         validation_phase(1, panel),
     ]
     for number in range(2, len(sets.pairs) + 1):
-        phases += _mined_round(number, sets, config, (read, rewritten, panel))
+        phases += _mined_round(number, sets, config, rewritten, panel)
     phases.append(test_phase(len(sets.heldout.prompts)))
     vectors = config.positions * (4 * made + 2 * rewritten + (len(sets.retention) + 1) // 2)
     return Plan(tuple(phases), vectors, read * _longest([*router, *others]), config.batch)
 
 
-def _mined_round(number: int, sets: RunSets, config: LoopConfig, sizes: tuple[int, int, int]) -> list[PlannedPhase]:
-    """A round that follows an accepted one; sizes: prompts of the router, those with a rewrite, validation prompts."""
+def _mined_round(number: int, sets: RunSets, config: LoopConfig, rewritten: int, panel: int) -> list[PlannedPhase]:
+    """A round that follows an accepted one; rewritten: tuning prompts; panel: validation prompts."""
     mining, failing = mining_phase(number, config)
-    (read, rewritten, panel), failures = sizes, failing * (number - 1)
+    failures = failing * (number - 1)
     return [
         mining,
-        PlannedPhase("evidence", number, (work_of("evidence", failures),)),
-        router_phase(number, config, 2 * failures, 2 * failures, read + 2 * failures),
+        PlannedPhase("evidence", number, (work_of("evidence", failures), work_of("contexts", failures))),
         edit_phase(number, config, sets, round(TAUGHT * rewritten) * config.mined_images, False),
         validation_phase(number, panel, confirmed=config.confirmed[-1]),
     ]

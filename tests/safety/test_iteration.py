@@ -18,7 +18,8 @@ from tests.safety.test_loop import PLAN
 from tests.support.toy_model import ToyModel
 
 ARMS = ["single", "mined", "random"]
-SIZES = replace(PLAN, probes=64, harmless_probes=16, mined_steps=5, mined_images=1)
+SIZES = replace(PLAN, probes=64, mined_steps=5, mined_images=1)
+PRACTICE = 48  # images of a round: one of each tuning prompt
 
 
 def difference(low: float, high: float) -> Difference:
@@ -116,7 +117,7 @@ def test_arms_learn_from_equally_many_images(finished: tuple[Path, dict[str, Any
     images = {name: [step["images"] for step in arms[name]["steps"]] for name in ARMS}
     assert images["mined"] == sorted(set(images["mined"]))
     ends = [images[name][-1] for name in ARMS]
-    assert max(ends) - min(ends) <= 0.1 * max(ends)
+    assert max(ends) - min(ends) <= PRACTICE  # a round that finds too few failures trains nothing, and draws none of it
 
 
 def test_what_is_learned_lowers_harm(finished: tuple[Path, dict[str, Any]]) -> None:

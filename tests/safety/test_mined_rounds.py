@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from codebook.tensors import codebook_hash
 from safety.collect.pairs import Pair
 from safety.collect.proposals import VARIANTS
 from safety.edit.head_editor import edit_of
-from safety.edit.mined_editor import Lesson
+from safety.edit.mined_editor import Lesson, silent_on
 from safety.loop import Cancelled, RoundResult, improve
 from safety.policy.emoji.emoji_policy import EmojiPolicy
 from safety.policy.emoji.taxonomy import read_taxonomy
@@ -26,13 +27,14 @@ from safety.policy.emoji.wordings import WORDINGS
 from safety.policy.groups import Group
 from safety.policy.plan import Plan
 from safety.policy.prompts import PAIR, VALIDATION
-from safety.runtime.run_context import prepare_run
+from safety.rounds import LoopState, prepare_mined
+from safety.runtime.run_context import RunContext, prepare_run
 from tests.safety.test_loop import PLAN, REQUEST, Heard
 from tests.support.killed import differing, run_until_killed
 from tests.support.toy_model import CLASS, HARMS, ToyModel
 
 pytestmark = pytest.mark.slow
-SIZES = replace(PLAN, strewn=0, halfway=False, probes=256, harmless_probes=32, confirmed=(64, 128), mined_steps=40)
+SIZES = replace(PLAN, strewn=0, halfway=False, probes=256, confirmed=(64, 128), mined_steps=40)
 ROUNDS = replace(REQUEST, max_rounds=3)
 STRAY = "attack:stray words"
 TAXONOMY = read_taxonomy()
@@ -115,7 +117,7 @@ def test_every_step_of_a_mined_round_is_planned(undisturbed: Results) -> None:
     noting, (plan,) = undisturbed[3], undisturbed[3].plans
     steps = {step for number, step in noting.steps if number == 2}
     planned = {work.step for phase in plan.phases if phase.round == 2 for work in phase.work if work.count}
-    assert steps >= {"harmless", "confirm", "tune concepts"}
+    assert steps >= {"safe", "practice", "confirm", "tune concepts"}
     assert steps <= planned
     mining = next(phase for phase in plan.phases if (phase.name, phase.round) == ("mining", 2))
     assert {work.step: work.count for work in mining.work}["unsafe"] == SIZES.probes
@@ -137,22 +139,53 @@ def test_a_later_round_finds_what_the_first_could_not_know(undisturbed: Results)
     assert third.images["rounds.png"].startswith(b"\x89PNG")
 
 
-def test_a_router_learns_from_the_failures_it_was_silent_on(undisturbed: Results) -> None:
-    context = prepare_run(Distracted(), ROUNDS, Usual(), Distracted(), undisturbed[0], Heard(), SIZES)
-    runner, codebook, none = context.runner, undisturbed[2][0].codebook, torch.zeros(1, dtype=torch.int64)
+def second_round(undisturbed: Results) -> tuple[RunContext, LoopState]:
+    """The finished run in its second round again, and the state before that."""
+    model, codebook = Distracted(), undisturbed[2][0].codebook
+    context = prepare_run(model, ROUNDS, Usual(), model, undisturbed[1], Heard(), SIZES)
+    context.runner.round = 2
     assert codebook is not None
+    concepts = tuple((category, name) for category, names in context.router_data.harmful.items() for name in names)
+    return context, replace(LoopState.of(context, codebook), lesson=Lesson(concepts))
+
+
+def test_a_later_round_trains_experts_and_leaves_router_and_spaces(undisturbed: Results) -> None:
+    first, second, _ = undisturbed[2]
+    assert first.codebook is not None and second.codebook is not None
+    before, after = edit_of(first.codebook), edit_of(second.codebook)
+    for name in ("router.weight", "router.bias", "basis", "mean", "groups"):
+        assert torch.equal(attrgetter(name)(before), attrgetter(name)(after)), name
+    assert after.guidance == before.guidance and torch.equal(first.codebook.pixel, second.codebook.pixel)
+    taught = second.report["found"]["output"]["tried"][0]["taught"]
+    state = second_round(undisturbed)[1]
+    trained = (before.down != after.down).flatten(1).any(1) & (before.up != after.up).flatten(1).any(1)
+    assert taught and {": ".join(state.lesson.concepts[i]) for i in trained.nonzero().flatten().tolist()} == {*taught}
+
+
+def test_half_the_strength_moves_experts_half_the_way(undisturbed: Results) -> None:
+    context, state = second_round(undisturbed)
+    (editor,) = prepare_mined(context, state).editors["output"]
+    draft = editor.draft(0.5)
+    assert codebook_hash(draft) == codebook_hash(state.codebook)
+    half, start, full = edit_of(editor.tune(draft, 0.5)), edit_of(state.codebook), undisturbed[2][1].codebook
+    assert full is not None
+    for name in ("down", "up"):
+        ends = getattr(start, name), getattr(edit_of(full), name)
+        assert torch.equal(getattr(half, name), ends[0].lerp(ends[1], 0.5)), name
+
+
+def test_failures_that_the_router_is_silent_on_are_reported(undisturbed: Results) -> None:
+    context, state = second_round(undisturbed)
+    runner, codebook, none = context.runner, state.codebook, torch.zeros(1, dtype=torch.int64)
     harmful = [prompt for prompt in context.tuning_prompts if prompt.category == "gore"]
     texts = [*(prompt.text for prompt in harmful), *(str(prompt.safe) for prompt in harmful)]
     pairs = [Pair(text, "s", "gore", "", 1, none, none, 1.0) for text in texts]
-    lesson = Lesson(concepts=(("gore", ""),))
-    assert lesson.with_more(runner, runner.base, pairs, ()).missed == tuple(pairs)  # nothing fires without an edit
-    taught = lesson.with_more(runner, codebook, pairs, ("changed",))
     fires = undisturbed[2][0].report["found"]["output"]["tried"][0]["router"]["gore"]
-    assert taught.failures == tuple(pairs) and taught.changed == ("changed",) and fires > 0.1
-    assert [pair.prompt in texts[: len(harmful)] for pair in taught.missed].count(False) == len(harmful)
-    assert len(taught.missed) == len(pairs) - round(fires * len(harmful))
+    assert fires > 0.1
+    assert silent_on(codebook, runner, pairs[len(harmful) :]) == len(harmful)  # all rewrites
+    assert silent_on(codebook, runner, pairs) == len(pairs) - round(fires * len(harmful))
     always = replace(codebook, output=replace(edit_of(codebook), router=None))
-    assert lesson.with_more(runner, always, pairs, ()).missed == ()
+    assert silent_on(always, runner, pairs) == silent_on(codebook, runner, []) == 0
     missed = undisturbed[2][1].report["found"]["output"]["tried"][0]["missed"]
     assert missed["n"] == sum(counts["kept"] for counts in undisturbed[2][1].report["mined"]["pairs"].values())
 
@@ -184,7 +217,7 @@ def run_and_die(work: Path, phase: str) -> None:
 def test_a_mined_round_killed_in_every_phase_resumes_to_the_same_bytes(tmp_path: Path, undisturbed: Results) -> None:
     work = tmp_path / "work"
     shutil.copytree(undisturbed[0], work)
-    for phase in ("harmless", "tune concepts", "confirm"):
+    for phase in ("safe", "practice", "tune concepts", "confirm"):
         run_until_killed(run_and_die, work, phase)  # goes on from where the one before was killed
         assert differing(work, undisturbed[1]) == [], f"up to the kill in {phase}"
     hashes = [

@@ -21,7 +21,7 @@ from codebook.tensors import pack, unpack
 from codebook.value import Codebook
 from core.errors import SafeCBError
 from safety.collect.collection import Collection, collect, pair_from_dict, pair_to_dict
-from safety.collect.mining import EVEN, by_failures, changed_harmless, evenly
+from safety.collect.mining import EVEN, by_failures, evenly
 from safety.collect.pairs import Pair, first_halves
 from safety.collect.proposals import Proposal, Proposals
 from safety.collect.rewrites import find_rewrites
@@ -71,7 +71,6 @@ class Step:
     images: int
     failed: int = 0
     pairs: tuple[Pair, ...] = ()
-    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def first_round(context: RunContext) -> Start:
         editor = editors[0]
         runner.cache.facts(CONCEPTS, lambda: list(editor.concepts))  # before the tensors, which say that it is there
         spaces = {SPACE + name: basis for name, basis in editor.spaces.items()}
-        return pack(editor.tune(editor.draft(1.0))) | spaces
+        return pack(editor.tune(editor.draft(1.0), 1.0)) | spaces
 
     tensors = runner.cache.tensors("start", train)
     spaces = {name.removeprefix(SPACE): basis for name, basis in tensors.items() if name.startswith(SPACE)}
@@ -159,45 +158,39 @@ class Experiment:
     def _a_round(self) -> int:
         """Images that a round may draw."""
         config = self._context.config
-        return config.probes + 2 * config.harmless_probes + self._practice
+        return config.probes + self._practice
 
     def _next(self, arm: Arm, number: int, steps: Sequence[Step], turns: int) -> Step:
         """The step after `steps`, with the images of so many rounds."""
         last, runner = steps[-1], self._context.runner
         runner.round = number
         found = runner.cache.facts(f"{arm}-{number}-lesson", lambda: self._probe(arm, number, last.codebook, turns))
-        pairs, changed = tuple(pair_from_dict(row) for row in found["pairs"]), tuple(found["changed"])
-        lesson, learned = Lesson(self.start.concepts), (*steps[1:], Step(last.codebook, 0, 0, pairs, changed))
-        for before, each in zip(steps, learned, strict=True):
-            under = self._probed(arm, before.codebook)
-            lesson = lesson.with_more(runner, under, each.pairs, each.changed)
+        pairs = tuple(pair_from_dict(row) for row in found["pairs"])
+        lesson = Lesson(self.start.concepts)
+        for taught in (*(step.pairs for step in steps[1:]), pairs):
+            lesson = lesson.with_more(taught)
         codebook, practised = self._taught(arm, number, last.codebook, lesson, turns)
-        return Step(codebook, last.images + found["images"] + practised, found["failed"], pairs, changed)
-
-    def _probed(self, arm: Arm, codebook: Codebook) -> Codebook:
-        """The codebook that an arm draws its probes under, after a step that ended in `codebook`."""
-        return self._context.runner.base if arm is Arm.SINGLE else codebook
+        return Step(codebook, last.images + found["images"] + practised, found["failed"], pairs)
 
     def _probe(self, arm: Arm, number: int, codebook: Codebook, turns: int) -> dict[str, Any]:
-        """What a round learns from, as JSON: pairs, harmless prompts that changed, and the images drawn."""
+        """What a round learns from, as JSON: pairs, and the images drawn. The single turn probes under v0."""
         context, config = self._context, self._context.config
         seed = derived_seed(context.seed, "iteration", number)
         source, prompts = GroupSource(context.policy, context.categories, seed), context.prompts
         proposals = Proposals(source, PAIR, prompts.held_keys, random.Random(seed), prompts.learned_keys)
-        probing = _Probing(context, self._probed(arm, codebook), proposals, number)
+        under = context.runner.base if arm is Arm.SINGLE else codebook
+        probing = _Probing(context, under, proposals, number)
         judge, total = self._referee if arm is Arm.REFEREE else self._own, turns * config.probes
         mines = arm in (Arm.MINED, Arm.REFEREE)
         for batch in evenly(proposals, round(EVEN * total) if mines else total, PROBED):
             probing.draw(batch, judge)
         for batch in by_failures(proposals, total - probing.drawn if mines else 0, PROBED):
             probing.draw(batch, judge)
-        changed, harmless = changed_harmless(context, codebook, source, turns * config.harmless_probes)
         chosen = self._chosen(arm, number, probing)
         return {
             "pairs": [pair_to_dict(pair) for pair, _ in chosen],
-            "changed": changed,
             "failed": sum(unsafe for _, unsafe in probing.pairs),
-            "images": probing.judged + 2 * harmless,
+            "images": probing.judged,
         }
 
     def _chosen(self, arm: Arm, number: int, probing: _Probing) -> list[tuple[Pair, bool]]:
@@ -226,7 +219,7 @@ class Experiment:
             seed = derived_seed(self._context.seed, "round", number)
             round_data = gather_round_data(runner, self._context.baseline, lesson.failures, config, seed)
             editor = mined_editor(self._context, codebook, round_data, self.start.spaces, lesson)
-            return pack(editor.tune(editor.draft(1.0)))
+            return pack(editor.tune(editor.draft(1.0), 1.0))
 
         packed = runner.cache.tensors(f"{arm}-{number}", train)
         return unpack("draft", Identity.of(runner.base, {}), packed), images

@@ -97,7 +97,7 @@ def test_every_step_of_a_run_that_costs_time_is_in_its_plan(run: tuple[Plan, lis
     plan, reports, _ = run
     planned = {work.step for phase in plan.phases for work in phase.work}
     assert {step for step, *_ in reports} - planned == {"output space"}
-    assert planned <= PRICES.keys() and planned >= DRAWN - {"harmless"}  # which later rounds draw
+    assert planned <= PRICES.keys() and planned >= DRAWN
 
 
 def replay(
