@@ -28,7 +28,7 @@ KEEP_S: Final = 3600  # of RQ's own row; the journal has the record
 ATTEMPTS: Final = "attempts"  # in RQ's row: how many attempts had begun when the job was enqueued
 LIFETIME: Final[Mapping[str, Any]] = {"timeout": TIMEOUT_S, "result_ttl": KEEP_S, "failure_ttl": KEEP_S}
 
-DEFAULT_ROUNDS: Final = 1  # of a job that does not name them: no referee has seen a later one gain
+DEFAULT_ROUNDS: Final = 1  # of a job that does not name them: a later one takes half as long again
 
 IMPROVE: Final = "improve"  # kinds of jobs
 SHADOW: Final = "shadow"
