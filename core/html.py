@@ -29,7 +29,8 @@ def document(title: str, body: str, style: str = "") -> str:
     """The whole page; `title` is text, `body` HTML, `style` CSS of its own."""
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}{style}</style>{body}</html>'
+        f'<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
+        f"<style>{_STYLE}{style}</style>{body}</html>"
     )
 
 

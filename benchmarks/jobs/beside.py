@@ -25,7 +25,7 @@ from benchmarks.results import circumstances, table, write
 from benchmarks.serving import server
 from core.settings import Settings
 
-CALLERS, WARM, ALONE_S, POLL_S = 2, 20, 40.0, 1.0
+CALLERS, WARM, ALONE_S, POLL_S = 2, 20, 30.0, 1.0
 CATEGORY, IMAGES = "weapons", 400  # of the job; the least counts of prompts make more images of it
 MOST_JOB, MOST_CALL = 3.0, 1.5  # the bars: times of what either takes alone
 

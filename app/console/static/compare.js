@@ -18,7 +18,7 @@ export async function showChoices(versions, active) {
   const names = books.map(book => book.version)
   if (names.join() !== listed) {
     listed = names.join()
-    for (const [field, usual] of [[left, 'v0'], [right, active]]) {
+    for (const [field, usual] of [[left, 'v0'], [right, active === 'v0' ? names.at(-1) : active]]) { // two, if there are
       field.replaceChildren(...names.map(version => element('option', { value: version }, version)))
       field.value = [stated(field.name), usual, names.at(-1)].find(version => names.includes(version))
     }

@@ -44,9 +44,11 @@ const percent = share => `${+(100 * share).toFixed(1)} %`
 // What a split has shown so far.
 export async function showSplit() {
   const split = Object.keys(active.traffic).length ? await call('GET', '/codebooks/traffic') : { evidence: {} }
-  show('split', [split.evidence, active.version], ([seen, beside]) => Object.entries(seen).flatMap(([version, own]) => [
-    element('p', { className: 'dim' }, `${version}: ${own.unsafe} of ${own.images} images unsafe, ${own.beside_unsafe} of ` +
-      `${own.beside_images} of ${beside}; evidence ${own.e.toFixed(1)}, at ${own.limit} the split ends`),
+  show('split', [split.evidence, active.version, split.judge], ([seen, beside, judge]) => Object.entries(seen).flatMap(([version, own]) => [
+    element('p', { className: judge === 'off' ? 'bad' : 'dim' }, judge === 'off'
+      ? `${version}: no image is judged (SAFECB_JUDGE=off), the split does not end by itself`
+      : `${version}: ${own.unsafe} of ${own.images} images unsafe, ${own.beside_unsafe} of ${own.beside_images} of ${beside}` +
+        `${judge === 'all' ? '' : `, judged ones alone (${judge})`}; evidence ${own.e.toFixed(1)}, at ${own.limit} the split ends`),
     ...(own.curve.images.length < 2 ? [] : [evidence(`${version} is worse`, 'images', own.curve.images, { evidence: own.curve.e }, own.limit, 'ends')]),
   ]))
 }

@@ -277,12 +277,13 @@ def test_a_model_that_rewrites_nothing_is_offered_no_such_mode(page: Page, serve
 
 def test_an_image_that_is_not_judged_is_not_called_safe(browser: Browser, model: Path, tmp_path: Path) -> None:
     with serving(settings_in(tmp_path, model, SAFECB_JUDGE="off")) as server:
-        server.publish(1)
+        server.service.store.share({"v0": 0.5, server.publish(1): 0.5}, by="another server, which judges")
         page = browser.new_page()
         page.set_default_timeout(PATIENCE_MS)
         page.goto(server.url)
+        expect(page.locator("#split")).to_contain_text("the split does not end by itself", timeout=PATIENCE_MS)
         expect(page.locator("#service")).to_contain_text("no image is judged (SAFECB_JUDGE=off)", timeout=PATIENCE_MS)
         draw(page)
         expect(page.locator("#images figcaption").first).to_contain_text("not judged", timeout=PATIENCE_MS)
-        expect(page.locator("#pair .ends")).to_contain_text(re.compile("v0: not judged.*: not judged", re.DOTALL))
+        expect(page.locator("#pair .ends")).to_contain_text(re.compile("v0: not judged.*v1: not judged", re.DOTALL))
         page.close()
