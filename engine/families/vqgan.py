@@ -17,7 +17,7 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 from transformers.models.janus.modeling_janus import JanusVQVAEAttnBlock, JanusVQVAEDecoder
 
 from core.errors import BadModel
-from engine.families.checkpoints import load_strictly, read_tensors
+from engine.families.checkpoints import check_weights, load_strictly, read_tensors
 from engine.families.code_rows import nearest
 from engine.families.fast_norms import use_fast_norms
 
@@ -44,7 +44,9 @@ class Vqgan(nn.Module):
         tensors, levels = read_decoder(folder), len(vq.config.channel_multiplier)
         decoder = make_decoder(vq.config)
         load_strictly(decoder, {ours(key, levels): tensor for key, tensor in tensors.items()}, folder, "image decoder")
-        return cls(vq, decoder.to(vq.post_quant_conv.weight), folder)
+        decoder.to(vq.post_quant_conv.weight)
+        check_weights(folder, decoder)
+        return cls(vq, decoder, folder)
 
     @classmethod
     def random(cls, vq: ChameleonVQVAE) -> Vqgan:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ChameleonVQVAEConfig, SiglipVisionConfig, SiglipVisionModel
 
+from codebook.tensors import is_finite
 from core.errors import BadModel
 from engine.families.checkpoints import check_weights, load_strictly, read_tensors
 from engine.families.vila_u.depth_head import DepthModules
@@ -143,6 +144,8 @@ def _siglip_config(tensors: Mapping[str, Tensor], name: str) -> SiglipVisionConf
 def _shared_table(folder: Path, codebooks: Mapping[str, Tensor], like: Tensor) -> Tensor:
     """The one table of all depths [K, D] without its padding row: files may hold it once, or for each depth."""
     tables: Sequence[Tensor] = [tensor[:-1] for name, tensor in codebooks.items() if name.endswith(".weight")]
+    if not all(map(is_finite, tables)):
+        raise BadModel(f"{folder}: a codebook holds NaN or infinity")
     if not tables or tables[0].shape != like.shape or not all(torch.equal(tables[0], table) for table in tables):
         raise BadModel(f"{folder}: its codebooks are not one table {tuple(like.shape)} and a row of padding")
     return tables[0]

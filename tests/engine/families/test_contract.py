@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from codebook.router import HalfwayProbe, Router
 from codebook.value import Codebook, HeadEdit
@@ -56,6 +59,18 @@ def test_a_kv_row_is_known_before_the_model_is_loaded(folder: Path, model: Serve
     assert isinstance(model, ServedModel)
     row = model._image_lm.decoder.row_bytes(model._positions)
     assert find_family(folder).kv_numbers(folder) * torch.float32.itemsize == row
+
+
+@pytest.mark.parametrize("part", [r"decoder\..*weight", "quantize.*weight"])
+def test_a_weight_for_pixels_that_is_no_number_is_refused_by_its_name(part: str, folder: Path, tmp_path: Path) -> None:
+    """Of the image decoder, which transformers loads for two families alone, and of the pixel table."""
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    files = {file: load_file(file) for file in copy.rglob("*.safetensors")}
+    file, key = next((file, key) for file, tensors in files.items() for key in tensors if re.search(part, key))
+    files[file][key].view(-1)[3] = torch.nan
+    save_file(files[file], file, {"format": "pt"})
+    with pytest.raises(BadModel, match="holds NaN or infinity"):
+        load_model(str(copy), "cpu", "float32")
 
 
 @pytest.fixture(scope="module")
