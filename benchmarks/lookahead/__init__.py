@@ -143,6 +143,8 @@ def page(results: dict[str, Any]) -> list[str]:
         "",
         "## Callers in a closed loop, decoding and judging included",
         "",
+        f"A server takes the window that it has measured to be the fastest, {LOOKAHEAD} at most.",
+        "",
         *table(results["callers"]),
         "",
         "## Equal tokens",
