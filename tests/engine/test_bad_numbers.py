@@ -26,6 +26,7 @@ from engine.registry import EMBEDDED, load_model
 from engine.runner.batch import NO_TOKEN, RunningBatch
 from engine.runner.sequence import ImageSequence
 from engine.scheduler.scheduler import Scheduler
+from engine.unified import pixels
 from engine.unified.served_model import ServedModel
 from safety.evaluate.assessment import _score_heldout
 from safety.evaluate.evaluation import evaluate
@@ -84,6 +85,14 @@ def test_one_bad_number_among_many_is_seen(number: float, kind: torch.dtype) -> 
         tensor[place] = number
         assert not is_finite(tensor)
     assert is_finite(torch.full((3,), torch.finfo(kind).max, dtype=kind))
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_infinity_is_not_clamped_to_black_or_white(number: float) -> None:
+    tokens, table = torch.zeros(1, 4, dtype=torch.int64), torch.ones(1, 3)
+    assert float(pixels.decode(lambda *_: torch.full((1, 3, 2, 2), 9.0), tokens, table).max()) == 1.0
+    with pytest.raises(BadNumber, match="pixels"):
+        pixels.decode(lambda *_: torch.full((1, 3, 2, 2), number), tokens, table)
 
 
 @pytest.mark.parametrize("score", BAD)
