@@ -69,6 +69,16 @@ class RunningBatch:
         return self._kv_rows - len(self._owners)
 
     @property
+    def rows(self) -> int:
+        """Number of KV rows in use."""
+        return len(self._owners)
+
+    @property
+    def expected(self) -> float:
+        """Mean number of tokens that an image gets in steps such as the last one."""
+        return self._lookahead.expected
+
+    @property
     def accepted(self) -> float:
         """Mean number of tokens that an image got in the last step: above 1 with lookahead."""
         return self._accepted

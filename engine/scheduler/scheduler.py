@@ -128,7 +128,7 @@ class Scheduler:
     def load(self) -> Load:
         """What the scheduler is busy with, as of now."""
         drawing, finishing = len(self._batch.sequences), self._postprocessor.backlog()
-        rows, waiting = self._kv_rows - self._batch.free, self.waiting() + len(self._revisions.running)
+        rows, waiting = self._batch.rows, self.waiting() + len(self._revisions.running)
         pace, threads = self._pace, self._budget.draw_threads
         return Load(waiting, drawing, finishing, rows, self._kv_rows, pace.step_s, pace.accepted, threads)
 
@@ -276,7 +276,7 @@ class Scheduler:
         """Sample a token of every image; an error fails all of them, and the next ones begin anew."""
         running = self._batch.sequences
         try:
-            with self._budget.drawing(work=self._kv_rows - self._batch.free):
+            with self._budget.drawing(self._batch):
                 complete = self._batch.step()
         except BaseException as error:
             for sequence in running:

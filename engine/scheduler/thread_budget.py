@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import get_native_id
 
 from core.wire import NICE
-from engine.runner.step.team import Team, take_threads
+from engine.runner.step.team import Batch, Team, take_threads
 
 
 class ThreadBudget:
@@ -56,9 +56,9 @@ class ThreadBudget:
         take_threads(self._team.size)
 
     @contextmanager
-    def drawing(self, work: int) -> Iterator[None]:
-        """Draw a step within, with what `take_to_draw` gave. work: see Team."""
-        with self._team.step(work):
+    def drawing(self, batch: Batch) -> Iterator[None]:
+        """Draw a step of the batch within, with what `take_to_draw` gave."""
+        with self._team.step(batch):
             yield
 
     def take_to_postprocess(self) -> None:

@@ -131,7 +131,7 @@ class ServedModel(Served):
         while batch.sequences:
             running = batch.sequences
             furthest = max(map(batch.drawn, running))
-            with team.step(work=len(running)):
+            with team.step(batch):
                 batch.step()
             if on_step is not None:
                 on_step(max(furthest, *(batch.drawn(sequence) - 1 for sequence in running)))

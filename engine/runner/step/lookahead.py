@@ -19,7 +19,7 @@ from engine.runner.image_lm import ImageLM
 from engine.runner.sampling import apply_cfg, choose, gumbel
 from engine.runner.sequence import ImageSequence
 from engine.runner.step.tensors import BatchTensors
-from engine.runner.step.windows import ROWS, Windows
+from engine.runner.step.windows import ROWS, Windows, tokens_of
 
 LOOKAHEAD = 8  # tokens of an image in one step at most, unless a setting says otherwise
 CONTEXT = 64  # positions that the rows of a measured step have read, where there are as many
@@ -39,6 +39,11 @@ class Lookahead:
     def has_guessed(self) -> bool:
         """Whether rows have read guesses in the last step."""
         return self._read > 1
+
+    @property
+    def expected(self) -> float:
+        """Tokens that an image gets, on average, from what rows have read in the last step."""
+        return tokens_of(self._read)
 
     def measure(self) -> None:
         """Measure what steps of more rows cost with the current number of threads."""

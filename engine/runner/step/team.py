@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
+from typing import Protocol
 
 import torch
 
@@ -26,6 +27,18 @@ MOST_LOST = 0.04  # of the time: after a trial that took much longer the wait is
 
 # torch's own setter would also change what threads that have not computed yet begin with.
 _set: Callable[[int], object] = getattr(ctypes.CDLL(None), "omp_set_num_threads", torch.set_num_threads)
+
+
+class Batch(Protocol):
+    """A batch as far as its steps can be compared: KV rows, and tokens that an image gets in a step, on average."""
+
+    @property
+    def rows(self) -> int:
+        """See above."""
+
+    @property
+    def expected(self) -> float:
+        """See above; of the last step."""
 
 
 class Team:
@@ -41,15 +54,18 @@ class Team:
         self._drawn_s, self._lost_s, self._wait_s = 0.0, 0.0, FIRST_WAIT_S
 
     @contextmanager
-    def step(self, work: int) -> Iterator[None]:
-        """Draw a step within, in the calling thread, with `size` threads. work: see `note`."""
+    def step(self, batch: Batch) -> Iterator[None]:
+        """Draw a step of the batch within, in the calling thread, with `size` threads."""
         take_threads(self.size)
-        began = time.perf_counter()
+        work, began = batch.rows, time.perf_counter()
         yield
-        self.note(work, time.perf_counter() - began)
+        self.note(work, (time.perf_counter() - began) / batch.expected)
 
     def note(self, work: int, seconds: float) -> None:
-        """Note a step that was drawn with `size` threads. work: steps of equal work can be compared."""
+        """Note a step that was drawn with `size` threads: the seconds that it took for a token of each image.
+
+        work: steps of equal work can be compared.
+        """
         if self.size == self.usual:
             self._before = work, seconds
             self._drawn_s += seconds

@@ -41,6 +41,11 @@ class Windows:
         return min(windows, key=lambda window: _cost(costs, kv_rows * window) / TOKENS[window])
 
 
+def tokens_of(window: int) -> float:
+    """Tokens that an image gets in a step with this window, on average."""
+    return TOKENS[max(each for each in TOKENS if each <= window)]
+
+
 def _seconds(step: Callable[[int], object], rows: int) -> float:
     began = time.perf_counter()
     step(rows)

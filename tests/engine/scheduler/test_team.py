@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 
+from engine.runner.step import team as teams
 from engine.runner.step.team import Team
 
 QUIET = {1: 1.3, 2: 1.0}
 SHARED = {1: 1.5, 2: 6.0}  # a neighbour has one of the two cores
 MANY = {16: 9.0, 8: 1.0, 1: 5.0}  # a neighbour has one of sixteen
+
+
+@dataclass
+class Steps:
+    """A batch of equal steps."""
+
+    rows: int = 2
+    expected: float = 1.0
 
 
 def draw(team: Team, steps: int, costs: dict[int, float], work: Callable[[int], int] = lambda step: 1) -> float:
@@ -48,6 +58,18 @@ def test_it_finds_the_best_of_many_sizes() -> None:
     assert team.size == 16 and team.sizes == [16, 8, 1]
     draw(team, 800, MANY)
     assert draw(team, 2000, MANY) < 1.1 * 0.02 * 2000
+
+
+def test_a_step_of_more_tokens_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two threads lookahead reads guesses, and a step takes longer than one of one thread without: for more."""
+    now, team, batch = 0.0, Team(2), Steps()
+    monkeypatch.setattr(teams, "take_threads", lambda count: None)
+    monkeypatch.setattr(teams.time, "perf_counter", lambda: now)
+    for _ in range(1000):
+        with team.step(batch):
+            now += 0.010 if team.size == 1 else 0.013
+            batch.expected = 1.0 if team.size == 1 else 1.7
+    assert team.usual == 2
 
 
 def test_trials_of_a_hopeless_number_cost_little() -> None:
