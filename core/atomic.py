@@ -20,7 +20,6 @@ from typing import BinaryIO
 from core.storage import naming
 
 _KEEP_SIZE = 1  # fallocate's flag
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # renameat2's
 
 
 @contextmanager
@@ -60,19 +59,16 @@ def list_folder(path: Path) -> list[str]:
     return []
 
 
-def replace_file(path: Path, data: bytes, *, hold: bool = False) -> None:
+def replace_file(path: Path, data: bytes) -> None:
     """Replace the content of `path` atomically: readers, and a crash, see either the old bytes or the new ones.
 
-    The caller holds the lock of `path`: the temporary file has a fixed name, so that crashes leave no litter. With
-    `hold` the old file becomes the next temporary file, so that its space is at no moment anybody else's; a system
-    that cannot exchange two names releases it.
+    The caller holds the lock of `path`: the temporary file has a fixed name, so that crashes leave no litter.
     """
     new = beside(path)
     with naming(path):
         try:
             _write(new, data)
-            if not (hold and _exchange(new, path)):
-                new.replace(path)
+            new.replace(path)
         except OSError:
             with suppress(OSError):
                 new.unlink()
@@ -112,6 +108,13 @@ def hold_room(path: Path, size: int) -> None:
     with suppress(OSError, AttributeError), _opened(path) as handle:
         end = os.fstat(handle.fileno()).st_size
         ctypes.CDLL(None).fallocate(handle.fileno(), _KEEP_SIZE, ctypes.c_int64(end), ctypes.c_int64(size))
+
+
+def holds_room(path: Path) -> bool:
+    """Whether a file has space of its own on the disk, written or reserved."""
+    with suppress(OSError):
+        return path.stat().st_blocks > 0
+    return False
 
 
 def reveal_folder(hidden: Path, final: Path) -> None:
@@ -165,15 +168,6 @@ def _write(path: Path, data: bytes) -> None:
         handle.truncate()
         handle.flush()
         os.fsync(handle.fileno())
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchange the names of two files in one step; False, and nothing done, where one is missing or it is not known."""
-    with suppress(AttributeError):
-        names = os.fsencode(one), os.fsencode(other)
-        done: int = ctypes.CDLL(None).renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
-        return done == 0
-    return False
 
 
 def _opened(path: Path) -> BinaryIO:

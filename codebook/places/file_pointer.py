@@ -5,6 +5,8 @@ one line short, and the next activation writes the missing line first, since ACT
 cannot do so is refused, so that at most one line is missing.
 
 Activating a safer version must work on a full disk: space for the next ACTIVE and some lines of the log is reserved.
+The space of the ACTIVE before is free for a moment, and another writer may be first to take it; so there are spares.
+The old file cannot be written again: a reader may still hold it.
 
 Knows two files. The caller holds the lock.
 """
@@ -15,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from codebook.pointer import ActiveRecord, Pointer
-from core.atomic import append_line, beside, hold_room, read_file, read_lines, replace_file
+from core.atomic import append_line, beside, hold_room, holds_room, read_file, read_lines, replace_file
 from core.clock import utc_now
 from core.errors import BadCodebook, NoStorage, NotFound
 from core.json_records import decode, encode
@@ -23,6 +25,7 @@ from core.storage import probe
 
 RECORD_BYTES = 4096  # upper bound of an ActiveRecord
 LINES_BYTES = 1 << 14  # for some hundred activations
+SPARES = 4  # files that hold the space of a record: the disk may be full and busy for so many activations
 
 
 class FilePointer(Pointer):
@@ -30,6 +33,7 @@ class FilePointer(Pointer):
 
     def __init__(self, root: Path) -> None:
         self._active, self._audit_log = root / "ACTIVE", root / "audit.jsonl"
+        self._spares = [root / f".ACTIVE.room-{number}" for number in range(SPARES)]
 
     def read(self) -> ActiveRecord:
         """Return the record. Raises NotFound before the first activation, BadCodebook (active) if damaged."""
@@ -73,13 +77,24 @@ class FilePointer(Pointer):
         self._replace(new)
 
     def _replace(self, record: ActiveRecord) -> None:
-        replace_file(self._active, encode(record), hold=True)
+        self._take_spare()
+        replace_file(self._active, encode(record))
         self._hold_room()
         with suppress(NoStorage):  # the activation is done; the next one writes its line, or is refused
             self._log(record)
 
+    def _take_spare(self) -> None:
+        """Let a spare be the next ACTIVE, unless that has space of its own."""
+        new = beside(self._active)
+        spare = None if holds_room(new) else next(filter(holds_room, self._spares), None)
+        if spare is not None:
+            with suppress(OSError):  # what the disk refuses will be said of ACTIVE
+                spare.replace(new)
+
     def _hold_room(self) -> None:
-        hold_room(beside(self._active), RECORD_BYTES)
+        for path in (beside(self._active), *self._spares):
+            if not holds_room(path):
+                hold_room(path, RECORD_BYTES)
         hold_room(self._audit_log, LINES_BYTES)
 
     def _logged(self) -> list[ActiveRecord]:

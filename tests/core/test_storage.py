@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from redis import Redis
 from rq import Queue
 
 from cli import evaluate as evaluate_command
+from codebook.places.file_pointer import SPARES
 from codebook.store import CodebookStore
 from core.database import Database
 from core.errors import NoAccess, NoRoom
@@ -120,7 +122,7 @@ def test_moves_need_no_room_and_never_lose_more_than_one_line(disk: SmallDisk) -
     assert [record["epoch"] for record in store.audit()] == list(range(moves + 2))
 
 
-def test_room_for_moves_is_never_free_for_another_to_take(disk: SmallDisk) -> None:
+def test_moves_go_on_for_a_while_where_another_writer_takes_all_that_they_give_back(disk: SmallDisk) -> None:
     store, ended = open_store(disk.folder / "store", versions=1), threading.Event()
 
     def take() -> None:
@@ -131,18 +133,39 @@ def test_room_for_moves_is_never_free_for_another_to_take(disk: SmallDisk) -> No
     taker = threading.Thread(target=take)
     taker.start()
     try:
+        for move in range(SPARES + 1):
+            store.activate("v1", by="me") if move % 2 == 0 else store.rollback(by="me")
+    finally:
+        ended.set()
+        taker.join()
+    assert store.active().epoch == SPARES + 1
+
+
+def test_moves_and_probes_of_the_disk_leave_each_other_room(disk: SmallDisk) -> None:
+    store, ended = open_store(disk.folder / "store", versions=1), threading.Event()
+
+    def probe() -> None:
+        while not ended.wait(0.01):
+            with suppress(NoRoom):
+                store.check_writable()
+
+    disk.fill()
+    prober = threading.Thread(target=probe)
+    prober.start()
+    try:
         for _ in range(20):
             store.activate("v1", by="me")
             store.rollback(by="me")
     finally:
         ended.set()
-        taker.join()
+        prober.join()
     assert store.active().epoch == 40
 
 
 def test_room_for_moves_is_held_again_once_there_is_some(disk: SmallDisk) -> None:
     store = open_store(disk.folder / "store", versions=1)
-    (disk.folder / "store" / ".ACTIVE.tmp").unlink()  # a store that was copied from elsewhere holds no room
+    for held in (disk.folder / "store").glob(".ACTIVE.*"):
+        held.unlink()  # a store that was copied from elsewhere holds no room
     disk.fill()
     with pytest.raises(NoRoom, match="ACTIVE"):
         store.activate("v1", by="me")

@@ -75,7 +75,8 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 @pytest.fixture
 def scheduler(model: Served) -> Iterator[Scheduler]:
-    scheduler = Scheduler(model, ROWS, cores=1, queue_limit=16)
+    """A scheduler of one token a step: how many lookahead takes is measured at its start."""
+    scheduler = Scheduler(model, ROWS, cores=1, queue_limit=16, lookahead=1)
     yield scheduler
     scheduler.close()
 

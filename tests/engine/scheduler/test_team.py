@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import pytest
 
-from engine.runner.step import team as teams
 from engine.runner.step.team import Team
 
 QUIET = {1: 1.3, 2: 1.0}
@@ -63,8 +62,8 @@ def test_it_finds_the_best_of_many_sizes() -> None:
 def test_a_step_of_more_tokens_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     """With two threads lookahead reads guesses, and a step takes longer than one of one thread without: for more."""
     now, team, batch = 0.0, Team(2), Steps()
-    monkeypatch.setattr(teams, "take_threads", lambda count: None)
-    monkeypatch.setattr(teams.time, "perf_counter", lambda: now)
+    monkeypatch.setattr("engine.runner.step.team.take_threads", lambda count: None)
+    monkeypatch.setattr("engine.runner.step.team.time.perf_counter", lambda: now)
     for _ in range(1000):
         with team.step(batch):
             now += 0.010 if team.size == 1 else 0.013
