@@ -98,8 +98,8 @@ def page(results: dict[str, Any]) -> list[str]:
     return [
         "# Results: neighbours on the same cores",
         "",
-        f"`python -m benchmarks.neighbours`, {results['time']}: {results['device']}, {results['cores']} cores, load "
-        f"{results['load']} at the start, torch {results['torch']}.",
+        f"`python -m benchmarks.neighbours`, {results['time']}: {results['device']}, {results['cores']} cores,",
+        f"load {results['load']} at the start, torch {results['torch']}.",
         f"Embedded model, closed loops of {SECONDS:.0f} s in {TURNS} turns. A neighbour is a process that computes "
         "without pause on one core;",
         "with one neighbour on two cores three threads that compute share them. [Why](../explanation/engine.md).",
