@@ -23,7 +23,7 @@ from core import logs
 from core.errors import NoStorage, SafeCBError
 from core.settings import Settings
 from core.storage import naming
-from core.wire import HOPELESS
+from core.wire import HOPELESS, SPINNING
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_DYNAMIC": "FALSE"}
 # How often a thread of OpenMP looks for work before it sleeps: long enough for the gaps within a step. Without a limit
 # it goes on for milliseconds at every product while another process has the core of the thread that it waits for.
-SPINNING = {"GOMP_SPINCOUNT": "10000"}
+SERVER_SPINNING = {SPINNING[0]: "10000"}
 OVERRULES = {"MKL_NUM_THREADS", "MKL_DOMAIN_NUM_THREADS", "OMP_THREAD_LIMIT"}
 POLL_EVERY_S = 0.2
 BEYOND_DRAIN_S = 10.0  # for a server to end in after its drain
@@ -111,7 +111,7 @@ def server_environ(environ: Mapping[str, str]) -> dict[str, str]:
     inherited = {key: value for key, value in environ.items() if key not in OVERRULES}
     threads = environ.get("OMP_NUM_THREADS", "")
     cores = {"SAFECB_CORES": threads} if re.fullmatch("[1-9][0-9]{0,2}", threads) else {}
-    return ONE_HEAP | SPINNING | cores | inherited | ONE_CORE
+    return ONE_HEAP | SERVER_SPINNING | cores | inherited | ONE_CORE
 
 
 def _redis(redis: EmbeddedRedis, environ: dict[str, str], files: ExitStack, logs: Path) -> Child:

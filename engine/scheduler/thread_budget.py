@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from threading import get_native_id
 
@@ -55,11 +55,9 @@ class ThreadBudget:
         self._team = self._beside if self._postprocessing else self._alone
         take_threads(self._team.size)
 
-    @contextmanager
-    def drawing(self, batch: Batch) -> Iterator[None]:
+    def drawing(self, batch: Batch) -> AbstractContextManager[None]:
         """Draw a step of the batch within, with what `take_to_draw` gave."""
-        with self._team.step(batch):
-            yield
+        return self._team.step(batch)
 
     def take_to_postprocess(self) -> None:
         """Give the calling thread the cores to postprocess with."""

@@ -257,9 +257,9 @@ def test_cancel_flag_alone_ends_a_running_job_and_what_it_has_published_is_named
     assert record.result == {"version": "v1", "start": "v0", "reason": "cancelled"}
 
 
-def test_a_version_of_an_attempt_that_died_is_named_though_the_job_is_cancelled(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def job_that_dies(house: House, monkeypatch: pytest.MonkeyPatch, owner: type, method: str) -> str:
+    """A job of one round whose attempt, in this process, dies as it calls a method."""
+
     def crash(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
@@ -267,8 +267,15 @@ def test_a_version_of_an_attempt_that_died_is_named_though_the_job_is_cancelled(
     house.allow(1)
     job = house.job(enqueue=False)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(JournalProgress, "round", crash)
+        patch.setattr(owner, method, crash)
         run(job, house.settings, lambda settings: StillModel(), ScriptedLoop())
+    return job
+
+
+def test_a_version_of_an_attempt_that_died_is_named_though_the_job_is_cancelled(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_that_dies(house, monkeypatch, JournalProgress, "round")
     house.journal.update(job, cancel_requested=True)
     recover(house.journal, house.queue, ScriptedJob.functions)
     assert house.queue.get_job_ids() == [job]  # only another attempt can say how it ended
@@ -481,15 +488,7 @@ def test_an_operators_rollback_stands(house: House) -> None:
 
 
 def test_an_activation_that_a_crash_prevented_is_made_up_for(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    def crash(*arguments: object, **options: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setenv("SAFECB_HOME", str(house.home))
-    house.allow(1)
-    job = house.job(enqueue=False)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(CodebookStore, "activate", crash)
-        run(job, house.settings, lambda settings: StillModel(), ScriptedLoop())
+    job = job_that_dies(house, monkeypatch, CodebookStore, "activate")
     assert (house.published(job), house.store.active().version) == ([1], "v0")
     run(job, house.settings, lambda settings: StillModel(), ScriptedLoop())
     assert (house.published(job), house.store.active().version) == ([1], "v1")
