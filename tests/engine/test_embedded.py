@@ -71,7 +71,7 @@ def test_its_weights_are_read_in_half_the_bytes_but_for_long_sums(model: Served)
     assert [linear.half is not None for linear in decoder.linears] == [True, True, True, long_sums] * 4
 
 
-@pytest.mark.skipif(library() is None, reason="needs a C compiler and a processor with AVX-512")
+@pytest.mark.skipif(library() is None, reason="needs a C compiler and a processor with AVX2")
 def test_it_reads_few_tokens_in_c_to_the_same_images(model: Served) -> None:
     decoder, base = cast(ServedModel, model)._image_lm.decoder, model.base_codebook()
     torch.set_num_threads(1)

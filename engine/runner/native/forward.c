@@ -1,20 +1,24 @@
-/* The forward pass of a Llama-shaped decoder over few tokens, float32, for processors with AVX-512, with the bits of
+/* The forward pass of a Llama-shaped decoder over few tokens, float32, with the bits of
  * torch's operators. Every sum is taken in the order of the library that torch calls: MKL's products of one row for
  * attention, oneDNN's for the linear layers, torch's own for norms and softmax. Compiled without contraction, so that
  * a product is rounded before it is added except where an FMA is written. engine/runner/native/choice.py compares the
  * bits with torch's before it is used. Knows rows and weights; knows no image.
  */
-#include <immintrin.h>
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
 #include <string.h>
 
-#define PANEL 64 /* columns of a packed weight that lie together: [columns / PANEL][inputs][PANEL] float16 */
-#define LANES 16
-#define AHEAD (16 * PANEL) /* weights are fetched so far ahead */
+#include "vector.h"
 
-typedef __m512 (*Exp)(__m512);
+#define PANEL (4 * LANES) /* columns of a packed weight that lie together: [columns / PANEL][inputs][PANEL] float16 */
+#define AHEAD 1024 /* weights are fetched so far ahead */
+#define KEYS 4 /* that are scored together: what of them lies in one vector, and in how many vectors */
+#define KEYS_EACH (LANES / 4)
+#define SPANS (KEYS / KEYS_EACH)
+#define TOGETHER (LANES / 4) /* queries whose sums of values fit the registers */
+
+typedef Vector (*Exp)(Vector);
 
 typedef struct {
     const uint16_t *weight;
@@ -76,33 +80,36 @@ static float sum_of_squares(const float *x, int64_t n) {
 }
 
 static void rms_norm(const float *x, const float *gain, float epsilon, int64_t width, float *out) {
-    __m512 root = _mm512_set1_ps(1.0f / sqrtf(sum_of_squares(x, width) / (float)width + epsilon));
-    for (int64_t i = 0; i < width; i += LANES)
-        _mm512_storeu_ps(
-            out + i, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), root), _mm512_loadu_ps(gain + i)));
+    Vector root = all_of(1.0f / sqrtf(sum_of_squares(x, width) / (float)width + epsilon));
+    for (int64_t i = 0; i < width; i += LANES) store(out + i, times(times(load(x + i), root), load(gain + i)));
 }
 
-/* `rows` rows of x [.., inputs] by a panel: each sum a chain of FMAs over a chunk, as in oneDNN's products. */
+/* `rows` rows of x [.., inputs] by a panel, `vectors` vectors of its columns at once: each sum a chain of FMAs over a
+ * chunk, as in oneDNN's products. */
 static inline __attribute__((always_inline)) void tile(
-    const int rows, const float *x, const Product *product, const uint16_t *panel, __m512 totals[6][4]) {
-    for (int64_t first = 0; first < product->inputs; first += product->chunk) {
-        __m512 sums[6][4];
-        for (int r = 0; r < rows; r++)
-            for (int c = 0; c < 4; c++) sums[r][c] = _mm512_setzero_ps();
-        for (int64_t k = first; k < first + product->chunk; k++, panel += PANEL) {
-            _mm_prefetch((const char *)(panel + AHEAD), _MM_HINT_T0);
-            _mm_prefetch((const char *)(panel + AHEAD + PANEL / 2), _MM_HINT_T0);
-            __m512 weights[4];
-            for (int c = 0; c < 4; c++)
-                weights[c] = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(panel + LANES * c)));
-            for (int r = 0; r < rows; r++) {
-                __m512 value = _mm512_set1_ps(x[r * product->inputs + k]);
-                for (int c = 0; c < 4; c++) sums[r][c] = _mm512_fmadd_ps(value, weights[c], sums[r][c]);
+    const int rows, const int vectors, const float *x, const Product *product, const uint16_t *panel,
+    Vector totals[6][4]) {
+    for (int begin = 0; begin < 4; begin += vectors)
+        for (int64_t first = 0; first < product->inputs; first += product->chunk) {
+            const uint16_t *weight = panel + first * PANEL + begin * LANES;
+            Vector sums[6][4];
+            for (int r = 0; r < rows; r++)
+                for (int c = 0; c < vectors; c++) sums[r][c] = zeros();
+            for (int64_t k = first; k < first + product->chunk; k++, weight += PANEL) {
+                for (int c = 0; c < PANEL; c += 32) _mm_prefetch((const char *)(weight + AHEAD + c), _MM_HINT_T0);
+                Vector part[4];
+                for (int c = 0; c < vectors; c++) part[c] = widened(weight + LANES * c);
+                for (int r = 0; r < rows; r++) {
+                    Vector value = all_of(x[r * product->inputs + k]);
+                    for (int c = 0; c < vectors; c++) sums[r][c] = fused(value, part[c], sums[r][c]);
+                }
             }
+            for (int r = 0; r < rows; r++)
+                for (int c = 0; c < vectors; c++) {
+                    Vector *total = &totals[r][begin + c];
+                    *total = first ? add(*total, sums[r][c]) : sums[r][c];
+                }
         }
-        for (int r = 0; r < rows; r++)
-            for (int c = 0; c < 4; c++) totals[r][c] = first ? _mm512_add_ps(totals[r][c], sums[r][c]) : sums[r][c];
-    }
 }
 
 /* x [rows, inputs] by one panel of a weight, plus bias, plus what `residual` holds there, to out [rows, columns]. */
@@ -111,50 +118,44 @@ static void multiply_panel(
     int64_t columns) {
     const uint16_t *weight = product->weight + panel * product->inputs * PANEL;
     for (int64_t first = 0; first < rows;) {
-        __m512 sums[6][4];
-        /* in as many tiles of up to six rows as it takes, of nearly equal size */
-        int64_t tiles = (rows - first + 5) / 6, count = (rows - first + tiles - 1) / tiles;
+        Vector sums[6][4];
+        /* in as many tiles of up to six rows as it takes, of nearly equal size; of four rows and more, AVX2 has
+         * registers for half a panel */
+        int64_t needed = (rows - first + 5) / 6, count = (rows - first + needed - 1) / needed;
         const float *from = x + first * product->inputs;
         switch (count) {
-        case 1: tile(1, from, product, weight, sums); break;
-        case 2: tile(2, from, product, weight, sums); break;
-        case 3: tile(3, from, product, weight, sums); break;
-        case 4: tile(4, from, product, weight, sums); break;
-        case 5: tile(5, from, product, weight, sums); break;
-        default: tile(6, from, product, weight, sums);
+        case 1: tile(1, 4, from, product, weight, sums); break;
+        case 2: tile(2, 4, from, product, weight, sums); break;
+        case 3: tile(3, 4, from, product, weight, sums); break;
+        case 4: tile(4, LANES / 4, from, product, weight, sums); break;
+        case 5: tile(5, LANES / 4, from, product, weight, sums); break;
+        default: tile(6, LANES / 4, from, product, weight, sums);
         }
         for (int64_t r = 0; r < count; r++)
             for (int c = 0; c < 4; c++) {
                 int64_t column = panel * PANEL + c * LANES, at = (first + r) * columns + column;
-                __m512 sum = sums[r][c];
-                if (product->bias) sum = _mm512_add_ps(sum, _mm512_loadu_ps(product->bias + column));
-                if (residual) sum = _mm512_add_ps(_mm512_loadu_ps(residual + at), sum);
-                _mm512_storeu_ps(out + at, sum);
+                Vector sum = sums[r][c];
+                if (product->bias) sum = add(sum, load(product->bias + column));
+                if (residual) sum = add(load(residual + at), sum);
+                store(out + at, sum);
             }
         first += count;
     }
 }
 
-#define FOLD(op, v) \
-    v = op(v, _mm512_shuffle_f32x4(v, v, 0x4E)); \
-    v = op(v, _mm512_shuffle_f32x4(v, v, 0xB1)); \
-    v = op(v, _mm512_shuffle_ps(v, v, 0x4E)); \
-    v = op(v, _mm512_shuffle_ps(v, v, 0xB1))
-
 /* Softmax of scores [n], n a multiple of 16; those that are masked add nothing. */
 static void softmax(float *scores, int64_t n, Exp exp) {
-    __m512 most = _mm512_loadu_ps(scores), sum = _mm512_setzero_ps();
-    for (int64_t i = LANES; i < n; i += LANES) most = _mm512_max_ps(most, _mm512_loadu_ps(scores + i));
-    FOLD(_mm512_max_ps, most);
+    Vector most = load(scores), sum = zeros();
+    for (int64_t i = LANES; i < n; i += LANES) most = greater(most, load(scores + i));
+    FOLD(greater, most);
     for (int64_t i = 0; i < n; i += LANES) {
-        __m512 part = exp(_mm512_sub_ps(_mm512_loadu_ps(scores + i), most));
-        sum = i ? _mm512_add_ps(sum, part) : part;
-        _mm512_storeu_ps(scores + i, part);
+        Vector part = exp(subtract(load(scores + i), most));
+        sum = i ? add(sum, part) : part;
+        store(scores + i, part);
     }
-    FOLD(_mm512_add_ps, sum);
-    __m512 share = _mm512_div_ps(_mm512_set1_ps(1.0f), sum);
-    for (int64_t i = 0; i < n; i += LANES)
-        _mm512_storeu_ps(scores + i, _mm512_mul_ps(_mm512_loadu_ps(scores + i), share));
+    FOLD(add, sum);
+    Vector share = divide(all_of(1.0f), sum);
+    for (int64_t i = 0; i < n; i += LANES) store(scores + i, times(load(scores + i), share));
 }
 
 static void rotate(const float *x, const float *cos, const float *sin, int64_t d, float *out) {
@@ -164,52 +165,69 @@ static void rotate(const float *x, const float *cos, const float *sin, int64_t d
     }
 }
 
-/* Scaled scores of queries [n, d] with four keys [4, d], to scores[q * stride .. + 3]. MKL's order for one row: the
- * first four products in a row, then every fourth one in a sum of its own, and the four sums by twos. */
-static void score_four(
-    const float *queries, int64_t n, const float *keys, int64_t d, float scale, float *scores, int64_t stride) {
-    __m512 parts[d / 4]; /* parts[k]: of all four keys the numbers 4k to 4k + 3 */
+/* The numbers of KEYS keys [KEYS, d] by fours: parts[k][s] has of each key of span s the numbers 4k to 4k + 3. */
+static void take_apart(const float *keys, int64_t d, Vector parts[][SPANS]) {
     for (int64_t i = 0; i < d; i += LANES) {
-        __m512 a = _mm512_loadu_ps(keys + i), b = _mm512_loadu_ps(keys + d + i);
-        __m512 c = _mm512_loadu_ps(keys + 2 * d + i), e = _mm512_loadu_ps(keys + 3 * d + i);
+#ifdef __AVX512F__
+        __m512 a = load(keys + i), b = load(keys + d + i), c = load(keys + 2 * d + i), e = load(keys + 3 * d + i);
         __m512 low = _mm512_shuffle_f32x4(a, b, 0x44), high = _mm512_shuffle_f32x4(a, b, 0xEE);
         __m512 low2 = _mm512_shuffle_f32x4(c, e, 0x44), high2 = _mm512_shuffle_f32x4(c, e, 0xEE);
-        parts[i / 4] = _mm512_shuffle_f32x4(low, low2, 0x88), parts[i / 4 + 1] = _mm512_shuffle_f32x4(low, low2, 0xDD);
-        parts[i / 4 + 2] = _mm512_shuffle_f32x4(high, high2, 0x88);
-        parts[i / 4 + 3] = _mm512_shuffle_f32x4(high, high2, 0xDD);
+        parts[i / 4][0] = _mm512_shuffle_f32x4(low, low2, 0x88);
+        parts[i / 4 + 1][0] = _mm512_shuffle_f32x4(low, low2, 0xDD);
+        parts[i / 4 + 2][0] = _mm512_shuffle_f32x4(high, high2, 0x88);
+        parts[i / 4 + 3][0] = _mm512_shuffle_f32x4(high, high2, 0xDD);
+#else
+        for (int s = 0; s < SPANS; s++) {
+            __m256 a = load(keys + 2 * s * d + i), b = load(keys + (2 * s + 1) * d + i);
+            parts[i / 4][s] = _mm256_permute2f128_ps(a, b, 0x20);
+            parts[i / 4 + 1][s] = _mm256_permute2f128_ps(a, b, 0x31);
+        }
+#endif
     }
+}
+
+/* Scaled scores of queries [n, d] with KEYS keys [KEYS, d], to scores[q * stride ..]. MKL's order for one row: the
+ * first four products in a row, then every fourth one in a sum of its own, and the four sums by twos. */
+static void score_keys(
+    const float *queries, int64_t n, const float *keys, int64_t d, float scale, float *scores, int64_t stride) {
+    Vector parts[d / 4][SPANS];
+    take_apart(keys, d, parts);
     for (int64_t q = 0; q < n; q++, queries += d, scores += stride) {
-        __m512 product = _mm512_mul_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(queries)), parts[0]);
-        __m512 sum = _mm512_add_ps(product, _mm512_permute_ps(product, 0x55));
-        sum = _mm512_add_ps(sum, _mm512_permute_ps(product, 0xAA));
-        sum = _mm512_maskz_add_ps(0x1111, sum, _mm512_permute_ps(product, 0xFF));
-        for (int64_t k = 1; k < d / 4; k++)
-            sum = _mm512_add_ps(
-                sum, _mm512_mul_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(queries + 4 * k)), parts[k]));
-        sum = _mm512_add_ps(sum, _mm512_permute_ps(sum, 0x4E));
-        sum = _mm512_add_ps(sum, _mm512_permute_ps(sum, 0xB1));
-        sum = _mm512_mul_ps(_mm512_maskz_compress_ps(0x1111, sum), _mm512_set1_ps(scale));
-        _mm_storeu_ps(scores, _mm512_castps512_ps128(sum));
+        Vector sums[SPANS];
+        for (int s = 0; s < SPANS; s++) {
+            Vector product = times(four_of(queries), parts[0][s]);
+            Vector three = add(add(product, permute(product, 0x55)), permute(product, 0xAA));
+            sums[s] = first_of_fours(add(three, permute(product, 0xFF)));
+        }
+        for (int64_t k = 1; k < d / 4; k++) {
+            Vector four = four_of(queries + 4 * k);
+            for (int s = 0; s < SPANS; s++) sums[s] = add(sums[s], times(four, parts[k][s]));
+        }
+        for (int s = 0; s < SPANS; s++) {
+            Vector sum = add(sums[s], permute(sums[s], 0x4E));
+            sum = times(add(sum, permute(sum, 0xB1)), all_of(scale));
+            store_firsts(scores + KEYS_EACH * s, sum);
+        }
     }
 }
 
 /* Sums of values [n, d] by the weights of `queries` queries, to out[q * d ..]: one position after the other. */
 static inline __attribute__((always_inline)) void mix(
     const int queries, const float *weights, int64_t stride, const float *values, int64_t n, int64_t d, float *out) {
-    for (int64_t i = 0; i < d; i += PANEL) {
-        __m512 sums[4][4];
+    for (int64_t i = 0; i < d; i += 4 * LANES) {
+        Vector sums[TOGETHER][4];
         for (int q = 0; q < queries; q++)
-            for (int c = 0; c < 4; c++) sums[q][c] = _mm512_setzero_ps();
+            for (int c = 0; c < 4; c++) sums[q][c] = zeros();
         for (int64_t s = 0; s < n; s++) {
-            __m512 value[4];
-            for (int c = 0; c < 4; c++) value[c] = _mm512_loadu_ps(values + s * d + i + LANES * c);
+            Vector value[4];
+            for (int c = 0; c < 4; c++) value[c] = load(values + s * d + i + LANES * c);
             for (int q = 0; q < queries; q++) {
-                __m512 weight = _mm512_set1_ps(weights[q * stride + s]);
-                for (int c = 0; c < 4; c++) sums[q][c] = _mm512_add_ps(sums[q][c], _mm512_mul_ps(weight, value[c]));
+                Vector weight = all_of(weights[q * stride + s]);
+                for (int c = 0; c < 4; c++) sums[q][c] = add(sums[q][c], times(weight, value[c]));
             }
         }
         for (int q = 0; q < queries; q++)
-            for (int c = 0; c < 4; c++) _mm512_storeu_ps(out + q * d + i + LANES * c, sums[q][c]);
+            for (int c = 0; c < 4; c++) store(out + q * d + i + LANES * c, sums[q][c]);
     }
 }
 
@@ -231,14 +249,15 @@ static void attend(
         for (int64_t g = 0; g < groups; g++)
             rotate(token + (kv_head * groups + g) * d, cos, sin, d, queries + (t * groups + g) * d);
     }
-    const int64_t bound = (at[count - 1] + LANES) / LANES * LANES;
-    for (int64_t s = 0; s < bound; s += 4) score_four(queries, n, keys + s * d, d, m->scale, scores + s, bound);
+    const int64_t bound = (at[count - 1] + 16) / 16 * 16;
+    for (int64_t s = 0; s < bound; s += KEYS) score_keys(queries, n, keys + s * d, d, m->scale, scores + s, bound);
     for (int64_t q = 0; q < n; q++) {
         for (int64_t s = at[q / groups] + 1; s < bound; s++) scores[q * bound + s] = -INFINITY;
         softmax(scores + q * bound, bound, m->exp);
     }
     int64_t q = 0, end = at[count - 1] + 1;
-    for (; q + 4 <= n; q += 4) mix(4, scores + q * bound, bound, values, end, d, mixed + q * d);
+    for (; q + TOGETHER <= n; q += TOGETHER)
+        mix(TOGETHER, scores + q * bound, bound, values, end, d, mixed + q * d);
     for (; q < n; q++) mix(1, scores + q * bound, bound, values, end, d, mixed + q * d);
     for (q = 0; q < n; q++)
         memcpy(
@@ -254,10 +273,9 @@ static void gate_panel(
     multiply_panel(x, rows, &layer->gate_up, panel + inner / PANEL, NULL, both, 2 * inner);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t i = panel * PANEL; i < (panel + 1) * PANEL; i += LANES) {
-            __m512 gate = _mm512_loadu_ps(both + 2 * r * inner + i);
-            __m512 power = m->exp(_mm512_sub_ps(_mm512_setzero_ps(), gate));
-            gate = _mm512_div_ps(gate, _mm512_add_ps(_mm512_set1_ps(1.0f), power));
-            _mm512_storeu_ps(out + r * inner + i, _mm512_mul_ps(gate, _mm512_loadu_ps(both + (2 * r + 1) * inner + i)));
+            Vector gate = load(both + 2 * r * inner + i);
+            gate = divide(gate, add(all_of(1.0f), m->exp(subtract(zeros(), gate))));
+            store(out + r * inner + i, times(gate, load(both + (2 * r + 1) * inner + i)));
         }
 }
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.backbone import LayerOptions
 from engine.runner.linear import Linear
 from engine.runner.native.compiled import Library, library
-from engine.runner.native.product import PANEL, NativeProduct, ProductFields, address
+from engine.runner.native.product import SIZES, NativeProduct, ProductFields, address
 from engine.runner.norms import HeadNorm, Norm
 
 
@@ -46,7 +46,7 @@ class Stack:
         """Whether it is of the one kind that the source computes: Llama's, with products in C."""
         plain = LayerOptions(gain_offset=self.options.gain_offset)  # an offset is in the gains
         queries, keys, width = self.heads
-        if self.options != plain or queries % keys or width % PANEL or self.cos.shape[1] != width:
+        if self.options != plain or queries % keys or width % SIZES or self.cos.shape[1] != width:
             return False
         if self.norm.gain.dtype != torch.float32 or self.norm.gain.device.type != "cpu":
             return False
@@ -123,5 +123,5 @@ class NativeForward:
 def native_forward(stack: Stack) -> NativeForward | None:
     """Return the forward pass in C of a stack that fits; None for others, and where there is no compiled library."""
     compiled = library() if stack.fits else None
-    exp = None if compiled is None else compiled.of_torch("Sleef_expf16_u10")
+    exp = None if compiled is None else compiled.of_torch(f"Sleef_expf{compiled.lanes}_u10")
     return None if compiled is None or exp is None else NativeForward(compiled, stack, exp)

@@ -1,13 +1,13 @@
 /* Gumbel noise of a seed and a step, with the bits of engine/runner/sampling.py: counters mixed by splitmix64, and the
  * logarithms that torch takes, log1p from Sleef and log from MKL. engine/runner/native/noise.py compares the bits.
  */
-#include <immintrin.h>
 #include <stdint.h>
 
-#define GOLDEN 0x9E3779B97F4A7C15u
-#define LANES 16
+#include "vector.h"
 
-typedef __m512 (*Log1p)(__m512);
+#define GOLDEN 0x9E3779B97F4A7C15u
+
+typedef Vector (*Log1p)(Vector);
 typedef void (*Log)(int, const float *, float *, int64_t);
 
 static inline uint64_t mixed(uint64_t word) {
@@ -28,11 +28,9 @@ void gumbel(
             uint64_t bits = mixed(key + (uint64_t)(i + 1) * GOLDEN) >> 11 | 1;
             own[i] = (float)(int64_t)bits * 0x1p-53f;
         }
-        const __m512 zero = _mm512_setzero_ps();
         for (int64_t i = 0; i < codes; i += LANES)
-            _mm512_storeu_ps(own + i, _mm512_sub_ps(zero, log1p(_mm512_sub_ps(zero, _mm512_loadu_ps(own + i)))));
+            store(own + i, subtract(zeros(), log1p(subtract(zeros(), load(own + i)))));
         log((int)codes, own, own, mode);
-        for (int64_t i = 0; i < codes; i += LANES)
-            _mm512_storeu_ps(own + i, _mm512_sub_ps(zero, _mm512_loadu_ps(own + i)));
+        for (int64_t i = 0; i < codes; i += LANES) store(own + i, subtract(zeros(), load(own + i)));
     }
 }

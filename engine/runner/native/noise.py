@@ -23,8 +23,10 @@ Noise = Callable[[Tensor, Tensor, int], Tensor]  # seeds [B], steps [B], K -> [B
 def native_noise(right: Noise) -> Noise | None:
     """Return the noise `right` in C; None where there is no library, or another bit."""
     compiled = library()
-    logarithms = () if compiled is None else tuple(map(compiled.of_torch, ("Sleef_log1pf16_u10", "vmsLn")))
-    if compiled is None or None in logarithms:
+    if compiled is None:
+        return None
+    logarithms = tuple(map(compiled.of_torch, (f"Sleef_log1pf{compiled.lanes}_u10", "vmsLn")))
+    if None in logarithms:
         return None
     gumbel = compiled.source.gumbel
 

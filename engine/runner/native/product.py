@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.runner.native.compiled import Library, library
 
-PANEL = 64  # columns of a packed weight that lie together, as in the source
+SIZES = 64  # sizes of what is multiplied are multiples of it
 
 
 class ProductFields(ctypes.Structure):
@@ -33,7 +33,7 @@ class NativeProduct:
     def __init__(self, compiled: Library, weight: Tensor, bias: Tensor | None) -> None:
         """Pack the weight."""
         self._multiply, (self._outputs, inputs) = compiled.source.multiply, weight.shape
-        panels = weight.half().view(-1, PANEL, inputs).transpose(1, 2).contiguous()
+        panels = weight.half().view(-1, 4 * compiled.lanes, inputs).transpose(1, 2).contiguous()
         self._held = panels, bias  # C has their addresses alone
         self.fields = ProductFields(panels.data_ptr(), None if bias is None else bias.data_ptr(), inputs, inputs)
 
@@ -52,7 +52,7 @@ class NativeProduct:
 
 def native_product(weight: Tensor, bias: Tensor | None) -> NativeProduct | None:
     """Return the product by a weight that float16 holds; None for sizes that do not fit, and without a library."""
-    compiled = None if weight.shape[0] % PANEL or weight.shape[1] % PANEL else library()
+    compiled = None if weight.shape[0] % SIZES or weight.shape[1] % SIZES else library()
     return None if compiled is None else NativeProduct(compiled, weight, bias)
 
 

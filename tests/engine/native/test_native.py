@@ -20,7 +20,7 @@ from engine.runner.native.forward import NativeForward, native_forward
 from engine.runner.native.noise import native_noise
 from engine.runner.sampling import _gumbel
 
-needs_library = pytest.mark.skipif(library() is None, reason="needs a C compiler and a processor with AVX-512")
+needs_library = pytest.mark.skipif(library() is None, reason="needs a C compiler and a processor with AVX2")
 
 
 def decoder_of(kind: str = "llama", exact: bool = True, **options: Any) -> Decoder:  # noqa: ANN401  (of transformers)
