@@ -77,7 +77,7 @@ def _settle(journal: Journal, queue: Queue, record: JobRecord, function: str) ->
             journal.update(record.id, attempt=record.attempt, status="failed", error=gave_up)
         else:
             # Written before the job is enqueued: without a writable record its attempt would end immediately.
-            purpose = ", which looks for its versions" if record.cancel_requested else ""
+            purpose = ", which says how it ended" if record.cancel_requested else ""
             waiting = {**record.progress, "message": f"waits for attempt {record.attempt + 1}{purpose}"}
             journal.update(record.id, attempt=record.attempt, progress=waiting)
             log.warning("job %s was left after attempt %d: enqueued again", record.id, record.attempt)

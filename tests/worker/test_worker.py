@@ -279,7 +279,7 @@ def test_a_version_of_an_attempt_that_died_is_named_though_the_job_is_cancelled(
     house.journal.update(job, cancel_requested=True)
     recover(house.journal, house.queue, ScriptedJob.functions)
     assert house.queue.get_job_ids() == [job]  # only another attempt can say how it ended
-    assert house.journal.get(job).progress["message"] == "waits for attempt 2, which looks for its versions"
+    assert house.journal.get(job).progress["message"] == "waits for attempt 2, which says how it ended"
     run(job, house.settings, lambda settings: StillModel(), ScriptedLoop())
     record = house.journal.get(job)
     assert (record.status, record.rounds, house.published(job)) == ("cancelled", [], [1])
