@@ -74,9 +74,9 @@ class Idempotency:
                 await _send(answer, send)
 
     async def _answered_once(self, key: str, body: bytes, call: tuple[Scope, Receive, Send]) -> None:
-        """Pass a new request on, and keep its answer before its caller has it."""
+        """Pass a new request on, and keep its answer or free its key before its caller has it all."""
         scope, receive, send = call
-        is_read = is_kept = False
+        is_read = is_settled = False
         head: Message | None = None
         content = b""
 
@@ -88,16 +88,20 @@ class Idempotency:
             return {"type": "http.request", "body": body, "more_body": False}
 
         async def recorded(message: Message) -> None:
-            nonlocal head, content, is_kept
+            nonlocal head, content, is_settled
+            is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
             if message["type"] == "http.response.start" and _is_kept(message):
                 head = message
             elif head is None:
+                if is_last:  # whoever has all of it may use the key again
+                    await run_in_threadpool(self._drop, key)
+                    is_settled = True
                 await send(message)
             else:
                 content += message.get("body", b"")
-                if not message.get("more_body", False):
+                if is_last:
                     names = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in head["headers"]]
-                    is_kept = await self._keep(key, Answer(head["status"], names, content))
+                    is_settled = await self._keep(key, Answer(head["status"], names, content))
                     await send(head)
                     await send({"type": "http.response.body", "body": content})
 
@@ -106,7 +110,7 @@ class Idempotency:
             await self._app(scope, replayed, recorded)
         finally:
             renewal.cancel()
-            if not is_kept:
+            if not is_settled:
                 await run_in_threadpool(self._drop, key)
 
     async def _renewed(self, key: str) -> None:

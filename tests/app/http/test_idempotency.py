@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections import Counter
 from concurrent.futures import Future
 from pathlib import Path
@@ -95,7 +96,16 @@ def test_what_is_wrong_is_wrong_again_and_what_may_pass_is_tried_again(
     assert server.post("/generate", {"prompt": "a"}, **other).status_code == 200
 
 
-def test_a_stream_frees_its_key(server: Server, drawn: Counter[str]) -> None:
+def test_a_stream_frees_its_key_before_it_ends(
+    server: Server, drawn: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop = Answers.drop
+
+    def slow(answers: Answers, key: str) -> None:
+        time.sleep(0.2)
+        drop(answers, key)
+
+    monkeypatch.setattr(Answers, "drop", slow)
     for _ in range(2):
         answer = server.post("/generate", {"prompt": "a"}, Accept="text/event-stream", **KEY)
         assert "event: image" in answer.text
