@@ -17,7 +17,7 @@ from app.background.heap import ONE_HEAP
 from engine.runner.linear import Linear, can_pack
 from engine.runner.products import choice
 from engine.runner.products.choice import BUCKETS, REMEMBERED, choose_products
-from engine.runner.products.half import half_product, has_fbgemm
+from engine.runner.products.half import half_product
 from engine.runner.products.padding import BFLOAT16, FLOAT32, LARGEST, _cancelling, equal_sizes
 
 # What malloc counts as in use, in MB, by which products of 1 to N rows make it grow, warm for N rows or cold.
@@ -73,11 +73,6 @@ def test_padding_adds_less_than_a_half_and_nothing_to_guided_images() -> None:
         assert size == rows + rows % 2 if rows <= 32 else size < 1.5 * rows
 
 
-needs_half = pytest.mark.skipif(
-    not (can_pack(torch.zeros(1, 1)) and has_fbgemm()), reason="one way of multiplying alone"
-)
-
-
 def half_layer(inputs: int, outputs: int, biased: bool = False) -> nn.Linear:
     """A layer whose weights float16 holds exactly."""
     layer = nn.Linear(inputs, outputs, biased)
@@ -87,6 +82,9 @@ def half_layer(inputs: int, outputs: int, biased: bool = False) -> nn.Linear:
 
 def linear_of(inputs: int, outputs: int, biased: bool = False) -> Linear:
     return Linear([half_layer(inputs, outputs, biased)])
+
+
+needs_half = pytest.mark.skipif(linear_of(384, 64).half is None, reason="one way of multiplying alone")
 
 
 @needs_half
@@ -107,15 +105,15 @@ def test_half_weights_change_no_bit(biased: bool) -> None:
 
 @needs_half
 def test_half_weights_are_there_where_they_have_the_same_bits_alone() -> None:
-    assert linear_of(384, 8).half is not None
+    assert linear_of(384, 64).half is not None
     assert linear_of(1024, 8).half is None  # another order of sums
-    assert Linear([nn.Linear(384, 8)]).half is None
-    assert Linear([nn.Linear(384, 8, dtype=torch.bfloat16)]).half is None
+    assert Linear([nn.Linear(384, 64)]).half is None
+    assert Linear([nn.Linear(384, 64, dtype=torch.bfloat16)]).half is None
 
 
 @needs_half
 def test_half_weights_that_differ_in_a_bit_of_one_number_are_not_used() -> None:
-    weight, linear = (layer := half_layer(384, 8)).weight.detach(), Linear([layer])
+    weight, linear = (layer := half_layer(384, 64)).weight.detach(), Linear([layer])
     assert half_product(weight, None, linear.packed) is not None
     for row in (0, 4, 31):
 
@@ -144,8 +142,8 @@ def test_a_choice_is_remembered_by_processor_and_sizes(tmp_path: Path, monkeypat
         return {rows for rows in range(99) if rows in linears[0].half_rows}
 
     for _ in range(2):
-        assert chosen(8) == set(range(3, 17)) and measured == [*BUCKETS]
-    assert chosen(16) and measured == [*BUCKETS] * 2  # other sizes
+        assert chosen(64) == set(range(3, 17)) and measured == [*BUCKETS]
+    assert chosen(128) and measured == [*BUCKETS] * 2  # other sizes
     for spoilt in (
         b"{",
         b"[]",
@@ -154,21 +152,21 @@ def test_a_choice_is_remembered_by_processor_and_sizes(tmp_path: Path, monkeypat
     ):
         memory.write_bytes(spoilt)
         measured.clear()
-        assert chosen(8) and chosen(8) and measured == [*BUCKETS]
+        assert chosen(64) and chosen(64) and measured == [*BUCKETS]
     monkeypatch.setattr(choice, "processor_name", lambda: "another one")
-    assert chosen(8) and measured == [*BUCKETS] * 2
+    assert chosen(64) and measured == [*BUCKETS] * 2
     monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
-    assert chosen(8) and chosen(8) and measured == [*BUCKETS] * 3
-    for outputs in range(9, 9 + 2 * REMEMBERED):
+    assert chosen(64) and chosen(64) and measured == [*BUCKETS] * 3
+    for outputs in range(128, 128 + 64 * 2 * REMEMBERED, 64):
         assert chosen(outputs)
     measured.clear()
     assert chosen(outputs) and not measured and len(choice._read(memory)) == REMEMBERED
-    assert choose_products([linear_of(64, 8)], tmp_path / "none" / "products.json") == (8, 16)
+    assert choose_products([linear_of(64, 64)], tmp_path / "none" / "products.json") == (8, 16)
 
 
 @needs_half
 def test_the_slower_way_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    linear, slow = linear_of(64, 8), [1.0]
+    linear, slow = linear_of(64, 64), [1.0]
     monkeypatch.setattr(choice, "seconds", lambda products: 1.0 if products[0].func == linear.packed else slow[0])
     for factor, chosen in ((0.5, BUCKETS), (1.0, ()), (2.0, ())):
         slow[0] = factor
