@@ -37,6 +37,7 @@ from recipes.pictures.geometry import (
 from recipes.pictures.questions import REWRITE_INSTRUCTION, ask, corpus
 from recipes.pictures.scenes import Palette, build_palette, sample_scenes
 from recipes.pictures.taxonomy import Taxonomy, load_taxonomy
+from recipes.precision import mixed
 from recipes.sizes import Sizes
 from recipes.token_pool import Pool, build_pool, pool_weights
 from recipes.train_vision import centre_aligner, train_vision
@@ -208,7 +209,7 @@ class LmTrainer:
         groups = [g for o in self.optimisers for g in o.param_groups]
         for group, rate in zip(groups, self.rates, strict=True):
             group["lr"] = rate * scale
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed():
             losses = [self.draw_loss(), self.judge_loss(), self.rewrite_loss()]
         total = torch.stack([share * loss for share, loss in zip(SHARES, losses, strict=True)]).sum()
         torch.autograd.backward(total)

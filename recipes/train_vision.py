@@ -14,6 +14,7 @@ from transformers.models.janus.modeling_janus import JanusModel, JanusVisionMode
 
 from recipes.pictures.scenes import Palette, sample_scenes
 from recipes.pictures.taxonomy import Taxonomy
+from recipes.precision import mixed
 
 
 class VisionClassifier(nn.Module):
@@ -44,7 +45,7 @@ def train_vision(tower: JanusVisionModel, palette: Palette, taxonomy: Taxonomy, 
         images = images + 0.1 * torch.rand(batch, 1, 1, 1, generator=generator) * torch.randn(
             images.shape, generator=generator
         )
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed():
             logits = classifier(images)
         losses = [
             F.cross_entropy(part.float(), scenes[:, column]) for part, column in zip(logits, (0, 1, 3), strict=True)

@@ -22,6 +22,7 @@ from recipes.patch_codes import CODE_DIM, CODES, PatchCodes, fit_patch_codes
 from recipes.pictures.render import save_grid
 from recipes.pictures.scenes import Palette, build_palette, sample_scenes
 from recipes.pictures.taxonomy import Taxonomy, load_taxonomy
+from recipes.precision import mixed
 from recipes.sizes import Sizes
 
 
@@ -173,7 +174,7 @@ def train_decoder(
     for i in range(steps):
         target = palette.compose(sample_scenes(taxonomy, batch, generator))
         z = codes.codes[codes.tokens(target)].view(batch, 8, 8, CODE_DIM).permute(0, 3, 1, 2)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed():
             drawn, levels = draw_levels(model, z)
         loss = picture_loss(drawn.float(), target)
         torch.autograd.backward(loss + 0.2 * positions.loss(levels))
@@ -196,7 +197,7 @@ def train_encoder(
     for i in range(steps):
         pictures = palette.compose(sample_scenes(taxonomy, batch, generator))
         target = codes.embed((F.unfold(pictures, 8, stride=8)).transpose(1, 2)).flatten(0, 1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed():
             z = model.quant_conv(model.encoder(pictures.contiguous(memory_format=torch.channels_last)))
         z = F.normalize(z.float(), dim=1).permute(0, 2, 3, 1).flatten(0, 2)
         torch.autograd.backward((1 - (z * target).sum(1)).mean())
