@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -23,13 +24,9 @@ class SmallDisk:
     def fill(self, leaving: int = 0) -> None:
         """Take every byte that is free, but for `leaving` (whole blocks)."""
         with self._filler.open("ab", buffering=0) as filler:
-            size = SIZE_MB << 20
-            while size:
-                try:
-                    while filler.write(b"\0" * size):
-                        os.fsync(filler.fileno())
-                except OSError:
-                    size //= 2
+            taken = -1
+            while taken < (taken := _fill(filler)):  # what was freed before may come free with the sync
+                pass
             filler.truncate(filler.seek(0, os.SEEK_END) // BLOCK * BLOCK - leaving)
 
     def free(self) -> None:
@@ -72,6 +69,19 @@ def immutable(path: Path) -> Iterator[None]:
         yield
     finally:
         _run("chattr", "-i", path)
+
+
+def _fill(file: FileIO) -> int:
+    """Append all that fits to a file, sync it, and return its size."""
+    size = SIZE_MB << 20
+    while size:
+        try:
+            while file.write(b"\0" * size):
+                os.fsync(file.fileno())
+        except OSError:
+            size //= 2
+    os.fsync(file.fileno())
+    return file.seek(0, os.SEEK_END)
 
 
 def _mount(folder: Path, kind: str) -> None:
