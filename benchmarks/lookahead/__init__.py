@@ -136,6 +136,8 @@ def page(results: dict[str, Any]) -> list[str]:
         f"torch {around['torch']}.",
         "Embedded model, float32, guidance 2, its own temperature; windows in turn, medians of "
         f"{ROUNDS} rounds. A bar: below 1.",
+        "Where the layers of a step are in C, rows that guess cost what they compute: [how windows are",
+        "chosen](../explanation/engine.md#lookahead).",
         "",
         "## Steps",
         "",
