@@ -213,7 +213,7 @@ def _names(folder: Path) -> list[str]:
 def _file(name: str, folder: Path) -> Path | None:
     """The file of a policy; the newer one where a crash has left two."""
     ages: dict[int, Path] = {}
-    for suffix in SUFFIXES:
+    for suffix in (*SUFFIXES, SUFFIXES[0]):  # the first again: it may have taken the other's place in between
         path = folder / (name + suffix)
         with naming(path), suppress(FileNotFoundError):
             ages[path.stat().st_mtime_ns] = path

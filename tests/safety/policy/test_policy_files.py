@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import time
 from collections.abc import Sequence
@@ -387,3 +388,22 @@ def test_five_thousand_rows_are_read_in_a_second(tmp_path: Path) -> None:
     seconds = time.process_time() - start
     print(f"5,000 rows: {seconds:.2f} s of CPU")
     assert sum(sum(by.values()) for by in read.counts().values()) == 5000 and seconds < 5
+
+
+def test_a_file_is_found_that_takes_the_place_of_the_other_format_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_policy("kites", b'{"prompt": "a red kite", "category": "red kites"}\n', tmp_path)
+    usual, moved = Path.stat, list[FilePolicy]()
+
+    def stat(path: Path, **options: Any) -> os.stat_result:  # noqa: ANN401
+        try:
+            return usual(path, **options)
+        except FileNotFoundError:
+            if path.name == "kites.csv" and not moved:
+                monkeypatch.setattr(Path, "stat", usual)
+                moved.append(save_policy("kites", b"prompt,category\na blue kite,blue kites\n", tmp_path))
+            raise
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert find_policy("kites", tmp_path).version == moved[0].version
