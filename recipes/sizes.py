@@ -20,4 +20,4 @@ class Sizes:
     reconstructions: int = 4000
 
 
-SMOKE = Sizes(70, 2, 2, 2, 40, 20, 2, 2, 64)
+SMOKE = Sizes(70, 1, 1, 2, 40, 20, 1, 2, 64)
