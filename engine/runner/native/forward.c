@@ -1,8 +1,8 @@
-/* The forward pass of a Llama-shaped decoder over few tokens, float32, with the bits of
- * torch's operators. Every sum is taken in the order of the library that torch calls: MKL's products of one row for
- * attention, oneDNN's for the linear layers, torch's own for norms and softmax. Compiled without contraction, so that
- * a product is rounded before it is added except where an FMA is written. engine/runner/native/choice.py compares the
- * bits with torch's before it is used. Knows rows and weights; knows no image.
+/* The forward pass of a Llama-shaped decoder over few tokens, float32, with the bits of torch's operators.
+ * Every sum is taken in the order of the library that torch calls: MKL's products of one row for attention, oneDNN's
+ * for the linear layers, torch's own for norms and softmax. Compiled without contraction, so that a product is rounded
+ * before it is added except where an FMA is written. engine/runner/native/choice.py compares the bits with torch's
+ * before it is used. Knows rows and weights; knows no image.
  */
 #include <math.h>
 #include <omp.h>
@@ -16,7 +16,7 @@
 #define KEYS 4 /* that are scored together: what of them lies in one vector, and in how many vectors */
 #define KEYS_EACH (LANES / 4)
 #define SPANS (KEYS / KEYS_EACH)
-#define TOGETHER (LANES / 4) /* queries whose sums of values fit the registers */
+#define TOGETHER (LANES / 4) /* vectors of a panel, of four rows and more, or queries: their sums fit the registers */
 
 typedef Vector (*Exp)(Vector);
 
@@ -119,17 +119,16 @@ static void multiply_panel(
     const uint16_t *weight = product->weight + panel * product->inputs * PANEL;
     for (int64_t first = 0; first < rows;) {
         Vector sums[6][4];
-        /* in as many tiles of up to six rows as it takes, of nearly equal size; of four rows and more, AVX2 has
-         * registers for half a panel */
+        /* in as many tiles of up to six rows as it takes, of nearly equal size */
         int64_t needed = (rows - first + 5) / 6, count = (rows - first + needed - 1) / needed;
         const float *from = x + first * product->inputs;
         switch (count) {
         case 1: tile(1, 4, from, product, weight, sums); break;
         case 2: tile(2, 4, from, product, weight, sums); break;
         case 3: tile(3, 4, from, product, weight, sums); break;
-        case 4: tile(4, LANES / 4, from, product, weight, sums); break;
-        case 5: tile(5, LANES / 4, from, product, weight, sums); break;
-        default: tile(6, LANES / 4, from, product, weight, sums);
+        case 4: tile(4, TOGETHER, from, product, weight, sums); break;
+        case 5: tile(5, TOGETHER, from, product, weight, sums); break;
+        default: tile(6, TOGETHER, from, product, weight, sums);
         }
         for (int64_t r = 0; r < count; r++)
             for (int c = 0; c < 4; c++) {
@@ -146,8 +145,8 @@ static void multiply_panel(
 /* Softmax of scores [n], n a multiple of 16; those that are masked add nothing. */
 static void softmax(float *scores, int64_t n, Exp exp) {
     Vector most = load(scores), sum = zeros();
-    for (int64_t i = LANES; i < n; i += LANES) most = greater(most, load(scores + i));
-    FOLD(greater, most);
+    for (int64_t i = LANES; i < n; i += LANES) most = maximum(most, load(scores + i));
+    FOLD(maximum, most);
     for (int64_t i = 0; i < n; i += LANES) {
         Vector part = exp(subtract(load(scores + i), most));
         sum = i ? add(sum, part) : part;

@@ -13,7 +13,7 @@ typedef __m512 Vector;
 #define subtract _mm512_sub_ps
 #define times _mm512_mul_ps
 #define divide _mm512_div_ps
-#define greater _mm512_max_ps
+#define maximum _mm512_max_ps
 #define fused _mm512_fmadd_ps
 #define permute _mm512_permute_ps /* within each four lanes */
 #define four_of(x) _mm512_broadcast_f32x4(_mm_loadu_ps(x))
@@ -36,7 +36,7 @@ typedef __m256 Vector;
 #define subtract _mm256_sub_ps
 #define times _mm256_mul_ps
 #define divide _mm256_div_ps
-#define greater _mm256_max_ps
+#define maximum _mm256_max_ps
 #define fused _mm256_fmadd_ps
 #define permute _mm256_permute_ps
 #define four_of(x) _mm256_broadcast_ps((const __m128 *)(x))
