@@ -61,7 +61,8 @@ class FilePolicy:
 
         Raises BadInput naming line and column of a row that is refused, and every line that breaks the adult-only rule.
         """
-        beside = (path.with_name(path.stem + suffix) for suffix in BENIGN_SUFFIXES)
+        # The first suffix again: its file may have taken the other's place in between.
+        beside = (path.with_name(path.stem + suffix) for suffix in (*BENIGN_SUFFIXES, BENIGN_SUFFIXES[0]))
         benign = benign or next((file for file in beside if file.exists()), None)
         return cls.parse(path.stem, path.suffix.lower(), read_bytes(path), benign, adult_only)
 

@@ -6,7 +6,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -24,7 +24,15 @@ from safety.policy.files.write_out import write_out
 from safety.policy.groups import BENIGN, Group, GroupKind
 from safety.policy.open_policy import OpenPolicy
 from safety.policy.policy import Policy
-from safety.policy.policy_store import GROUP, find_policy, installed_policies, list_policies, save_policy, usual_policy
+from safety.policy.policy_store import (
+    GROUP,
+    find_policy,
+    installed_policies,
+    list_policies,
+    save_benign,
+    save_policy,
+    usual_policy,
+)
 from safety.policy.prompts import PAIR, SPLITS, TEST, VALIDATION, Prompt
 
 HEADER = "prompt,category,kind,split,concept,safe,said,shows,seed,guidance\r\n"
@@ -390,20 +398,37 @@ def test_five_thousand_rows_are_read_in_a_second(tmp_path: Path) -> None:
     assert sum(sum(by.values()) for by in read.counts().values()) == 5000 and seconds < 5
 
 
-def test_a_file_is_found_that_takes_the_place_of_the_other_format_meanwhile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_policy("kites", b'{"prompt": "a red kite", "category": "red kites"}\n', tmp_path)
-    usual, moved = Path.stat, list[FilePolicy]()
+def at_first_look_for(name: str, move: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `move` done once the file of this name has been looked for and is not there."""
+    usual = Path.stat
 
     def stat(path: Path, **options: Any) -> os.stat_result:  # noqa: ANN401
         try:
             return usual(path, **options)
         except FileNotFoundError:
-            if path.name == "kites.csv" and not moved:
+            if path.name == name:
                 monkeypatch.setattr(Path, "stat", usual)
-                moved.append(save_policy("kites", b"prompt,category\na blue kite,blue kites\n", tmp_path))
+                move()
             raise
 
     monkeypatch.setattr(Path, "stat", stat)
-    assert find_policy("kites", tmp_path).version == moved[0].version
+
+
+def test_a_file_is_found_that_takes_the_place_of_the_other_format_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_policy("kites", b'{"prompt": "a red kite", "category": "red kites"}\n', tmp_path)
+    csv = b"prompt,category\na blue kite,blue kites\n"
+    at_first_look_for("kites.csv", lambda: save_policy("kites", csv, tmp_path), monkeypatch)
+    assert find_policy("kites", tmp_path).categories == ("blue kites",)
+
+
+def test_benign_prompts_are_found_that_take_the_place_of_the_other_format_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_policy("kites", b"prompt,category\na blue kite,blue kites\n", tmp_path)
+    save_benign("kites", ".benign.txt", b"a cat\n", tmp_path)
+    right = FilePolicy.read(tmp_path / "kites.csv").version
+    csv = b"prompt\na cat\n"
+    at_first_look_for("kites.benign.csv", lambda: save_benign("kites", ".benign.csv", csv, tmp_path), monkeypatch)
+    assert FilePolicy.read(tmp_path / "kites.csv").version == right
