@@ -6,6 +6,7 @@ Knows the system's error numbers. Knows nothing of what the files mean.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -105,11 +106,22 @@ def naming(path: Path) -> Iterator[None]:
 def probe(path: Path) -> None:
     """Raise NoRoom or NoAccess unless `path` can be written: a folder is probed with a temporary file without a name.
 
-    A file is not opened: closing a file that SQLite has open would drop SQLite's locks. A missing file passes.
+    A full disk is not tried: a probe takes what there is before it fails, such as the room that an activation has just
+    given back. A file is not opened: closing a file that SQLite has open would drop SQLite's locks. A missing file
+    passes.
     """
     with naming(path):
         if path.is_dir():
+            if _free_bytes(path) < PROBE_BYTES:
+                raise failure(path, errno.ENOSPC)
             with tempfile.TemporaryFile(dir=path) as file:
                 os.posix_fallocate(file.fileno(), 0, PROBE_BYTES)
         elif path.exists() and not os.access(path, os.W_OK):
             raise failure(path, errno.EACCES)
+
+
+def _free_bytes(folder: Path) -> float:
+    """Return what is free on the disk of a folder, for the superuser with its reserve; infinity if it has no size."""
+    disk = os.statvfs(folder)
+    free = disk.f_bfree if os.geteuid() == 0 else disk.f_bavail
+    return free * disk.f_frsize if disk.f_blocks else math.inf

@@ -145,7 +145,7 @@ def test_moves_and_probes_of_the_disk_leave_each_other_room(disk: SmallDisk) -> 
     store, ended = open_store(disk.folder / "store", versions=1), threading.Event()
 
     def probe() -> None:
-        while not ended.wait(0.01):
+        while not ended.is_set():
             with suppress(NoRoom):
                 store.check_writable()
 
