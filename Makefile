@@ -11,6 +11,8 @@ serve: .venv/ready
 # Many tests wait for a process: three workers are faster than two, even on two cores. OpenMP's threads sleep once they
 # have waited a little, and leave the cores to the tests beside them.
 test test-fast: export GOMP_SPINCOUNT = 3000
+# Where Python is set to keep no compiled files, each of the processes that tests start would compile the project anew.
+test test-fast: export PYTHONDONTWRITEBYTECODE =
 # mypy runs beside the tests: alone it would leave a core idle.
 test: .venv/ready
 	$(BIN)/ruff check .
