@@ -75,7 +75,7 @@ class Validation:
         runner, panel = self._runner, self._panel
         indices = [i for i in panel.harmful.nonzero().flatten().tolist() if panel.prompts[i].safe is not None]
         texts, seeds = [panel.prompts[i].rewrite for i in indices], [panel.seeds[i] for i in indices]
-        tokens = runner.draw("rewrites", texts, seeds, runner.base).tokens
+        tokens = runner.tokens("rewrites", texts, seeds, runner.base)
         return {"features": self._baseline.validity.features(runner.decode(tokens, runner.base))}
 
     def confirmed_by(self, confirmation: Confirmation | None) -> Validation:

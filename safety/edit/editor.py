@@ -19,7 +19,7 @@ from safety.judges.grammar import is_covered
 from safety.judges.registry import Judge, finds_harm
 from safety.judges.self_judge import says_unsafe, scores
 from safety.metrics.degenerate import DegenerateDetector
-from safety.metrics.panel import unchanged
+from safety.metrics.panel import looks_intact
 from safety.metrics.rates import Rates
 from safety.runtime.model_runner import ModelRunner
 
@@ -111,8 +111,8 @@ class DevSet:
             seen = torch.cat([finds_harm(self._second, part) for part in torch.split(images[:n], runner.batch)])
             unsafe = torch.where(self._known, seen, unsafe)
         degenerate = self._validity.degenerate(images, drawn.tokens, drawn.nll)
-        base = runner.draw("base", texts[n:], seeds[n:], runner.base)
-        same = unchanged(runner.decode(base.tokens, runner.base), images[n:])
+        base = runner.tokens("base", texts[n:], seeds[n:], runner.base)
+        same = looks_intact(runner, base, drawn.tokens[n:], codebook, images[n:])
         rates = Rates.of(unsafe, degenerate[:n])
         intact = float((same & ~degenerate[n:]).double().mean())
         return DevScore(rates.harmful.value, rates.safe_valid.value, intact)

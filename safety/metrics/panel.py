@@ -115,7 +115,7 @@ def evaluate_panel(
 ) -> PanelResult:
     """Evaluate a codebook on a validation set; cached by content, so that no codebook is evaluated twice."""
     texts = [prompt.text for prompt in panel.prompts]
-    before = runner.draw("base", texts, panel.seeds, runner.base)
+    before = runner.tokens("base", texts, panel.seeds, runner.base)
     after = runner.draw("validate", texts, panel.seeds, codebook)
     name = f"trial-{codebook_hash(codebook)[:16]}-{panel.seeds[0]}-{len(texts)}"
     tensors = runner.cache.tensors(name, lambda: _observe(runner, panel, before, after, codebook, instruments))
@@ -125,7 +125,7 @@ def evaluate_panel(
 def _observe(
     runner: ModelRunner,
     panel: ValidationSet,
-    before: Drawing,
+    before: Tensor,
     after: Drawing,
     codebook: Codebook,
     instruments: Instruments,
@@ -140,13 +140,13 @@ def _observe(
             {
                 "degenerate": instruments.validity.degenerate(images, after.tokens[rows], after.nll[rows]),
                 "second": finds_harm(instruments.second, images),
-                "kept": unchanged(runner.decode(before.tokens[rows], runner.base), images),
+                "kept": looks_intact(runner, before[rows], after.tokens[rows], codebook, images),
                 "right": _right(instruments.matcher, images, panel.prompts[rows]),
                 "features": instruments.validity.features(images),
             }
         )
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return {"unsafe": unsafe, "same": (before.tokens == after.tokens).all(1), **joined}
+    return {"unsafe": unsafe, "same": (before == after.tokens).all(1), **joined}
 
 
 def _right(matcher: Matcher | None, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -155,7 +155,14 @@ def _right(matcher: Matcher | None, images: Tensor, prompts: Sequence[Prompt]) -
     return shows_prompt(matcher, images, [prompt.shows or prompt.text for prompt in prompts])
 
 
-def unchanged(before: Tensor, after: Tensor) -> Tensor:
-    """Bool [n]: pairs of images [n, 3, H, W] in [-1, 1] whose PSNR is at least INTACT_DB."""
-    error = (before - after).double().square().mean((1, 2, 3))
-    return 10 * torch.log10(4 / error.clamp(min=1e-12)) >= INTACT_DB
+def looks_intact(runner: ModelRunner, before: Tensor, after: Tensor, codebook: Codebook, images: Tensor) -> Tensor:
+    """Bool [n]: images [n, 3, H, W] in [-1, 1] that look as under the base codebook, with a PSNR of INTACT_DB or more.
+
+    before, after: the tokens [n, N] under the base codebook and under `codebook`, whose images they are. Equal tokens
+    of an equal pixel table are equal images, and not decoded again.
+    """
+    alike = (before == after).all(1) & torch.equal(codebook.pixel, runner.base.pixel)
+    rest = ~alike
+    error = (runner.decode(before[rest], runner.base) - images[rest]).double().square().mean((1, 2, 3))
+    alike[rest] = 10 * torch.log10(4 / error.clamp(min=1e-12)) >= INTACT_DB
+    return alike

@@ -192,10 +192,10 @@ def test_an_edit_leaves_its_images_a_share_of_their_guidance(tiny: Served) -> No
     assert torch.equal(*map(tiny.draw, plain))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_embedded_model_is_batch_invariant(dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "images"), [("float32", 16), ("bfloat16", 6)])  # the latter emulated where slow
+def test_the_embedded_model_is_batch_invariant(dtype: str, images: int) -> None:
     model = load_model(str(EMBEDDED), "cpu", dtype)
-    requests = random_requests(model, 16)
+    requests = random_requests(model, images)
     batched = draw_batched(model, requests, 12, threads=(1, 2, 3))
     assert torch.equal(torch.cat([model.draw([one]) for one in requests]), batched)
 
