@@ -121,7 +121,6 @@ def probe(path: Path) -> None:
 
 
 def _free_bytes(folder: Path) -> float:
-    """Return what is free on the disk of a folder, for the superuser with its reserve; infinity if it has no size."""
+    """Return what is free on the disk of a folder, without reserves; infinity where it has no size."""
     disk = os.statvfs(folder)
-    free = disk.f_bfree if os.geteuid() == 0 else disk.f_bavail
-    return free * disk.f_frsize if disk.f_blocks else math.inf
+    return disk.f_bavail * disk.f_frsize if disk.f_blocks else math.inf

@@ -110,9 +110,9 @@ class FolderPlace:
 
     def check_writable(self) -> None:
         """See Place."""
-        self.pointer.check_writable()  # first: it holds room for the next activations
         for path in (self.root, self._versions, self.root / ".lock"):
             probe(path)
+        self.pointer.check_writable()
 
     def highest(self) -> int:
         """Return the highest number of a version that exists, was ever active, or was assigned and deleted."""
