@@ -115,7 +115,7 @@ def evaluate_panel(
 ) -> PanelResult:
     """Evaluate a codebook on a validation set; cached by content, so that no codebook is evaluated twice."""
     texts = [prompt.text for prompt in panel.prompts]
-    before = runner.tokens("base", texts, panel.seeds, runner.base)
+    before = runner.draw("base", texts, panel.seeds, runner.base).tokens  # once for a start that is the base codebook
     after = runner.draw("validate", texts, panel.seeds, codebook)
     name = f"trial-{codebook_hash(codebook)[:16]}-{panel.seeds[0]}-{len(texts)}"
     tensors = runner.cache.tensors(name, lambda: _observe(runner, panel, before, after, codebook, instruments))
