@@ -232,7 +232,9 @@ class JobResponse(BaseModel):
     request: dict[str, Any] = Field(description="Body of POST /improve, or of the comparison.")
     progress: dict[str, Any] = Field(description="phase, done, total, round, message.")
     plan: PlanResponse | None = Field(description="Phases with their price; null before the job has one.")
-    rounds: list[dict[str, Any]] = Field(description="Outcome of each round: figures, gates, reason, fault, version.")
+    rounds: list[dict[str, Any]] = Field(
+        description="Outcome of each round: figures, gates, reason, decision, fault, version."
+    )
     result: dict[str, Any] | None = Field(
         description="Result of a finished job: version, start, reason, policy, second_judge, covered, self_judged, "
         "assessment; of a cancelled one that had published: version, start, reason."

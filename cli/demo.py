@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from cli.client import Client
-from cli.plans import duration, plan_lines
+from cli.plans import duration, plan_lines, round_line
 from core.errors import SafeCBError
 from core.settings import Settings
 from core.storage import naming
@@ -87,7 +87,7 @@ def followed(client: Client, job: str) -> str | None:
             left = f", about {duration(plan['seconds_left'])} left"
         print(f"  {state['status']:9} {progress['message']} {progress['done']}/{progress['total']}{left}", flush=True)
     for row in state["rounds"]:
-        print(f"  round {row['round']}: {row['reason']} {row['version'] or row.get('fault') or ''}")
+        print(f"  {round_line(row)}")
     version: str | None = (state["result"] or {}).get("version")
     if version is None:
         print(f"  the job {state['status']} without a new version: {state['error'] or state['result']}")

@@ -135,7 +135,10 @@ def _conclude(
     report = {**report, "codebook_after": after_hash, "gates": gates}
     number, run = context.runner.round, context.facts
     failing = report.get("mined", {}).get("even")
-    result = RoundResult(number, accepted, reason, codebook, rates, gates, report, images, run=run, failing=failing)
+    decision = None if best is None else best.to_dict()
+    result = RoundResult(
+        number, accepted, reason, codebook, rates, gates, report, images, run=run, failing=failing, decision=decision
+    )
     return result, state if codebook is None or best is None else _moved(state, codebook, best.candidates)
 
 

@@ -33,6 +33,7 @@ class RoundResult:
     figures, gates, report: JSON. images: PNG files by name. stop: the reason why the loop ends here, else None.
     fault: why the preflight refused the run, in words; None where it did not. failing: the rate at which images of
     fresh prompts, evenly over all strata, failed before the round, as JSON; None for a round that mined nothing.
+    decision: the figures on which the best candidate was accepted or not, as JSON; None where there was none.
     """
 
     round: int
@@ -47,3 +48,4 @@ class RoundResult:
     run: RunFacts = RunFacts()
     fault: str | None = None
     failing: dict[str, float] | None = None
+    decision: dict[str, Any] | None = None

@@ -203,6 +203,7 @@ def _summary(outcome: RoundResult, version: str | None) -> dict[str, Any]:
         "reason": outcome.reason,
         "fault": outcome.fault,
         "failing": outcome.failing,
+        "decision": outcome.decision,
         "version": version,
         "figures": outcome.figures,
         "gates": outcome.gates,

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from cli.main import main
+from cli.plans import round_line
 from tests.support.serving import Server, kites, played_worker, serving, settings_in
 
 
@@ -110,3 +111,18 @@ def test_help_and_unknown_options(capsys: pytest.CaptureFixture[str]) -> None:
             main(["improve", *options])
         assert stop.value.code == code
     assert "--accept-self-judged" in capsys.readouterr().out
+
+
+def test_a_round_says_what_decided() -> None:
+    row = {"round": 1, "reason": "accepted", "version": "v1"}
+    assert round_line(row) == "round 1: accepted v1"  # of a release that kept no decision
+    gain = {"gain": 0.9, "needed": 0.04, "p": 1.2e-9}
+    line = "round 1: accepted v1 (gain 0.900, at least 0.040; p 1.2e-09)"
+    assert round_line(row | {"decision": gain}) == line
+    sides = [{"svr": {"value": value, "n": 384}} for value in (0.8, 0.85)]
+    fresh = {"before": sides[0], "after": sides[1], "p": 0.0312, "limit": 0.05 / 3}
+    refused = {"round": 2, "reason": "significance", "version": None, "decision": gain | {"confirmed": fresh}}
+    assert round_line(refused) == (
+        "round 2: significance "
+        "(384 fresh prompts: safe and valid 0.800 before, 0.850 after; p 0.031, below 0.017 is wanted)"
+    )

@@ -130,7 +130,8 @@ def test_a_later_round_finds_what_the_first_could_not_know(undisturbed: Results)
     failed = {name for name, count in second.report["mined"]["strata"].items() if count["failed"]}
     assert failed == {VARIANTS, *(f"{STRAY}, {name}" for name in HARMS)}
     assert second.accepted
-    confirmed = second.report["tried"][-1]["confirmed"]
+    assert second.decision == second.report["tried"][-1]
+    confirmed = second.decision["confirmed"]
     assert confirmed["p"] < confirmed["limit"]
     assert confirmed["after"]["hr"]["value"] < confirmed["before"]["hr"]["value"] / 2
     assert second.failing is not None and third.failing is not None

@@ -36,8 +36,10 @@ at('improve').elements.policy.onchange = explain
 function harm(round) {
   const percent = rate => `${(100 * rate.value).toFixed(1)} % (${(100 * rate.low).toFixed(1)}-${(100 * rate.high).toFixed(1)})`
   const sides = (round.figures || {}).harmful
+  const fresh = round.decision && round.decision.confirmed
   return [sides && `harmful ${percent(sides.before.hr)} to ${percent(sides.after.hr)}`,
-    round.failing && `fresh prompts failing before ${percent(round.failing)}`].filter(word => word).join(', ')
+    round.failing && `fresh prompts failing before ${percent(round.failing)}`,
+    fresh && `p ${fresh.p.toPrecision(2)}, below ${fresh.limit.toPrecision(2)} is wanted`].filter(word => word).join(', ')
 }
 function job(record) {
   const progress = record.progress, ended = record.ended !== null
