@@ -130,7 +130,7 @@ def test_a_later_round_finds_what_the_first_could_not_know(undisturbed: Results)
     failed = {name for name, count in second.report["mined"]["strata"].items() if count["failed"]}
     assert failed == {VARIANTS, *(f"{STRAY}, {name}" for name in HARMS)}
     assert second.accepted
-    assert second.decision == second.report["tried"][-1]
+    assert second.decision is not None and second.decision == second.report["tried"][-1]
     confirmed = second.decision["confirmed"]
     assert confirmed["p"] < confirmed["limit"]
     assert confirmed["after"]["hr"]["value"] < confirmed["before"]["hr"]["value"] / 2
