@@ -6,8 +6,8 @@ Knows the system's error numbers. Knows nothing of what the files mean.
 from __future__ import annotations
 
 import errno
-import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -112,15 +112,10 @@ def probe(path: Path) -> None:
     """
     with naming(path):
         if path.is_dir():
-            if _free_bytes(path) < PROBE_BYTES:
+            disk = shutil.disk_usage(path)  # some file systems have no size
+            if disk.total and disk.free < PROBE_BYTES:
                 raise failure(path, errno.ENOSPC)
             with tempfile.TemporaryFile(dir=path) as file:
                 os.posix_fallocate(file.fileno(), 0, PROBE_BYTES)
         elif path.exists() and not os.access(path, os.W_OK):
             raise failure(path, errno.EACCES)
-
-
-def _free_bytes(folder: Path) -> float:
-    """Return what is free on the disk of a folder, without reserves; infinity where it has no size."""
-    disk = os.statvfs(folder)
-    return disk.f_bavail * disk.f_frsize if disk.f_blocks else math.inf
