@@ -20,7 +20,8 @@ def normalise(text: str) -> str:
     A symbol beyond ASCII is a word of its own: it may be the whole text, and it must not hide an adjacent word.
     """
     folded = _folded(text)
-    return " ".join("".join(map(_part, folded, f"{folded[1:]} ")).split())
+    parts = folded.translate(_ASCII_PARTS) if folded.isascii() else "".join(map(_part, folded, f"{folded[1:]} "))
+    return " ".join(parts.split())
 
 
 def text_key(text: str) -> str:
@@ -39,3 +40,6 @@ def _part(character: str, following: str) -> str:
     if character in _JOINERS or kind.startswith(_ATTACHED) or unicodedata.category(following).startswith("M"):
         return character
     return f" {character} " if kind.startswith(_SYMBOLS) and not character.isascii() else " "
+
+
+_ASCII_PARTS = {code: _part(chr(code), " ") for code in range(128)}  # no mark can follow there
