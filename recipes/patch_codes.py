@@ -63,7 +63,7 @@ def nearest(points: Tensor, codes: Tensor) -> Tensor:
     return torch.cat([(part @ codes.T).argmax(1) for part in torch.split(points, 8192)])
 
 
-def fit_patch_codes(palette: Palette, taxonomy: Taxonomy, scenes: int, rounds: int = 10, seed: int = 0) -> PatchCodes:
+def fit_patch_codes(palette: Palette, taxonomy: Taxonomy, scenes: int, rounds: int, seed: int = 0) -> PatchCodes:
     """Principal components, then weighted spherical k-means with empty codes restarted, over `scenes` varied scenes."""
     generator = torch.Generator().manual_seed(seed)
     rows, counts = unique_patches(palette, taxonomy, scenes, generator)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sizes:
-    """Steps of each training and scenes of each pool."""
+    """Steps of each training, scenes of each pool, and rounds of k-means."""
 
     code_scenes: int = 7000
     decoder: int = 2000
@@ -18,6 +18,7 @@ class Sizes:
     language: int = 2700
     classifier: int = 700
     reconstructions: int = 4000
+    code_rounds: int = 10
 
 
-SMOKE = Sizes(70, 1, 1, 2, 40, 20, 1, 2, 64)
+SMOKE = Sizes(70, 1, 1, 2, 40, 20, 1, 2, 64, 2)

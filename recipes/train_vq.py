@@ -216,7 +216,7 @@ def train(npm: Path, out: Path, sizes: Sizes) -> None:
     torch.manual_seed(0)
     taxonomy = load_taxonomy()
     palette = build_palette(taxonomy, npm)
-    codes = fit_patch_codes(palette, taxonomy, sizes.code_scenes)
+    codes = fit_patch_codes(palette, taxonomy, sizes.code_scenes, sizes.code_rounds)
     torch.save(asdict(codes), out / "codes.pt")
     model = fresh_model(codes)
     train_decoder(model, codes, palette, taxonomy, sizes.decoder, out)

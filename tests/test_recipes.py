@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from torch.optim._muon import _zeropower_via_newtonschulz as newton_schulz
 
 from engine.model import CATEGORY_NONE, ImageRequest, Sampling
 from engine.registry import load_model
@@ -16,6 +18,8 @@ from recipes.pictures.geometry import LANGUAGES
 from recipes.pictures.taxonomy import load_taxonomy
 from recipes.sizes import SMOKE
 from safety.policy.emoji.classifiers import load_classifier
+
+NEWTON_SCHULZ = "torch.optim._muon._zeropower_via_newtonschulz"
 
 
 def made_up_npm(folder: Path) -> Path:
@@ -42,11 +46,18 @@ def made_up_npm(folder: Path) -> Path:
     return folder
 
 
+def orthogonal_in_one_step(grad: Tensor, coefficients: tuple[float, float, float], _: int, eps: float) -> Tensor:
+    """Muon's iteration, once in place of five times: emulated bfloat16 would be half of what the build costs."""
+    return newton_schulz(grad, coefficients, 1, eps)
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(2)
     home = tmp_path_factory.mktemp("recipes")
-    build(made_up_npm(home / "npm"), home / "out", home / "model", SMOKE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NEWTON_SCHULZ, orthogonal_in_one_step)
+        build(made_up_npm(home / "npm"), home / "out", home / "model", SMOKE)
     return home
 
 
