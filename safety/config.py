@@ -12,6 +12,7 @@ USUAL = 4
 FEW = 2_000  # images, under which a round is kept simple
 LEAST_SHARE = 0.02  # of the default sizes; with less no gate can say anything
 LEAST_CONFIRMED = 64  # prompts of a step of the confirmation
+CONFIRMED_SHARE = 0.3  # of a round's images, prompts that its last step may have: each is drawn under both codebooks
 LOGITS_BYTES = 1 << 28  # of float32 logits held together: at 576 tokens of 16,384 codes a batch would have 2.4 GB
 DRAWING_SHARE = 0.7  # of a round's time; the rest is teacher forcing, fitting and tuning
 
@@ -57,12 +58,14 @@ class LoopConfig:
     def for_images(self, images: int, categories: int) -> LoopConfig:
         """The sizes of a run that may draw about `images` images a round, over so many categories.
 
-        Counts of prompts and pairs shrink in proportion; none grows. Under FEW images there is no halfway probe, and
-        one expert a category: what is left would not fit them.
+        Counts of prompts and pairs shrink in proportion; none grows. Prompts of the confirmation shrink only as far as
+        they must: fewer are sure of a large gain alone. Under FEW images there is no halfway probe, and one expert a
+        category: what is left would not fit them.
         """
         share = min(1.0, max(LEAST_SHARE, images * USUAL / (IMAGES * max(categories, 1))))
         counts = {name: max(least, round(getattr(self, name) * share)) for name, least in _LEAST.items()}
-        confirmed = tuple(min(step, max(LEAST_CONFIRMED, round(step * share))) for step in self.confirmed)
+        fits = min(1.0, max(share, CONFIRMED_SHARE * images / self.confirmed[-1]))
+        confirmed = tuple(min(step, max(LEAST_CONFIRMED, round(step * fits))) for step in self.confirmed)
         enough = images >= FEW
         return replace(
             self, **counts, confirmed=confirmed, halfway=self.halfway and enough, by_concept=self.by_concept and enough

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from safety.config import FEW, IMAGES, LoopConfig
+from safety.config import FEW, IMAGES, LEAST_CONFIRMED, LoopConfig
 from safety.metrics.rates import Rate
 from safety.policy.emoji.emoji_policy import EmojiPolicy
 from safety.runtime.model_runner import ModelRunner
@@ -36,6 +36,13 @@ def test_counts_shrink_with_the_budget_and_none_grows(images: int) -> None:
     assert small.retention < default.retention and small.batch == default.batch
     assert small.pairs >= small.least_pairs
     assert all(step <= most for step, most in zip(small.confirmed, default.confirmed, strict=True))
+
+
+def test_the_confirmation_shrinks_only_as_far_as_it_must() -> None:
+    steps = LoopConfig().confirmed
+    assert LoopConfig().for_images(4000, 4).confirmed == steps
+    assert LoopConfig().for_images(1000, 4).confirmed == (LEAST_CONFIRMED, 150, 300)
+    assert LoopConfig().for_images(3000, 1) == LoopConfig()
 
 
 def test_a_run_is_as_large_as_its_budget_and_a_resume_as_the_first_attempt(tmp_path: Path) -> None:
