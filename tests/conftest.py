@@ -65,11 +65,13 @@ SLOW = {  # whole files below tests/: real processes, runs of the loop, interpre
 }
 # Files of a minute and more, the longest first: what begins last would keep one worker busy while the others idle.
 LONGEST = (
+    "worker/test_family_jobs.py",
     *(f"safety/test_{name}.py" for name in ("open_run", "mined_rounds")),
     "worker/test_shared_tasks.py",
     *(f"safety/test_{name}.py" for name in ("evaluation", "loop")),
     *("cli/test_serve.py", "worker/test_worker.py", "worker/test_bucket_worker.py", "app/codebooks/test_trials.py"),
     *("cli/test_full_disk.py", "docs/test_commands.py", "app/test_contract.py", "test_recipes.py"),
+    *("cli/test_stops.py", "cli/test_server.py", "codebook/test_store.py", "codebook/test_damage.py"),
 )
 REDIS_FILES = {"app/test_queue.py", "cli/test_redis_server.py"}
 REDIS_FIXTURES = {"address", "house", "redis", "runs"}
