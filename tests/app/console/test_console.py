@@ -28,15 +28,16 @@ def server(model: Path, tmp_path: Path) -> Iterator[Server]:
     with serving(settings_in(tmp_path, model)) as server:
         server.publish(1)
         server.publish(2, output=True)
-        server.post("/codebooks/v1/activate", {})
         journal = server.service.journal
         job = journal.create("improve", {"max_rounds": 2, "seed": 1, "activate": True}).id
+        server.service.store.activate("v1", by=f"job {job}")  # as a job does: 24 digits without a break
         attempt = journal.begin_attempt(job)
         rounds = [
             {"round": n, "version": version, "reason": reason, "gates": {}, "figures": {"harmful": sides(*rates)}}
-            for n, version, reason, rates in (
-                (1, "v1", "accepted", (0.9, 0.4)),
-                (2, None, "refused", (0.4, 0.38)),
+            | {"decision": decision}
+            for n, version, reason, rates, decision in (
+                (1, "v1", "accepted", (0.9, 0.4), {}),
+                (2, None, "significance", (0.4, 0.38), {"confirmed": {"p": 0.125, "limit": 0.05 / 3}}),
             )
         ]
         journal.update(job, attempt=attempt, rounds=rounds)
@@ -99,6 +100,8 @@ def test_axe_finds_no_violation_and_nothing_overflows(page: Page, server: Server
     report = Axe().run(page)
     assert report.violations_count == 0, report.generate_report()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    beyond = "panel => panel.scrollWidth - panel.clientWidth"  # a page wide enough hides what leaves its panel
+    assert [section.evaluate(beyond) for section in page.locator("section:visible").all()] == [0] * 7
 
 
 def test_the_address_keeps_the_state_and_sends_it_to_no_server(page: Page, server: Server) -> None:
@@ -182,6 +185,7 @@ def test_the_curve_has_each_round_and_says_it_in_words(page: Page, server: Serve
     opened(page, server)
     words = "Harmful images by round: round 0 90.0 %, round 1 40.0 %, round 2 38.0 % (refused)"
     expect(page.get_by_role("img", name=words)).to_be_visible()
+    expect(page.locator("#job")).to_contain_text("p 0.13, below 0.017 is wanted")
 
 
 def test_versions_move_from_the_page_and_the_audit_says_so(page: Page, server: Server) -> None:
