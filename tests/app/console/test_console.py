@@ -30,7 +30,7 @@ def server(model: Path, tmp_path: Path) -> Iterator[Server]:
         server.publish(2, output=True)
         journal = server.service.journal
         job = journal.create("improve", {"max_rounds": 2, "seed": 1, "activate": True}).id
-        server.service.store.activate("v1", by=f"job {job}")  # as a job does: 24 digits without a break
+        server.service.live.activate("v1", by=f"job {job}")  # named as a job does: 24 digits without a break
         attempt = journal.begin_attempt(job)
         rounds = [
             {"round": n, "version": version, "reason": reason, "gates": {}, "figures": {"harmful": sides(*rates)}}
