@@ -13,11 +13,11 @@ serve: .venv/ready
 test test-fast: export GOMP_SPINCOUNT = 3000
 # Where Python is set to keep no compiled files, each of the processes that tests start would compile the project anew.
 test test-fast: export PYTHONDONTWRITEBYTECODE =
-# mypy runs beside the tests: alone it would leave a core idle.
+# mypy runs beside the tests, as nice as they are: alone it would leave a core idle.
 test: .venv/ready
 	$(BIN)/ruff check .
-	$(BIN)/mypy & types=$$!; \
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=25; tests=$$?; \
+	nice -n 15 $(BIN)/mypy & types=$$!; \
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=25 -rfER; tests=$$?; \
 	wait $$types || { echo "mypy has failed, see above" >&2; exit 1; }; exit $$tests
 
 test-fast: .venv/ready

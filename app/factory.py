@@ -130,7 +130,7 @@ def _let_end(threads: Sequence[Thread]) -> None:
 
 
 def _watch(service: Service, ended: Event) -> None:
-    service.open()
+    service.open(ended)
     if service.failure is None:
         follow(service.live, service.settings, ended)
 

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from threading import Event
 
 from app.access.key_ring import KeyRing
 from app.access.links import Links, file_secret, shared_secret
@@ -23,9 +24,9 @@ from app.metrics.counts import Counts
 from app.queue import ImproveQueue
 from codebook.live import LiveCodebooks
 from codebook.store import CodebookStore
-from core.bucket.bucket import Bucket
+from core.bucket.bucket import UNREACHABLE, Bucket
 from core.bucket.shared_folder import SharedFolder
-from core.errors import BadModel, BadNumber, SafeCBError, Stopping, Unavailable
+from core.errors import BadModel, BadNumber, NoBucket, SafeCBError, Stopping, Unavailable
 from core.settings import Settings
 from core.wire import RedisNames
 from engine.image_result import ImageResult
@@ -41,6 +42,8 @@ from records.shared_images import SharedImages
 log = logging.getLogger(__name__)
 
 Load = Callable[[Settings], Served]
+
+BUCKET_AGAIN_S = 1.0  # between two tries of a start whose bucket does not answer
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Service:
         self.stopping = False  # whether the server drains: new requests are refused
         self._load = load
         self._engine: Engine | None = None
+        self._waits_for: NoBucket | None = None
 
     @property
     def engine(self) -> Engine:
@@ -90,7 +94,7 @@ class Service:
         if self.stopping:
             raise Stopping
         if self._engine is None:
-            raise Unavailable("the model is still loading", retry_after=2)
+            raise self._waits_for or Unavailable("the model is still loading", retry_after=2)
         if self.is_broken:
             raise Unavailable("the engine has failed; the server starts again", retry_after=10)
         return self._engine
@@ -105,14 +109,16 @@ class Service:
         """Whether the scheduler has failed for good in this process."""
         return self._engine is not None and self._engine.scheduler.broken
 
-    def open(self) -> None:
-        """Load the model, create or check its store, draw and judge one image. Blocks; sets `engine` or `failure`."""
+    def open(self, ended: Event) -> None:
+        """Load the model, create or check its store, draw and judge one image. Blocks; sets `engine` or `failure`.
+
+        ended: whether to wait no longer for a bucket that does not answer.
+        """
         try:
             model = self._load(self.settings)
             if model.facts.revision is not None:  # what lies beside the weights is read of the same commit
                 self.settings = replace(self.settings, model=model.facts.model_id)
-            self.store.initialise(model.base_codebook(), model.facts.shown())
-            self.live.start()
+            self._open_store(model, ended)
             with self.live.lease() as codebook:
                 cores, lookahead = self.settings.cores or count_cores(), self.settings.lookahead
                 judged = self.settings.judge_share
@@ -130,6 +136,21 @@ class Service:
             self.failure = BadModel(f"{self.settings.model} cannot be served: {error}")
         else:
             self._engine = Engine(model.facts, scheduler, model.tokenize)
+
+    def _open_store(self, model: Served, ended: Event) -> None:
+        """Create or check the store, and follow it. Waits for a bucket that does not answer: the model is loaded."""
+        while True:
+            try:
+                self.store.initialise(model.base_codebook(), model.facts.shown())
+                self.live.start()
+                break
+            except NoBucket as error:
+                if error.state != UNREACHABLE or ended.wait(BUCKET_AGAIN_S):
+                    raise
+                if self._waits_for is None:
+                    log.warning("the start waits for its bucket: %s", error)
+                self._waits_for = error
+        self._waits_for = None
 
     def give_up(self) -> None:
         """Fail all accepted and unfinished requests with Stopping."""

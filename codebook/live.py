@@ -14,7 +14,7 @@ from threading import Lock
 
 from codebook.store import ActiveRecord, CodebookStore, Moved, codebook_hash
 from codebook.value import Codebook
-from core.errors import BadInput, Conflict, NotFound, SafeCBError, Unavailable
+from core.errors import BadInput, Conflict, NoBucket, NotFound, SafeCBError, Unavailable
 
 ACTIVE = "active"
 
@@ -108,7 +108,8 @@ class LiveCodebooks:
         """Follow the store for the first time; if its version is refused, start on the one active before it.
 
         That is the nearest target of a rollback that loads. The active alias does not change, `refresh` goes on
-        trying, and `last_error` has the reason. Raises Unavailable, naming all refused versions, if none loads.
+        trying, and `last_error` has the reason. Raises NoBucket where the store does not answer, and Unavailable,
+        naming all refused versions, if none loads.
         """
         if self.refresh() or self._current() is not None:
             return
@@ -118,6 +119,8 @@ class LiveCodebooks:
                 if (error := self._try(record)) is None:
                     return
                 refused.append(error)
+        except NoBucket:
+            raise
         except SafeCBError as error:  # the earlier versions are unknown
             refused.append(str(error))
         reasons = "; ".join(dict.fromkeys(refused))

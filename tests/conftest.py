@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tests.support.supervised import Supervised
 
 NICE = 15
+RERUNS = 1  # of a test marked `slow`: where a machine stands still for a while, one wait of 3,000 tests runs out
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -153,4 +154,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, is_needed in needs.items():
             if is_needed:
                 item.add_marker(marker)
+        if needs["slow"] or item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.flaky(reruns=RERUNS))
         item.user_properties += [("fault", line) for mark in item.iter_markers("fault") for line in mark.args]

@@ -31,6 +31,7 @@ BULK_S = 120  # of a large one
 BULK_BYTES = 1 << 20
 AGAIN_S = 0.25  # between two tries
 AWAY_S = 0.5  # for which an impatient bucket is not asked again after its server did not answer
+UNREACHABLE = "unreachable"  # the state of a bucket that may answer later
 UNDECIDED = 20  # refusals of an object that is not there, such as to several racers
 
 _Answer = TypeVar("_Answer")
@@ -82,7 +83,7 @@ class Bucket:
             if created is not None:
                 return created
             time.sleep(AGAIN_S)
-        raise NoBucket(f"{self.url}/{key}", "unreachable", "its server refuses an object that it does not have")
+        raise NoBucket(f"{self.url}/{key}", UNREACHABLE, "its server refuses an object that it does not have")
 
     def write(self, key: str, data: bytes) -> None:
         """Write an object, whatever was there: for signs of life, which only one process writes."""
@@ -138,7 +139,7 @@ def _fault(name: str, error: Exception) -> NoBucket:
     if isinstance(error, PermissionDeniedError | UnauthenticatedError):
         return NoBucket(name, "not permitted", "the server refuses the credentials (AWS_ACCESS_KEY_ID, ...)")
     first = str(error).strip().splitlines()[0][:200]
-    return NoBucket(name, "unreachable", f"the server does not answer as it should ({first})")
+    return NoBucket(name, UNREACHABLE, f"the server does not answer as it should ({first})")
 
 
 def _store(url: str, timeout_s: int) -> S3Store:

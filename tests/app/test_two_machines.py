@@ -114,6 +114,27 @@ def test_a_request_sent_again_to_the_other_gets_the_first_answer(pair: Pair) -> 
     assert [job.status_code for job in jobs] == [202, 202] and jobs[0].json()["id"] == jobs[1].json()["id"]
 
 
+def test_a_start_waits_for_a_bucket_that_does_not_answer(s3: S3, line: Line, model: Path, tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, model, SAFECB_STORE=s3.bucket())
+    line.cut = True
+    with serving(settings, ready=False) as server:  # the end of one that still waits is not held up
+        wait_for("the server says why", lambda: "SAFECB_STORE" in server.http.get("/health/ready").text)
+    with serving(settings, ready=False) as server:
+        wait_for("the server says why", lambda: "SAFECB_STORE" in server.http.get("/health/ready").text)
+        refused = server.draw()
+        assert refused.status_code == 503 and "SAFECB_STORE" in refused.json()["detail"]
+        line.cut = False
+        wait_for("the server is ready", lambda: server.http.get("/health/ready").status_code == 200)
+        assert server.draw().status_code == 200
+
+
+def test_a_start_without_its_bucket_ends(s3: S3, line: Line, model: Path, tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, model, SAFECB_STORE=f"{s3.bucket()[:-10]}-not-there/codebooks")
+    with serving(settings, ready=False) as server:
+        wait_for("the server gives up", lambda: server.service.failure)
+        assert "there is no such bucket" in str(server.service.failure)
+
+
 def test_a_cut_of_the_bucket_fails_no_image_and_is_healed(pair: Pair, line: Line) -> None:
     one, other = pair
     version = one.publish(1)

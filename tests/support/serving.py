@@ -90,7 +90,8 @@ def serving(settings: Settings, load: Load = open_model, *, ready: bool = True) 
         wait_for("the server listens", lambda: runner.started)
         with httpx2.Client(base_url=address(listener), timeout=PATIENCE_S) as http:
             if ready:
-                wait_for("the server is ready", lambda: http.get("/health/ready").status_code == 200)
+                wait_for("the server is ready", lambda: service.failure or http.get("/health/ready").status_code == 200)
+                assert service.failure is None, service.failure
             yield Server(service, address(listener), http, runner.server_state.connections)
     finally:
         runner.should_exit = True
