@@ -237,7 +237,7 @@ class JobResponse(BaseModel):
     )
     result: dict[str, Any] | None = Field(
         description="Result of a finished job: version, start, reason, policy, second_judge, covered, self_judged, "
-        "assessment; of a cancelled one that had published: version, start, reason."
+        "assessment; of a cancelled or failed one that had published: version, start, reason."
     )
     error: str | None = Field(description="Error of a failed job.")
     attempt: int = Field(description="Number of attempts begun.")

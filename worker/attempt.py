@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 from codebook.signature import Signatures
 from codebook.store import CodebookStore
 from codebook.value import Codebook
-from core.errors import BadCodebook, Conflict, NoStorage
+from core.errors import BadCodebook, Conflict, NoStorage, SafeCBError
 from core.hints import send_hint
 from core.logs import about
 from core.settings import Settings
@@ -78,9 +79,12 @@ def _attempt(job_id: str, settings: Settings, load: Load, loop: Loop) -> None:
             watch.report("loading", 0, 1, 0)
             result = _rounds(settings, journal, record, watch, load, loop)
         except Cancelled:
-            watch.end("cancelled", result=_published(CodebookStore.of(settings, PATIENCE_S), job_id))
+            watch.end("cancelled", result=_published(CodebookStore.of(settings, PATIENCE_S), job_id, "cancelled"))
         except Exception as error:
-            watch.end("failed", error=f"{type(error).__name__}: {error}")
+            made = None
+            with suppress(SafeCBError):  # it may have failed of its store
+                made = _published(CodebookStore.of(settings), job_id, "failed")
+            watch.end("failed", result=made, error=f"{type(error).__name__}: {error}")
             raise
         else:
             watch.end("finished", result=result)
@@ -140,10 +144,10 @@ def _publish(store: CodebookStore, outcome: RoundResult, draft: Codebook, parent
     return manifest.version
 
 
-def _published(store: CodebookStore, job_id: str) -> dict[str, Any] | None:
-    """The result of a cancelled job: its last version, which stays; None if it has published none."""
+def _published(store: CodebookStore, job_id: str, reason: str) -> dict[str, Any] | None:
+    """The result of a job without its end: its last version, which stays; None if it has published none."""
     made = [manifest for manifest in store.versions() if manifest.job == job_id]
-    return {"version": made[-1].version, "start": made[0].parent, "reason": "cancelled"} if made else None
+    return {"version": made[-1].version, "start": made[0].parent, "reason": reason} if made else None
 
 
 def _activate(store: CodebookStore, version: str, parent: str, job_id: str) -> None:

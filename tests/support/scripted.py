@@ -94,7 +94,7 @@ class StillModel:
 
 
 class ScriptedLoop(Loop):
-    """Its rounds are all accepted; the prompt "break" makes the first one fail."""
+    """Its rounds are all accepted; the prompt "break" makes the first one fail, "break later" what follows the last."""
 
     def rounds(
         self, model: ImageModel, start: Codebook, request: ImproveRequest, work: Path, watch: Progress
@@ -110,6 +110,8 @@ class ScriptedLoop(Loop):
                 _wait(home, number, watch)
                 done.touch()
             yield _outcome(start, number, request)
+        if request.prompts == ("break later",):
+            raise RuntimeError("the loop broke")
 
     def assess(
         self, model: ImageModel, start: Codebook, end: Codebook, request: ImproveRequest, work: Path, watch: Progress

@@ -463,6 +463,16 @@ def test_a_broken_loop_fails_the_job_with_its_reason(house: House) -> None:
     house.worker()
     record = house.wait_ended(job)
     assert (record.status, record.error, record.attempt) == ("failed", "RuntimeError: the loop broke", 1)
+    assert record.result is None
+
+
+def test_what_a_job_had_published_is_named_though_it_fails(house: House) -> None:
+    house.allow(1)
+    job = house.job(prompts=["break later"])
+    house.worker()
+    record = house.wait_ended(job)
+    assert (record.status, record.error, house.published(job)) == ("failed", "RuntimeError: the loop broke", [1])
+    assert record.result == {"version": "v1", "start": "v0", "reason": "failed"}
 
 
 def test_delivered_twice_runs_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
