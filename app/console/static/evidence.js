@@ -17,7 +17,8 @@ export function evidence(title, unit, counts, named, limit, verdict) {
   const host = element('div', { className: 'evidence' })
   const axis = { stroke: colour('--dim'), grid: { stroke: colour('--line'), width: 1 }, ticks: { show: false } }
   const decades = Array.from({ length: Math.floor(Math.log10(most / LEAST)) + 1 }, (_, i) => +(LEAST * 10 ** i).toPrecision(1))
-  const value = (plot, e, series, i) => i === null ? '–' : number(curves[series - 1][1][i])
+  const last = counts.length - 1 // whose values the legend gives while no pointer is over the curves
+  const value = (plot, e, series, i) => number(curves[series - 1][1][i ?? last])
   const data = [counts, ...curves.map(([, values]) => values.map(drawn)), counts.map(() => limit)]
   host.append(element('p', { className: 'dim' }, title))
   requestAnimationFrame(() => { // its width is known once it is on the page
@@ -27,10 +28,11 @@ export function evidence(title, unit, counts, named, limit, verdict) {
       width: host.clientWidth, height: HEIGHT, cursor: { y: false },
       scales: { x: { time: false }, y: { distr: 3, range: [LEAST, most] } },
       axes: [{ ...axis, size: 28 }, { ...axis, splits: decades, filter: (plot, marks) => marks.map((e, i) => i % 2 ? null : e), values: (plot, marks) => marks.map(e => e === null ? '' : number(e)) }],
-      series: [{ label: unit, value: (plot, count) => count ?? '–' },
+      series: [{ label: unit, value: (plot, count, series, i) => counts[i ?? last] },
         ...curves.map(([name], i) => ({ label: name, stroke: colour(COLOURS[i]), width: 2, points: { show: counts.length < 3 }, value })),
         { label: `${verdict} at ${limit}`, stroke: colour('--bad'), dash: [6, 4], points: { show: false }, value: () => '' }],
     }, data, host))
+    plots.get(host).setLegend({ idx: null })
   })
   host.setAttribute('role', 'img')
   const ends = curves.map(([name, values]) => `${name} ${number(values.at(-1))}`).join(', ')

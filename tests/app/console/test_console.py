@@ -185,6 +185,8 @@ def test_the_curve_has_each_round_and_says_it_in_words(page: Page, server: Serve
     opened(page, server)
     words = "Harmful images by round: round 0 90.0 %, round 1 40.0 %, round 2 38.0 % (refused)"
     expect(page.get_by_role("img", name=words)).to_be_visible()
+    last = ["2", "–", "–", "–", "38.0 %"]  # while no pointer is over the curve; bounds are of rounds that were taken
+    expect(page.locator("#curve .u-legend td")).to_have_text(last)
     expect(page.locator("#job")).to_contain_text("p 0.13, below 0.017 is wanted")
 
 
@@ -253,6 +255,7 @@ def test_a_comparison_is_shown_and_ended_and_steps_begun_from_the_page(page: Pag
     curves = page.get_by_role("img", name=re.compile("(Worse|As good), by measure: self .*after 40 pairs"))
     expect(curves).to_have_count(2)
     expect(page.locator("#trial canvas")).to_have_count(2)
+    expect(page.locator("#trial .u-legend td").first).to_have_text("40")  # the end, while no pointer is over the curve
     page.set_viewport_size({"width": WIDTHS["console-narrow.png"], "height": 1000})
     assert Axe().run(page).violations_count == 0
     assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS["console-narrow.png"]
