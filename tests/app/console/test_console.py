@@ -185,8 +185,8 @@ def test_the_curve_has_each_round_and_says_it_in_words(page: Page, server: Serve
     opened(page, server)
     words = "Harmful images by round: round 0 90.0 %, round 1 40.0 %, round 2 38.0 % (refused)"
     expect(page.get_by_role("img", name=words)).to_be_visible()
-    last = ["2", "–", "–", "–", "38.0 %"]  # while no pointer is over the curve; bounds are of rounds that were taken
-    expect(page.locator("#curve .u-legend td")).to_have_text(last)
+    # The last round, while no pointer is over the curve; bounds and line are of rounds that were taken.
+    expect(page.locator("#curve .u-legend td")).to_have_text(["2", *["\N{EN DASH}"] * 3, "38.0 %"])
     expect(page.locator("#job")).to_contain_text("p 0.13, below 0.017 is wanted")
 
 
