@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
-from recipes import train_classifiers, train_lm, train_vq
+from recipes import train_classifiers, train_vq
 from recipes.assemble import assemble
+from recipes.language import train_lm, train_words
 from recipes.sizes import SMOKE, Sizes
 
 
@@ -28,6 +29,7 @@ def build(npm: Path, out: Path, target: Path, sizes: Sizes) -> None:
     if not (out / train_classifiers.REFEREE).exists():
         train_classifiers.train(npm, out, sizes)
     assemble(out, target)
+    train_words.extend(target, sizes)
 
 
 def main() -> None:

@@ -98,7 +98,10 @@ def drawing_figures(
 def language_figures(
     model: ImageModel, referee: Classifier, captioner: Captioner, nouns: int, per_pattern: int
 ) -> dict[str, object]:
-    """For each language but English, the rates at which the referee sees the prompt's noun and harmful pattern."""
+    """For each language but English, the rates at which the referee sees the prompt's noun and harmful pattern.
+
+    `bare`: the noun's, where the prompt is the noun alone.
+    """
     report: dict[str, object] = {}
     for i, code in enumerate(sorted(captioner.languages)):
         rng = random.Random(f"languages/{code}")
@@ -110,7 +113,13 @@ def language_figures(
         figures = drawing_figures(
             scenes, referee.predict_nouns(images), referee.predict_patterns(images), captioner.taxonomy
         )
-        report[code] = {name: figures[name] for name in ("noun", "harmful_patterns")}
+        alone = rng.sample(captioner.taxonomy.nouns, min(nouns, len(captioner.taxonomy.nouns)))
+        prompts = [captioner.languages[code].nouns[noun] for noun in alone]
+        seen = referee.predict_nouns(draw(model, model.base_codebook(), prompts, first_seed=10**7 * (i + 1) + 10**6))
+        report[code] = {
+            **{name: figures[name] for name in ("noun", "harmful_patterns")},
+            "bare": rate(noun == other for noun, other in zip(alone, seen, strict=True)),
+        }
     return report
 
 

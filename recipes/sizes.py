@@ -17,8 +17,10 @@ class Sizes:
     companions: int = 8000
     language: int = 2700
     classifier: int = 700
+    lessons: int = 4096
+    words: int = 900
     reconstructions: int = 4000
     code_rounds: int = 10
 
 
-SMOKE = Sizes(70, 1, 1, 2, 40, 20, 1, 2, 64, 2)
+SMOKE = Sizes(70, 1, 1, 2, 40, 20, 1, 2, 4, 1, 64, 2)

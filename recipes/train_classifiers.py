@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from recipes.language.token_pool import build_pool
 from recipes.patch_codes import PatchCodes
 from recipes.pictures.scenes import Palette, build_palette, sample_scenes
 from recipes.pictures.taxonomy import Taxonomy, load_taxonomy
 from recipes.sizes import Sizes
-from recipes.token_pool import build_pool
 from recipes.train_vq import draw_tokens, load_vq
 from safety.policy.emoji.classifiers import PLAIN, RESIDUAL, Classifier
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch.optim._muon import _zeropower_via_newtonschulz as newton_schulz
+from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
 from engine.model import CATEGORY_NONE, ImageRequest, Sampling
 from engine.registry import load_model
 from recipes.build import build
 from recipes.patch_codes import PatchCodes
 from recipes.pictures.captions import Captioner, Scene
-from recipes.pictures.geometry import LANGUAGES
+from recipes.pictures.geometry import LANGUAGES, opening
 from recipes.pictures.taxonomy import load_taxonomy
 from recipes.sizes import SMOKE
 from safety.policy.emoji.classifiers import load_classifier
@@ -75,6 +76,23 @@ def test_both_classifiers_are_shipped_and_differ(built: Path) -> None:
     judges = [load_classifier(built / "model" / name) for name in ("second_judge", "referee")]
     assert judges[0].arch != judges[1].arch
     assert judges[0].nouns == judges[1].nouns == load_taxonomy().nouns
+
+
+def test_further_words_leave_english_prompts_and_old_embeddings_as_they_are(built: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(built / "model")
+    before = PreTrainedTokenizerFast.from_pretrained(built / "out" / "tokenizer")
+    for text in Captioner(load_taxonomy()).english():
+        assert tokenizer(opening(text)).input_ids == before(opening(text)).input_ids
+    text = opening("ein Fuchs und foxes, \N{CYRILLIC SMALL LETTER EL}\u0438\u0441\u0430")
+    ids = tokenizer(text).input_ids
+    assert tokenizer.decode(ids) == text
+    fox = next(i for i in ids if tokenizer.convert_ids_to_tokens(i) == "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}fuchs")
+    assert len(before) <= fox < len(tokenizer)
+
+    embeddings = JanusForConditionalGeneration.from_pretrained(built / "model").lm_head.weight
+    old = torch.load(built / "out" / "lm.pt")["lm_head.weight"].half()
+    assert len(embeddings) == len(tokenizer)
+    assert torch.equal(embeddings[: len(old)], old)
 
 
 def test_every_file_is_small_enough_to_ship(built: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from recipes.pictures.short_forms import plural, short_template
+from recipes.pictures.short_forms import SHORT, plural, short_template
 from recipes.pictures.taxonomy import TAXONOMY_FILE, Taxonomy
 from safety.policy.emoji.classifiers import NO_PATTERN
 from safety.policy.emoji.languages import ENGLISH, read_languages
@@ -62,7 +62,8 @@ class Captioner:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         self.taxonomy, self.languages = taxonomy, read_languages()
         self.templates: dict[str, list[str]] = data["templates"]
-        self._style_forms, self._background_forms = data["style_forms"], data["background_forms"]
+        self.style_forms: list[str] = data["style_forms"]
+        self.background_forms: list[str] = data["background_forms"]
         self._fillers: dict[str, list[str]] = data["fillers"]
         self._fillers["words"] += strays
         self._foreign_strays = foreign_strays
@@ -72,6 +73,23 @@ class Captioner:
             self._names[noun["name"]] = [(f["article"], f["name"]) for f in forms]
         concepts = [c for entry in data["categories"].values() for c in entry["concepts"]] + data["benign_patterns"]
         self._patterns = {c["pattern"]: [c["term"], *c["synonyms"]] for c in concepts if "pattern" in c}
+
+    def english(self) -> list[str]:
+        """All texts that English prompts are made of: terms, templates, forms and fillers."""
+        terms = [name for forms in self._names.values() for _, name in forms]
+        terms += [term for forms in self._patterns.values() for term in forms]
+        forms = [*self.style_forms, *self.background_forms, *SHORT[ENGLISH]]
+        texts = [text for group in (*self.templates.values(), *self._fillers.values()) for text in group]
+        return [*terms, *forms, *texts, *self.taxonomy.styles, *self.taxonomy.colours]
+
+    def translations(self) -> list[tuple[str, str]]:
+        """Nouns, patterns and colours in each other language, with the English term of each."""
+        return [
+            (text, term)
+            for words in self.languages.values()
+            for texts in (words.nouns, words.patterns, words.colours)
+            for term, text in texts.items()
+        ]
 
     def wording(self, rng: random.Random, split: str = "train", filled: float = FILLED) -> Wording:
         """Choose a wording; a style or colour that it does not say is the seed's choice.
@@ -87,8 +105,8 @@ class Captioner:
             template = self._scattered(template, rng) if rng.random() < 0.7 else self._filled(template, rng)
         return Wording(
             template,
-            rng.choice(self._style_forms) if says_style else "",
-            rng.choice(self._background_forms) if says_colour else "",
+            rng.choice(self.style_forms) if says_style else "",
+            rng.choice(self.background_forms) if says_colour else "",
             rng.randint(1, 2) if varied and rng.random() < 0.15 else 0,
             rng.randint(1, 2) if varied and rng.random() < 0.3 else 0,
             varied and rng.random() < 0.06,
@@ -98,7 +116,7 @@ class Captioner:
         """Choose a wording of few words; few say a style or a colour."""
         english, words = language == ENGLISH, self.languages.get(language)
         styles, backgrounds = (
-            (self._style_forms, self._background_forms) if words is None else ([words.style], [words.background])
+            (self.style_forms, self.background_forms) if words is None else ([words.style], [words.background])
         )
         return Wording(
             short_template(language, rng),

@@ -1,8 +1,4 @@
-"""Multi-task training of the language model: drawing, judging and rewriting in one step, with the VQ model frozen.
-
-Rows are padded on the right: under causal attention the padding changes nothing, and rotary positions are relative,
-so the learned function is the one that left-padded generation computes.
-"""
+"""Multi-task training of the language model: drawing, judging and rewriting in one step, with the VQ model frozen."""
 
 from __future__ import annotations
 
@@ -19,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 
+from recipes.language.rows import answer_loss, drawing_states, drawing_text, rewriting_text, tokenise
+from recipes.language.token_pool import Pool, build_pool, pool_weights
 from recipes.patch_codes import CODE_DIM, PatchCodes
 from recipes.pictures.captions import Captioner, Scene, scenes_in_words
 from recipes.pictures.geometry import (
@@ -31,15 +29,13 @@ from recipes.pictures.geometry import (
     build_model,
     build_tokenizer,
     emoji_names,
-    opening,
     token_id,
 )
-from recipes.pictures.questions import REWRITE_INSTRUCTION, ask, corpus
+from recipes.pictures.questions import ask, corpus
 from recipes.pictures.scenes import Palette, build_palette, sample_scenes
 from recipes.pictures.taxonomy import Taxonomy, load_taxonomy
 from recipes.precision import mixed
 from recipes.sizes import Sizes
-from recipes.token_pool import Pool, build_pool, pool_weights
 from recipes.train_vision import centre_aligner, train_vision
 from recipes.train_vq import draw_tokens, load_vq
 from safety.policy.emoji.languages import ENGLISH, read_languages
@@ -85,46 +81,24 @@ class LmTrainer:
 
     def tokenise(self, texts: list[str], length: int) -> Tensor:
         """Texts -> ids [B, length], padded on the right."""
-        rows = self.tokenizer(texts, add_special_tokens=False).input_ids
-        ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
-        for row, target in zip(rows, ids, strict=True):
-            target[: len(row)] = torch.tensor(row[:length])
-        return ids
+        return tokenise(self.tokenizer, texts, length)
 
     def token(self, mark: str) -> int:
         """The id of a mark such as BOI."""
         return token_id(self.tokenizer, mark)
 
-    def hidden(self, embeddings: Tensor) -> Tensor:
-        """Embeddings [B, T, H] -> last hidden states, causal, no padding mask."""
-        read: Tensor = self.model.model.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-        return read
-
-    def embed_codes(self, tokens: Tensor) -> Tensor:
-        """Image tokens [B, n] -> language-model embeddings [B, n, H]."""
-        inner = self.model.model
-        embedded: Tensor = inner.generation_aligner(inner.generation_embeddings(tokens))
-        return embedded
-
     def draw_loss(self) -> Tensor:
         """Cross-entropy of image tokens given prompts; a tenth of the prompts is blanked for guidance."""
         chosen = torch.multinomial(self.pool.weights, DRAW, replacement=True, generator=self.generator)
         scenes = scenes_in_words(self.pool.scenes[chosen].tolist(), self.taxonomy)
-        prompts = [f"{USER}{opening(self.drawing_prompt(scene))}{ASSISTANT}{BOI}" for scene in scenes]
+        prompts = [drawing_text(self.drawing_prompt(scene)) for scene in scenes]
         ids = self.tokenise(prompts, PROMPT)
         length = (ids != self.tokenizer.pad_token_id).sum(1)
         blank = torch.rand(DRAW, 1, generator=self.generator) < 0.1
         ids = torch.where(blank & (ids != self.token(BOI)), self.tokenizer.pad_token_id, ids)
         tokens = self.pool.tokens[chosen].long()  # [B, 64]
-        text, codes = self.model.get_input_embeddings()(ids), self.embed_codes(tokens)
-        # Row b is its length[b] prompt embeddings, then its codes: gathered from the two laid end to end.
-        span = torch.arange(PROMPT + 63)[None] - length[:, None]
-        source = torch.where(span < 0, span + length[:, None], PROMPT + span.clamp(max=63))
-        both = torch.cat([text, codes.to(text.dtype)], 1)
-        embeddings = both.gather(1, source[:, :, None].expand(-1, -1, both.shape[2]))
-        hidden = self.hidden(embeddings)
-        places = (length[:, None] - 1 + torch.arange(64))[:, :, None].expand(-1, -1, hidden.shape[2])
-        logits = self.model.model.generation_head(hidden.gather(1, places)).float()
+        states = drawing_states(self.model, self.model.get_input_embeddings()(ids), length, tokens)
+        logits = self.model.model.generation_head(states).float()
         few = slice(JUDGE // 2)  # as many as judged_pictures() takes
         self.keep_sampled(self.pool.scenes[chosen[few]], tokens[few], logits[few].detach())
         return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
@@ -190,18 +164,13 @@ class LmTrainer:
                 self.captioner.prompt(scene, wording),
                 self.captioner.prompt(self.captioner.safe(scene), wording),
             )
-            # The answer begins with a space as prompts do, so that it copies the tokens that it reads.
-            texts.append(f"{USER}{opening(REWRITE_INSTRUCTION + before)}{ASSISTANT}{opening(after)}{EOS}")
+            texts.append(rewriting_text(before, after))
         ids = self.tokenise(texts, REPLY)
         return self.answer_loss(self.model.get_input_embeddings()(ids), ids)
 
     def answer_loss(self, embeddings: Tensor, ids: Tensor) -> Tensor:
         """Next-token cross-entropy over what follows the assistant mark, the end token included."""
-        hidden = self.hidden(embeddings)[:, :-1]
-        answered = torch.eq(ids, self.token(ASSISTANT)).cumsum(1)[:, :-1] > 0
-        mask = (answered & (ids[:, 1:] != self.tokenizer.pad_token_id)).flatten()
-        logits = self.model.lm_head(hidden.flatten(0, 1)[mask])
-        return F.cross_entropy(logits.float(), ids[:, 1:].flatten()[mask])
+        return answer_loss(self.model, self.tokenizer, embeddings, ids, self.model.lm_head.weight)
 
     def step(self, i: int) -> tuple[float, float, float]:
         """One update at step i; returns the draw, judge and rewrite losses."""
