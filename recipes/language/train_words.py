@@ -51,8 +51,10 @@ class WordTrainer:
         self.captioner, self.steps, self.rng = captioner, sizes.words, random.Random(4)
         self.model = JanusForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
         self.model.train(False).requires_grad_(False)
-        self.old: Tensor = self.model.lm_head.weight.detach()  # which is tied to the input embeddings
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        self.old: Tensor = self.model.lm_head.weight.detach()[
+            : len(tokenizer)
+        ]  # the input embeddings too: they are tied
         words = further_words(tokenizer, captioner)
         self.tokenizer = with_words(tokenizer, words)
         self.new = nn.Parameter(self.first_guesses(tokenizer, words))
@@ -128,9 +130,9 @@ class WordTrainer:
         prompts = [self.reworded(self.scenes[i], *self.says[i]) for i in chosen]
         head = self.model.model.generation_head
         with torch.no_grad():
-            wanted = head(self.states[chosen]).flatten(0, 1).log_softmax(-1)
-        found = head(self.states_of(prompts, self.tokens[chosen])).flatten(0, 1).log_softmax(-1)
-        return F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+            target = head(self.states[chosen]).flatten(0, 1).log_softmax(-1)
+        prediction = head(self.states_of(prompts, self.tokens[chosen])).flatten(0, 1).log_softmax(-1)
+        return F.kl_div(prediction, target, reduction="batchmean", log_target=True)
 
     def rewrite_loss(self) -> Tensor:
         """Cross-entropy of English rewrites, half with plurals: new tokens are copied, and come nowhere else."""
@@ -157,8 +159,6 @@ class WordTrainer:
         self.model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
         self.model.lm_head.weight.data.copy_(torch.cat([self.old, self.new.detach()]))
         nn.Module.half(self.model)
-        for part in (self.model.config.text_config, self.model.config.vision_config, self.model.config.vq_config):
-            part.dtype = None  # the whole has one
         self.model.save_pretrained(folder, max_shard_size=SHARD)
         build_processor(self.tokenizer).save_pretrained(folder)
 
