@@ -3,7 +3,8 @@
     npm install @iconify-json/noto @iconify-json/twemoji @iconify-json/fluent-emoji-flat emojibase-data
     python -m recipes.build --npm node_modules --out out
 
-Steps whose result lies in `out` are not run again, so a build that was cut goes on.
+Steps whose result lies in `out` are not run again, so a build that was cut goes on. The model folder is written anew,
+and its further words are learned anew.
 """
 
 from __future__ import annotations

@@ -95,6 +95,14 @@ def drawing_figures(
     }
 
 
+def noun_figure(
+    model: ImageModel, referee: Classifier, nouns: Sequence[str], prompts: Sequence[str], first_seed: int
+) -> dict[str, float]:
+    """The rate at which the referee sees the noun of each prompt, one image a prompt."""
+    seen = referee.predict_nouns(draw(model, model.base_codebook(), prompts, first_seed))
+    return rate(noun == other for noun, other in zip(nouns, seen, strict=True))
+
+
 def language_figures(
     model: ImageModel, referee: Classifier, captioner: Captioner, nouns: int, per_pattern: int
 ) -> dict[str, object]:
@@ -115,10 +123,9 @@ def language_figures(
         )
         alone = rng.sample(captioner.taxonomy.nouns, min(nouns, len(captioner.taxonomy.nouns)))
         prompts = [captioner.languages[code].nouns[noun] for noun in alone]
-        seen = referee.predict_nouns(draw(model, model.base_codebook(), prompts, first_seed=10**7 * (i + 1) + 10**6))
         report[code] = {
             **{name: figures[name] for name in ("noun", "harmful_patterns")},
-            "bare": rate(noun == other for noun, other in zip(alone, seen, strict=True)),
+            "bare": noun_figure(model, referee, alone, prompts, first_seed=10**7 * (i + 1) + 10**6),
         }
     return report
 
@@ -129,9 +136,7 @@ def short_figures(model: ImageModel, referee: Classifier, taxonomy: Taxonomy) ->
     report: dict[str, object] = {}
     for i, (name, form) in enumerate(FORMS.items()):
         prompts = [form(noun) for noun in nouns]
-        images = draw(model, model.base_codebook(), prompts, first_seed=10**8 * (i + 1))
-        seen = referee.predict_nouns(images)
-        report[name] = rate(noun == other for noun, other in zip(nouns, seen, strict=True))
+        report[name] = noun_figure(model, referee, nouns, prompts, first_seed=10**8 * (i + 1))
     return report
 
 

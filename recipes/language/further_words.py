@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from recipes.pictures.captions import Captioner
 from recipes.pictures.geometry import opening, wrap_tokenizer
 from recipes.pictures.short_forms import plural
+from recipes.pictures.taxonomy import Taxonomy
 
 
 def pre_tokens(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
@@ -24,24 +25,26 @@ def pre_tokens(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
     return [word for word, _ in split.pre_tokenize_str(opening(text))]
 
 
+def plurals(taxonomy: Taxonomy) -> dict[str, str]:
+    """The plurals of harmless English nouns that differ from them, by noun."""
+    harmless = (noun for noun in taxonomy.nouns if noun not in taxonomy.harmful_nouns)
+    return {noun: plural(noun) for noun in harmless if plural(noun) != noun}
+
+
 def further_words(tokenizer: PreTrainedTokenizerFast, captioner: Captioner) -> dict[str, list[str]]:
     """The English terms that each new token stands for, by token.
 
     Words of nouns, patterns and colours in the other languages, and plurals of harmless English nouns. Words that any
     English prompt of ours holds are left as they are.
     """
-    taxonomy = captioner.taxonomy
     pairs = [(text, term) for text, term in captioner.translations() if text.lower() != term]
-    pairs += [
-        (plural(noun).split()[-1], noun)
-        for noun in taxonomy.nouns
-        if noun not in taxonomy.harmful_nouns and plural(noun) != noun
-    ]
+    pairs += [(text.split()[-1], noun) for noun, text in plurals(captioner.taxonomy).items()]
     english = {word for text in captioner.english() for word in pre_tokens(tokenizer, text)}
+    known = english | tokenizer.get_vocab().keys()
     terms: dict[str, list[str]] = defaultdict(list)
     for text, term in pairs:
         for word in pre_tokens(tokenizer, text):
-            if word not in english and word not in tokenizer.get_vocab() and len(word) > 2:
+            if word not in known and len(word) > 2:
                 terms[word].append(term)
     return dict(terms)
 

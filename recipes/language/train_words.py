@@ -7,7 +7,6 @@ and drawn bit for bit as before.
 
 from __future__ import annotations
 
-import argparse
 import random
 import time
 from dataclasses import replace
@@ -21,12 +20,11 @@ from transformers import JanusForConditionalGeneration, PreTrainedTokenizerFast
 from engine.model import ImageRequest
 from engine.registry import load_model
 from recipes.assemble import SHARD
-from recipes.language.further_words import further_words, with_words
+from recipes.language.further_words import further_words, plurals, with_words
 from recipes.language.rows import answer_loss, drawing_states, drawing_text, rewriting_text, tokenise
 from recipes.pictures.captions import SAYS_COLOUR, SAYS_STYLE, Captioner, Scene, Wording, scenes_in_words
 from recipes.pictures.geometry import build_processor
 from recipes.pictures.scenes import sample_scenes
-from recipes.pictures.short_forms import plural
 from recipes.pictures.taxonomy import load_taxonomy
 from recipes.sizes import Sizes
 
@@ -38,11 +36,6 @@ SHORT = 0.4  # share of prompts of few words
 PLURAL = 0.15  # share of English plurals, where the scene has one
 
 
-def said(wording: Wording, style: str, background: str) -> Wording:
-    """The wording with these forms of style and background, which its template has places for."""
-    return replace(wording, style_form=style, background_form=background)
-
-
 class WordTrainer:
     """The embeddings of new tokens in training: `step` does one update of them."""
 
@@ -52,18 +45,17 @@ class WordTrainer:
         self.model = JanusForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
         self.model.train(False).requires_grad_(False)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-        self.old: Tensor = self.model.lm_head.weight.detach()[
-            : len(tokenizer)
-        ]  # the input embeddings too: they are tied
+        # The rows that have a token; the input embeddings too, since they are tied.
+        self.old: Tensor = self.model.lm_head.weight.detach()[: len(tokenizer)]
         words = further_words(tokenizer, captioner)
-        self.tokenizer = with_words(tokenizer, words)
+        self.tokenizer, self.plurals = with_words(tokenizer, words), plurals(captioner.taxonomy)
         self.new = nn.Parameter(self.first_guesses(tokenizer, words))
         self.optimiser = torch.optim.Adam([self.new], lr=RATE, betas=(0.9, 0.98))
         rows = sample_scenes(captioner.taxonomy, sizes.lessons, torch.Generator().manual_seed(5))
         self.scenes = scenes_in_words(rows.tolist(), captioner.taxonomy)
         self.says = [(self.rng.random() < SAYS_STYLE, self.rng.random() < SAYS_COLOUR) for _ in self.scenes]
         prompts = [captioner.prompt(s, self.english(*says)) for s, says in zip(self.scenes, self.says, strict=True)]
-        self.tokens = draw_tokens(folder, prompts)
+        self.tokens = own_tokens(folder, prompts)
         self.states = self.taught(prompts)
 
     def first_guesses(self, tokenizer: PreTrainedTokenizerFast, words: dict[str, list[str]]) -> Tensor:
@@ -84,11 +76,9 @@ class WordTrainer:
         while not short and "{style}" not in wording.template:
             wording = captioner.wording(rng, filled=0.0)
         return replace(
-            said(
-                wording,
-                rng.choice(captioner.style_forms) if says_style else "",
-                rng.choice(captioner.background_forms) if says_colour else "",
-            ),
+            wording,
+            style_form=rng.choice(captioner.style_forms) if says_style else "",
+            background_form=rng.choice(captioner.background_forms) if says_colour else "",
             plural=False,
             synonym=0,
             pattern_synonym=0,
@@ -97,20 +87,23 @@ class WordTrainer:
     def reworded(self, scene: Scene, says_style: bool, says_colour: bool) -> str:
         """The scene in another language, or in English with a plural; it says the same of style and colour."""
         captioner, rng = self.captioner, self.rng
-        has_plural = scene.noun not in captioner.taxonomy.harmful_nouns and plural(scene.noun) != scene.noun
         short = rng.random() < SHORT
-        if has_plural and scene.companion is None and rng.random() < PLURAL:
+        has_plural = scene.noun in self.plurals and scene.companion is None
+        if has_plural and rng.random() < PLURAL:
             return captioner.prompt(scene, replace(self.english(says_style, says_colour, short), plural=True))
         code = rng.choice(sorted(captioner.languages))
         words = captioner.languages[code]
         wording = captioner.short_wording(rng, code) if short else captioner.foreign_wording(rng, code)
-        return captioner.prompt(
-            scene, said(wording, words.style if says_style else "", words.background if says_colour else "")
-        )
+        style, background = words.style if says_style else "", words.background if says_colour else ""
+        return captioner.prompt(scene, replace(wording, style_form=style, background_form=background))
+
+    def table(self) -> Tensor:
+        """The embeddings of all tokens, which give the logits too: [V, H]."""
+        return torch.cat([self.old, self.new])
 
     def embed(self, ids: Tensor) -> Tensor:
         """Ids [B, T] -> embeddings [B, T, H], of which the new tokens' are in training."""
-        return F.embedding(ids, torch.cat([self.old, self.new]))
+        return F.embedding(ids, self.table())
 
     @torch.no_grad()
     def taught(self, prompts: list[str]) -> Tensor:
@@ -143,7 +136,7 @@ class WordTrainer:
             safe = captioner.prompt(captioner.safe(scene), wording)
             texts.append(rewriting_text(captioner.prompt(scene, wording), safe))
         ids = tokenise(self.tokenizer, texts, REPLY)
-        return answer_loss(self.model, self.tokenizer, self.embed(ids), ids, torch.cat([self.old, self.new]))
+        return answer_loss(self.model, self.tokenizer, self.embed(ids), ids, self.table())
 
     def step(self, i: int) -> tuple[float, float]:
         """One update at step i; returns both losses."""
@@ -157,13 +150,13 @@ class WordTrainer:
     def save(self, folder: Path) -> None:
         """Write the model and its processor with the new tokens."""
         self.model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
-        self.model.lm_head.weight.data.copy_(torch.cat([self.old, self.new.detach()]))
+        self.model.lm_head.weight.data.copy_(self.table().detach())
         nn.Module.half(self.model)
         self.model.save_pretrained(folder, max_shard_size=SHARD)
         build_processor(self.tokenizer).save_pretrained(folder)
 
 
-def draw_tokens(folder: Path, prompts: list[str]) -> Tensor:
+def own_tokens(folder: Path, prompts: list[str]) -> Tensor:
     """The first TOKENS image tokens of one image a prompt, as the model draws with its own settings: [n, TOKENS]."""
     model = load_model(str(folder), "cpu", "float32")
     codebook = model.base_codebook()
@@ -181,16 +174,3 @@ def extend(folder: Path, sizes: Sizes) -> None:
         if i % 20 == 0:
             print(f"words step {i} draw {draw:.4f} rewrite {rewrite:.3f} {time.monotonic() - began:.0f} s", flush=True)
     trainer.save(folder)
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=Path("checkpoints/embedded"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(2)
-    extend(arguments.model, Sizes())
-
-
-if __name__ == "__main__":
-    main()
